@@ -1,0 +1,186 @@
+//! Commands and flags.
+
+use std::path::PathBuf;
+
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+/// Quantizes the weights of diffusion models to INT2, INT4 and INT8.
+#[derive(Parser)]
+#[command(name = "arrowquant", version, max_term_width = 100)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Quantize a model: a safetensors file, or a folder of shards with their index
+    Quantize(Quantize),
+    /// Show what each tensor would get, and the size, before any work
+    Plan {
+        /// A safetensors file, or a folder of shards with their index
+        input: PathBuf,
+        #[command(flatten)]
+        plan: PlanArgs,
+        /// As JSON, which `quantize --plan` takes
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the tensors of a quantized file
+    Inspect {
+        /// A file that `quantize` wrote
+        file: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a quantized file's checksums, and its error against the original
+    Verify {
+        /// A file that `quantize` wrote
+        file: PathBuf,
+        /// The model it was made from
+        #[arg(long, value_name = "ORIGINAL")]
+        against: Option<PathBuf>,
+        /// Fail tensors whose measured cosine is below this
+        #[arg(long, value_name = "X", requires = "against", value_parser = cosine)]
+        min_cosine: Option<f64>,
+        /// Threads; 0 is all of the machine's
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        threads: usize,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Decode a quantized file to safetensors
+    Dequantize {
+        /// A file that `quantize` wrote
+        file: PathBuf,
+        /// The safetensors file to write
+        output: PathBuf,
+        /// Float type of all float tensors: f32, f16 or bf16 [default: each as in the original]
+        #[arg(long, value_name = "DTYPE")]
+        dtype: Option<String>,
+        /// Threads; 0 is all of the machine's
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        threads: usize,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Quantize {
+    /// A safetensors file, or a folder of shards with their index
+    pub input: PathBuf,
+    /// The file to write, ending in .parquet
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub plan_args: PlanArgs,
+    /// Do this plan, which `plan --json` printed
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "profile", "config", "bits", "group_size", "scheme", "method", "gain", "scale_dtype",
+        "on_nonfinite", "keep", "rule", "compression",
+    ])]
+    pub plan: Option<PathBuf>,
+    /// Write what was measured, as JSON
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+    /// Print nothing but errors
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+#[derive(clap::Args)]
+pub struct PlanArgs {
+    /// Defaults for where the model is to run: edge, local or cloud
+    #[arg(long)]
+    profile: Option<String>,
+    /// Settings in YAML
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Bits of a weight: 2, 4 or 8
+    #[arg(long)]
+    bits: Option<String>,
+    /// Weights per scale: a multiple of 16 up to 1024, or 0 for the whole row
+    #[arg(long, value_name = "N")]
+    group_size: Option<String>,
+    /// symmetric or affine
+    #[arg(long)]
+    scheme: Option<String>,
+    /// How scales are chosen: minmax or lsq
+    #[arg(long)]
+    method: Option<String>,
+    /// Whether amplitude is restored: unit or lsq (not) [default: unit for 2 and 4 bits]
+    #[arg(long)]
+    gain: Option<String>,
+    /// How scales are stored: auto, f16 or f32
+    #[arg(long, value_name = "DTYPE")]
+    scale_dtype: Option<String>,
+    /// What to do with tensors that hold NaN or infinity: error or keep
+    #[arg(long, value_name = "ACTION")]
+    on_nonfinite: Option<String>,
+    /// Keep tensors whose name matches: a glob, or a regular expression after re:
+    #[arg(long, value_name = "PATTERN")]
+    keep: Vec<String>,
+    /// Treat tensors whose name matches otherwise; later rules win
+    #[arg(long, value_name = "PATTERN=bits:8,group:64")]
+    rule: Vec<String>,
+    /// none or zstd
+    #[arg(long)]
+    compression: Option<String>,
+    /// Threads; 0 is all of the machine's [default: as the profile says]
+    #[arg(long, value_name = "N")]
+    threads: Option<String>,
+    /// `--keep` and `--rule`, as rules in the order they were given.
+    #[arg(skip)]
+    pub rules_in_order: Vec<String>,
+}
+
+impl PlanArgs {
+    /// Flag, key and value of every setting.
+    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 10] {
+        [
+            ("--profile", "deployment_profile", self.profile.as_deref()),
+            ("--bits", "bit_width", self.bits.as_deref()),
+            ("--group-size", "group_size", self.group_size.as_deref()),
+            ("--scheme", "scheme", self.scheme.as_deref()),
+            ("--method", "method", self.method.as_deref()),
+            ("--gain", "gain", self.gain.as_deref()),
+            ("--scale-dtype", "scale_dtype", self.scale_dtype.as_deref()),
+            ("--on-nonfinite", "on_nonfinite", self.on_nonfinite.as_deref()),
+            ("--compression", "compression", self.compression.as_deref()),
+            ("--threads", "num_threads", self.threads.as_deref()),
+        ]
+    }
+
+    fn order_rules(&mut self, matches: &ArgMatches) {
+        let places = |id: &str| matches.indices_of(id).into_iter().flatten();
+        let keeps = self.keep.iter().map(|pattern| format!("{pattern}=keep"));
+        let mut rules: Vec<(usize, String)> = places("keep").zip(keeps).collect();
+        rules.extend(places("rule").zip(self.rule.iter().cloned()));
+        rules.sort();
+        self.rules_in_order = rules.into_iter().map(|(_, rule)| rule).collect();
+    }
+}
+
+impl Args {
+    /// Reads the command line; wrong usage ends the program with exit code 2.
+    pub fn read() -> Self {
+        let matches = Self::command().get_matches();
+        let mut args = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        if let Some((_, matches)) = matches.subcommand() {
+            match &mut args.command {
+                Command::Quantize(quantize) => quantize.plan_args.order_rules(matches),
+                Command::Plan { plan, .. } => plan.order_rules(matches),
+                _ => {}
+            }
+        }
+        args
+    }
+}
+
+fn cosine(text: &str) -> Result<f64, String> {
+    let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    match (-1.0..=1.0).contains(&value) {
+        true => Ok(value),
+        false => Err("a cosine lies between -1 and 1".to_owned()),
+    }
+}

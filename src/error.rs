@@ -1,0 +1,120 @@
+//! Every error of the engine, each with a stable code for C callers.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What went wrong. Messages name the file, the tensor and the reason.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is unknown or out of range.
+    #[error("{key}: {reason}")]
+    Config {
+        /// The key, flag or variable.
+        key: String,
+        /// The value and what is allowed.
+        reason: String,
+    },
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a verb phrase.
+        action: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A tensor in a file is not what it should be, or cannot be treated as asked.
+    #[error("{}: tensor '{tensor}': {reason}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A plan does not fit the source it is run on, or cannot be read.
+    #[error("plan: {0}")]
+    Plan(String),
+    /// A stored checksum does not match the data.
+    #[error("{}: tensor '{tensor}', tile {tile}: checksum does not match, the data is damaged", path.display())]
+    Checksum {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its tile.
+        tile: u32,
+    },
+    /// The caller's progress callback asked to stop.
+    #[error("cancelled")]
+    Cancelled,
+    /// A bug in this library.
+    #[error("internal error: {0}")]
+    Internal(String),
+}
+
+impl Error {
+    /// The stable code of the error's kind; 0 is success and never an error. Codes are not
+    /// reused.
+    pub fn code(&self) -> i32 {
+        match self {
+            Self::Config { .. } => 1,
+            Self::Io { .. } => 2,
+            Self::File { .. } => 3,
+            Self::Tensor { .. } => 4,
+            Self::Plan(_) => 5,
+            Self::Checksum { .. } => 6,
+            Self::Cancelled => 7,
+            Self::Internal(_) => 8,
+        }
+    }
+
+    /// An operating system error on `path` while trying to `action`.
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io {
+            path,
+            action,
+            source,
+        }
+    }
+
+    /// A malformed file.
+    pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {
+        Self::File {
+            path: path.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A malformed or unsuitable tensor.
+    pub(crate) fn tensor(path: &Path, tensor: &str, reason: impl Into<String>) -> Self {
+        Self::Tensor {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A setting that is unknown or out of range.
+    pub(crate) fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Config {
+            key: key.into(),
+            reason: reason.into(),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The instruction sets there are kernels for, and which one is used: the only CPU detection.
+
+use core::fmt;
+
+/// An instruction set with a kernel table of its own, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Plain Rust: the specification that all others reproduce bit for bit.
+    Scalar,
+}
+
+impl Isa {
+    /// Every instruction set this build has kernels for.
+    pub const ALL: &'static [Self] = &[Self::Scalar];
+
+    /// The name `AQ_ISA` and reports use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+        }
+    }
+
+    /// The strongest instruction set of this machine that there are kernels for.
+    pub fn detect() -> Self {
+        Self::Scalar
+    }
+
+    /// What is used: [`Isa::detect`], lowered (never raised) by `AQ_ISA`.
+    ///
+    /// # Errors
+    /// `AQ_ISA` names no instruction set of this build.
+    pub fn choose() -> Result<Self, UnknownIsa> {
+        #[cfg(feature = "std")]
+        if let Some(wanted) = std::env::var_os("AQ_ISA") {
+            let isa = Self::ALL.iter().copied().find(|isa| wanted == isa.name());
+            return isa.map(|isa| isa.min(Self::detect())).ok_or(UnknownIsa);
+        }
+        Ok(Self::detect())
+    }
+}
+
+/// `AQ_ISA` holds something that is no instruction set of this build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnknownIsa;
+
+impl fmt::Display for UnknownIsa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("must be one of:")?;
+        Isa::ALL.iter().try_for_each(|isa| write!(f, " {}", isa.name()))
+    }
+}
+
+impl core::error::Error for UnknownIsa {}

@@ -1,0 +1,307 @@
+//! Opens a quantized file: views without copies, decoding, checksums.
+
+mod file;
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use parquet::data_type::ByteArray;
+
+use crate::error::{Error, Result};
+use crate::format::Float;
+use crate::kernel::{DecodeRow, KernelTable, Planes};
+use crate::schema::{self, Tile, key};
+use crate::tensor::{Dtype, TensorInfo};
+
+/// A quantized file, mapped into memory.
+///
+/// The file must not be changed while it is open: replacing it by renaming another over it is
+/// safe, writing into it is not.
+#[derive(Debug)]
+pub struct Model {
+    path: PathBuf,
+    file: file::TileFile,
+    tensors: Vec<Tensor>,
+    by_name: HashMap<String, usize>,
+}
+
+/// A tensor of a model.
+#[derive(Debug)]
+pub struct Tensor {
+    /// Name, shape, and dtype in the source.
+    pub info: TensorInfo,
+    /// Its rows, in order.
+    pub tiles: Vec<TileRef>,
+}
+
+/// A tile and where it is in the file.
+#[derive(Debug)]
+pub struct TileRef {
+    /// What the file says of it.
+    pub tile: Tile,
+    place: file::Place,
+}
+
+/// The planes of a tile. Those of an uncompressed file lie in the map, and keep it mapped.
+#[derive(Debug, Clone)]
+pub struct TilePlanes {
+    codes: ByteArray,
+    scales: Option<ByteArray>,
+    biases: Option<ByteArray>,
+}
+
+impl TilePlanes {
+    /// Packed codes, or the raw values of a kept tensor.
+    pub fn codes(&self) -> &[u8] {
+        self.codes.data()
+    }
+
+    /// Packed scales; `None` when kept.
+    pub fn scales(&self) -> Option<&[u8]> {
+        self.scales.as_ref().map(ByteArray::data)
+    }
+
+    /// Packed biases; `None` when kept or symmetric.
+    pub fn biases(&self) -> Option<&[u8]> {
+        self.biases.as_ref().map(ByteArray::data)
+    }
+
+    /// The planes as the kernels take them.
+    pub fn as_planes(&self) -> Planes<'_> {
+        Planes {
+            codes: self.codes(),
+            scales: self.scales().unwrap_or_default(),
+            biases: self.biases().unwrap_or_default(),
+        }
+    }
+}
+
+impl Model {
+    /// Opens a Parquet file written by ArrowQuant. Reads its footer and small columns, not the
+    /// planes; their checksums are checked by [`Model::check_tile`].
+    ///
+    /// # Errors
+    /// The file cannot be read, is no such file or of a newer version, or its columns
+    /// contradict each other.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = file::TileFile::open(path)?;
+        let mut tensors: Vec<Tensor> = Vec::new();
+        let mut by_name = HashMap::new();
+        for (tile, place) in file.tiles()? {
+            let info = TensorInfo {
+                name: tile.name.clone(),
+                dtype: tile.source_dtype,
+                shape: tile.shape.clone(),
+            };
+            let index = *by_name.entry(tile.name.clone()).or_insert_with(|| {
+                let tiles = Vec::new();
+                tensors.push(Tensor { info: info.clone(), tiles });
+                tensors.len() - 1
+            });
+            if tensors[index].info != info {
+                let reason = "its tiles disagree on shape or dtype";
+                return Err(Error::tensor(path, &tile.name, reason));
+            }
+            tensors[index].tiles.push(TileRef { tile, place });
+        }
+        for tensor in &mut tensors {
+            tensor.tiles.sort_by_key(|tile| tile.tile.tile);
+            check_cover(path, tensor)?;
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            tensors,
+            by_name,
+        })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the file.
+    pub fn file_bytes(&self) -> usize {
+        self.file.map().len()
+    }
+
+    /// All tensors, in file order.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.tensors
+    }
+
+    /// The index of the tensor called `name`.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+
+    /// Footer metadata by key (see [`crate::schema::key`]).
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        self.file.metadata()
+    }
+
+    /// The metadata that the source carried, such as a safetensors file's.
+    pub fn source_metadata(&self) -> BTreeMap<String, String> {
+        let text = self.metadata().get(key::SOURCE_METADATA);
+        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    }
+
+    /// Whether `bytes` lie in the mapped file.
+    pub fn is_mapped(&self, bytes: &[u8]) -> bool {
+        let map = self.file.map().as_ptr_range();
+        let bytes = bytes.as_ptr_range();
+        map.start <= bytes.start && bytes.end <= map.end
+    }
+
+    /// The planes of a tile, without copying when the file is uncompressed.
+    ///
+    /// # Errors
+    /// The planes are not as long as the columns say.
+    ///
+    /// # Panics
+    /// If there is no such tensor or tile.
+    pub fn planes(&self, tensor: usize, tile: usize) -> Result<TilePlanes> {
+        let TileRef { tile, place } = &self.tensors[tensor].tiles[tile];
+        let planes = self.file.planes(tile, *place)?;
+        let found = [Some(planes.codes()), planes.scales(), planes.biases()];
+        let found = found.map(|plane| plane.map_or(0, <[u8]>::len));
+        if tile.plane_bytes() != Some(found) {
+            let reason = format!("planes of {found:?} bytes do not fit its shape and format");
+            return Err(Error::tensor(&self.path, &tile.name, reason));
+        }
+        Ok(planes)
+    }
+
+    /// Checks a tile's checksum over its planes and all that decoding depends on.
+    ///
+    /// # Errors
+    /// The checksum does not match.
+    ///
+    /// # Panics
+    /// If there is no such tensor or tile.
+    pub fn check_tile(&self, tensor: usize, tile: usize) -> Result<()> {
+        let planes = self.planes(tensor, tile)?;
+        let tile = &self.tensors[tensor].tiles[tile].tile;
+        let found = schema::checksum(tile, planes.codes(), planes.scales(), planes.biases());
+        if found != tile.checksum {
+            return Err(Error::Checksum {
+                path: self.path.clone(),
+                tensor: tile.name.clone(),
+                tile: tile.tile,
+            });
+        }
+        Ok(())
+    }
+
+    /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16
+    /// and bf16 tensors are converted.
+    ///
+    /// # Errors
+    /// The tensor is of a dtype that is never quantized, its planes are damaged in size, or a
+    /// weight is too large for `float`.
+    ///
+    /// # Panics
+    /// If there is no such tensor or row, or `out` is not as long as the rows.
+    pub fn dequantize_rows(
+        &self,
+        tensor: usize,
+        rows: Range<usize>,
+        float: Float,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let Tensor { info, tiles } = &self.tensors[tensor];
+        let cols = info.shape.cols();
+        let row_bytes = cols * float.size();
+        assert!(rows.start <= rows.end && rows.end <= info.shape.rows());
+        assert_eq!(out.len(), rows.len() * row_bytes);
+        let table = choose_table()?;
+        for (index, TileRef { tile, .. }) in tiles.iter().enumerate() {
+            let start = tile.row_start.max(rows.start);
+            let end = (tile.row_start + tile.row_count).min(rows.end);
+            if start >= end {
+                continue;
+            }
+            let planes = self.planes(tensor, index)?;
+            let out = &mut out[(start - rows.start) * row_bytes..(end - rows.start) * row_bytes];
+            match tile.layout {
+                Some(layout) => {
+                    for row in start..end {
+                        let at = (row - start) * row_bytes;
+                        let planes = planes.as_planes().row(layout, cols, row - tile.row_start);
+                        let weights = &mut out[at..at + row_bytes];
+                        table.decode_row(DecodeRow {
+                            layout,
+                            cols,
+                            planes,
+                            float,
+                            weights,
+                        });
+                    }
+                }
+                None => {
+                    let Some(source) = info.dtype.float() else {
+                        let reason = format!("{} values are not quantized, read them raw", info.dtype);
+                        return Err(Error::tensor(&self.path, &info.name, reason));
+                    };
+                    let kept = cols * source.size();
+                    let values = (start - tile.row_start) * kept..(end - tile.row_start) * kept;
+                    convert(source, &planes.codes()[values], float, out);
+                }
+            }
+            if float != Float::F32 && overflows(float, out, tile) {
+                let reason = format!("a weight is too large for {float}, use f32");
+                return Err(Error::tensor(&self.path, &info.name, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The kernels in use, or an error about `AQ_ISA`.
+pub(crate) fn choose_table() -> Result<&'static KernelTable> {
+    KernelTable::choose().map_err(|error| Error::config("AQ_ISA", error.to_string()))
+}
+
+/// Tiles must follow each other and cover every row once.
+fn check_cover(path: &Path, tensor: &Tensor) -> Result<()> {
+    let mut next_row = 0;
+    for (i, TileRef { tile, .. }) in tensor.tiles.iter().enumerate() {
+        if tile.tile as usize != i || tile.row_start != next_row {
+            let reason = format!("tile {i} is missing or does not follow the one before it");
+            return Err(Error::tensor(path, &tensor.info.name, reason));
+        }
+        next_row += tile.row_count;
+    }
+    if next_row != tensor.info.shape.rows() {
+        let rows = tensor.info.shape.rows();
+        let reason = format!("its tiles hold {next_row} of {rows} rows");
+        return Err(Error::tensor(path, &tensor.info.name, reason));
+    }
+    Ok(())
+}
+
+/// Converts kept values; narrower floats are rounded half to even.
+fn convert(from: Float, values: &[u8], to: Float, out: &mut [u8]) {
+    if from == to {
+        out.copy_from_slice(values);
+        return;
+    }
+    for (i, out) in out.chunks_exact_mut(to.size()).enumerate() {
+        let value = from.get(values, i);
+        match to {
+            Float::F32 => out.copy_from_slice(&value.to_le_bytes()),
+            Float::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+            Float::BF16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+        }
+    }
+}
+
+/// Whether narrowing made an infinity. A kept tensor of the same dtype may hold its own.
+fn overflows(float: Float, out: &[u8], tile: &Tile) -> bool {
+    if tile.layout.is_none() && tile.source_dtype == Dtype::from(float) {
+        return false;
+    }
+    (0..out.len() / float.size()).any(|i| float.get(out, i).is_infinite())
+}

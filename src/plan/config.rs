@@ -1,0 +1,384 @@
+//! What is wanted: every setting by key, from a profile, YAML, the environment and flags.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::profile::Profile;
+use super::rules::{Rule, parse_bits, parse_group_size, parse_named};
+use crate::error::{Error, Result};
+use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
+
+/// Compression of the planes in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// None: the planes can be used where they lie.
+    None,
+    /// Zstandard: smaller, but unpacked on every use.
+    Zstd,
+}
+
+/// What to do with a tensor that holds NaN or infinity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnNonFinite {
+    /// Stop with an error.
+    Error,
+    /// Keep the tensor unquantized.
+    Keep,
+}
+
+/// Every key, with the values it can have.
+pub const KEYS: &[(&str, &str)] = &[
+    ("deployment_profile", "edge, local or cloud"),
+    ("bit_width", "2, 4 or 8"),
+    ("group_size", "a multiple of 16 from 16 to 1024, or 0 for the whole row"),
+    ("scheme", "symmetric or affine"),
+    ("method", "minmax or lsq"),
+    ("gain", "unit or lsq"),
+    ("scale_dtype", "auto, f16 or f32"),
+    ("on_nonfinite", "error or keep"),
+    ("compression", "none or zstd"),
+    ("num_threads", "a number up to 1024, 0 for all of the machine's"),
+    ("rules", "PATTERN=bits:8,group:64 and the like, separated by semicolons"),
+];
+
+/// More threads than this are a mistake.
+const MAX_THREADS: usize = 1024;
+
+/// What is wanted of a run. Settings that were not given follow the profile.
+#[derive(Debug, Clone, Default)]
+pub struct Config {
+    profile: Option<Profile>,
+    format: Option<Format>,
+    group_size: Option<GroupSize>,
+    scheme: Option<Scheme>,
+    method: Option<Method>,
+    gain: Option<Gain>,
+    scales: Option<ScalePolicy>,
+    on_nonfinite: Option<OnNonFinite>,
+    compression: Option<Compression>,
+    threads: Option<usize>,
+    rules: Vec<Rule>,
+}
+
+impl Config {
+    /// The defaults of the local profile.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes in a YAML document: a mapping of keys. Rules come after those already there.
+    ///
+    /// # Errors
+    /// The text is no YAML mapping, a key is unknown, or a value is not allowed.
+    pub fn merge_yaml(&mut self, text: &str) -> Result<()> {
+        if text.trim().is_empty() {
+            return Ok(());
+        }
+        let map: BTreeMap<String, Value> = serde_saphyr::from_str(text)
+            .map_err(|error| Error::config("YAML", error.to_string()))?;
+        for (key, value) in &map {
+            match (key.as_str(), value) {
+                ("rules", Value::Array(rules)) => {
+                    for rule in rules {
+                        self.rules.push(rule_from_yaml(rule)?);
+                    }
+                }
+                (_, Value::String(text)) => self.set(key, text)?,
+                (_, Value::Number(_) | Value::Bool(_)) => self.set(key, &value.to_string())?,
+                _ => {
+                    check_key(key)?;
+                    return Err(Error::config(key, format!("{value} is no single value")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in the `AQ_*` variables among `variables` (`AQ_BIT_WIDTH=2`). `AQ_ISA` is not a
+    /// setting of a run and is passed over.
+    ///
+    /// # Errors
+    /// A variable names no key, or its value is not allowed.
+    pub fn merge_env(&mut self, variables: impl IntoIterator<Item = (String, String)>) -> Result<()> {
+        for (name, value) in variables {
+            let Some(key) = name.strip_prefix("AQ_").filter(|&key| key != "ISA") else {
+                continue;
+            };
+            let set = self.set(&key.to_ascii_lowercase(), &value);
+            set.map_err(|error| Error::config(format!("environment variable {name}"), error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Sets `key` from text. `rules` adds rules after those already there.
+    ///
+    /// # Errors
+    /// The key is unknown or the value is not allowed; the message names both and what is.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        check_key(key)?;
+        let refuse = || {
+            let allowed = KEYS.iter().find(|row| row.0 == key).map_or("", |row| row.1);
+            Error::config(key, format!("'{value}' is not {allowed}"))
+        };
+        match key {
+            "deployment_profile" => {
+                let profile = Profile::ALL.iter().find(|profile| profile.name() == value);
+                self.profile = Some(*profile.ok_or_else(refuse)?);
+            }
+            "bit_width" => self.format = Some(parse_bits(key, value)?),
+            "group_size" => self.group_size = Some(parse_group_size(key, value)?),
+            "scheme" => self.scheme = Some(parse_named(key, value)?),
+            "method" => self.method = Some(parse_named(key, value)?),
+            "gain" => self.gain = Some(parse_named(key, value)?),
+            "scale_dtype" => self.scales = Some(parse_named(key, value)?),
+            "on_nonfinite" => {
+                self.on_nonfinite = Some(match value {
+                    "error" => OnNonFinite::Error,
+                    "keep" => OnNonFinite::Keep,
+                    _ => return Err(refuse()),
+                });
+            }
+            "compression" => {
+                self.compression = Some(match value {
+                    "none" => Compression::None,
+                    "zstd" => Compression::Zstd,
+                    _ => return Err(refuse()),
+                });
+            }
+            "num_threads" => {
+                let threads = value.parse().ok().filter(|&n| n <= MAX_THREADS);
+                self.threads = Some(threads.ok_or_else(refuse)?);
+            }
+            _ => {
+                for rule in value.split(';').filter(|rule| !rule.trim().is_empty()) {
+                    self.rules.push(rule.trim().parse()?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The value in force for `key`, as text that [`Config::set`] takes.
+    ///
+    /// # Errors
+    /// The key is unknown.
+    pub fn get(&self, key: &str) -> Result<String> {
+        check_key(key)?;
+        let recipe = self.recipe(self.format());
+        Ok(match key {
+            "deployment_profile" => self.profile().name().to_owned(),
+            "bit_width" => recipe.format.bits().to_string(),
+            "group_size" => recipe.group_size.to_string(),
+            "scheme" => recipe.scheme.to_string(),
+            "method" => recipe.method.to_string(),
+            "gain" => recipe.gain.to_string(),
+            "scale_dtype" => recipe.scales.to_string(),
+            "on_nonfinite" => match self.on_nonfinite() {
+                OnNonFinite::Error => "error".to_owned(),
+                OnNonFinite::Keep => "keep".to_owned(),
+            },
+            "compression" => match self.compression() {
+                Compression::None => "none".to_owned(),
+                Compression::Zstd => "zstd".to_owned(),
+            },
+            "num_threads" => self.threads().to_string(),
+            _ => self.rule_texts().join(";"),
+        })
+    }
+
+    /// Adds a rule after those already there.
+    pub fn push_rule(&mut self, rule: Rule) {
+        self.rules.push(rule);
+    }
+
+    /// The rules, in order.
+    pub fn rules(&self) -> &[Rule] {
+        &self.rules
+    }
+
+    /// Compression of the file.
+    pub fn compression(&self) -> Compression {
+        self.compression.unwrap_or(Compression::None)
+    }
+
+    /// What to do with non-finite weights.
+    pub fn on_nonfinite(&self) -> OnNonFinite {
+        self.on_nonfinite.unwrap_or(OnNonFinite::Error)
+    }
+
+    /// Threads of the run; 0 is all of the machine's.
+    pub fn threads(&self) -> usize {
+        self.threads.unwrap_or(self.profile().threads())
+    }
+
+    /// The settings that change values, as the file records them: sorted by key.
+    pub fn to_json(&self) -> Value {
+        let recipe = self.recipe(self.format());
+        json!({
+            "bit_width": recipe.format.bits(),
+            // With rules of other widths, unset gain means: by width.
+            "gain": self.gain.map_or("auto", Gain::name),
+            "group_size": recipe.group_size.get(),
+            "method": recipe.method.name(),
+            "on_nonfinite": self.get("on_nonfinite").unwrap_or_default(),
+            "rules": self.rule_texts(),
+            "scale_dtype": recipe.scales.name(),
+            "scheme": recipe.scheme.name(),
+        })
+    }
+
+    /// The recipe of a tensor that gets codes of `format`, before rules.
+    pub(super) fn recipe(&self, format: Format) -> Recipe {
+        Recipe {
+            format,
+            scheme: self.scheme.unwrap_or(Scheme::Symmetric),
+            group_size: self.group_size.unwrap_or(self.profile().group_size()),
+            method: self.method.unwrap_or(Method::Lsq),
+            gain: self.gain.unwrap_or(match format {
+                Format::Int2 | Format::Int4 => Gain::Unit,
+                Format::Int8 => Gain::Lsq,
+            }),
+            scales: self.scales.unwrap_or(ScalePolicy::Auto),
+        }
+    }
+
+    /// Width of the codes, before rules.
+    pub(super) fn format(&self) -> Format {
+        self.format.unwrap_or(self.profile().format())
+    }
+
+    fn profile(&self) -> Profile {
+        self.profile.unwrap_or(Profile::Local)
+    }
+
+    fn rule_texts(&self) -> Vec<String> {
+        self.rules.iter().map(Rule::to_string).collect()
+    }
+}
+
+fn check_key(key: &str) -> Result<()> {
+    if KEYS.iter().any(|row| row.0 == key) {
+        return Ok(());
+    }
+    let names: Vec<&str> = KEYS.iter().map(|row| row.0).collect();
+    Err(Error::config(key, format!("unknown key; there are {}", names.join(", "))))
+}
+
+/// A rule as text, or as a mapping with `pattern` and the keys of [`Rule::set`].
+fn rule_from_yaml(value: &Value) -> Result<Rule> {
+    if let Value::String(text) = value {
+        return text.parse();
+    }
+    let map = BTreeMap::<String, Value>::deserialize(value)
+        .map_err(|_| Error::config("rules", format!("{value} is neither text nor a mapping")))?;
+    let text_of = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    };
+    let Some(pattern) = map.get("pattern") else {
+        return Err(Error::config("rules", format!("{value} has no pattern")));
+    };
+    let mut rule = Rule::new(text_of(pattern).parse()?);
+    for (key, value) in map.iter().filter(|(key, _)| key.as_str() != "pattern") {
+        rule.set(key, &text_of(value))?;
+    }
+    rule.check()?;
+    Ok(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(yaml: &str) -> Config {
+        let mut config = Config::new();
+        config.merge_yaml(yaml).unwrap();
+        config
+    }
+
+    #[test]
+    fn defaults_are_the_local_profile() {
+        let config = Config::new();
+        for (key, value) in [
+            ("deployment_profile", "local"),
+            ("bit_width", "4"),
+            ("group_size", "128"),
+            ("scheme", "symmetric"),
+            ("method", "lsq"),
+            ("gain", "unit"),
+            ("scale_dtype", "auto"),
+            ("on_nonfinite", "error"),
+            ("compression", "none"),
+            ("num_threads", "0"),
+            ("rules", ""),
+        ] {
+            assert_eq!(config.get(key).unwrap(), value, "{key}");
+        }
+    }
+
+    #[test]
+    fn profiles_give_defaults_that_any_setting_overrides() {
+        let mut config = config("deployment_profile: edge\ngroup_size: 64");
+        assert_eq!(config.get("bit_width").unwrap(), "2");
+        assert_eq!(config.get("group_size").unwrap(), "64");
+        assert_eq!(config.get("num_threads").unwrap(), "2");
+        config.set("deployment_profile", "cloud").unwrap();
+        assert_eq!(config.get("bit_width").unwrap(), "8");
+        assert_eq!(config.get("gain").unwrap(), "lsq");
+        assert_eq!(config.get("group_size").unwrap(), "64");
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let mut config = config("bit_width: 2\nscheme: affine\nmethod: minmax");
+        let env = [("AQ_BIT_WIDTH", "4"), ("AQ_SCHEME", "symmetric"), ("AQ_ISA", "scalar"), ("HOME", "x")];
+        config.merge_env(env.map(|(k, v)| (k.into(), v.into()))).unwrap();
+        config.set("bit_width", "8").unwrap();
+        assert_eq!(config.get("bit_width").unwrap(), "8");
+        assert_eq!(config.get("scheme").unwrap(), "symmetric");
+        assert_eq!(config.get("method").unwrap(), "minmax");
+    }
+
+    #[test]
+    fn rules_as_text_and_as_mappings() {
+        let config = config("rules:\n  - a.*=bits:8\n  - pattern: 're:b$'\n    keep: true\n  - {pattern: c, bits: 2, group: 32}");
+        assert_eq!(config.get("rules").unwrap(), "a.*=bits:8;re:b$=keep;c=bits:2,group:32");
+    }
+
+    #[test]
+    fn every_key_can_be_set_to_what_it_says() {
+        let mut config = config("deployment_profile: cloud\nrules: 'a=bits:2'");
+        for (key, _) in KEYS.iter().filter(|row| row.0 != "rules") {
+            let value = config.get(key).unwrap();
+            config.set(key, &value).unwrap();
+            assert_eq!(config.get(key).unwrap(), value);
+        }
+    }
+
+    #[test]
+    fn wrong_settings_name_key_value_and_what_is_allowed() {
+        for (yaml, parts) in [
+            ("bit_with: 4", ["bit_with", "unknown key; there are deployment_profile, bit_width"]),
+            ("bit_width: 3", ["bit_width", "'3' is none of 2, 4, 8"]),
+            ("group_size: 8", ["group_size", "'8' is neither a multiple of 16"]),
+            ("method: best", ["method", "'best': method must be one of: minmax, lsq"]),
+            ("compression: gzip", ["compression", "'gzip' is not none or zstd"]),
+            ("on_nonfinite: drop", ["on_nonfinite", "'drop' is not error or keep"]),
+            ("num_threads: -1", ["num_threads", "'-1' is not a number up to 1024"]),
+            ("deployment_profile: moon", ["deployment_profile", "edge, local or cloud"]),
+            ("bit_width: [4]", ["bit_width", "no single value"]),
+            ("rules: [{bits: 2}]", ["rules", "has no pattern"]),
+            ("rules: [7]", ["rules", "neither text nor a mapping"]),
+            ("- 1", ["YAML", ""]),
+            ("bit_width: 2\nbit_width: 4", ["YAML", "bit_width"]),
+        ] {
+            let message = Config::new().merge_yaml(yaml).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| message.contains(part)), "{yaml}: {message}");
+        }
+        let env = [("AQ_BITS".to_owned(), "4".to_owned())];
+        let message = Config::new().merge_env(env).unwrap_err().to_string();
+        assert!(message.contains("AQ_BITS") && message.contains("unknown key"), "{message}");
+    }
+}

@@ -1,0 +1,337 @@
+//! What each tensor gets, decided before any work. Pure data and pure functions.
+
+mod config;
+mod modality;
+mod profile;
+mod rules;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+pub use config::{Compression, Config, KEYS, OnNonFinite};
+pub use modality::Modality;
+pub use profile::Profile;
+pub use rules::{Pattern, Rule};
+
+use crate::error::{Error, Result};
+use crate::format::{GroupSize, Recipe};
+use crate::tensor::{Dtype, Shape, TensorInfo};
+
+/// Version of the plan's JSON.
+const PLAN_VERSION: u32 = 1;
+
+/// What one tensor gets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanEntry {
+    /// The tensor.
+    pub tensor: TensorInfo,
+    /// How it is quantized, or `None` when it is kept.
+    pub recipe: Option<Recipe>,
+    /// Why, in a few words.
+    pub reason: String,
+}
+
+impl PlanEntry {
+    /// Predicted bytes of its planes, f16 scales assumed unless f32 is forced.
+    pub fn bytes(&self) -> usize {
+        let shape = &self.tensor.shape;
+        match &self.recipe {
+            Some(recipe) => shape.rows() * recipe.planned_layout().row_bytes(shape.cols()),
+            None => self.source_bytes(),
+        }
+    }
+
+    /// Bytes of its values in the source.
+    pub fn source_bytes(&self) -> usize {
+        self.tensor.bytes().unwrap_or(0)
+    }
+
+    /// Predicted bits per weight, or `None` without weights.
+    pub fn bits_per_weight(&self) -> Option<f64> {
+        let weights = self.tensor.shape.elements();
+        (weights > 0).then(|| self.bytes() as f64 * 8.0 / weights as f64)
+    }
+}
+
+/// What every tensor of a model gets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// What the model generates.
+    pub modality: Modality,
+    /// The settings that change values, as the file records them.
+    pub config: Value,
+    /// Compression of the file.
+    pub compression: Compression,
+    /// What to do with non-finite weights.
+    pub on_nonfinite: OnNonFinite,
+    /// One entry a tensor, in the order of the source.
+    pub entries: Vec<PlanEntry>,
+    /// Rules that matched no tensor, as text.
+    pub unused_rules: Vec<String>,
+}
+
+impl Plan {
+    /// Decides for every tensor; `tensors` come with the file that holds them, for messages.
+    ///
+    /// # Errors
+    /// A rule gives bits to a tensor whose dtype is never quantized.
+    pub fn new<'a>(
+        tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)> + Clone,
+        config: &Config,
+    ) -> Result<Self> {
+        let mut used = vec![false; config.rules().len()];
+        let entries = tensors
+            .clone()
+            .map(|(tensor, path)| decide(tensor, path, config, &mut used))
+            .collect::<Result<_>>()?;
+        let rules = config.rules().iter().zip(used);
+        Ok(Self {
+            modality: Modality::of_names(tensors.map(|(tensor, _)| tensor.name.as_str())),
+            config: config.to_json(),
+            compression: config.compression(),
+            on_nonfinite: config.on_nonfinite(),
+            entries,
+            unused_rules: rules
+                .filter(|(_, used)| !used)
+                .map(|(rule, _)| rule.to_string())
+                .collect(),
+        })
+    }
+
+    /// Predicted bytes of all planes.
+    pub fn total_bytes(&self) -> usize {
+        self.entries.iter().map(PlanEntry::bytes).sum()
+    }
+
+    /// Bytes of all tensors in the source.
+    pub fn source_bytes(&self) -> usize {
+        self.entries.iter().map(PlanEntry::source_bytes).sum()
+    }
+
+    /// The plan as JSON, from which [`Plan::from_json`] makes the same plan.
+    pub fn to_json(&self) -> Value {
+        let json = PlanJson {
+            arrowquant_plan: PLAN_VERSION,
+            modality: self.modality.name().to_owned(),
+            total_bytes: self.total_bytes(),
+            source_bytes: self.source_bytes(),
+            compression: match self.compression {
+                Compression::None => "none".to_owned(),
+                Compression::Zstd => "zstd".to_owned(),
+            },
+            config: self.config.clone(),
+            tensors: self.entries.iter().map(EntryJson::from).collect(),
+        };
+        serde_json::to_value(json).expect("plain data")
+    }
+
+    /// Reads a plan, whose entries may have been edited.
+    ///
+    /// # Errors
+    /// The text is no plan, or an entry is not possible; the message names the tensor.
+    pub fn from_json(text: &str) -> Result<Self> {
+        let json: PlanJson =
+            serde_json::from_str(text).map_err(|error| Error::Plan(error.to_string()))?;
+        if json.arrowquant_plan != PLAN_VERSION {
+            let version = json.arrowquant_plan;
+            return Err(Error::Plan(format!(
+                "version {version} is not version {PLAN_VERSION}, which this program reads"
+            )));
+        }
+        // Settings are checked as if they were set now.
+        let mut config = Config::new();
+        config.set("compression", &json.compression)?;
+        if let Some(on_nonfinite) = json.config.get("on_nonfinite").and_then(Value::as_str) {
+            config.set("on_nonfinite", on_nonfinite)?;
+        }
+        let entries: Vec<PlanEntry> = json
+            .tensors
+            .into_iter()
+            .map(EntryJson::into_entry)
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            modality: Modality::of_names(entries.iter().map(|e| e.tensor.name.as_str())),
+            config: json.config,
+            compression: config.compression(),
+            on_nonfinite: config.on_nonfinite(),
+            entries,
+            unused_rules: Vec::new(),
+        })
+    }
+
+    /// Checks that the plan is one for these tensors, in this order.
+    ///
+    /// # Errors
+    /// The first difference, naming the tensor.
+    pub fn check_matches(&self, tensors: &[TensorInfo]) -> Result<()> {
+        for (entry, tensor) in self.entries.iter().zip(tensors) {
+            if entry.tensor != *tensor {
+                let describe = |t: &TensorInfo| format!("'{}' {} {}", t.name, t.dtype, t.shape);
+                let (planned, found) = (describe(&entry.tensor), describe(tensor));
+                return Err(Error::Plan(format!("has tensor {planned} where the source has {found}")));
+            }
+        }
+        if self.entries.len() != tensors.len() {
+            let (planned, found) = (self.entries.len(), tensors.len());
+            return Err(Error::Plan(format!("has {planned} tensors, the source {found}")));
+        }
+        Ok(())
+    }
+}
+
+fn decide(tensor: &TensorInfo, path: &Path, config: &Config, used: &mut [bool]) -> Result<PlanEntry> {
+    let never = if tensor.shape.dims().is_empty() {
+        Some("scalar".to_owned())
+    } else if tensor.dtype.float().is_none() {
+        Some(format!("{} is never quantized", tensor.dtype))
+    } else {
+        None
+    };
+    let built_in = rules::built_in_keep(tensor).map(str::to_owned);
+    let mut keep = never.clone().or(built_in);
+    let mut reason = "default".to_owned();
+    let mut format = config.format();
+    let mut changes: Vec<&Rule> = Vec::new();
+    for (rule, used) in config.rules().iter().zip(used) {
+        if !rule.pattern.matches(&tensor.name) {
+            continue;
+        }
+        *used = true;
+        reason = format!("rule {rule}");
+        changes.push(rule);
+        if rule.keep {
+            keep = Some(reason.clone());
+        } else if let Some(bits) = rule.format {
+            if tensor.dtype.float().is_none() {
+                let dtype = tensor.dtype;
+                let only = "only f32, f16 and bf16 can be quantized";
+                let message = format!("rule {rule} asks for {bits}, but it is {dtype}: {only}");
+                return Err(Error::tensor(path, &tensor.name, message));
+            }
+            format = bits;
+            keep.clone_from(&never); // rules win over built-in ones, later over earlier
+        }
+    }
+    let mut recipe = config.recipe(format);
+    for rule in changes {
+        recipe.group_size = rule.group_size.unwrap_or(recipe.group_size);
+        recipe.scheme = rule.scheme.unwrap_or(recipe.scheme);
+        recipe.method = rule.method.unwrap_or(recipe.method);
+        recipe.gain = rule.gain.unwrap_or(recipe.gain);
+    }
+    Ok(PlanEntry {
+        tensor: tensor.clone(),
+        recipe: keep.is_none().then_some(recipe),
+        reason: keep.unwrap_or(reason),
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlanJson {
+    arrowquant_plan: u32,
+    modality: String,
+    total_bytes: usize,
+    source_bytes: usize,
+    compression: String,
+    config: Value,
+    tensors: Vec<EntryJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EntryJson {
+    name: String,
+    shape: Vec<usize>,
+    dtype: String,
+    /// int2, int4, int8 or keep.
+    format: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheme: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gain: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale_dtype: Option<String>,
+    /// Predicted; not read back.
+    #[serde(default)]
+    bytes: usize,
+    #[serde(default)]
+    bits_per_weight: Option<f64>,
+    #[serde(default)]
+    reason: String,
+}
+
+const KEEP: &str = "keep";
+
+impl From<&PlanEntry> for EntryJson {
+    fn from(entry: &PlanEntry) -> Self {
+        let recipe = entry.recipe.as_ref();
+        Self {
+            name: entry.tensor.name.clone(),
+            shape: entry.tensor.shape.dims().to_vec(),
+            dtype: entry.tensor.dtype.name().to_owned(),
+            format: recipe.map_or(KEEP, |r| r.format.name()).to_owned(),
+            scheme: recipe.map(|r| r.scheme.to_string()),
+            group_size: recipe.map(|r| u64::from(r.group_size.get())),
+            method: recipe.map(|r| r.method.to_string()),
+            gain: recipe.map(|r| r.gain.to_string()),
+            scale_dtype: recipe.map(|r| r.scales.to_string()),
+            bytes: entry.bytes(),
+            bits_per_weight: entry.bits_per_weight(),
+            reason: entry.reason.clone(),
+        }
+    }
+}
+
+impl EntryJson {
+    fn into_entry(self) -> Result<PlanEntry> {
+        let name = self.name.clone();
+        let refuse = |reason: String| Error::Plan(format!("tensor '{name}': {reason}"));
+        let field = |value: Option<String>, key: &str| {
+            value.ok_or_else(|| refuse(format!("{key} is missing")))
+        };
+        let recipe = if self.format == KEEP {
+            None
+        } else {
+            let read = || -> Result<Recipe> {
+                let size = self.group_size.ok_or_else(|| refuse("group_size is missing".into()))?;
+                Ok(Recipe {
+                    format: rules::parse_named("format", &self.format)?,
+                    scheme: rules::parse_named("scheme", &field(self.scheme, "scheme")?)?,
+                    group_size: GroupSize::new(size)
+                        .ok_or_else(|| refuse(format!("{size} is no group size")))?,
+                    method: rules::parse_named("method", &field(self.method, "method")?)?,
+                    gain: rules::parse_named("gain", &field(self.gain, "gain")?)?,
+                    scales: rules::parse_named("scale_dtype", &field(self.scale_dtype, "scale_dtype")?)?,
+                })
+            };
+            Some(read().map_err(|error| match error {
+                Error::Config { key, reason } => refuse(format!("{key}: {reason}")),
+                other => other,
+            })?)
+        };
+        let dtype = Dtype::from_name(&self.dtype)
+            .ok_or_else(|| refuse(format!("unknown dtype '{}'", self.dtype)))?;
+        let shape = Shape::new(self.shape).ok_or_else(|| refuse("its shape is too large".into()))?;
+        if recipe.is_some() && (dtype.float().is_none() || shape.dims().is_empty()) {
+            return Err(refuse(format!("{dtype} {shape} is never quantized")));
+        }
+        Ok(PlanEntry {
+            tensor: TensorInfo {
+                name: self.name,
+                dtype,
+                shape,
+            },
+            recipe,
+            reason: self.reason,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,55 @@
+//! The three deployment profiles: defaults under every other setting.
+
+use crate::format::{Format, GroupSize};
+
+/// Where the model is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Small devices: 2 bits, groups of 256, 2 threads.
+    Edge,
+    /// One machine: 4 bits, groups of 128, all threads. The default.
+    Local,
+    /// Servers: 8 bits, groups of 64, all threads.
+    Cloud,
+}
+
+impl Profile {
+    /// Every profile.
+    pub const ALL: &'static [Self] = &[Self::Edge, Self::Local, Self::Cloud];
+
+    /// The name in settings.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Edge => "edge",
+            Self::Local => "local",
+            Self::Cloud => "cloud",
+        }
+    }
+
+    /// Width of the codes.
+    pub fn format(self) -> Format {
+        match self {
+            Self::Edge => Format::Int2,
+            Self::Local => Format::Int4,
+            Self::Cloud => Format::Int8,
+        }
+    }
+
+    /// Weights per scale.
+    pub fn group_size(self) -> GroupSize {
+        let size = match self {
+            Self::Edge => 256,
+            Self::Local => 128,
+            Self::Cloud => 64,
+        };
+        GroupSize::new(size).expect("a size of the format")
+    }
+
+    /// Threads of a run; 0 is all of the machine's.
+    pub fn threads(self) -> usize {
+        match self {
+            Self::Edge => 2,
+            Self::Local | Self::Cloud => 0,
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Which tensors are treated otherwise: ordered rules by name, and the built-in ones that keep
+//! what should not be quantized.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::LazyLock;
+
+use regex::Regex;
+
+use crate::error::{Error, Result};
+use crate::format::{Format, Gain, GroupSize, Method, Scheme};
+use crate::tensor::TensorInfo;
+
+/// A tensor name pattern: a glob that must match the whole name, in which `*` also crosses dots
+/// (`blocks.*.attn.*`), or, after `re:`, a regular expression that may match anywhere.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    text: String,
+    matcher: Matcher,
+}
+
+#[derive(Debug, Clone)]
+enum Matcher {
+    Glob(globset::GlobMatcher),
+    Regex(Regex),
+}
+
+impl Pattern {
+    /// Whether a tensor of this name is meant.
+    pub fn matches(&self, name: &str) -> bool {
+        match &self.matcher {
+            Matcher::Glob(glob) => glob.is_match(name),
+            Matcher::Regex(regex) => regex.is_match(name),
+        }
+    }
+}
+
+impl FromStr for Pattern {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let refuse = |error: String| Error::config("pattern", format!("'{text}': {error}"));
+        let matcher = match text.strip_prefix("re:") {
+            Some(regex) => Matcher::Regex(Regex::new(regex).map_err(|e| refuse(e.to_string()))?),
+            None if text.is_empty() => return Err(refuse("is empty".into())),
+            None => {
+                let glob = globset::GlobBuilder::new(text).build();
+                Matcher::Glob(glob.map_err(|e| refuse(e.kind().to_string()))?.compile_matcher())
+            }
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            matcher,
+        })
+    }
+}
+
+/// What a rule changes for the tensors its pattern matches; the rest stays as it was.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Which tensors.
+    pub pattern: Pattern,
+    /// Keep them as they are. Giving bits undoes an earlier keep, built-in ones too.
+    pub keep: bool,
+    /// Width of the codes.
+    pub format: Option<Format>,
+    /// Weights per scale.
+    pub group_size: Option<GroupSize>,
+    /// With or without biases.
+    pub scheme: Option<Scheme>,
+    /// How scales are chosen.
+    pub method: Option<Method>,
+    /// Whether amplitude is restored.
+    pub gain: Option<Gain>,
+}
+
+impl Rule {
+    /// A rule that changes nothing yet.
+    pub fn new(pattern: Pattern) -> Self {
+        Self {
+            pattern,
+            keep: false,
+            format: None,
+            group_size: None,
+            scheme: None,
+            method: None,
+            gain: None,
+        }
+    }
+
+    /// A rule that keeps the tensors.
+    pub fn keep(pattern: Pattern) -> Self {
+        Self {
+            keep: true,
+            ..Self::new(pattern)
+        }
+    }
+
+    /// Sets one of bits, group, scheme, method, gain and keep.
+    ///
+    /// # Errors
+    /// Another key, or a value that it cannot have.
+    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "bits" => self.format = Some(parse_bits(key, value)?),
+            "group" => self.group_size = Some(parse_group_size(key, value)?),
+            "scheme" => self.scheme = Some(parse_named(key, value)?),
+            "method" => self.method = Some(parse_named(key, value)?),
+            "gain" => self.gain = Some(parse_named(key, value)?),
+            "keep" => self.keep = parse_bool(key, value)?,
+            _ => {
+                let allowed = "unknown; a rule has bits, group, scheme, method, gain and keep";
+                return Err(Error::config(format!("rule: {key}"), allowed));
+            }
+        }
+        Ok(())
+    }
+
+    /// A rule must say something, and not two things that exclude each other.
+    pub(super) fn check(&self) -> Result<()> {
+        let sets = self.format.is_some()
+            || self.group_size.is_some()
+            || self.scheme.is_some()
+            || self.method.is_some()
+            || self.gain.is_some();
+        let reason = match (self.keep, sets) {
+            (true, true) => "keeps and quantizes at once",
+            (false, false) => "changes nothing",
+            _ => return Ok(()),
+        };
+        Err(Error::config("rule", format!("'{}' {reason}", self.pattern.text)))
+    }
+}
+
+/// As in `--rule`: `PATTERN=bits:8,group:64`, or `PATTERN=keep`.
+impl FromStr for Rule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((pattern, settings)) = text.rsplit_once('=') else {
+            let reason = format!("'{text}' is not PATTERN=key:value,…");
+            return Err(Error::config("rule", reason));
+        };
+        let mut rule = Self::new(pattern.parse()?);
+        for setting in settings.split(',') {
+            let (key, value) = setting.split_once(':').unwrap_or((setting, "true"));
+            rule.set(key.trim(), value.trim())?;
+        }
+        rule.check()?;
+        Ok(rule)
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = [
+            self.keep.then(|| "keep".to_owned()),
+            self.format.map(|format| format!("bits:{}", format.bits())),
+            self.group_size.map(|size| format!("group:{size}")),
+            self.scheme.map(|scheme| format!("scheme:{scheme}")),
+            self.method.map(|method| format!("method:{method}")),
+            self.gain.map(|gain| format!("gain:{gain}")),
+        ];
+        let settings: Vec<String> = settings.into_iter().flatten().collect();
+        write!(f, "{}={}", self.pattern.text, settings.join(","))
+    }
+}
+
+pub(super) fn parse_bits(key: &str, value: &str) -> Result<Format> {
+    value
+        .parse()
+        .ok()
+        .and_then(Format::from_bits)
+        .ok_or_else(|| Error::config(key, format!("'{value}' is none of 2, 4, 8")))
+}
+
+pub(super) fn parse_group_size(key: &str, value: &str) -> Result<GroupSize> {
+    value.parse().ok().and_then(GroupSize::new).ok_or_else(|| {
+        let allowed = "is neither a multiple of 16 from 16 to 1024 nor 0 (the whole row)";
+        Error::config(key, format!("'{value}' {allowed}"))
+    })
+}
+
+pub(super) fn parse_named<T: FromStr<Err: fmt::Display>>(key: &str, value: &str) -> Result<T> {
+    value
+        .parse()
+        .map_err(|error: T::Err| Error::config(key, format!("'{value}': {error}")))
+}
+
+fn parse_bool(key: &str, value: &str) -> Result<bool> {
+    value
+        .parse()
+        .map_err(|_| Error::config(key, format!("'{value}' is neither true nor false")))
+}
+
+/// Name patterns of tensors that stay as they are even when they are matrices: small, and what
+/// every other value depends on.
+const KEPT_NAMES: &[(&str, &str)] = &[
+    // The norm's own parameters; a modulation inside a norm (`norm1.linear.weight`) is a linear.
+    (
+        r"(?i)(^|[._])((layer|group|batch|rms|ada|q|k)_?norm|norm|ln)([._]?(\d+|[a-z]|out|final|pre|post|context|added_[a-z]))?\.(weight|bias|gamma|beta|scale)$",
+        "norm",
+    ),
+    (r"(^|[._])bias$", "bias"),
+    (
+        r"(^|[._])(pos(ition(al)?)?_?(embed(ding|der)?s?|emb|ids|encoding)|wpe|rotary_emb|inv_freq|freqs_cis)(\.|$)",
+        "position embedding",
+    ),
+    (
+        r"(^|\.)(t_embedder|time_?embed(ding|der)?|timestep_?(embed(ding|der)|proj)|guidance_(embedder|in)|time_text_embed|time_emb|time_proj|time_in|timestep_features|sigma_map|timestep)(\.|$)",
+        "time embedding",
+    ),
+    (
+        r"(^|\.)(y_embedder|label_emb(edding)?|class_embed(ding|der)?)(\.|$)",
+        "class embedding",
+    ),
+    (
+        r"(^|[._])(running_mean|running_var|num_batches_tracked)$",
+        "buffer",
+    ),
+];
+
+/// Why a tensor stays as it is unless a rule gives it bits.
+pub(super) fn built_in_keep(tensor: &TensorInfo) -> Option<&'static str> {
+    static KEPT: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
+        let compile = |&(regex, reason): &(&str, _)| (Regex::new(regex).expect("valid"), reason);
+        KEPT_NAMES.iter().map(compile).collect()
+    });
+    if let Some((_, reason)) = KEPT.iter().find(|(regex, _)| regex.is_match(&tensor.name)) {
+        return Some(reason);
+    }
+    match tensor.shape.dims().len() {
+        1 => Some("1-D tensor"),
+        _ if tensor.shape.elements() == 0 => Some("empty"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::{Dtype, Shape};
+
+    fn kept(name: &str) -> Option<&'static str> {
+        built_in_keep(&TensorInfo {
+            name: name.into(),
+            dtype: Dtype::BF16,
+            shape: Shape::new(vec![64, 64]).unwrap(),
+        })
+    }
+
+    #[test]
+    fn matrices_kept_by_name() {
+        for (name, reason) in [
+            ("model.layers.0.input_layernorm.weight", "norm"),
+            ("double_blocks.0.img_attn.norm.query_norm.scale", "norm"),
+            ("encoder.mid.attn_1.norm.weight", "norm"),
+            ("transformer_blocks.3.attn.norm_added_k.weight", "norm"),
+            ("blocks.0.norm1.weight", "norm"),
+            ("transformer.ln_f.weight", "norm"),
+            ("blocks.0.attn.qkv.bias", "bias"),
+            ("pos_embed", "position embedding"),
+            ("bert.embeddings.position_embeddings.weight", "position embedding"),
+            ("backbone.rotary_emb.inv_freq", "position embedding"),
+            ("t_embedder.mlp.0.weight", "time embedding"),
+            ("time_embedding.linear_1.weight", "time embedding"),
+            ("time_text_embed.timestep_embedder.linear_1.weight", "time embedding"),
+            ("time_in.in_layer.weight", "time embedding"),
+            ("y_embedder.embedding_table.weight", "class embedding"),
+        ] {
+            assert_eq!(kept(name), Some(reason), "{name}");
+        }
+    }
+
+    #[test]
+    fn linears_are_quantized() {
+        for name in [
+            "blocks.0.attn.qkv.weight",
+            "blocks.0.adaLN_modulation.1.weight",
+            "transformer_blocks.0.norm1.linear.weight",
+            "model.embed_tokens.weight",
+            "lm_head.weight",
+            "x_embedder.proj.weight",
+            "context_embedder.weight",
+            "down_blocks.0.resnets.0.time_emb_proj.weight",
+            "conv_in.weight",
+        ] {
+            assert_eq!(kept(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn globs_match_whole_names_and_regexes_anywhere() {
+        let matches = |pattern: &str, name: &str| pattern.parse::<Pattern>().unwrap().matches(name);
+        assert!(matches("blocks.*.attn.*", "blocks.0.attn.qkv.weight"));
+        assert!(!matches("attn", "blocks.0.attn.qkv.weight"));
+        assert!(matches("*[kv]_proj.weight", "model.layers.3.self_attn.k_proj.weight"));
+        assert!(matches(r"re:layers\.(0|1)\.", "model.layers.1.mlp.up_proj.weight"));
+        assert!(!matches(r"re:layers\.(0|1)\.", "model.layers.11.mlp.up_proj.weight"));
+    }
+
+    #[test]
+    fn rules_read_and_write_the_same_text() {
+        for text in [
+            "a.*=bits:8,group:64",
+            "re:x=y=keep",
+            "*=bits:2,group:0,scheme:affine,method:minmax,gain:lsq",
+        ] {
+            assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn wrong_rules_say_what_is_allowed() {
+        for (text, part) in [
+            ("a", "PATTERN=key:value"),
+            ("a=bits:3", "'3' is none of 2, 4, 8"),
+            ("a=group:100", "'100' is neither a multiple of 16"),
+            ("a=scheme:odd", "'odd': scheme must be one of: symmetric, affine"),
+            ("a=colour:red", "a rule has bits, group"),
+            ("a=keep,bits:4", "keeps and quantizes"),
+            ("a=keep:false", "changes nothing"),
+            ("[=keep", "pattern: '['"),
+            ("re:(=keep", "pattern: 're:('"),
+            ("=keep", "is empty"),
+        ] {
+            let message = text.parse::<Rule>().unwrap_err().to_string();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+}

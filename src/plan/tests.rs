@@ -1,0 +1,153 @@
+use super::*;
+use crate::format::{Format, Scheme};
+
+fn tensor(name: &str, dtype: Dtype, dims: &[usize]) -> TensorInfo {
+    TensorInfo {
+        name: name.into(),
+        dtype,
+        shape: Shape::new(dims.to_vec()).unwrap(),
+    }
+}
+
+fn model() -> Vec<TensorInfo> {
+    vec![
+        tensor("x_embedder.proj.weight", Dtype::BF16, &[256, 1, 2, 2]),
+        tensor("blocks.0.attn.qkv.weight", Dtype::BF16, &[768, 256]),
+        tensor("blocks.0.attn.qkv.bias", Dtype::BF16, &[768]),
+        tensor("blocks.0.mlp.fc1.weight", Dtype::F32, &[5, 129]),
+        tensor("pos_embed", Dtype::F32, &[1, 16, 256]),
+        tensor("position_ids", Dtype::I64, &[1, 77]),
+        tensor("logit_scale", Dtype::F32, &[]),
+        tensor("empty.weight", Dtype::F16, &[0, 128]),
+    ]
+}
+
+fn plan(config: &Config) -> Result<Plan> {
+    let tensors = model();
+    Plan::new(tensors.iter().map(|t| (t, Path::new("m.safetensors"))), config)
+}
+
+fn with_rules(rules: &[&str]) -> Config {
+    let mut config = Config::new();
+    for rule in rules {
+        config.push_rule(rule.parse().unwrap());
+    }
+    config
+}
+
+#[test]
+fn built_in_rules_keep_what_must_not_be_quantized() {
+    let plan = plan(&Config::new()).unwrap();
+    let reasons: Vec<&str> = plan.entries.iter().map(|e| e.reason.as_str()).collect();
+    let expected = [
+        "default",
+        "default",
+        "bias",
+        "default",
+        "position embedding",
+        "i64 is never quantized",
+        "scalar",
+        "empty",
+    ];
+    assert_eq!(reasons, expected);
+    assert_eq!(plan.modality, Modality::Image);
+}
+
+#[test]
+fn predicted_bytes_count_codes_scales_and_row_ends() {
+    let mut config = Config::new();
+    config.set("scheme", "affine").unwrap();
+    let plan = plan(&config).unwrap();
+    // 256 rows of 4 codes: 2 bytes, one f16 scale, one f16 bias.
+    assert_eq!(plan.entries[0].bytes(), 256 * (2 + 2 + 2));
+    // 5 rows of 129 codes: 65 bytes, 2 groups of 128.
+    assert_eq!(plan.entries[3].bytes(), 5 * (65 + 4 + 4));
+    assert_eq!(plan.entries[5].bytes(), 77 * 8);
+    assert_eq!(plan.entries[7].bytes(), 0);
+    assert_eq!(plan.entries[7].bits_per_weight(), None);
+    let total: usize = plan.entries.iter().map(PlanEntry::bytes).sum();
+    assert_eq!(plan.total_bytes(), total);
+}
+
+#[test]
+fn rules_win_over_built_in_ones_and_later_over_earlier() {
+    let plan = plan(&with_rules(&[
+        "blocks.*=keep",
+        "*.qkv.*=bits:8,group:64",
+        "*.weight=scheme:affine",
+        "pos_embed=bits:2",
+        "nothing.*=keep",
+    ]))
+    .unwrap();
+    let recipe = |i: usize| plan.entries[i].recipe;
+    let qkv = recipe(1).unwrap();
+    assert_eq!((qkv.format, qkv.group_size.get(), qkv.scheme), (Format::Int8, 64, Scheme::Affine));
+    // A bias that a rule gives bits is quantized, though built-in rules would keep it.
+    assert_eq!(recipe(2).unwrap().scheme, Scheme::Symmetric);
+    assert_eq!(recipe(3), None);
+    assert_eq!(recipe(4).unwrap().format, Format::Int2);
+    assert_eq!(plan.unused_rules, ["nothing.*=keep"]);
+}
+
+#[test]
+fn unit_gain_is_the_default_for_the_width_a_rule_gives() {
+    use crate::format::Gain;
+    let plan = plan(&with_rules(&["*.fc1.*=bits:8"])).unwrap();
+    assert_eq!(plan.entries[1].recipe.unwrap().gain, Gain::Unit);
+    assert_eq!(plan.entries[3].recipe.unwrap().gain, Gain::Lsq);
+}
+
+#[test]
+fn bits_for_a_dtype_that_cannot_be_quantized_are_an_error() {
+    let message = plan(&with_rules(&["position*=bits:8"])).unwrap_err().to_string();
+    let expected = "m.safetensors: tensor 'position_ids': rule position*=bits:8 asks for int8, \
+                    but it is i64: only f32, f16 and bf16 can be quantized";
+    assert_eq!(message, expected);
+}
+
+#[test]
+fn json_gives_the_same_plan_back() {
+    let mut config = with_rules(&["*.fc1.*=bits:8,gain:unit"]);
+    config.set("compression", "zstd").unwrap();
+    config.set("on_nonfinite", "keep").unwrap();
+    let plan = plan(&config).unwrap();
+    let back = Plan::from_json(&plan.to_json().to_string()).unwrap();
+    assert_eq!(back, plan);
+    back.check_matches(&model()).unwrap();
+}
+
+#[test]
+fn an_edited_plan_is_checked() {
+    let good = plan(&Config::new()).unwrap().to_json();
+    let edited = |pointer: &str, value: Value| {
+        let mut json = good.clone();
+        *json.pointer_mut(pointer).unwrap() = value;
+        Plan::from_json(&json.to_string()).unwrap_err().to_string()
+    };
+    for (pointer, value, part) in [
+        ("/tensors/1/format", "int3".into(), "'blocks.0.attn.qkv.weight': format: 'int3'"),
+        ("/tensors/1/group_size", 20.into(), "20 is no group size"),
+        ("/tensors/1/scheme", Value::Null, "scheme is missing"),
+        ("/tensors/1/dtype", "i64".into(), "never quantized"),
+        ("/tensors/1/dtype", "f12".into(), "unknown dtype 'f12'"),
+        ("/compression", "lzma".into(), "'lzma' is not none or zstd"),
+        ("/arrowquant_plan", 9.into(), "version 9"),
+        ("/tensors/1/shape", serde_json::json!([1u64 << 40, 1u64 << 40]), "too large"),
+    ] {
+        let message = edited(pointer, value);
+        assert!(message.contains(part), "{pointer}: {message}");
+    }
+    assert!(Plan::from_json("{").unwrap_err().to_string().starts_with("plan: "));
+}
+
+#[test]
+fn a_plan_for_another_model_is_refused() {
+    let plan = plan(&Config::new()).unwrap();
+    let mut tensors = model();
+    tensors[1].shape = Shape::new(vec![768, 512]).unwrap();
+    let message = plan.check_matches(&tensors).unwrap_err().to_string();
+    assert!(message.contains("'blocks.0.attn.qkv.weight' bf16 [768, 256]"), "{message}");
+    assert!(message.contains("[768, 512]"), "{message}");
+    let message = plan.check_matches(&model()[..3]).unwrap_err().to_string();
+    assert!(message.contains("has 8 tensors, the source 3"), "{message}");
+}

@@ -1,0 +1,96 @@
+//! Writes a quantized model back as safetensors.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::pipeline::Options;
+use super::pool::with_pool;
+use super::progress::Counter;
+use crate::error::{Error, Result};
+use crate::format::{Float, rows_per_piece};
+use crate::model::Model;
+use crate::sink::SafetensorsSink;
+use crate::tensor::{Dtype, TensorInfo};
+
+/// Rows decoded by one job are about this many pieces.
+const PIECES: usize = 16;
+
+/// Decodes every tensor into the safetensors file `output`, with the original names, shapes and
+/// metadata. Floats become `float`, or what they were in the source when that is `None`; other
+/// dtypes stay as they are.
+///
+/// # Errors
+/// The model is damaged, a weight is too large for `float`, or the output cannot be written.
+pub fn dequantize_file(
+    model: &Model,
+    output: &Path,
+    float: Option<Float>,
+    options: Options<'_>,
+) -> Result<()> {
+    if output.extension().is_none_or(|extension| extension != "safetensors") {
+        let reason = format!("'{}' does not end in .safetensors", output.display());
+        return Err(Error::config("output", reason));
+    }
+    let target = |info: &TensorInfo| info.dtype.float().map(|source| float.unwrap_or(source));
+    let infos: Vec<TensorInfo> = model
+        .tensors()
+        .iter()
+        .map(|tensor| TensorInfo {
+            dtype: target(&tensor.info).map_or(tensor.info.dtype, Dtype::from),
+            ..tensor.info.clone()
+        })
+        .collect();
+    let total = infos.iter().filter_map(TensorInfo::bytes).sum();
+    let mut jobs = Vec::new();
+    for (tensor, info) in infos.iter().enumerate() {
+        let rows = info.shape.rows();
+        if target(info).is_none() {
+            let tiles = 0..model.tensors()[tensor].tiles.len();
+            jobs.extend(tiles.map(|tile| Job::Raw { tensor, tile }));
+            continue;
+        }
+        let step = rows_per_piece(info.shape.cols()).saturating_mul(PIECES);
+        jobs.extend((0..rows).step_by(step).map(|row| Job::Decode {
+            tensor,
+            row,
+            rows: step.min(rows - row),
+        }));
+    }
+    let done = AtomicUsize::new(0);
+    let mut counter = Counter::new(&done, total, options.progress);
+    with_pool(options.threads, |pool| {
+        let mut sink = SafetensorsSink::create(output, &infos, &model.source_metadata())?;
+        let bytes = |job: &Job| match *job {
+            Job::Raw { tensor, .. } => infos[tensor].bytes().unwrap_or(0),
+            Job::Decode { tensor, rows, .. } => {
+                rows * infos[tensor].shape.cols() * infos[tensor].dtype.bits() / 8
+            }
+        };
+        pool.in_order(
+            jobs.iter().map(|job| (bytes(job), job)),
+            options.budget,
+            |job| match *job {
+                Job::Raw { tensor, tile } => Ok(model.planes(tensor, tile)?.codes().to_vec()),
+                Job::Decode { tensor, row, rows } => {
+                    let mut out = vec![0; bytes(job)];
+                    let float = target(&model.tensors()[tensor].info).unwrap_or(Float::F32);
+                    model.dequantize_rows(tensor, row..row + rows, float, &mut out)?;
+                    Ok(out)
+                }
+            },
+            || counter.tell(),
+            |values| {
+                done.fetch_add(values.len(), Ordering::Relaxed);
+                sink.write(&values)
+            },
+        )?;
+        sink.finish()
+    })
+}
+
+enum Job {
+    /// A tile of a tensor that is never quantized.
+    Raw { tensor: usize, tile: usize },
+    /// Some rows of a float tensor.
+    Decode { tensor: usize, row: usize, rows: usize },
+}

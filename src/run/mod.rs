@@ -1,0 +1,14 @@
+//! Does what a plan says: quantizes, decodes and verifies whole files.
+
+mod decode;
+mod pipeline;
+mod pool;
+mod progress;
+mod report;
+mod verify;
+
+pub use decode::dequantize_file;
+pub use pipeline::{Options, plan, quantize, quantize_file};
+pub use progress::{Progress, ProgressFn};
+pub use report::{Report, TensorReport, Totals};
+pub use verify::{TensorCheck, Verification, verify};

@@ -1,0 +1,490 @@
+//! The one pipeline: tiles are read, quantized and measured by the pool, piece by piece, and
+//! written by the calling thread in plan order, under a byte budget.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use super::pool::{Pool, resolve, with_pool};
+use super::progress::{Counter, ProgressFn};
+use super::report::{Report, TensorTally, TotalTally, bits_per_weight, summary};
+use crate::error::{Error, Result};
+use crate::format::{
+    Recipe, ScaleDtype, ScalePolicy, Scheme, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_piece,
+    rows_per_tile,
+};
+use crate::kernel::{ErrorSums, KernelTable};
+use crate::model::choose_table;
+use crate::plan::{Compression, Config, OnNonFinite, Plan};
+use crate::quantize::{Fault, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
+use crate::schema::{self, Tile};
+use crate::sink::{Footer, ParquetSink, PlaneBuffer, TilePlanes};
+use crate::source::{self, Source};
+
+/// Bytes of tiles in flight by default.
+const DEFAULT_BUDGET: usize = 1 << 30;
+
+/// Parquet readers refuse a value of 2 GiB or more; the page around it needs a little room.
+const LARGEST_PLANE: usize = i32::MAX as usize - 1024;
+
+/// How a run goes about it; nothing here changes the output.
+pub struct Options<'a> {
+    /// Threads that quantize; 0 is all of the machine's, 1 starts none.
+    pub threads: usize,
+    /// Bytes of planes in flight. One tile is always allowed.
+    pub budget: usize,
+    /// Told how far the run has come.
+    pub progress: Option<ProgressFn<'a>>,
+}
+
+impl Default for Options<'_> {
+    fn default() -> Self {
+        Self {
+            threads: 0,
+            budget: DEFAULT_BUDGET,
+            progress: None,
+        }
+    }
+}
+
+/// Quantizes a safetensors file or folder into a Parquet file, as `config` wants it.
+///
+/// # Errors
+/// As [`source::open`], [`Plan::new`] and [`quantize`].
+pub fn quantize_file(input: &Path, output: &Path, config: &Config, progress: Option<ProgressFn<'_>>) -> Result<Report> {
+    let source = source::open(input)?;
+    let plan = plan(source.as_ref(), config)?;
+    let options = Options {
+        threads: config.threads(),
+        progress,
+        ..Options::default()
+    };
+    quantize(source.as_ref(), &plan, output, options)
+}
+
+/// The plan for a source.
+///
+/// # Errors
+/// As [`Plan::new`].
+pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
+    let tensors = source.tensors().iter().enumerate();
+    Plan::new(tensors.map(|(i, tensor)| (tensor, source.path_of(i))), config)
+}
+
+/// Does a plan: quantizes `source` into the Parquet file `output`. The output's bytes depend on
+/// source and plan alone.
+///
+/// # Errors
+/// The plan is not for this source, a tensor cannot be read or quantized, or the output cannot
+/// be written. Whatever was at `output` is then untouched, and nothing else is left behind.
+pub fn quantize(source: &dyn Source, plan: &Plan, output: &Path, options: Options<'_>) -> Result<Report> {
+    let started = Instant::now();
+    plan.check_matches(source.tensors())?;
+    check_output(source, output)?;
+    let table = choose_table()?;
+    let compress = plan.compression == Compression::Zstd;
+    let done = AtomicUsize::new(0);
+    let mut counter = Counter::new(&done, plan.source_bytes(), options.progress);
+
+    with_pool(options.threads, |pool| {
+        let mut plan = plan.clone();
+        let work = Work {
+            source,
+            table,
+            pool,
+            compress,
+            done: &done,
+            buffers: Mutex::default(),
+        };
+        if plan.on_nonfinite == OnNonFinite::Keep {
+            work.keep_non_finite(&mut plan)?;
+        }
+        let jobs = jobs(source, &plan, compress)?;
+
+        let mut sink = ParquetSink::create(output, compress)?;
+        let mut tallies: Vec<TensorTally> =
+            plan.entries.iter().map(|_| TensorTally::new()).collect();
+        pool.in_order(
+            jobs.into_iter().map(|job| (job.cost(compress), job)),
+            options.budget,
+            |job| work.tile(job),
+            || counter.tell(),
+            |finished| {
+                let tally = &mut tallies[finished.tensor];
+                tally.bytes += finished.bytes;
+                tally.error.add(finished.error);
+                if finished.needed_f32 {
+                    tally.f32_scale_tiles.push(finished.tile.tile);
+                }
+                sink.write(finished.tile, finished.planes)
+            },
+        )?;
+
+        let mut total = TotalTally::default();
+        let mut tensors = Vec::with_capacity(plan.entries.len());
+        for (entry, tally) in plan.entries.iter().zip(tallies) {
+            total.add(entry, &tally);
+            tensors.push(tally.report(entry));
+        }
+        let total = total.totals();
+        let output_bytes = sink.finish(Footer {
+            modality: plan.modality.name().to_owned(),
+            config: plan.config,
+            source: serde_json::to_value(source.id()).expect("plain data"),
+            source_metadata: source.metadata().clone(),
+            summary: summary(&total, &tensors),
+        })?;
+        Ok(Report {
+            source: source.id(),
+            output: output.display().to_string(),
+            output_bytes,
+            source_bytes: tensors_bytes(source),
+            total,
+            tensors,
+            seconds: started.elapsed().as_secs_f64(),
+            threads: resolve(options.threads),
+            isa: table.isa().name(),
+        })
+    })
+}
+
+fn tensors_bytes(source: &dyn Source) -> usize {
+    source.tensors().iter().filter_map(|tensor| tensor.bytes()).sum()
+}
+
+fn check_output(source: &dyn Source, output: &Path) -> Result<()> {
+    if output.extension().is_none_or(|extension| extension != "parquet") {
+        let reason = format!("'{}' does not end in .parquet", output.display());
+        return Err(Error::config("output", reason));
+    }
+    // A file that does not exist yet is no input.
+    let Ok(output) = output.canonicalize() else {
+        return Ok(());
+    };
+    for i in 0..source.tensors().len() {
+        if source.path_of(i).canonicalize().is_ok_and(|input| input == output) {
+            return Err(Error::file(&output, "would be overwritten while it is read"));
+        }
+    }
+    Ok(())
+}
+
+/// A tile to make.
+struct Job {
+    tensor: usize,
+    recipe: Option<Recipe>,
+    /// Without figures and checksum yet.
+    tile: Tile,
+    /// Of one row in the source; of the whole tensor where its rows are no whole bytes.
+    row_bytes: usize,
+}
+
+impl Job {
+    /// Bytes of memory it holds from its beginning until it is written.
+    fn cost(&self, compress: bool) -> usize {
+        let planes: usize = self.tile.plane_bytes().map_or(0, |planes| planes.iter().sum());
+        if compress { 2 * planes } else { planes }
+    }
+}
+
+/// Cuts every tensor into tiles, in plan order.
+fn jobs(source: &dyn Source, plan: &Plan, compress: bool) -> Result<Vec<Job>> {
+    let tile_bytes = if compress { TILE_BYTES_COMPRESSED } else { TILE_BYTES };
+    let mut jobs = Vec::new();
+    for (tensor, entry) in plan.entries.iter().enumerate() {
+        let info = &entry.tensor;
+        let (rows, cols) = (info.shape.rows(), info.shape.cols());
+        let row_bits = cols * info.dtype.bits();
+        // Rows of sub-byte elements that end inside a byte cannot be cut.
+        let whole_rows = row_bits.is_multiple_of(8);
+        let row_bytes = if whole_rows { row_bits / 8 } else { entry.source_bytes() };
+        let layout = entry.recipe.map(|recipe| recipe.planned_layout());
+        let code_bytes = layout.map_or(row_bytes, |layout| layout.code_bytes(cols));
+        let step = match whole_rows {
+            true => rows_per_tile(rows, code_bytes, tile_bytes),
+            false => rows,
+        };
+        if code_bytes > LARGEST_PLANE {
+            let reason = format!("a row of {code_bytes} bytes is too large for a Parquet value");
+            return Err(Error::tensor(source.path_of(tensor), &info.name, reason));
+        }
+        // An empty tensor has one tile all the same.
+        for (number, start) in (0..rows.max(1)).step_by(step.max(1)).enumerate() {
+            let count = step.min(rows - start);
+            jobs.push(Job {
+                tensor,
+                recipe: entry.recipe,
+                row_bytes,
+                tile: Tile {
+                    name: info.name.clone(),
+                    tile: number as u32,
+                    row_start: start,
+                    row_count: count,
+                    shape: info.shape.clone(),
+                    source_dtype: info.dtype,
+                    layout,
+                    checksum: 0,
+                    cosine: None,
+                    sqnr_db: None,
+                    bits_per_weight: None,
+                },
+            });
+        }
+    }
+    Ok(jobs)
+}
+
+/// A tile ready to be written.
+struct Finished {
+    tensor: usize,
+    tile: Tile,
+    planes: TilePlanes,
+    bytes: usize,
+    error: ErrorSums,
+    needed_f32: bool,
+}
+
+/// What all jobs of a run share.
+struct Work<'a> {
+    source: &'a dyn Source,
+    table: &'a KernelTable,
+    pool: &'a Pool<'a>,
+    compress: bool,
+    done: &'a AtomicUsize,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A piece of a tile: some of its rows, and where their planes go.
+struct Piece<'a> {
+    row: usize,
+    rows: usize,
+    planes: PlanesMut<'a>,
+    outcome: &'a mut Option<Result<std::result::Result<Outcome, Fault>>>,
+}
+
+impl Work<'_> {
+    fn tile(&self, job: Job) -> Result<Finished> {
+        match job.recipe {
+            Some(recipe) => self.quantized_tile(job, recipe),
+            None => self.kept_tile(job),
+        }
+    }
+
+    fn kept_tile(&self, job: Job) -> Result<Finished> {
+        let mut tile = job.tile;
+        let [len, ..] = tile.plane_bytes().unwrap_or_default();
+        let mut values = PlaneBuffer::new(len);
+        // In steps, so that progress is seen.
+        let start = tile.row_start * job.row_bytes;
+        for (i, step) in values.bytes_mut().chunks_mut(8 << 20).enumerate() {
+            if self.pool.stopped() {
+                return Err(Error::Cancelled);
+            }
+            self.source.read(job.tensor, start + i * (8 << 20), step)?;
+            self.done.fetch_add(step.len(), Ordering::Relaxed);
+        }
+        tile.checksum = schema::checksum(&tile, values.bytes(), None, None);
+        let weights = tile.row_count * tile.shape.cols();
+        tile.bits_per_weight = bits_per_weight(len, weights).map(|bits| bits as f32);
+        let planes = TilePlanes::kept(values, self.compress);
+        Ok(Finished {
+            tensor: job.tensor,
+            planes: planes.map_err(Error::io(self.source.path(), "compress"))?,
+            bytes: len,
+            tile,
+            error: ErrorSums::default(),
+            needed_f32: false,
+        })
+    }
+
+    /// Quantizes a tile with f16 scales, and again with f32 scales if these do not fit.
+    fn quantized_tile(&self, job: Job, recipe: Recipe) -> Result<Finished> {
+        let Job { tensor, mut tile, .. } = job;
+        let cols = tile.shape.cols();
+        let mut codes = PlaneBuffer::new(tile.row_count * recipe.format.row_bytes(cols));
+        let mut scale_dtype = recipe.planned_layout().scale_dtype;
+        let auto = recipe.scales == ScalePolicy::Auto;
+        let (scales, biases, outcome) = loop {
+            let layout = recipe.layout(scale_dtype);
+            let mut scales = PlaneBuffer::new(tile.row_count * layout.scale_bytes(cols));
+            let mut biases = PlaneBuffer::new(tile.row_count * layout.bias_bytes(cols));
+            let planes = PlanesMut {
+                codes: codes.bytes_mut(),
+                scales: scales.bytes_mut(),
+                biases: biases.bytes_mut(),
+            };
+            let may_widen = auto && scale_dtype == ScaleDtype::F16;
+            match self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, planes)? {
+                Err(Fault::ScaleOverflow { .. }) if may_widen => scale_dtype = ScaleDtype::F32,
+                Err(fault) => return Err(self.explain(tensor, &recipe, fault)),
+                Ok(outcome) if may_widen && outcome.wants_f32_scales() => {
+                    scale_dtype = ScaleDtype::F32;
+                }
+                Ok(outcome) => break (scales, biases, outcome),
+            }
+        };
+        let source_bytes = tile.row_count * job.row_bytes;
+        self.done.fetch_add(source_bytes, Ordering::Relaxed);
+
+        tile.layout = Some(recipe.layout(scale_dtype));
+        let biases = (recipe.scheme == Scheme::Affine).then_some(biases);
+        tile.checksum = schema::checksum(
+            &tile,
+            codes.bytes(),
+            Some(scales.bytes()),
+            biases.as_ref().map(PlaneBuffer::bytes),
+        );
+        let bytes = tile.plane_bytes().unwrap_or_default().iter().sum();
+        tile.cosine = Some(outcome.error.cosine() as f32);
+        tile.sqnr_db = outcome.error.sqnr_db().map(|db| db as f32);
+        tile.bits_per_weight =
+            bits_per_weight(bytes, tile.row_count * cols).map(|bits| bits as f32);
+        let planes = TilePlanes::quantized(codes, scales, biases, self.compress);
+        Ok(Finished {
+            tensor,
+            tile,
+            planes: planes.map_err(Error::io(self.source.path(), "compress"))?,
+            bytes,
+            error: outcome.error,
+            needed_f32: auto && scale_dtype == ScaleDtype::F32,
+        })
+    }
+
+    /// Quantizes all pieces of a tile. The outer error is of reading, the inner of quantizing;
+    /// of several the one of the first piece.
+    fn quantize_pieces(
+        &self,
+        tensor: usize,
+        tile: &Tile,
+        recipe: &Recipe,
+        scale_dtype: ScaleDtype,
+        planes: PlanesMut<'_>,
+    ) -> Result<std::result::Result<Outcome, Fault>> {
+        let layout = recipe.layout(scale_dtype);
+        let cols = tile.shape.cols();
+        let step = rows_per_piece(cols);
+        let mut outcomes: Vec<_> = (0..tile.row_count).step_by(step).map(|_| None).collect();
+        let mut rest = planes;
+        let mut pieces = Vec::with_capacity(outcomes.len());
+        for (i, outcome) in outcomes.iter_mut().enumerate() {
+            let rows = step.min(tile.row_count - i * step);
+            pieces.push(Piece {
+                row: tile.row_start + i * step,
+                rows,
+                planes: PlanesMut {
+                    codes: take(&mut rest.codes, rows * layout.code_bytes(cols)),
+                    scales: take(&mut rest.scales, rows * layout.scale_bytes(cols)),
+                    biases: take(&mut rest.biases, rows * layout.bias_bytes(cols)),
+                },
+                outcome,
+            });
+        }
+        self.pool.each(pieces, |piece| {
+            if self.pool.stopped() {
+                return;
+            }
+            let (row, rows) = (piece.row, piece.rows);
+            let quantized = self.with_rows(tensor, row, rows, |matrix| {
+                quantize_rows(self.table, recipe, scale_dtype, matrix, None, piece.planes)
+            });
+            *piece.outcome = Some(quantized.map(|outcome| outcome.map_err(|f| f.moved_down(row))));
+        });
+        let mut total = Outcome::default();
+        for outcome in outcomes {
+            match outcome.unwrap_or(Err(Error::Cancelled))? {
+                Ok(outcome) => total.add(outcome),
+                Err(fault) => return Ok(Err(fault)),
+            }
+        }
+        Ok(Ok(total))
+    }
+
+    /// Reads rows of a tensor into a pooled buffer and calls `body` with them.
+    fn with_rows<R>(
+        &self,
+        tensor: usize,
+        row: usize,
+        rows: usize,
+        body: impl FnOnce(Matrix<'_>) -> R,
+    ) -> Result<R> {
+        let info = &self.source.tensors()[tensor];
+        let float = info.dtype.float().ok_or_else(|| {
+            Error::Internal(format!("'{}' is {}, which is never quantized", info.name, info.dtype))
+        })?;
+        let cols = info.shape.cols();
+        let row_bytes = cols * float.size();
+        let pooled = self.buffers.lock().ok().and_then(|mut buffers| buffers.pop());
+        let mut buffer = pooled.unwrap_or_default();
+        buffer.resize(rows * row_bytes, 0);
+        self.source.read(tensor, row * row_bytes, &mut buffer)?;
+        let result = body(Matrix {
+            rows,
+            cols,
+            float,
+            weights: &buffer,
+        });
+        if let Ok(mut buffers) = self.buffers.lock() {
+            buffers.push(buffer);
+        }
+        Ok(result)
+    }
+
+    /// Turns tensors with non-finite weights into kept ones, reading all that are to be
+    /// quantized once more.
+    fn keep_non_finite(&self, plan: &mut Plan) -> Result<()> {
+        let found: Vec<AtomicBool> = plan.entries.iter().map(|_| AtomicBool::new(false)).collect();
+        let failed = Mutex::new(None);
+        let mut pieces = Vec::new();
+        for (tensor, entry) in plan.entries.iter().enumerate() {
+            let (rows, step) = (entry.tensor.shape.rows(), rows_per_piece(entry.tensor.shape.cols()));
+            if entry.recipe.is_some() {
+                pieces.extend((0..rows).step_by(step).map(|row| (tensor, row, step.min(rows - row))));
+            }
+        }
+        self.pool.each(pieces, |(tensor, row, rows)| {
+            match self.with_rows(tensor, row, rows, |matrix| find_non_finite(matrix).is_some()) {
+                Ok(non_finite) => drop(found[tensor].fetch_or(non_finite, Ordering::Relaxed)),
+                Err(error) => {
+                    if let Ok(mut failed) = failed.lock() {
+                        *failed = Some(error);
+                    }
+                }
+            }
+        });
+        if let Some(error) = failed.into_inner().ok().flatten() {
+            return Err(error);
+        }
+        for (entry, found) in plan.entries.iter_mut().zip(found) {
+            if found.into_inner() {
+                entry.recipe = None;
+                entry.reason = "has NaN or infinite weights".to_owned();
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&self, tensor: usize, recipe: &Recipe, fault: Fault) -> Error {
+        let name = &self.source.tensors()[tensor].name;
+        let reason = match fault {
+            Fault::NonFinite { row, col, value } => {
+                format!("row {row}, column {col} is {value}; on_nonfinite: keep would keep the tensor")
+            }
+            Fault::ScaleOverflow { row } => {
+                let held = match recipe.scales {
+                    ScalePolicy::F16 => "f16",
+                    ScalePolicy::Auto | ScalePolicy::F32 => "f32",
+                };
+                format!("row {row} has weights so large that a scale does not fit {held}")
+            }
+        };
+        Error::tensor(self.source.path_of(tensor), name, reason)
+    }
+}
+
+/// Splits the first `len` bytes off a plane.
+fn take<'a>(rest: &mut &'a mut [u8], len: usize) -> &'a mut [u8] {
+    let (first, after) = std::mem::take(rest).split_at_mut(len);
+    *rest = after;
+    first
+}

@@ -1,0 +1,227 @@
+//! Threads that belong to one run, and work whose results are taken in order.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use rayon::prelude::*;
+
+use crate::error::{Error, Result};
+
+/// How often the calling thread looks up while it waits.
+const TICK: Duration = Duration::from_millis(50);
+
+/// The threads of a run; with one thread there are none but the caller's.
+pub(super) struct Pool<'a> {
+    threads: Option<&'a rayon::ThreadPool>,
+    stop: AtomicBool,
+}
+
+/// Calls `body` with a pool of `threads` (0: as many as the machine has); they have ended when
+/// this returns.
+pub(super) fn with_pool<R>(threads: usize, body: impl FnOnce(&Pool<'_>) -> Result<R>) -> Result<R> {
+    let stop = AtomicBool::new(false);
+    if resolve(threads) == 1 {
+        return body(&Pool { threads: None, stop });
+    }
+    let builder = rayon::ThreadPoolBuilder::new()
+        .num_threads(resolve(threads))
+        .thread_name(|i| format!("arrowquant-{i}"));
+    // A scoped pool is joined, where a plain one is only told to end some time.
+    builder
+        .build_scoped(
+            |thread| thread.run(),
+            |pool| body(&Pool { threads: Some(pool), stop }),
+        )
+        .map_err(|error| Error::Internal(format!("cannot start threads: {error}")))?
+}
+
+/// The number of threads meant by `threads`.
+pub(super) fn resolve(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        _ => threads,
+    }
+}
+
+impl Pool<'_> {
+    /// Whether the run is to end early; work that sees it may return anything.
+    pub(super) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Does all jobs, on this pool's threads when called on one of them or by [`Pool::in_order`].
+    pub(super) fn each<T: Send>(&self, jobs: Vec<T>, work: impl Fn(T) + Send + Sync) {
+        match self.threads {
+            None => jobs.into_iter().for_each(work),
+            Some(pool) => pool.install(|| jobs.into_par_iter().for_each(work)),
+        }
+    }
+
+    /// Does jobs in parallel and hands their results to `consume`, in order, on the calling
+    /// thread. Jobs begin only while the costs of those begun and not consumed stay within
+    /// `budget` (one always may). `tick` is called on the calling thread now and then.
+    ///
+    /// The first error ends the run, of `consume`, `tick` or a result in order, so that which
+    /// error is reported does not depend on threads.
+    pub(super) fn in_order<T: Send, R: Send>(
+        &self,
+        jobs: impl IntoIterator<Item = (usize, T)>,
+        budget: usize,
+        work: impl Fn(T) -> Result<R> + Sync,
+        mut tick: impl FnMut() -> Result<()>,
+        mut consume: impl FnMut(R) -> Result<()>,
+    ) -> Result<()> {
+        let jobs = jobs.into_iter();
+        let Some(pool) = self.threads else {
+            for (_, job) in jobs {
+                consume(work(job)?)?;
+                tick()?;
+            }
+            return Ok(());
+        };
+        pool.in_place_scope_fifo(|scope| {
+            let (work, stop) = (&work, &self.stop);
+            let (sender, receiver) = channel::<(usize, Outcome<R>)>();
+            let mut jobs = jobs.enumerate().peekable();
+            let mut costs = BTreeMap::new();
+            let mut in_flight = 0;
+            let mut finished = BTreeMap::new();
+            let mut next = 0;
+            let result = loop {
+                while let Some((_, (cost, _))) = jobs.peek()
+                    && (costs.is_empty() || in_flight + cost <= budget)
+                {
+                    let Some((index, (cost, job))) = jobs.next() else { break };
+                    in_flight += cost;
+                    costs.insert(index, cost);
+                    let sender = sender.clone();
+                    scope.spawn_fifo(move |_| {
+                        if !stop.load(Ordering::Relaxed) {
+                            let outcome = catch_unwind(AssertUnwindSafe(|| work(job)));
+                            // The receiver is gone only after a stop.
+                            let _ = sender.send((index, outcome));
+                        }
+                    });
+                }
+                if costs.is_empty() {
+                    break Ok(());
+                }
+                match receiver.recv_timeout(TICK) {
+                    Ok((index, outcome)) => drop(finished.insert(index, outcome)),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                }
+                let mut take = || -> Result<()> {
+                    while let Some(outcome) = finished.remove(&next) {
+                        consume(outcome.unwrap_or_else(|panic| {
+                            stop.store(true, Ordering::Relaxed);
+                            resume_unwind(panic)
+                        })?)?;
+                        in_flight -= costs.remove(&next).unwrap_or(0);
+                        next += 1;
+                    }
+                    tick()
+                };
+                if let Err(error) = take() {
+                    break Err(error);
+                }
+            };
+            if result.is_err() {
+                stop.store(true, Ordering::Relaxed);
+            }
+            result
+        })
+    }
+}
+
+/// What a job came to: a result or a panic.
+type Outcome<R> = std::result::Result<Result<R>, Box<dyn Any + Send>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(threads: usize, budget: usize, fail_at: Option<usize>) -> (Vec<usize>, Result<()>) {
+        let mut seen = Vec::new();
+        let result = with_pool(threads, |pool| {
+            pool.in_order(
+                (0..40).map(|i| (10, i)),
+                budget,
+                |i: usize| {
+                    // Later jobs of a group of four end first.
+                    std::thread::sleep(Duration::from_micros(300 * (4 - i as u64 % 4)));
+                    match fail_at {
+                        Some(at) if i >= at => Err(Error::Plan(i.to_string())),
+                        _ => Ok(i),
+                    }
+                },
+                || Ok(()),
+                |i| {
+                    seen.push(i);
+                    Ok(())
+                },
+            )
+        });
+        (seen, result)
+    }
+
+    #[test]
+    fn results_come_in_order_for_any_threads_and_budget() {
+        for threads in [1, 2, 7] {
+            for budget in [0, 25, 1000] {
+                let (seen, result) = run(threads, budget, None);
+                assert!(result.is_ok());
+                assert_eq!(seen, (0..40).collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_error_in_order_wins() {
+        for threads in [1, 2, 7] {
+            let (seen, result) = run(threads, 1000, Some(13));
+            assert_eq!(result.unwrap_err().to_string(), "plan: 13");
+            assert_eq!(seen.len(), 13);
+        }
+    }
+
+    #[test]
+    fn jobs_in_flight_stay_within_the_budget() {
+        use std::sync::atomic::AtomicUsize;
+        let (now, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        with_pool(4, |pool| {
+            pool.in_order(
+                (0..50).map(|i| (10, i)),
+                20,
+                |_| {
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_micros(200));
+                    Ok(())
+                },
+                || Ok(()),
+                |()| {
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    Ok(())
+                },
+            )
+        })
+        .unwrap();
+        assert!(most.into_inner() <= 2);
+    }
+
+    #[test]
+    fn a_panic_of_a_job_reaches_the_caller() {
+        for threads in [1, 3] {
+            let result = catch_unwind(|| {
+                with_pool(threads, |pool| {
+                    let jobs = (0..5).map(|i| (1, i));
+                    pool.in_order(jobs, 9, |i| if i == 3 { panic!("three") } else { Ok(i) }, || Ok(()), |_| Ok(()))
+                })
+            });
+            assert_eq!(*result.unwrap_err().downcast::<&str>().unwrap(), "three");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! What a run tells its caller while it works.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::error::{Error, Result};
+
+/// How far a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of the source dealt with.
+    pub done: usize,
+    /// Bytes of the source in all.
+    pub total: usize,
+}
+
+/// Called on the thread that made the call; returning false cancels the run.
+pub type ProgressFn<'a> = &'a mut dyn FnMut(Progress) -> bool;
+
+/// Counts on any thread, tells on the caller's.
+pub(super) struct Counter<'done, 'tell> {
+    done: &'done AtomicUsize,
+    total: usize,
+    tell: Option<ProgressFn<'tell>>,
+}
+
+impl<'done, 'tell> Counter<'done, 'tell> {
+    pub(super) fn new(
+        done: &'done AtomicUsize,
+        total: usize,
+        tell: Option<ProgressFn<'tell>>,
+    ) -> Self {
+        Self { done, total, tell }
+    }
+
+    pub(super) fn tell(&mut self) -> Result<()> {
+        let progress = Progress {
+            done: self.done.load(Ordering::Relaxed).min(self.total),
+            total: self.total,
+        };
+        match self.tell.as_mut().is_none_or(|tell| tell(progress)) {
+            true => Ok(()),
+            false => Err(Error::Cancelled),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! What a run measured.
+
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::kernel::ErrorSums;
+use crate::plan::PlanEntry;
+use crate::schema::RAW;
+use crate::source::SourceId;
+
+/// Measured result of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// What was quantized.
+    pub source: SourceId,
+    /// Where to.
+    pub output: String,
+    /// Size of the file written.
+    pub output_bytes: u64,
+    /// Bytes of all tensors in the source.
+    pub source_bytes: usize,
+    /// Over all quantized tensors.
+    pub total: Totals,
+    /// One entry a tensor, in the order of the plan.
+    pub tensors: Vec<TensorReport>,
+    /// Wall time of the run.
+    pub seconds: f64,
+    /// Threads that worked.
+    pub threads: usize,
+    /// Kernels that were used.
+    pub isa: &'static str,
+}
+
+/// Figures over all quantized tensors.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Totals {
+    /// Number of quantized tensors.
+    pub quantized: usize,
+    /// Number of kept tensors.
+    pub kept: usize,
+    /// Quantized weights.
+    pub weights: usize,
+    /// Bytes of their planes.
+    pub bytes: usize,
+    /// True bits per weight of the quantized tensors, scales and biases counted.
+    pub bits_per_weight: Option<f64>,
+    /// Cosine over all quantized weights.
+    pub cosine: Option<f64>,
+    /// SQNR over all quantized weights; none without error.
+    pub sqnr_db: Option<f64>,
+}
+
+/// Measured result of one tensor.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorReport {
+    /// Name in the model.
+    pub name: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Element type in the source.
+    pub dtype: &'static str,
+    /// int2, int4, int8, or raw for a kept tensor.
+    pub format: &'static str,
+    /// symmetric or affine; none when kept.
+    pub scheme: Option<&'static str>,
+    /// Weights per scale, 0 for the whole row; none when kept.
+    pub group_size: Option<u16>,
+    /// minmax or lsq; none when kept.
+    pub method: Option<&'static str>,
+    /// unit or lsq; none when kept.
+    pub gain: Option<&'static str>,
+    /// Bytes of its planes.
+    pub bytes: usize,
+    /// True bits per weight; none without weights.
+    pub bits_per_weight: Option<f64>,
+    /// Cosine of stored against original weights; none when kept.
+    pub cosine: Option<f64>,
+    /// Signal to quantization noise; none when kept or without error.
+    pub sqnr_db: Option<f64>,
+    /// Tiles whose scales did not fit f16.
+    pub f32_scale_tiles: Vec<u32>,
+    /// Why it was treated so.
+    pub reason: String,
+}
+
+/// Gathers a tensor's tiles into its report.
+pub(super) struct TensorTally {
+    pub(super) bytes: usize,
+    pub(super) error: ErrorSums,
+    pub(super) f32_scale_tiles: Vec<u32>,
+}
+
+impl TensorTally {
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: 0,
+            error: ErrorSums::default(),
+            f32_scale_tiles: Vec::new(),
+        }
+    }
+
+    pub(super) fn report(self, entry: &PlanEntry) -> TensorReport {
+        let recipe = entry.recipe.as_ref();
+        let weights = entry.tensor.shape.elements();
+        TensorReport {
+            name: entry.tensor.name.clone(),
+            shape: entry.tensor.shape.dims().to_vec(),
+            dtype: entry.tensor.dtype.name(),
+            format: recipe.map_or(RAW, |r| r.format.name()),
+            scheme: recipe.map(|r| r.scheme.name()),
+            group_size: recipe.map(|r| r.group_size.get()),
+            method: recipe.map(|r| r.method.name()),
+            gain: recipe.map(|r| r.gain.name()),
+            bytes: self.bytes,
+            bits_per_weight: bits_per_weight(self.bytes, weights),
+            cosine: recipe.map(|_| self.error.cosine()),
+            sqnr_db: recipe.and_then(|_| self.error.sqnr_db()),
+            f32_scale_tiles: self.f32_scale_tiles,
+            reason: entry.reason.clone(),
+        }
+    }
+}
+
+/// Adds up what the quantized tensors came to.
+#[derive(Default)]
+pub(super) struct TotalTally {
+    pub(super) quantized: usize,
+    pub(super) kept: usize,
+    pub(super) weights: usize,
+    pub(super) bytes: usize,
+    pub(super) error: ErrorSums,
+}
+
+impl TotalTally {
+    pub(super) fn add(&mut self, entry: &PlanEntry, tensor: &TensorTally) {
+        if entry.recipe.is_none() {
+            self.kept += 1;
+            return;
+        }
+        self.quantized += 1;
+        self.weights += entry.tensor.shape.elements();
+        self.bytes += tensor.bytes;
+        self.error.add(tensor.error);
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        let any = self.weights > 0;
+        Totals {
+            quantized: self.quantized,
+            kept: self.kept,
+            weights: self.weights,
+            bytes: self.bytes,
+            bits_per_weight: bits_per_weight(self.bytes, self.weights),
+            cosine: any.then(|| self.error.cosine()),
+            sqnr_db: any.then(|| self.error.sqnr_db()).flatten(),
+        }
+    }
+}
+
+/// True bits per weight of so many bytes, or `None` without weights.
+pub(super) fn bits_per_weight(bytes: usize, weights: usize) -> Option<f64> {
+    (weights > 0).then(|| bytes as f64 * 8.0 / weights as f64)
+}
+
+/// The `arrowquant.summary` of the file: nothing that depends on the machine.
+pub(super) fn summary(totals: &Totals, tensors: &[TensorReport]) -> Value {
+    let figures = |cosine: Option<f64>, sqnr_db: Option<f64>, bits: Option<f64>| {
+        json!({"cosine": cosine, "sqnr_db": sqnr_db, "bits_per_weight": bits})
+    };
+    let tensors: Map<String, Value> = tensors
+        .iter()
+        .map(|t| (t.name.clone(), figures(t.cosine, t.sqnr_db, t.bits_per_weight)))
+        .collect();
+    json!({
+        "total": figures(totals.cosine, totals.sqnr_db, totals.bits_per_weight),
+        "tensors": tensors,
+    })
+}

@@ -1,0 +1,205 @@
+//! Checks a quantized file: its checksums, and what it says against the original.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::Serialize;
+
+use super::pipeline::Options;
+use super::pool::with_pool;
+use super::progress::Counter;
+use crate::error::{Error, Result};
+use crate::format::rows_per_piece;
+use crate::kernel::{ErrorSums, KernelTable};
+use crate::model::{Model, choose_table};
+use crate::quantize::{Matrix, measure_rows};
+use crate::source::Source;
+
+/// Measured and stored cosines further apart than this are not of the same weights.
+const COSINE_SLACK: f64 = 1e-5;
+
+/// What checking a file found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Verification {
+    /// One entry a tensor, in file order; then those the file lacks.
+    pub tensors: Vec<TensorCheck>,
+}
+
+/// What checking one tensor found.
+#[derive(Debug, Clone, Serialize)]
+pub struct TensorCheck {
+    /// Name in the model.
+    pub name: String,
+    /// Measured against the original; none without one, and for kept tensors.
+    pub cosine: Option<f64>,
+    /// Measured against the original; none without one, and for kept tensors.
+    pub sqnr_db: Option<f64>,
+    /// What is wrong with it.
+    pub problem: Option<String>,
+}
+
+impl Verification {
+    /// The tensors with a problem.
+    pub fn failures(&self) -> impl Iterator<Item = &TensorCheck> {
+        self.tensors.iter().filter(|tensor| tensor.problem.is_some())
+    }
+}
+
+/// Checks every tile's checksum. With an original, also that both hold the same tensors, that
+/// kept ones are equal, that quantized ones are as close to it as the file says, and no cosine
+/// is below `min_cosine`.
+///
+/// # Errors
+/// The original cannot be read. What is wrong with the file is in the result.
+pub fn verify(
+    model: &Model,
+    original: Option<&dyn Source>,
+    min_cosine: Option<f64>,
+    options: Options<'_>,
+) -> Result<Verification> {
+    let table = choose_table()?;
+    let partner = |name: &str| {
+        original.and_then(|source| source.tensors().iter().position(|t| t.name == name))
+    };
+    let mut jobs = Vec::new();
+    let mut checks = Vec::new();
+    for (tensor, entry) in model.tensors().iter().enumerate() {
+        let info = &entry.info;
+        let partner = partner(&info.name);
+        let problem = match (original, partner) {
+            (Some(_), None) => Some("the original has no such tensor".to_owned()),
+            (Some(source), Some(index)) if source.tensors()[index] != *info => {
+                let other = &source.tensors()[index];
+                let found = format!("{} {}", other.dtype, other.shape);
+                Some(format!("the original is {found}, not {} {}", info.dtype, info.shape))
+            }
+            _ => None,
+        };
+        let partner = partner.filter(|_| problem.is_none());
+        jobs.extend((0..entry.tiles.len()).map(|tile| Job { tensor, tile, partner }));
+        checks.push(Check { error: ErrorSums::default(), problem });
+    }
+    let done = AtomicUsize::new(0);
+    let mut counter = Counter::new(&done, model.file_bytes(), options.progress);
+    with_pool(options.threads, |pool| {
+        pool.in_order(
+            jobs.into_iter().map(|job| (0, job)),
+            options.budget,
+            |job| Ok((job.tensor, check_tile(model, table, original, &job, &done)?)),
+            || counter.tell(),
+            |(tensor, checked): (usize, Check)| {
+                checks[tensor].error.add(checked.error);
+                let problem = checks[tensor].problem.take().or(checked.problem);
+                checks[tensor].problem = problem;
+                Ok(())
+            },
+        )
+    })?;
+
+    let mut tensors: Vec<TensorCheck> = model
+        .tensors()
+        .iter()
+        .zip(checks)
+        .map(|(tensor, check)| {
+            let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
+            let measured = quantized && original.is_some() && check.problem.is_none();
+            let cosine = measured.then(|| check.error.cosine());
+            let low = cosine.zip(min_cosine).filter(|(cosine, least)| cosine < least);
+            TensorCheck {
+                name: tensor.info.name.clone(),
+                cosine,
+                sqnr_db: if measured { check.error.sqnr_db() } else { None },
+                problem: check.problem.or(low.map(|(cosine, least)| {
+                    format!("cosine {cosine:.6} is below {least}")
+                })),
+            }
+        })
+        .collect();
+    for missing in original.map_or(&[][..], |source| source.tensors()) {
+        if model.find(&missing.name).is_none() {
+            tensors.push(TensorCheck {
+                name: missing.name.clone(),
+                cosine: None,
+                sqnr_db: None,
+                problem: Some("the file lacks this tensor of the original".to_owned()),
+            });
+        }
+    }
+    Ok(Verification { tensors })
+}
+
+struct Job {
+    tensor: usize,
+    tile: usize,
+    /// The tensor's index in the original.
+    partner: Option<usize>,
+}
+
+struct Check {
+    error: ErrorSums,
+    problem: Option<String>,
+}
+
+fn check_tile(
+    model: &Model,
+    table: &KernelTable,
+    original: Option<&dyn Source>,
+    job: &Job,
+    done: &AtomicUsize,
+) -> Result<Check> {
+    let mut check = Check { error: ErrorSums::default(), problem: None };
+    let tile = &model.tensors()[job.tensor].tiles[job.tile].tile;
+    let planes = match model.check_tile(job.tensor, job.tile).and_then(|()| model.planes(job.tensor, job.tile)) {
+        Ok(planes) => planes,
+        Err(Error::Checksum { tile, .. }) => {
+            check.problem = Some(format!("checksum of tile {tile} does not match, the data is damaged"));
+            return Ok(check);
+        }
+        Err(error) => {
+            check.problem = Some(error.to_string());
+            return Ok(check);
+        }
+    };
+    let bytes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
+    done.fetch_add(bytes, Ordering::Relaxed);
+    let (Some(source), Some(partner)) = (original, job.partner) else {
+        return Ok(check);
+    };
+
+    let mut buffer = Vec::new();
+    let (Some(layout), Some(float)) = (tile.layout, tile.source_dtype.float()) else {
+        // Kept: equal byte for byte.
+        let codes = planes.codes();
+        let start = codes.len().checked_div(tile.row_count).unwrap_or(0) * tile.row_start;
+        for (i, part) in codes.chunks(8 << 20).enumerate() {
+            buffer.resize(part.len(), 0);
+            source.read(partner, start + i * (8 << 20), &mut buffer)?;
+            if buffer != part {
+                check.problem = Some("kept, but not equal to the original".to_owned());
+                return Ok(check);
+            }
+        }
+        return Ok(check);
+    };
+    let cols = tile.shape.cols();
+    let row_bytes = cols * float.size();
+    let step = rows_per_piece(cols);
+    for row in (0..tile.row_count).step_by(step) {
+        let rows = step.min(tile.row_count - row);
+        buffer.resize(rows * row_bytes, 0);
+        source.read(partner, (tile.row_start + row) * row_bytes, &mut buffer)?;
+        let matrix = Matrix { rows, cols, float, weights: &buffer };
+        let planes = planes.as_planes().rows(layout, cols, row..row + rows);
+        check.error.add(measure_rows(table, layout, matrix, planes));
+    }
+    let measured = check.error.cosine();
+    match tile.cosine {
+        Some(stored) if (f64::from(stored) - measured).abs() <= COSINE_SLACK => {}
+        stored => {
+            let stored = stored.map_or("none".to_owned(), |cosine| format!("{cosine:.6}"));
+            check.problem = Some(format!(
+                "cosine to the original is {measured:.6}, the file says {stored}: is this the original?"
+            ));
+        }
+    }
+    Ok(check)
+}

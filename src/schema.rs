@@ -1,0 +1,293 @@
+//! The Parquet V2 file: its columns, metadata keys and checksum, defined once for the sink that
+//! writes it and the model that reads it. Described for other readers in `docs/format.md`.
+
+use std::sync::Arc;
+
+use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
+use parquet::schema::types::{SchemaDescriptor, Type};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::format::Layout;
+use crate::tensor::{Dtype, Shape};
+
+/// The version in the footer. Readers refuse a newer one.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// What a reader shows as the writer.
+pub const GENERATOR: &str = concat!("arrowquant ", env!("CARGO_PKG_VERSION"));
+
+/// Keys of the footer metadata.
+pub mod key {
+    /// [`super::FORMAT_VERSION`] in decimal.
+    pub const FORMAT_VERSION: &str = "arrowquant.format_version";
+    /// text, code, image, audio or unknown.
+    pub const MODALITY: &str = "arrowquant.modality";
+    /// JSON object of the settings that change values, sorted by key.
+    pub const CONFIG: &str = "arrowquant.config";
+    /// JSON object: base name, size and header hash of the source.
+    pub const SOURCE: &str = "arrowquant.source";
+    /// JSON object: the source's own metadata, carried along.
+    pub const SOURCE_METADATA: &str = "arrowquant.source_metadata";
+    /// Program and version that wrote the file.
+    pub const GENERATOR: &str = "arrowquant.generator";
+    /// JSON object: cosine, SQNR and bits per weight, in total and per tensor.
+    pub const SUMMARY: &str = "arrowquant.summary";
+}
+
+/// Name in the `format` column of a tensor kept as it was.
+pub const RAW: &str = "raw";
+
+/// Columns by the path of their leaf, in file order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)] // the paths say it
+pub enum Column {
+    Name,
+    Tile,
+    RowStart,
+    RowCount,
+    Shape,
+    SourceDtype,
+    Format,
+    Scheme,
+    GroupSize,
+    ScaleDtype,
+    Codes,
+    Scales,
+    Biases,
+    InputScale,
+    RotationBlock,
+    RotationSeed,
+    ActivationBegin,
+    ActivationEnd,
+    ActivationScale,
+    ActivationZeroPoint,
+    Checksum,
+    Cosine,
+    SqnrDb,
+    BitsPerWeight,
+}
+
+impl Column {
+    /// All columns in file order.
+    pub const ALL: &'static [(Self, &'static str)] = &[
+        (Self::Name, "name"),
+        (Self::Tile, "tile"),
+        (Self::RowStart, "row_start"),
+        (Self::RowCount, "row_count"),
+        (Self::Shape, "shape.list.element"),
+        (Self::SourceDtype, "source_dtype"),
+        (Self::Format, "format"),
+        (Self::Scheme, "scheme"),
+        (Self::GroupSize, "group_size"),
+        (Self::ScaleDtype, "scale_dtype"),
+        (Self::Codes, "codes"),
+        (Self::Scales, "scales"),
+        (Self::Biases, "biases"),
+        (Self::InputScale, "input_scale"),
+        (Self::RotationBlock, "rotation.block"),
+        (Self::RotationSeed, "rotation.seed"),
+        (Self::ActivationBegin, "activation.list.element.t_begin"),
+        (Self::ActivationEnd, "activation.list.element.t_end"),
+        (Self::ActivationScale, "activation.list.element.scale"),
+        (Self::ActivationZeroPoint, "activation.list.element.zero_point"),
+        (Self::Checksum, "checksum"),
+        (Self::Cosine, "cosine"),
+        (Self::SqnrDb, "sqnr_db"),
+        (Self::BitsPerWeight, "bits_per_weight"),
+    ];
+
+    /// The path of the leaf.
+    pub fn path(self) -> &'static str {
+        let row = Self::ALL.iter().find(|row| row.0 == self);
+        row.expect("every column has a path").1
+    }
+}
+
+/// The Parquet schema.
+pub fn parquet_schema() -> SchemaDescriptor {
+    const REQUIRED: Repetition = Repetition::REQUIRED;
+    const OPTIONAL: Repetition = Repetition::OPTIONAL;
+    let element = |repetition, physical| leaf("element", repetition, physical, None);
+    let string = Some(LogicalType::String);
+    let unsigned = Some(LogicalType::integer(64, false));
+    let fields = vec![
+        leaf("name", REQUIRED, Physical::BYTE_ARRAY, string.clone()),
+        leaf("tile", REQUIRED, Physical::INT32, None),
+        leaf("row_start", REQUIRED, Physical::INT64, None),
+        leaf("row_count", REQUIRED, Physical::INT64, None),
+        list("shape", REQUIRED, element(REQUIRED, Physical::INT64)),
+        leaf("source_dtype", REQUIRED, Physical::BYTE_ARRAY, string.clone()),
+        leaf("format", REQUIRED, Physical::BYTE_ARRAY, string.clone()),
+        leaf("scheme", OPTIONAL, Physical::BYTE_ARRAY, string.clone()),
+        leaf("group_size", OPTIONAL, Physical::INT32, None),
+        leaf("scale_dtype", OPTIONAL, Physical::BYTE_ARRAY, string),
+        leaf("codes", REQUIRED, Physical::BYTE_ARRAY, None),
+        leaf("scales", OPTIONAL, Physical::BYTE_ARRAY, None),
+        leaf("biases", OPTIONAL, Physical::BYTE_ARRAY, None),
+        leaf("input_scale", OPTIONAL, Physical::BYTE_ARRAY, None),
+        group(
+            "rotation",
+            OPTIONAL,
+            vec![
+                leaf("block", REQUIRED, Physical::INT32, None),
+                leaf("seed", REQUIRED, Physical::INT64, unsigned.clone()),
+            ],
+        ),
+        list(
+            "activation",
+            OPTIONAL,
+            group(
+                "element",
+                REQUIRED,
+                vec![
+                    leaf("t_begin", REQUIRED, Physical::INT32, None),
+                    leaf("t_end", REQUIRED, Physical::INT32, None),
+                    leaf("scale", REQUIRED, Physical::FLOAT, None),
+                    leaf("zero_point", REQUIRED, Physical::FLOAT, None),
+                ],
+            ),
+        ),
+        leaf("checksum", REQUIRED, Physical::INT64, unsigned),
+        leaf("cosine", OPTIONAL, Physical::FLOAT, None),
+        leaf("sqnr_db", OPTIONAL, Physical::FLOAT, None),
+        leaf("bits_per_weight", OPTIONAL, Physical::FLOAT, None),
+    ];
+    let root = Type::group_type_builder("arrowquant")
+        .with_fields(fields)
+        .build()
+        .expect("a valid schema");
+    SchemaDescriptor::new(Arc::new(root))
+}
+
+fn leaf(
+    name: &str,
+    repetition: Repetition,
+    physical: Physical,
+    logical: Option<LogicalType>,
+) -> Arc<Type> {
+    let builder = Type::primitive_type_builder(name, physical)
+        .with_repetition(repetition)
+        .with_logical_type(logical);
+    Arc::new(builder.build().expect("a valid leaf"))
+}
+
+fn group(name: &str, repetition: Repetition, fields: Vec<Arc<Type>>) -> Arc<Type> {
+    let builder = Type::group_type_builder(name)
+        .with_repetition(repetition)
+        .with_fields(fields);
+    Arc::new(builder.build().expect("a valid group"))
+}
+
+/// A list in the three levels of the Parquet specification.
+fn list(name: &str, repetition: Repetition, element: Arc<Type>) -> Arc<Type> {
+    let builder = Type::group_type_builder(name)
+        .with_repetition(repetition)
+        .with_converted_type(ConvertedType::LIST)
+        .with_logical_type(Some(LogicalType::List))
+        .with_fields(vec![group("list", Repetition::REPEATED, vec![element])]);
+    Arc::new(builder.build().expect("a valid list"))
+}
+
+/// One row of the file, without its planes: some whole rows of one tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tile {
+    /// Tensor name.
+    pub name: String,
+    /// Number of this tile in its tensor, from 0.
+    pub tile: u32,
+    /// First row of the matrix in this tile.
+    pub row_start: usize,
+    /// Rows of the matrix in this tile.
+    pub row_count: usize,
+    /// Shape of the whole tensor.
+    pub shape: Shape,
+    /// Element type in the source.
+    pub source_dtype: Dtype,
+    /// How it is quantized, or `None` when kept as `source_dtype`.
+    pub layout: Option<Layout>,
+    /// See [`checksum`].
+    pub checksum: u64,
+    /// Measured; `None` when kept.
+    pub cosine: Option<f32>,
+    /// Measured; `None` when kept or without error.
+    pub sqnr_db: Option<f32>,
+    /// True bits per weight, scales and biases counted; `None` without weights.
+    pub bits_per_weight: Option<f32>,
+}
+
+impl Tile {
+    /// Bytes that the codes, scales and biases of this tile must have, or `None` when a kept
+    /// tensor's rows are no whole bytes or a size overflows.
+    pub fn plane_bytes(&self) -> Option<[usize; 3]> {
+        let cols = self.shape.cols();
+        match self.layout {
+            Some(layout) => {
+                let times = |row: usize| self.row_count.checked_mul(row);
+                Some([
+                    times(layout.code_bytes(cols))?,
+                    times(layout.scale_bytes(cols))?,
+                    times(layout.bias_bytes(cols))?,
+                ])
+            }
+            None => {
+                let weights = self.row_count.checked_mul(cols)?;
+                let bits = weights.checked_mul(self.source_dtype.bits())?;
+                bits.is_multiple_of(8).then_some([bits / 8, 0, 0])
+            }
+        }
+    }
+}
+
+/// XXH3-64 over everything that decoding a tile depends on. Every field is preceded by its
+/// length in bytes as u64 (`u64::MAX` and nothing more for an absent one), all numbers are
+/// little-endian: name, tile u32, row start u64, row count u64, shape (u64 each), source dtype,
+/// format, scheme, group size u32, scale dtype, rotation, activation, codes, scales, biases,
+/// input scale.
+pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option<&[u8]>) -> u64 {
+    let mut hasher = Xxh3::new();
+    let mut field = |bytes: Option<&[u8]>| match bytes {
+        Some(bytes) => {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        }
+        None => hasher.update(&u64::MAX.to_le_bytes()),
+    };
+    let dims = tile.shape.dims().iter();
+    let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
+    let layout = tile.layout.as_ref();
+    let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
+
+    field(Some(tile.name.as_bytes()));
+    field(Some(&tile.tile.to_le_bytes()));
+    field(Some(&(tile.row_start as u64).to_le_bytes()));
+    field(Some(&(tile.row_count as u64).to_le_bytes()));
+    field(Some(&shape));
+    field(Some(tile.source_dtype.name().as_bytes()));
+    field(Some(layout.map_or(RAW, |l| l.format.name()).as_bytes()));
+    field(layout.map(|l| l.scheme.name().as_bytes()));
+    field(group_size.as_ref().map(|g| g.as_slice()));
+    field(layout.map(|l| l.scale_dtype.name().as_bytes()));
+    field(None); // rotation
+    field(None); // activation
+    field(Some(codes));
+    field(scales);
+    field(biases);
+    field(None); // input scale
+    hasher.digest()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_the_leaves_of_the_schema() {
+        let schema = parquet_schema();
+        let leaves: Vec<String> = schema.columns().iter().map(|c| c.path().string()).collect();
+        let paths: Vec<&str> = Column::ALL.iter().map(|row| row.1).collect();
+        assert_eq!(leaves, paths);
+        for (i, row) in Column::ALL.iter().enumerate() {
+            assert_eq!(row.0 as usize, i);
+        }
+    }
+}

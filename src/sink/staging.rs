@@ -1,0 +1,183 @@
+//! A file that appears at its path whole or not at all.
+
+use std::fs::{File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+const PREFIX: &str = ".arrowquant-";
+const SUFFIX: &str = ".partial";
+
+/// A file being written beside its target under a temporary name. Dropped uncommitted it is
+/// removed; what a killed process left behind, the next run in that folder removes: a live
+/// run holds a lock on its temporary file, a dead one does not.
+#[derive(Debug)]
+pub struct StagedFile {
+    target: PathBuf,
+    file: NamedTempFile,
+}
+
+impl StagedFile {
+    /// Starts a file that is to become `target`.
+    ///
+    /// # Errors
+    /// The target's folder does not exist or cannot be written to, or the target is a folder.
+    pub fn create(target: &Path) -> Result<Self> {
+        if target.file_name().is_none() || target.is_dir() {
+            return Err(Error::file(target, "cannot write here: it is a folder"));
+        }
+        let folder = folder_of(target);
+        if !folder.is_dir() {
+            return Err(Error::file(
+                target,
+                format!("cannot write here: there is no folder {}", folder.display()),
+            ));
+        }
+        remove_stale(folder);
+        loop {
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(PREFIX).suffix(SUFFIX);
+            #[cfg(unix)]
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            let file = builder
+                .tempfile_in(folder)
+                .map_err(Error::io(target, "create a temporary file beside it"))?;
+            // Some file systems know no locks; their temporaries are never taken for stale.
+            let _ = file.as_file().lock();
+            // Another run may have taken it for stale before the lock.
+            if file.path().exists() {
+                return Ok(Self {
+                    target: target.to_owned(),
+                    file,
+                });
+            }
+        }
+    }
+
+    /// The path the file will have.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Syncs the file and puts it at its path, replacing what was there.
+    ///
+    /// # Errors
+    /// The file cannot be synced or renamed; the target is then as it was.
+    pub fn commit(mut self) -> Result<()> {
+        let sync = |file: &mut NamedTempFile| -> io::Result<()> {
+            file.flush()?;
+            file.as_file().sync_all()
+        };
+        sync(&mut self.file).map_err(Error::io(&self.target, "write"))?;
+        let folder = folder_of(&self.target).to_owned();
+        let target = self.target;
+        self.file
+            .persist(&target)
+            .map_err(|error| Error::io(&target, "put the finished file here")(error.error))?;
+        // The rename lasts once the folder is synced; not every system can open a folder.
+        if let Ok(folder) = File::open(folder) {
+            let _ = folder.sync_all();
+        }
+        Ok(())
+    }
+}
+
+impl Write for StagedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.as_file_mut().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_file_mut().flush()
+    }
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Removes temporaries whose run is dead. Failing to is no reason not to write.
+fn remove_stale(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with(PREFIX) || !name.ends_with(SUFFIX) {
+            continue;
+        }
+        let Ok(file) = File::options().write(true).open(entry.path()) else {
+            continue;
+        };
+        match file.try_lock() {
+            Ok(()) => drop(std::fs::remove_file(entry.path())),
+            Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_is_at_the_path_until_commit() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out.parquet");
+        std::fs::write(&target, "old").unwrap();
+        let mut staged = StagedFile::create(&target).unwrap();
+        staged.write_all(b"new").unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"old");
+        staged.commit().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+        assert_eq!(names(folder.path()), ["out.parquet"]);
+    }
+
+    #[test]
+    fn an_uncommitted_file_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut staged = StagedFile::create(&folder.path().join("out.parquet")).unwrap();
+        staged.write_all(b"half").unwrap();
+        drop(staged);
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn stale_temporaries_go_and_live_ones_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let live = StagedFile::create(&folder.path().join("a.parquet")).unwrap();
+        std::fs::write(folder.path().join(".arrowquant-dead.partial"), "x").unwrap();
+        std::fs::write(folder.path().join("other.partial"), "x").unwrap();
+        let second = StagedFile::create(&folder.path().join("b.parquet")).unwrap();
+        assert_eq!(names(folder.path()).len(), 3);
+        live.commit().unwrap();
+        second.commit().unwrap();
+        assert_eq!(names(folder.path()), ["a.parquet", "b.parquet", "other.partial"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_file_has_the_usual_permissions() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let usual = folder.path().join("usual");
+        File::create(&usual).unwrap();
+        let target = folder.path().join("out");
+        StagedFile::create(&target).unwrap().commit().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&target), mode(&usual));
+    }
+}

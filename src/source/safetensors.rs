@@ -1,0 +1,369 @@
+//! safetensors files, alone or sharded.
+//!
+//! Layout: u64 little-endian header length, a JSON object `{name: {dtype, shape,
+//! data_offsets}, "__metadata__": {…}}`, then the values without gaps. The header is parsed
+//! here rather than by the `safetensors` crate because that one lets a duplicate name win
+//! silently and does not say which tensor of which file is wrong.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::value::RawValue;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Source, SourceId};
+use crate::error::{Error, Result};
+use crate::tensor::{Dtype, Shape, TensorInfo};
+
+/// The format's own limit on a header.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// One safetensors file, or all shards of an index.
+#[derive(Debug)]
+pub struct SafetensorsSource {
+    path: PathBuf,
+    id: SourceId,
+    shards: Vec<Shard>,
+    tensors: Vec<TensorInfo>,
+    /// Shard and position in that shard's file of each tensor.
+    places: Vec<(usize, u64)>,
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+struct Shard {
+    path: PathBuf,
+    file: File,
+}
+
+impl SafetensorsSource {
+    /// Opens one file.
+    ///
+    /// # Errors
+    /// The file cannot be read or is malformed.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let header = Header::read(path)?;
+        let mut hash = Xxh3::new();
+        hash.update(&header.text);
+        let mut source = Self {
+            path: path.to_owned(),
+            id: identify(path, header.file_bytes, &hash),
+            shards: Vec::new(),
+            tensors: Vec::new(),
+            places: Vec::new(),
+            metadata: header.metadata.clone(),
+        };
+        source.push_shard(path, header);
+        Ok(source)
+    }
+
+    /// Opens the shards of an index (`{"weight_map": {tensor: file}}`), which lie beside it.
+    ///
+    /// # Errors
+    /// The index or a shard cannot be read or is malformed, a tensor is not where the index
+    /// says, or two shards hold the same name.
+    pub fn open_sharded(index: &Path) -> Result<Self> {
+        let text = std::fs::read(index).map_err(Error::io(index, "read"))?;
+        let parsed: IndexFile = serde_json::from_slice(&text)
+            .map_err(|error| Error::file(index, format!("not a safetensors index: {error}")))?;
+        let weight_map = parsed.weight_map.0;
+
+        let mut first_of_shard: BTreeMap<&str, &str> = BTreeMap::new();
+        for (tensor, shard) in &weight_map {
+            let name = Path::new(shard);
+            if name.file_name() != Some(name.as_os_str()) {
+                let reason = format!("shard '{shard}' is not a plain file name");
+                return Err(Error::tensor(index, tensor, reason));
+            }
+            first_of_shard.entry(shard).or_insert(tensor);
+        }
+
+        let folder = index.parent().unwrap_or(Path::new(""));
+        let mut hash = Xxh3::new();
+        hash.update(&text);
+        let mut source = Self {
+            path: index.to_owned(),
+            id: identify(index, text.len() as u64, &hash),
+            shards: Vec::new(),
+            tensors: Vec::new(),
+            places: Vec::new(),
+            metadata: BTreeMap::new(),
+        };
+        let mut seen: HashMap<String, PathBuf> = HashMap::new();
+        for (shard, tensor) in first_of_shard {
+            let path = folder.join(shard);
+            if !path.exists() {
+                let reason = format!("its shard {} is missing", path.display());
+                return Err(Error::tensor(index, tensor, reason));
+            }
+            let header = Header::read(&path)?;
+            for entry in &header.entries {
+                if let Some(other) = seen.insert(entry.info.name.clone(), path.clone()) {
+                    let reason = format!("duplicate, also in {}", other.display());
+                    return Err(Error::tensor(&path, &entry.info.name, reason));
+                }
+            }
+            hash.update(&header.text);
+            source.id.bytes += header.file_bytes;
+            for (key, value) in &header.metadata {
+                source.metadata.entry(key.clone()).or_insert(value.clone());
+            }
+            source.push_shard(&path, header);
+        }
+        for (tensor, shard) in &weight_map {
+            match seen.get(tensor) {
+                Some(path) if path.file_name() == Some(shard.as_ref()) => {}
+                _ => {
+                    let reason = format!("the index says {shard}, which does not hold it");
+                    return Err(Error::tensor(index, tensor, reason));
+                }
+            }
+        }
+        source.id.header_hash = format!("{:016x}", hash.digest());
+        Ok(source)
+    }
+
+    fn push_shard(&mut self, path: &Path, header: Header) {
+        let shard = self.shards.len();
+        self.shards.push(Shard {
+            path: path.to_owned(),
+            file: header.file,
+        });
+        for entry in header.entries {
+            self.tensors.push(entry.info);
+            self.places.push((shard, header.data_start + entry.start));
+        }
+    }
+}
+
+fn identify(path: &Path, bytes: u64, hash: &Xxh3) -> SourceId {
+    SourceId {
+        name: path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned(),
+        bytes,
+        header_hash: format!("{:016x}", hash.digest()),
+    }
+}
+
+impl Source for SafetensorsSource {
+    fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    fn read(&self, index: usize, offset: usize, out: &mut [u8]) -> Result<()> {
+        let (shard, start) = self.places[index];
+        let shard = &self.shards[shard];
+        read_exact_at(&shard.file, out, start + offset as u64).map_err(|error| {
+            let reason = match error.kind() {
+                io::ErrorKind::UnexpectedEof => "the file ended early, was it changed?".to_owned(),
+                _ => format!("cannot read: {error}"),
+            };
+            Error::tensor(&shard.path, &self.tensors[index].name, reason)
+        })
+    }
+
+    fn path_of(&self, index: usize) -> &Path {
+        &self.shards[self.places[index].0].path
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn id(&self) -> SourceId {
+        self.id.clone()
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !out.is_empty() {
+        match file.seek_read(out, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                out = &mut out[n..];
+                offset += n as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// One tensor of a header, checked.
+struct Entry {
+    info: TensorInfo,
+    /// Offset of its values from the end of the header.
+    start: u64,
+}
+
+/// A file's header, checked against the file's size.
+struct Header {
+    file: File,
+    file_bytes: u64,
+    text: Vec<u8>,
+    data_start: u64,
+    /// In the order of their values.
+    entries: Vec<Entry>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Header {
+    fn read(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        let status = file.metadata().map_err(Error::io(path, "open"))?;
+        if !status.is_file() {
+            return Err(Error::file(path, "not a file"));
+        }
+        let file_bytes = status.len();
+        let refuse = |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
+        if file_bytes < 8 {
+            return Err(refuse(format!("{file_bytes} bytes are too few")));
+        }
+        let mut length = [0; 8];
+        read_exact_at(&file, &mut length, 0).map_err(Error::io(path, "read"))?;
+        let length = u64::from_le_bytes(length);
+        if length > MAX_HEADER || length > file_bytes - 8 {
+            return Err(refuse(format!(
+                "a header of {length} bytes in a file of {file_bytes}"
+            )));
+        }
+        let mut text = vec![0; length as usize];
+        read_exact_at(&file, &mut text, 8).map_err(Error::io(path, "read"))?;
+        let UniqueEntries::<Box<RawValue>>(fields) =
+            serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
+        let mut raw = Vec::with_capacity(fields.len());
+        let mut metadata = BTreeMap::new();
+        for (name, value) in fields {
+            if name == "__metadata__" {
+                let parsed: Option<_> = serde_json::from_str(value.get())
+                    .map_err(|error| refuse(format!("__metadata__: {error}")))?;
+                metadata = parsed.unwrap_or_default();
+            } else {
+                let entry: RawEntry = serde_json::from_str(value.get())
+                    .map_err(|error| Error::tensor(path, &name, error.to_string()))?;
+                raw.push((name, entry));
+            }
+        }
+
+        let data_start = 8 + length;
+        let entries = check_entries(path, raw, file_bytes - data_start)?;
+        Ok(Self {
+            file,
+            file_bytes,
+            text,
+            data_start,
+            entries,
+            metadata,
+        })
+    }
+}
+
+/// Checks dtypes, shapes and places: values follow each other without gap or overlap and fill
+/// the file.
+fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> Result<Vec<Entry>> {
+    let mut entries = Vec::with_capacity(raw.len());
+    for (name, entry) in raw {
+        let refuse = |reason: String| Err(Error::tensor(path, &name, reason));
+        let Some(dtype) = Dtype::from_safetensors(&entry.dtype) else {
+            return refuse(format!("unknown dtype '{}'", entry.dtype));
+        };
+        let Some(shape) = Shape::new(entry.shape.clone()) else {
+            return refuse(format!("shape {:?} is too large", entry.shape));
+        };
+        let [start, end] = entry.data_offsets;
+        if end > data_bytes {
+            return refuse(format!(
+                "its values end at byte {end}, past the end of the data at {data_bytes}"
+            ));
+        }
+        let info = TensorInfo { name: name.clone(), dtype, shape };
+        let bytes = info.bytes().map(|bytes| bytes as u64);
+        if start > end || bytes != Some(end - start) {
+            return refuse(format!(
+                "bytes {start} to {end} do not hold shape {} of {dtype}",
+                info.shape
+            ));
+        }
+        entries.push(Entry { info, start });
+    }
+    entries.sort_by(|a, b| {
+        let key = |e: &Entry| (e.start, e.info.bytes());
+        key(a).cmp(&key(b)).then_with(|| a.info.name.cmp(&b.info.name))
+    });
+    let mut end = 0;
+    for entry in &entries {
+        if entry.start != end {
+            let what = if entry.start < end { "overlap" } else { "leave a gap after" };
+            let reason = format!("its values at byte {} {what} those before it", entry.start);
+            return Err(Error::tensor(path, &entry.info.name, reason));
+        }
+        end += entry.info.bytes().unwrap_or(0) as u64;
+    }
+    if end != data_bytes {
+        let reason = format!("{} bytes follow the last tensor", data_bytes - end);
+        return Err(Error::file(path, reason));
+    }
+    Ok(entries)
+}
+
+#[derive(serde::Deserialize)]
+struct RawEntry {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+#[derive(serde::Deserialize)]
+struct IndexFile {
+    weight_map: UniqueEntries<String>,
+}
+
+/// The entries of a JSON object, in which every key may stand once.
+struct UniqueEntries<V>(Vec<(String, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct EntryVisitor<V>(PhantomData<V>);
+
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for EntryVisitor<V> {
+            type Value = UniqueEntries<V>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object with tensor names as keys")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut names = HashSet::new();
+                let mut entries = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, V>()? {
+                    if !names.insert(name.clone()) {
+                        return Err(A::Error::custom(format!("tensor '{name}': duplicate name")));
+                    }
+                    entries.push((name, value));
+                }
+                Ok(UniqueEntries(entries))
+            }
+        }
+
+        deserializer.deserialize_map(EntryVisitor(PhantomData))
+    }
+}

@@ -1,0 +1,218 @@
+//! Dtypes, shapes and tensor descriptions, as read from files and as given by callers.
+
+use std::fmt;
+
+use crate::format::Float;
+
+/// Element type of a source tensor, named as in safetensors (lower case).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[allow(missing_docs)] // the names say it
+pub enum Dtype {
+    F64,
+    F32,
+    F16,
+    BF16,
+    F8E4M3,
+    F8E5M2,
+    F8E8M0,
+    F6E2M3,
+    F6E3M2,
+    F4,
+    C64,
+    I64,
+    I32,
+    I16,
+    I8,
+    U64,
+    U32,
+    U16,
+    U8,
+    Bool,
+}
+
+/// Dtype, our name, the name in a safetensors header, bits per element.
+const DTYPES: &[(Dtype, &str, &str, usize)] = &[
+    (Dtype::F64, "f64", "F64", 64),
+    (Dtype::F32, "f32", "F32", 32),
+    (Dtype::F16, "f16", "F16", 16),
+    (Dtype::BF16, "bf16", "BF16", 16),
+    (Dtype::F8E4M3, "f8_e4m3", "F8_E4M3", 8),
+    (Dtype::F8E5M2, "f8_e5m2", "F8_E5M2", 8),
+    (Dtype::F8E8M0, "f8_e8m0", "F8_E8M0", 8),
+    (Dtype::F6E2M3, "f6_e2m3", "F6_E2M3", 6),
+    (Dtype::F6E3M2, "f6_e3m2", "F6_E3M2", 6),
+    (Dtype::F4, "f4", "F4", 4),
+    (Dtype::C64, "c64", "C64", 64),
+    (Dtype::I64, "i64", "I64", 64),
+    (Dtype::I32, "i32", "I32", 32),
+    (Dtype::I16, "i16", "I16", 16),
+    (Dtype::I8, "i8", "I8", 8),
+    (Dtype::U64, "u64", "U64", 64),
+    (Dtype::U32, "u32", "U32", 32),
+    (Dtype::U16, "u16", "U16", 16),
+    (Dtype::U8, "u8", "U8", 8),
+    (Dtype::Bool, "bool", "BOOL", 8),
+];
+
+impl Dtype {
+    fn row(self) -> &'static (Dtype, &'static str, &'static str, usize) {
+        DTYPES
+            .iter()
+            .find(|row| row.0 == self)
+            .expect("every dtype has a row")
+    }
+
+    /// The name in our files and reports.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// The name in a safetensors header.
+    pub fn safetensors_name(self) -> &'static str {
+        self.row().2
+    }
+
+    /// Bits of one element.
+    pub fn bits(self) -> usize {
+        self.row().3
+    }
+
+    /// The dtype called `name` in our files.
+    pub fn from_name(name: &str) -> Option<Self> {
+        DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
+    }
+
+    /// The dtype called `name` in a safetensors header.
+    pub fn from_safetensors(name: &str) -> Option<Self> {
+        DTYPES.iter().find(|row| row.2 == name).map(|row| row.0)
+    }
+
+    /// The float the kernels read, or `None` for dtypes that are never quantized.
+    pub fn float(self) -> Option<Float> {
+        match self {
+            Self::F32 => Some(Float::F32),
+            Self::F16 => Some(Float::F16),
+            Self::BF16 => Some(Float::BF16),
+            _ => None,
+        }
+    }
+}
+
+impl From<Float> for Dtype {
+    fn from(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::F16 => Self::F16,
+            Float::BF16 => Self::BF16,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Dimensions of a tensor whose element count is known to fit `usize` (and `i64`).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Shape {
+    dims: Vec<usize>,
+    elements: usize,
+}
+
+impl Shape {
+    /// A shape, or `None` when its element count overflows.
+    pub fn new(dims: Vec<usize>) -> Option<Self> {
+        // Zero dimensions must not hide an overflow of the others: rows and cols multiply those.
+        let mut product = 1usize;
+        for &dim in &dims {
+            product = product.checked_mul(dim.max(1))?;
+        }
+        i64::try_from(product).ok()?;
+        let elements = dims.iter().product();
+        Some(Self { dims, elements })
+    }
+
+    /// The dimensions, outermost first; none for a scalar.
+    pub fn dims(&self) -> &[usize] {
+        &self.dims
+    }
+
+    /// The number of elements: 1 for a scalar.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// Rows of the matrix the tensor is quantized as: all dimensions but the first fold into
+    /// columns, and a vector or scalar is one row.
+    pub fn rows(&self) -> usize {
+        if self.dims.len() < 2 { 1 } else { self.dims[0] }
+    }
+
+    /// Columns of that matrix.
+    pub fn cols(&self) -> usize {
+        let inner = if self.dims.len() < 2 { 0 } else { 1 };
+        self.dims[inner..].iter().product()
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let dims: Vec<String> = self.dims.iter().map(usize::to_string).collect();
+        f.pad(&format!("[{}]", dims.join(", ")))
+    }
+}
+
+/// A tensor's description, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Name in the model.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Shape,
+}
+
+impl TensorInfo {
+    /// Bytes of the values, or `None` when sub-byte elements do not fill whole bytes or the
+    /// product overflows.
+    pub fn bytes(&self) -> Option<usize> {
+        let bits = self.shape.elements().checked_mul(self.dtype.bits())?;
+        bits.is_multiple_of(8).then_some(bits / 8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folding_keeps_the_first_dimension() {
+        let shape = |dims: &[usize]| Shape::new(dims.to_vec()).unwrap();
+        let conv = shape(&[320, 4, 3, 3]);
+        assert_eq!((conv.rows(), conv.cols(), conv.elements()), (320, 36, 11520));
+        let vector = shape(&[7]);
+        assert_eq!((vector.rows(), vector.cols()), (1, 7));
+        let scalar = shape(&[]);
+        assert_eq!((scalar.rows(), scalar.cols(), scalar.elements()), (1, 1, 1));
+        let empty = shape(&[3, 0]);
+        assert_eq!((empty.rows(), empty.cols(), empty.elements()), (3, 0, 0));
+    }
+
+    #[test]
+    fn overflowing_shapes_are_refused_even_when_empty() {
+        assert_eq!(Shape::new(vec![usize::MAX, 2]), None);
+        assert_eq!(Shape::new(vec![0, usize::MAX, 2]), None);
+        assert_eq!(Shape::new(vec![1 << 63]), None);
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for row in DTYPES {
+            assert_eq!(Dtype::from_name(row.0.name()), Some(row.0));
+            assert_eq!(Dtype::from_safetensors(row.0.safetensors_name()), Some(row.0));
+        }
+    }
+}
