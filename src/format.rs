@@ -324,9 +324,15 @@ impl Layout {
 
     /// Whether every code of a group with this scale and bias decodes to a finite f32.
     pub fn decodable(&self, scale: f32, bias: f32) -> bool {
-        let top = scale * f32::from(self.format.max_code());
-        // An infinite bias is caught too: adding it, or its opposite to a NaN, is not finite.
-        top.is_finite() && (top + bias).is_finite()
+        let top = f32::from(self.format.max_code());
+        match self.scheme {
+            // Code 0 lies as far from zero as any.
+            Scheme::Symmetric => (scale * self.format.zero_point()).is_finite(),
+            Scheme::Affine => {
+                let product = scale * top;
+                product.is_finite() && bias.is_finite() && (product + bias).is_finite()
+            }
+        }
     }
 
     /// The value of symmetric code 0 in scales, subtracted before scaling; 0 when affine.
@@ -461,7 +467,10 @@ mod tests {
     #[test]
     fn group_sizes_of_the_format_and_no_others() {
         for allowed in [0, 16, 32, 48, 128, 288, 1024] {
-            assert_eq!(GroupSize::new(allowed).map(GroupSize::get), Some(allowed as u16));
+            assert_eq!(
+                GroupSize::new(allowed).map(GroupSize::get),
+                Some(allowed as u16)
+            );
         }
         for refused in [1, 8, 17, 100, 1040, 1 << 40] {
             assert_eq!(GroupSize::new(refused), None);

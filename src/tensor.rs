@@ -192,7 +192,10 @@ mod tests {
     fn folding_keeps_the_first_dimension() {
         let shape = |dims: &[usize]| Shape::new(dims.to_vec()).unwrap();
         let conv = shape(&[320, 4, 3, 3]);
-        assert_eq!((conv.rows(), conv.cols(), conv.elements()), (320, 36, 11520));
+        assert_eq!(
+            (conv.rows(), conv.cols(), conv.elements()),
+            (320, 36, 11520)
+        );
         let vector = shape(&[7]);
         assert_eq!((vector.rows(), vector.cols()), (1, 7));
         let scalar = shape(&[]);
@@ -212,7 +215,10 @@ mod tests {
     fn names_round_trip() {
         for row in DTYPES {
             assert_eq!(Dtype::from_name(row.0.name()), Some(row.0));
-            assert_eq!(Dtype::from_safetensors(row.0.safetensors_name()), Some(row.0));
+            assert_eq!(
+                Dtype::from_safetensors(row.0.safetensors_name()),
+                Some(row.0)
+            );
         }
     }
 }

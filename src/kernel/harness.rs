@@ -35,7 +35,10 @@ impl Guarded {
         self.get().fill(CANARY);
         match self.bytes.iter().position(|&b| b != CANARY) {
             None => Ok(content),
-            Some(at) => Err(format!("wrote {} bytes past its slice", at as isize - self.start as isize)),
+            Some(at) => Err(format!(
+                "wrote {} bytes past its slice",
+                at as isize - self.start as isize
+            )),
         }
     }
 }
@@ -56,7 +59,13 @@ fn weights(kind: usize, float: Float, len: usize) -> Vec<u8> {
             2 => next() * 1e-39,
             3 => next() * 3e4,
             4 => next() * 1e30,
-            5 => if i % 7 == 3 { -0.0 } else { 0.0 },
+            5 => {
+                if i % 7 == 3 {
+                    -0.0
+                } else {
+                    0.0
+                }
+            }
             _ => 0.3,
         };
         match float {
@@ -103,11 +112,27 @@ fn run(
         return Ok((result, Default::default(), ErrorSums::default()));
     }
     let [codes, scales, biases] = planes;
-    let row = Planes { codes: &codes, scales: &scales, biases: &biases };
+    let row = Planes {
+        codes: &codes,
+        scales: &scales,
+        biases: &biases,
+    };
     let mut decoded = Guarded::new(weights.len(), offset);
-    table.decode_row(DecodeRow { layout, cols, planes: row, float, weights: decoded.get() });
+    table.decode_row(DecodeRow {
+        layout,
+        cols,
+        planes: row,
+        float,
+        weights: decoded.get(),
+    });
     let decoded = decoded.check()?;
-    let error = table.error_row(ErrorRow { layout, cols, planes: row, float, weights });
+    let error = table.error_row(ErrorRow {
+        layout,
+        cols,
+        planes: row,
+        float,
+        weights,
+    });
     Ok((result, [codes, scales, biases, decoded], error))
 }
 
@@ -131,10 +156,13 @@ fn compare(table: &KernelTable, reference: &KernelTable) -> Result<(), String> {
                         (_, 0) => (Fit::LeastSquares(&[0.9, 0.6, 0.4]), None),
                         _ => (Fit::LeastSquares(&[0.9, 0.6]), Some(importance.as_slice())),
                     };
-                    let result = |table| run(table, layout, fit, float, &weights, importance, len % 4);
+                    let result =
+                        |table| run(table, layout, fit, float, &weights, importance, len % 4);
                     let (ours, expected) = (result(table)?, result(reference)?);
                     if ours != expected {
-                        return Err(format!("{len} weights of kind {kind} in {float}, {layout:?}, {fit:?}"));
+                        return Err(format!(
+                            "{len} weights of kind {kind} in {float}, {layout:?}, {fit:?}"
+                        ));
                     }
                 }
             }

@@ -46,7 +46,9 @@ pub struct UnknownIsa;
 impl fmt::Display for UnknownIsa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("must be one of:")?;
-        Isa::ALL.iter().try_for_each(|isa| write!(f, " {}", isa.name()))
+        Isa::ALL
+            .iter()
+            .try_for_each(|isa| write!(f, " {}", isa.name()))
     }
 }
 

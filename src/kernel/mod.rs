@@ -42,7 +42,7 @@ pub struct QuantizeRow<'a> {
     pub weights: &'a [u8],
     /// Importance of each input channel, `cols` finite numbers >= 0; `None` is 1 everywhere.
     pub importance: Option<&'a [f32]>,
-    /// Whether to compute the [`RowSums`].
+    /// Whether to compute the sums of [`RowSums`].
     pub sums: bool,
     /// `layout.code_bytes(cols)` bytes.
     pub codes: &'a mut [u8],
@@ -52,12 +52,14 @@ pub struct QuantizeRow<'a> {
     pub biases: &'a mut [u8],
 }
 
-/// What unit gain needs to know of a quantized row.
+/// What is found out about a row while it is quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RowSums {
-    /// `sum h w^2`.
+    /// Largest magnitude of a weight.
+    pub largest: f32,
+    /// `sum h w^2`, if asked for.
     pub signal: f64,
-    /// `sum h w y`, y being the decoded weights.
+    /// `sum h w y`, y being the decoded weights, if asked for.
     pub product: f64,
 }
 

@@ -126,13 +126,17 @@ fn load<L: Lanes, E: Element>(bytes: &[u8], at: usize, n: usize) -> L {
 #[inline(always)]
 fn vectors(range: core::ops::Range<usize>) -> impl Iterator<Item = (usize, usize)> {
     let end = range.end;
-    range.step_by(LANES).map(move |at| (at, LANES.min(end - at)))
+    range
+        .step_by(LANES)
+        .map(move |at| (at, LANES.min(end - at)))
 }
 
 /// The ranges in which sums run in f32.
 #[inline(always)]
 fn spans(len: usize) -> impl Iterator<Item = core::ops::Range<usize>> {
-    (0..len).step_by(SUM_SPAN).map(move |at| at..len.min(at + SUM_SPAN))
+    (0..len)
+        .step_by(SUM_SPAN)
+        .map(move |at| at..len.min(at + SUM_SPAN))
 }
 
 /// Adds the `K` terms of every element of a group: in lanes inside a span, in f64 between spans.
@@ -165,7 +169,8 @@ fn sums<L: Lanes, const K: usize>(
 /// The power of two that brings a group's largest magnitude near 1, or 1 where squares are safe.
 #[inline(always)]
 fn power(magnitude: f32) -> f32 {
-    const SAFE: core::ops::RangeInclusive<f32> = f32::from_bits((127 - 40) << 23)..=f32::from_bits((127 + 40) << 23);
+    const SAFE: core::ops::RangeInclusive<f32> =
+        f32::from_bits((127 - 40) << 23)..=f32::from_bits((127 + 40) << 23);
     if magnitude == 0.0 || SAFE.contains(&magnitude) {
         return 1.0;
     }
@@ -238,7 +243,11 @@ struct Encoder<L> {
 impl<L: Lanes> Encoder<L> {
     #[inline(always)]
     fn new<C: Code>(grid: Grid, zero_point: f32) -> Self {
-        let inverse = if grid.scale == 0.0 { 0.0 } else { 1.0 / grid.scale };
+        let inverse = if grid.scale == 0.0 {
+            0.0
+        } else {
+            1.0 / grid.scale
+        };
         Self {
             bias: L::splat(grid.bias),
             inverse: L::splat(inverse),
@@ -390,7 +399,9 @@ fn quantize_row<L: Lanes, E: Element, C: Code>(row: QuantizeRow<'_>) -> Result<R
         let len = span.min(cols - at);
         let bytes = &row.weights[at * E::SIZE..(at + len) * E::SIZE];
         let (low, high) = range::<L, E>(bytes, len).ok_or(RowFault::NonFinite)?;
-        let power = power(if high >= -low { high } else { -low });
+        let magnitude = if high >= -low { high } else { -low };
+        totals.largest = totals.largest.max(magnitude);
+        let power = power(magnitude);
         let group = Scaled {
             bytes,
             importance: row.importance.map(|h| &h[at..at + len]),
@@ -498,13 +509,19 @@ fn error_row<L: Lanes, E: Element, C: Code>(row: ErrorRow<'_>) -> ErrorSums {
         let at = g * span;
         let len = span.min(cols - at);
         let grid = row.planes.grid(layout, g);
-        let power = power(grid.scale.abs().max(grid.bias.abs()));
+        let bytes = &row.weights[at * E::SIZE..(at + len) * E::SIZE];
+        let magnitude = match grid.scale.abs().max(grid.bias.abs()) {
+            // Weights too small for their scale dtype: what is lost counts at its own size.
+            0.0 => range::<L, E>(bytes, len).map_or(0.0, |(low, high)| high.max(-low)),
+            stored => stored,
+        };
+        let power = power(magnitude);
         let scaled = Grid {
             scale: grid.scale * power,
             bias: grid.bias * power,
         };
         let group = Scaled {
-            bytes: &row.weights[at * E::SIZE..(at + len) * E::SIZE],
+            bytes,
             importance: None,
             len,
             power,

@@ -57,7 +57,12 @@ impl TileFile {
         check_footer_length(path, &map)?;
         let parquet = fenced(path, || ParquetMetaDataReader::new().parse_and_finish(&map))?;
         let mut metadata = BTreeMap::new();
-        for entry in parquet.file_metadata().key_value_metadata().into_iter().flatten() {
+        for entry in parquet
+            .file_metadata()
+            .key_value_metadata()
+            .into_iter()
+            .flatten()
+        {
             metadata.insert(entry.key.clone(), entry.value.clone().unwrap_or_default());
         }
         check_version(path, &metadata)?;
@@ -99,7 +104,11 @@ impl TileFile {
             Ok(values.swap_remove(place.row))
         };
         let (codes, scales, biases) = fenced(&self.path, || {
-            Ok((read(Column::Codes)?, read(Column::Scales)?, read(Column::Biases)?))
+            Ok((
+                read(Column::Codes)?,
+                read(Column::Scales)?,
+                read(Column::Biases)?,
+            ))
         })
         .map_err(|error| Error::tensor(&self.path, &tile.name, error.to_string()))?;
         let codes = codes.ok_or_else(|| Error::tensor(&self.path, &tile.name, "no codes"))?;
@@ -137,7 +146,10 @@ impl TileFile {
     fn text(&self, group: usize, column: Column) -> Result<Vec<Option<String>>, ParquetError> {
         let values = self.read::<ByteArrayType>(group, column)?;
         let text = |value: ByteArray| value.as_utf8().map(str::to_owned);
-        values.into_iter().map(|value| value.map(text).transpose()).collect()
+        values
+            .into_iter()
+            .map(|value| value.map(text).transpose())
+            .collect()
     }
 
     /// The values of a flat column of a row group.
@@ -188,7 +200,10 @@ impl TileFile {
         column: Column,
     ) -> Result<(Vec<T::T>, Vec<i16>, Vec<i16>), ParquetError> {
         let rows = self.rows(group);
-        let chunk = self.parquet.row_group(group).column(self.columns[column as usize]);
+        let chunk = self
+            .parquet
+            .row_group(group)
+            .column(self.columns[column as usize]);
         let pages = SerializedPageReader::new(self.map.clone(), chunk, rows, None)?;
         let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
         let mut reader: ColumnReaderImpl<T> = get_typed_column_reader(reader);
@@ -207,7 +222,10 @@ impl TileFile {
     }
 
     fn max_definition(&self, group: usize, column: Column) -> i16 {
-        let chunk = self.parquet.row_group(group).column(self.columns[column as usize]);
+        let chunk = self
+            .parquet
+            .row_group(group)
+            .column(self.columns[column as usize]);
         chunk.column_descr().max_def_level()
     }
 }
@@ -243,9 +261,13 @@ impl Columns {
                 .ok_or_else(|| refuse(format!("{} is null or negative", column.path())))
         };
         if self.transformed[row] {
-            return Err(refuse("it was rotated or smoothed, which this version cannot undo".into()));
+            return Err(refuse(
+                "it was rotated or smoothed, which this version cannot undo".into(),
+            ));
         }
-        let dims = self.shapes[row].iter().map(|&dim| number(Some(dim), Column::Shape));
+        let dims = self.shapes[row]
+            .iter()
+            .map(|&dim| number(Some(dim), Column::Shape));
         let shape = Shape::new(dims.collect::<Result<_>>()?)
             .ok_or_else(|| refuse("its shape is too large".into()))?;
         let row_start = number(self.row_starts[row], Column::RowStart)?;
@@ -289,7 +311,9 @@ impl Columns {
         Ok(Layout {
             format: parse::<Format>(&self.formats[row])?,
             scheme: parse::<Scheme>(&self.schemes[row])?,
-            group_size: group_size.and_then(GroupSize::new).ok_or("its group size is not allowed")?,
+            group_size: group_size
+                .and_then(GroupSize::new)
+                .ok_or("its group size is not allowed")?,
             scale_dtype: parse::<ScaleDtype>(&self.scale_dtypes[row])?,
         })
     }
@@ -297,7 +321,8 @@ impl Columns {
 
 fn parse<T: FromStr<Err = UnknownName>>(text: &Option<String>) -> Result<T, String> {
     let text = text.as_deref().unwrap_or("null");
-    text.parse().map_err(|error: UnknownName| format!("'{text}': {error}"))
+    text.parse()
+        .map_err(|error: UnknownName| format!("'{text}': {error}"))
 }
 
 /// The parquet crate returns errors for malformed files by policy; where it still panics, that
@@ -326,16 +351,24 @@ fn check_footer_length(path: &Path, map: &[u8]) -> Result<()> {
 
 fn check_version(path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
     let Some(version) = metadata.get(key::FORMAT_VERSION) else {
-        let reason = format!("not written by ArrowQuant: no {} in its footer", key::FORMAT_VERSION);
+        let reason = format!(
+            "not written by ArrowQuant: no {} in its footer",
+            key::FORMAT_VERSION
+        );
         return Err(Error::file(path, reason));
     };
     match version.parse::<u32>() {
         Ok(FORMAT_VERSION) => Ok(()),
         Ok(newer) if newer > FORMAT_VERSION => Err(Error::file(
             path,
-            format!("format version {newer} is newer than {FORMAT_VERSION}, which this program reads"),
+            format!(
+                "format version {newer} is newer than {FORMAT_VERSION}, which this program reads"
+            ),
         )),
-        _ => Err(Error::file(path, format!("format version '{version}' is not readable"))),
+        _ => Err(Error::file(
+            path,
+            format!("format version '{version}' is not readable"),
+        )),
     }
 }
 
@@ -352,7 +385,10 @@ fn find_columns(path: &Path, parquet: &ParquetMetaData) -> Result<Vec<usize>> {
         };
         found.columns().iter().position(same).ok_or_else(|| {
             let (name, kind) = (wanted.path().string(), wanted.physical_type());
-            Error::file(path, format!("not readable: no column {name} of type {kind}"))
+            Error::file(
+                path,
+                format!("not readable: no column {name} of type {kind}"),
+            )
         })
     };
     (0..Column::ALL.len()).map(find).collect()
@@ -363,7 +399,9 @@ fn check_chunks(path: &Path, parquet: &ParquetMetaData, file_bytes: usize) -> Re
     let file_bytes = file_bytes as i64;
     for row_group in parquet.row_groups() {
         let chunks = row_group.columns().iter().all(|chunk| {
-            let start = chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset());
+            let start = chunk
+                .dictionary_page_offset()
+                .unwrap_or(chunk.data_page_offset());
             let len = chunk.compressed_size();
             start >= 0 && len >= 0 && start <= file_bytes && len <= file_bytes - start
         });

@@ -96,7 +96,10 @@ impl Model {
             };
             let index = *by_name.entry(tile.name.clone()).or_insert_with(|| {
                 let tiles = Vec::new();
-                tensors.push(Tensor { info: info.clone(), tiles });
+                tensors.push(Tensor {
+                    info: info.clone(),
+                    tiles,
+                });
                 tensors.len() - 1
             });
             if tensors[index].info != info {
@@ -145,7 +148,8 @@ impl Model {
     /// The metadata that the source carried, such as a safetensors file's.
     pub fn source_metadata(&self) -> BTreeMap<String, String> {
         let text = self.metadata().get(key::SOURCE_METADATA);
-        text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+        text.and_then(|text| serde_json::from_str(text).ok())
+            .unwrap_or_default()
     }
 
     /// Whether `bytes` lie in the mapped file.
@@ -242,7 +246,8 @@ impl Model {
                 }
                 None => {
                     let Some(source) = info.dtype.float() else {
-                        let reason = format!("{} values are not quantized, read them raw", info.dtype);
+                        let reason =
+                            format!("{} values are not quantized, read them raw", info.dtype);
                         return Err(Error::tensor(&self.path, &info.name, reason));
                     };
                     let kept = cols * source.size();

@@ -32,15 +32,24 @@ pub enum OnNonFinite {
 pub const KEYS: &[(&str, &str)] = &[
     ("deployment_profile", "edge, local or cloud"),
     ("bit_width", "2, 4 or 8"),
-    ("group_size", "a multiple of 16 from 16 to 1024, or 0 for the whole row"),
+    (
+        "group_size",
+        "a multiple of 16 from 16 to 1024, or 0 for the whole row",
+    ),
     ("scheme", "symmetric or affine"),
     ("method", "minmax or lsq"),
     ("gain", "unit or lsq"),
     ("scale_dtype", "auto, f16 or f32"),
     ("on_nonfinite", "error or keep"),
     ("compression", "none or zstd"),
-    ("num_threads", "a number up to 1024, 0 for all of the machine's"),
-    ("rules", "PATTERN=bits:8,group:64 and the like, separated by semicolons"),
+    (
+        "num_threads",
+        "a number up to 1024, 0 for all of the machine's",
+    ),
+    (
+        "rules",
+        "PATTERN=bits:8,group:64 and the like, separated by semicolons",
+    ),
 ];
 
 /// More threads than this are a mistake.
@@ -101,13 +110,18 @@ impl Config {
     ///
     /// # Errors
     /// A variable names no key, or its value is not allowed.
-    pub fn merge_env(&mut self, variables: impl IntoIterator<Item = (String, String)>) -> Result<()> {
+    pub fn merge_env(
+        &mut self,
+        variables: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<()> {
         for (name, value) in variables {
             let Some(key) = name.strip_prefix("AQ_").filter(|&key| key != "ISA") else {
                 continue;
             };
             let set = self.set(&key.to_ascii_lowercase(), &value);
-            set.map_err(|error| Error::config(format!("environment variable {name}"), error.to_string()))?;
+            set.map_err(|error| {
+                Error::config(format!("environment variable {name}"), error.to_string())
+            })?;
         }
         Ok(())
     }
@@ -263,7 +277,10 @@ fn check_key(key: &str) -> Result<()> {
         return Ok(());
     }
     let names: Vec<&str> = KEYS.iter().map(|row| row.0).collect();
-    Err(Error::config(key, format!("unknown key; there are {}", names.join(", "))))
+    Err(Error::config(
+        key,
+        format!("unknown key; there are {}", names.join(", ")),
+    ))
 }
 
 /// A rule as text, or as a mapping with `pattern` and the keys of [`Rule::set`].
@@ -333,8 +350,15 @@ mod tests {
     #[test]
     fn later_sources_win() {
         let mut config = config("bit_width: 2\nscheme: affine\nmethod: minmax");
-        let env = [("AQ_BIT_WIDTH", "4"), ("AQ_SCHEME", "symmetric"), ("AQ_ISA", "scalar"), ("HOME", "x")];
-        config.merge_env(env.map(|(k, v)| (k.into(), v.into()))).unwrap();
+        let env = [
+            ("AQ_BIT_WIDTH", "4"),
+            ("AQ_SCHEME", "symmetric"),
+            ("AQ_ISA", "scalar"),
+            ("HOME", "x"),
+        ];
+        config
+            .merge_env(env.map(|(k, v)| (k.into(), v.into())))
+            .unwrap();
         config.set("bit_width", "8").unwrap();
         assert_eq!(config.get("bit_width").unwrap(), "8");
         assert_eq!(config.get("scheme").unwrap(), "symmetric");
@@ -343,8 +367,13 @@ mod tests {
 
     #[test]
     fn rules_as_text_and_as_mappings() {
-        let config = config("rules:\n  - a.*=bits:8\n  - pattern: 're:b$'\n    keep: true\n  - {pattern: c, bits: 2, group: 32}");
-        assert_eq!(config.get("rules").unwrap(), "a.*=bits:8;re:b$=keep;c=bits:2,group:32");
+        let config = config(
+            "rules:\n  - a.*=bits:8\n  - pattern: 're:b$'\n    keep: true\n  - {pattern: c, bits: 2, group: 32}",
+        );
+        assert_eq!(
+            config.get("rules").unwrap(),
+            "a.*=bits:8;re:b$=keep;c=bits:2,group:32"
+        );
     }
 
     #[test]
@@ -360,14 +389,38 @@ mod tests {
     #[test]
     fn wrong_settings_name_key_value_and_what_is_allowed() {
         for (yaml, parts) in [
-            ("bit_with: 4", ["bit_with", "unknown key; there are deployment_profile, bit_width"]),
+            (
+                "bit_with: 4",
+                [
+                    "bit_with",
+                    "unknown key; there are deployment_profile, bit_width",
+                ],
+            ),
             ("bit_width: 3", ["bit_width", "'3' is none of 2, 4, 8"]),
-            ("group_size: 8", ["group_size", "'8' is neither a multiple of 16"]),
-            ("method: best", ["method", "'best': method must be one of: minmax, lsq"]),
-            ("compression: gzip", ["compression", "'gzip' is not none or zstd"]),
-            ("on_nonfinite: drop", ["on_nonfinite", "'drop' is not error or keep"]),
-            ("num_threads: -1", ["num_threads", "'-1' is not a number up to 1024"]),
-            ("deployment_profile: moon", ["deployment_profile", "edge, local or cloud"]),
+            (
+                "group_size: 8",
+                ["group_size", "'8' is neither a multiple of 16"],
+            ),
+            (
+                "method: best",
+                ["method", "'best': method must be one of: minmax, lsq"],
+            ),
+            (
+                "compression: gzip",
+                ["compression", "'gzip' is not none or zstd"],
+            ),
+            (
+                "on_nonfinite: drop",
+                ["on_nonfinite", "'drop' is not error or keep"],
+            ),
+            (
+                "num_threads: -1",
+                ["num_threads", "'-1' is not a number up to 1024"],
+            ),
+            (
+                "deployment_profile: moon",
+                ["deployment_profile", "edge, local or cloud"],
+            ),
             ("bit_width: [4]", ["bit_width", "no single value"]),
             ("rules: [{bits: 2}]", ["rules", "has no pattern"]),
             ("rules: [7]", ["rules", "neither text nor a mapping"]),
@@ -375,10 +428,16 @@ mod tests {
             ("bit_width: 2\nbit_width: 4", ["YAML", "bit_width"]),
         ] {
             let message = Config::new().merge_yaml(yaml).unwrap_err().to_string();
-            assert!(parts.iter().all(|part| message.contains(part)), "{yaml}: {message}");
+            assert!(
+                parts.iter().all(|part| message.contains(part)),
+                "{yaml}: {message}"
+            );
         }
         let env = [("AQ_BITS".to_owned(), "4".to_owned())];
         let message = Config::new().merge_env(env).unwrap_err().to_string();
-        assert!(message.contains("AQ_BITS") && message.contains("unknown key"), "{message}");
+        assert!(
+            message.contains("AQ_BITS") && message.contains("unknown key"),
+            "{message}"
+        );
     }
 }

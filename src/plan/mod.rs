@@ -170,18 +170,27 @@ impl Plan {
             if entry.tensor != *tensor {
                 let describe = |t: &TensorInfo| format!("'{}' {} {}", t.name, t.dtype, t.shape);
                 let (planned, found) = (describe(&entry.tensor), describe(tensor));
-                return Err(Error::Plan(format!("has tensor {planned} where the source has {found}")));
+                return Err(Error::Plan(format!(
+                    "has tensor {planned} where the source has {found}"
+                )));
             }
         }
         if self.entries.len() != tensors.len() {
             let (planned, found) = (self.entries.len(), tensors.len());
-            return Err(Error::Plan(format!("has {planned} tensors, the source {found}")));
+            return Err(Error::Plan(format!(
+                "has {planned} tensors, the source {found}"
+            )));
         }
         Ok(())
     }
 }
 
-fn decide(tensor: &TensorInfo, path: &Path, config: &Config, used: &mut [bool]) -> Result<PlanEntry> {
+fn decide(
+    tensor: &TensorInfo,
+    path: &Path,
+    config: &Config,
+    used: &mut [bool],
+) -> Result<PlanEntry> {
     let never = if tensor.shape.dims().is_empty() {
         Some("scalar".to_owned())
     } else if tensor.dtype.float().is_none() {
@@ -299,7 +308,9 @@ impl EntryJson {
             None
         } else {
             let read = || -> Result<Recipe> {
-                let size = self.group_size.ok_or_else(|| refuse("group_size is missing".into()))?;
+                let size = self
+                    .group_size
+                    .ok_or_else(|| refuse("group_size is missing".into()))?;
                 Ok(Recipe {
                     format: rules::parse_named("format", &self.format)?,
                     scheme: rules::parse_named("scheme", &field(self.scheme, "scheme")?)?,
@@ -307,7 +318,10 @@ impl EntryJson {
                         .ok_or_else(|| refuse(format!("{size} is no group size")))?,
                     method: rules::parse_named("method", &field(self.method, "method")?)?,
                     gain: rules::parse_named("gain", &field(self.gain, "gain")?)?,
-                    scales: rules::parse_named("scale_dtype", &field(self.scale_dtype, "scale_dtype")?)?,
+                    scales: rules::parse_named(
+                        "scale_dtype",
+                        &field(self.scale_dtype, "scale_dtype")?,
+                    )?,
                 })
             };
             Some(read().map_err(|error| match error {
@@ -317,7 +331,8 @@ impl EntryJson {
         };
         let dtype = Dtype::from_name(&self.dtype)
             .ok_or_else(|| refuse(format!("unknown dtype '{}'", self.dtype)))?;
-        let shape = Shape::new(self.shape).ok_or_else(|| refuse("its shape is too large".into()))?;
+        let shape =
+            Shape::new(self.shape).ok_or_else(|| refuse("its shape is too large".into()))?;
         if recipe.is_some() && (dtype.float().is_none() || shape.dims().is_empty()) {
             return Err(refuse(format!("{dtype} {shape} is never quantized")));
         }

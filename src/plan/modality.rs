@@ -54,9 +54,8 @@ impl Modality {
 
     /// The modality most of whose marks occur among the names; unknown without any or at a draw.
     pub fn of_names<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        static MARKS: LazyLock<RegexSet> = LazyLock::new(|| {
-            RegexSet::new(VOTES.iter().flat_map(|row| row.1)).expect("valid")
-        });
+        static MARKS: LazyLock<RegexSet> =
+            LazyLock::new(|| RegexSet::new(VOTES.iter().flat_map(|row| row.1)).expect("valid"));
         let mut seen = vec![false; MARKS.len()];
         for name in names {
             for mark in &MARKS.matches(name) {
@@ -87,19 +86,56 @@ mod tests {
     #[test]
     fn names_of_known_layouts() {
         for (names, modality) in [
-            (&["model.embed_tokens.weight", "model.layers.0.self_attn.q_proj.weight"][..], Modality::Text),
-            (&["backbone.vocab_embed.embedding", "backbone.blocks.0.adaLN_modulation.weight"], Modality::Text),
-            (&["x_embedder.proj.weight", "blocks.0.attn.qkv.weight"], Modality::Image),
-            (&["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], Modality::Image),
+            (
+                &[
+                    "model.embed_tokens.weight",
+                    "model.layers.0.self_attn.q_proj.weight",
+                ][..],
+                Modality::Text,
+            ),
+            (
+                &[
+                    "backbone.vocab_embed.embedding",
+                    "backbone.blocks.0.adaLN_modulation.weight",
+                ],
+                Modality::Text,
+            ),
+            (
+                &["x_embedder.proj.weight", "blocks.0.attn.qkv.weight"],
+                Modality::Image,
+            ),
+            (
+                &["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
+                Modality::Image,
+            ),
             (&["decoder.conv_in.weight"], Modality::Image),
-            (&["double_blocks.0.img_mod.lin.weight", "txt_in.weight"], Modality::Image),
-            (&["preprocess_conv.weight", "transformer_blocks.0.attn1.to_q.weight"], Modality::Audio),
-            (&["film.0.input_conv.weight", "upsample.0.block1.weight"], Modality::Audio),
+            (
+                &["double_blocks.0.img_mod.lin.weight", "txt_in.weight"],
+                Modality::Image,
+            ),
+            (
+                &[
+                    "preprocess_conv.weight",
+                    "transformer_blocks.0.attn1.to_q.weight",
+                ],
+                Modality::Audio,
+            ),
+            (
+                &["film.0.input_conv.weight", "upsample.0.block1.weight"],
+                Modality::Audio,
+            ),
             (&["layer1.0.conv1.weight", "fc.weight"], Modality::Unknown),
-            (&["bert.embeddings.word_embeddings.weight"], Modality::Unknown),
+            (
+                &["bert.embeddings.word_embeddings.weight"],
+                Modality::Unknown,
+            ),
             (&[], Modality::Unknown),
         ] {
-            assert_eq!(Modality::of_names(names.iter().copied()), modality, "{names:?}");
+            assert_eq!(
+                Modality::of_names(names.iter().copied()),
+                modality,
+                "{names:?}"
+            );
         }
     }
 }

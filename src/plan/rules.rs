@@ -45,7 +45,10 @@ impl FromStr for Pattern {
             None if text.is_empty() => return Err(refuse("is empty".into())),
             None => {
                 let glob = globset::GlobBuilder::new(text).build();
-                Matcher::Glob(glob.map_err(|e| refuse(e.kind().to_string()))?.compile_matcher())
+                Matcher::Glob(
+                    glob.map_err(|e| refuse(e.kind().to_string()))?
+                        .compile_matcher(),
+                )
             }
         };
         Ok(Self {
@@ -128,7 +131,10 @@ impl Rule {
             (false, false) => "changes nothing",
             _ => return Ok(()),
         };
-        Err(Error::config("rule", format!("'{}' {reason}", self.pattern.text)))
+        Err(Error::config(
+            "rule",
+            format!("'{}' {reason}", self.pattern.text),
+        ))
     }
 }
 
@@ -260,11 +266,17 @@ mod tests {
             ("transformer.ln_f.weight", "norm"),
             ("blocks.0.attn.qkv.bias", "bias"),
             ("pos_embed", "position embedding"),
-            ("bert.embeddings.position_embeddings.weight", "position embedding"),
+            (
+                "bert.embeddings.position_embeddings.weight",
+                "position embedding",
+            ),
             ("backbone.rotary_emb.inv_freq", "position embedding"),
             ("t_embedder.mlp.0.weight", "time embedding"),
             ("time_embedding.linear_1.weight", "time embedding"),
-            ("time_text_embed.timestep_embedder.linear_1.weight", "time embedding"),
+            (
+                "time_text_embed.timestep_embedder.linear_1.weight",
+                "time embedding",
+            ),
             ("time_in.in_layer.weight", "time embedding"),
             ("y_embedder.embedding_table.weight", "class embedding"),
         ] {
@@ -294,9 +306,18 @@ mod tests {
         let matches = |pattern: &str, name: &str| pattern.parse::<Pattern>().unwrap().matches(name);
         assert!(matches("blocks.*.attn.*", "blocks.0.attn.qkv.weight"));
         assert!(!matches("attn", "blocks.0.attn.qkv.weight"));
-        assert!(matches("*[kv]_proj.weight", "model.layers.3.self_attn.k_proj.weight"));
-        assert!(matches(r"re:layers\.(0|1)\.", "model.layers.1.mlp.up_proj.weight"));
-        assert!(!matches(r"re:layers\.(0|1)\.", "model.layers.11.mlp.up_proj.weight"));
+        assert!(matches(
+            "*[kv]_proj.weight",
+            "model.layers.3.self_attn.k_proj.weight"
+        ));
+        assert!(matches(
+            r"re:layers\.(0|1)\.",
+            "model.layers.1.mlp.up_proj.weight"
+        ));
+        assert!(!matches(
+            r"re:layers\.(0|1)\.",
+            "model.layers.11.mlp.up_proj.weight"
+        ));
     }
 
     #[test]
@@ -316,7 +337,10 @@ mod tests {
             ("a", "PATTERN=key:value"),
             ("a=bits:3", "'3' is none of 2, 4, 8"),
             ("a=group:100", "'100' is neither a multiple of 16"),
-            ("a=scheme:odd", "'odd': scheme must be one of: symmetric, affine"),
+            (
+                "a=scheme:odd",
+                "'odd': scheme must be one of: symmetric, affine",
+            ),
             ("a=colour:red", "a rule has bits, group"),
             ("a=keep,bits:4", "keeps and quantizes"),
             ("a=keep:false", "changes nothing"),

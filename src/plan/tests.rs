@@ -24,7 +24,10 @@ fn model() -> Vec<TensorInfo> {
 
 fn plan(config: &Config) -> Result<Plan> {
     let tensors = model();
-    Plan::new(tensors.iter().map(|t| (t, Path::new("m.safetensors"))), config)
+    Plan::new(
+        tensors.iter().map(|t| (t, Path::new("m.safetensors"))),
+        config,
+    )
 }
 
 fn with_rules(rules: &[&str]) -> Config {
@@ -81,7 +84,10 @@ fn rules_win_over_built_in_ones_and_later_over_earlier() {
     .unwrap();
     let recipe = |i: usize| plan.entries[i].recipe;
     let qkv = recipe(1).unwrap();
-    assert_eq!((qkv.format, qkv.group_size.get(), qkv.scheme), (Format::Int8, 64, Scheme::Affine));
+    assert_eq!(
+        (qkv.format, qkv.group_size.get(), qkv.scheme),
+        (Format::Int8, 64, Scheme::Affine)
+    );
     // A bias that a rule gives bits is quantized, though built-in rules would keep it.
     assert_eq!(recipe(2).unwrap().scheme, Scheme::Symmetric);
     assert_eq!(recipe(3), None);
@@ -99,7 +105,9 @@ fn unit_gain_is_the_default_for_the_width_a_rule_gives() {
 
 #[test]
 fn bits_for_a_dtype_that_cannot_be_quantized_are_an_error() {
-    let message = plan(&with_rules(&["position*=bits:8"])).unwrap_err().to_string();
+    let message = plan(&with_rules(&["position*=bits:8"]))
+        .unwrap_err()
+        .to_string();
     let expected = "m.safetensors: tensor 'position_ids': rule position*=bits:8 asks for int8, \
                     but it is i64: only f32, f16 and bf16 can be quantized";
     assert_eq!(message, expected);
@@ -125,19 +133,32 @@ fn an_edited_plan_is_checked() {
         Plan::from_json(&json.to_string()).unwrap_err().to_string()
     };
     for (pointer, value, part) in [
-        ("/tensors/1/format", "int3".into(), "'blocks.0.attn.qkv.weight': format: 'int3'"),
+        (
+            "/tensors/1/format",
+            "int3".into(),
+            "'blocks.0.attn.qkv.weight': format: 'int3'",
+        ),
         ("/tensors/1/group_size", 20.into(), "20 is no group size"),
         ("/tensors/1/scheme", Value::Null, "scheme is missing"),
         ("/tensors/1/dtype", "i64".into(), "never quantized"),
         ("/tensors/1/dtype", "f12".into(), "unknown dtype 'f12'"),
         ("/compression", "lzma".into(), "'lzma' is not none or zstd"),
         ("/arrowquant_plan", 9.into(), "version 9"),
-        ("/tensors/1/shape", serde_json::json!([1u64 << 40, 1u64 << 40]), "too large"),
+        (
+            "/tensors/1/shape",
+            serde_json::json!([1u64 << 40, 1u64 << 40]),
+            "too large",
+        ),
     ] {
         let message = edited(pointer, value);
         assert!(message.contains(part), "{pointer}: {message}");
     }
-    assert!(Plan::from_json("{").unwrap_err().to_string().starts_with("plan: "));
+    assert!(
+        Plan::from_json("{")
+            .unwrap_err()
+            .to_string()
+            .starts_with("plan: ")
+    );
 }
 
 #[test]
@@ -146,7 +167,10 @@ fn a_plan_for_another_model_is_refused() {
     let mut tensors = model();
     tensors[1].shape = Shape::new(vec![768, 512]).unwrap();
     let message = plan.check_matches(&tensors).unwrap_err().to_string();
-    assert!(message.contains("'blocks.0.attn.qkv.weight' bf16 [768, 256]"), "{message}");
+    assert!(
+        message.contains("'blocks.0.attn.qkv.weight' bf16 [768, 256]"),
+        "{message}"
+    );
     assert!(message.contains("[768, 512]"), "{message}");
     let message = plan.check_matches(&model()[..3]).unwrap_err().to_string();
     assert!(message.contains("has 8 tensors, the source 3"), "{message}");

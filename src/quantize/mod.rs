@@ -45,8 +45,8 @@ pub struct Outcome {
     pub error: ErrorSums,
     /// Largest magnitude of a stored scale.
     pub largest_scale: f32,
-    /// Whether any scale or bias is not zero.
-    pub nonzero: bool,
+    /// Largest magnitude of a weight.
+    pub largest_weight: f32,
 }
 
 impl Outcome {
@@ -54,14 +54,14 @@ impl Outcome {
     pub fn add(&mut self, next: Self) {
         self.error.add(next.error);
         self.largest_scale = self.largest_scale.max(next.largest_scale);
-        self.nonzero |= next.nonzero;
+        self.largest_weight = self.largest_weight.max(next.largest_weight);
     }
 
-    /// Whether f16 scales of these rows (a whole tile) lose too much: the largest is subnormal.
-    /// Where all scales and biases are zero there is nothing to lose.
+    /// Whether f16 scales of these rows (a whole tile) lose too much: the largest is subnormal
+    /// or zero. Where all weights are zero there is nothing to lose.
     pub fn wants_f32_scales(&self) -> bool {
         const SMALLEST_NORMAL_F16: f32 = 1.0 / 16384.0;
-        self.nonzero && self.largest_scale < SMALLEST_NORMAL_F16
+        self.largest_weight > 0.0 && self.largest_scale < SMALLEST_NORMAL_F16
     }
 }
 
@@ -141,14 +141,14 @@ pub fn quantize_rows(
             })
             .map_err(|fault| locate(fault, row, matrix))?;
         if recipe.gain == Gain::Unit {
-            gain::apply(layout, sums, scales, biases).map_err(|fault| locate(fault, row, matrix))?;
+            gain::apply(layout, sums, scales, biases)
+                .map_err(|fault| locate(fault, row, matrix))?;
         }
-        let groups = layout.group_size.count(cols);
-        for g in 0..groups {
-            let scale = scale_dtype.get(scales, g).abs();
+        outcome.largest_weight = outcome.largest_weight.max(sums.largest);
+        for group in 0..layout.group_size.count(cols) {
+            let scale = scale_dtype.get(scales, group).abs();
             outcome.largest_scale = outcome.largest_scale.max(scale);
         }
-        outcome.nonzero |= outcome.largest_scale > 0.0 || biases.iter().any(|&b| b & 0x7F != 0);
         outcome.error.add(table.error_row(ErrorRow {
             layout,
             cols,

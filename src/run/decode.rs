@@ -27,7 +27,10 @@ pub fn dequantize_file(
     float: Option<Float>,
     options: Options<'_>,
 ) -> Result<()> {
-    if output.extension().is_none_or(|extension| extension != "safetensors") {
+    if output
+        .extension()
+        .is_none_or(|extension| extension != "safetensors")
+    {
         let reason = format!("'{}' does not end in .safetensors", output.display());
         return Err(Error::config("output", reason));
     }
@@ -92,5 +95,9 @@ enum Job {
     /// A tile of a tensor that is never quantized.
     Raw { tensor: usize, tile: usize },
     /// Some rows of a float tensor.
-    Decode { tensor: usize, row: usize, rows: usize },
+    Decode {
+        tensor: usize,
+        row: usize,
+        rows: usize,
+    },
 }

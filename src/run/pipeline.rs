@@ -52,7 +52,12 @@ impl Default for Options<'_> {
 ///
 /// # Errors
 /// As [`source::open`], [`Plan::new`] and [`quantize`].
-pub fn quantize_file(input: &Path, output: &Path, config: &Config, progress: Option<ProgressFn<'_>>) -> Result<Report> {
+pub fn quantize_file(
+    input: &Path,
+    output: &Path,
+    config: &Config,
+    progress: Option<ProgressFn<'_>>,
+) -> Result<Report> {
     let source = source::open(input)?;
     let plan = plan(source.as_ref(), config)?;
     let options = Options {
@@ -69,7 +74,10 @@ pub fn quantize_file(input: &Path, output: &Path, config: &Config, progress: Opt
 /// As [`Plan::new`].
 pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
     let tensors = source.tensors().iter().enumerate();
-    Plan::new(tensors.map(|(i, tensor)| (tensor, source.path_of(i))), config)
+    Plan::new(
+        tensors.map(|(i, tensor)| (tensor, source.path_of(i))),
+        config,
+    )
 }
 
 /// Does a plan: quantizes `source` into the Parquet file `output`. The output's bytes depend on
@@ -78,7 +86,12 @@ pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
 /// # Errors
 /// The plan is not for this source, a tensor cannot be read or quantized, or the output cannot
 /// be written. Whatever was at `output` is then untouched, and nothing else is left behind.
-pub fn quantize(source: &dyn Source, plan: &Plan, output: &Path, options: Options<'_>) -> Result<Report> {
+pub fn quantize(
+    source: &dyn Source,
+    plan: &Plan,
+    output: &Path,
+    options: Options<'_>,
+) -> Result<Report> {
     let started = Instant::now();
     plan.check_matches(source.tensors())?;
     check_output(source, output)?;
@@ -150,11 +163,18 @@ pub fn quantize(source: &dyn Source, plan: &Plan, output: &Path, options: Option
 }
 
 fn tensors_bytes(source: &dyn Source) -> usize {
-    source.tensors().iter().filter_map(|tensor| tensor.bytes()).sum()
+    source
+        .tensors()
+        .iter()
+        .filter_map(|tensor| tensor.bytes())
+        .sum()
 }
 
 fn check_output(source: &dyn Source, output: &Path) -> Result<()> {
-    if output.extension().is_none_or(|extension| extension != "parquet") {
+    if output
+        .extension()
+        .is_none_or(|extension| extension != "parquet")
+    {
         let reason = format!("'{}' does not end in .parquet", output.display());
         return Err(Error::config("output", reason));
     }
@@ -163,8 +183,15 @@ fn check_output(source: &dyn Source, output: &Path) -> Result<()> {
         return Ok(());
     };
     for i in 0..source.tensors().len() {
-        if source.path_of(i).canonicalize().is_ok_and(|input| input == output) {
-            return Err(Error::file(&output, "would be overwritten while it is read"));
+        if source
+            .path_of(i)
+            .canonicalize()
+            .is_ok_and(|input| input == output)
+        {
+            return Err(Error::file(
+                &output,
+                "would be overwritten while it is read",
+            ));
         }
     }
     Ok(())
@@ -183,14 +210,21 @@ struct Job {
 impl Job {
     /// Bytes of memory it holds from its beginning until it is written.
     fn cost(&self, compress: bool) -> usize {
-        let planes: usize = self.tile.plane_bytes().map_or(0, |planes| planes.iter().sum());
+        let planes: usize = self
+            .tile
+            .plane_bytes()
+            .map_or(0, |planes| planes.iter().sum());
         if compress { 2 * planes } else { planes }
     }
 }
 
 /// Cuts every tensor into tiles, in plan order.
 fn jobs(source: &dyn Source, plan: &Plan, compress: bool) -> Result<Vec<Job>> {
-    let tile_bytes = if compress { TILE_BYTES_COMPRESSED } else { TILE_BYTES };
+    let tile_bytes = if compress {
+        TILE_BYTES_COMPRESSED
+    } else {
+        TILE_BYTES
+    };
     let mut jobs = Vec::new();
     for (tensor, entry) in plan.entries.iter().enumerate() {
         let info = &entry.tensor;
@@ -198,7 +232,11 @@ fn jobs(source: &dyn Source, plan: &Plan, compress: bool) -> Result<Vec<Job>> {
         let row_bits = cols * info.dtype.bits();
         // Rows of sub-byte elements that end inside a byte cannot be cut.
         let whole_rows = row_bits.is_multiple_of(8);
-        let row_bytes = if whole_rows { row_bits / 8 } else { entry.source_bytes() };
+        let row_bytes = if whole_rows {
+            row_bits / 8
+        } else {
+            entry.source_bytes()
+        };
         let layout = entry.recipe.map(|recipe| recipe.planned_layout());
         let code_bytes = layout.map_or(row_bytes, |layout| layout.code_bytes(cols));
         let step = match whole_rows {
@@ -300,7 +338,9 @@ impl Work<'_> {
 
     /// Quantizes a tile with f16 scales, and again with f32 scales if these do not fit.
     fn quantized_tile(&self, job: Job, recipe: Recipe) -> Result<Finished> {
-        let Job { tensor, mut tile, .. } = job;
+        let Job {
+            tensor, mut tile, ..
+        } = job;
         let cols = tile.shape.cols();
         let mut codes = PlaneBuffer::new(tile.row_count * recipe.format.row_bytes(cols));
         let mut scale_dtype = recipe.planned_layout().scale_dtype;
@@ -410,11 +450,18 @@ impl Work<'_> {
     ) -> Result<R> {
         let info = &self.source.tensors()[tensor];
         let float = info.dtype.float().ok_or_else(|| {
-            Error::Internal(format!("'{}' is {}, which is never quantized", info.name, info.dtype))
+            Error::Internal(format!(
+                "'{}' is {}, which is never quantized",
+                info.name, info.dtype
+            ))
         })?;
         let cols = info.shape.cols();
         let row_bytes = cols * float.size();
-        let pooled = self.buffers.lock().ok().and_then(|mut buffers| buffers.pop());
+        let pooled = self
+            .buffers
+            .lock()
+            .ok()
+            .and_then(|mut buffers| buffers.pop());
         let mut buffer = pooled.unwrap_or_default();
         buffer.resize(rows * row_bytes, 0);
         self.source.read(tensor, row * row_bytes, &mut buffer)?;
@@ -433,17 +480,30 @@ impl Work<'_> {
     /// Turns tensors with non-finite weights into kept ones, reading all that are to be
     /// quantized once more.
     fn keep_non_finite(&self, plan: &mut Plan) -> Result<()> {
-        let found: Vec<AtomicBool> = plan.entries.iter().map(|_| AtomicBool::new(false)).collect();
+        let found: Vec<AtomicBool> = plan
+            .entries
+            .iter()
+            .map(|_| AtomicBool::new(false))
+            .collect();
         let failed = Mutex::new(None);
         let mut pieces = Vec::new();
         for (tensor, entry) in plan.entries.iter().enumerate() {
-            let (rows, step) = (entry.tensor.shape.rows(), rows_per_piece(entry.tensor.shape.cols()));
+            let (rows, step) = (
+                entry.tensor.shape.rows(),
+                rows_per_piece(entry.tensor.shape.cols()),
+            );
             if entry.recipe.is_some() {
-                pieces.extend((0..rows).step_by(step).map(|row| (tensor, row, step.min(rows - row))));
+                pieces.extend(
+                    (0..rows)
+                        .step_by(step)
+                        .map(|row| (tensor, row, step.min(rows - row))),
+                );
             }
         }
         self.pool.each(pieces, |(tensor, row, rows)| {
-            match self.with_rows(tensor, row, rows, |matrix| find_non_finite(matrix).is_some()) {
+            match self.with_rows(tensor, row, rows, |matrix| {
+                find_non_finite(matrix).is_some()
+            }) {
                 Ok(non_finite) => drop(found[tensor].fetch_or(non_finite, Ordering::Relaxed)),
                 Err(error) => {
                     if let Ok(mut failed) = failed.lock() {
@@ -468,7 +528,9 @@ impl Work<'_> {
         let name = &self.source.tensors()[tensor].name;
         let reason = match fault {
             Fault::NonFinite { row, col, value } => {
-                format!("row {row}, column {col} is {value}; on_nonfinite: keep would keep the tensor")
+                format!(
+                    "row {row}, column {col} is {value}; on_nonfinite: keep would keep the tensor"
+                )
             }
             Fault::ScaleOverflow { row } => {
                 let held = match recipe.scales {

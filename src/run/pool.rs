@@ -25,7 +25,10 @@ pub(super) struct Pool<'a> {
 pub(super) fn with_pool<R>(threads: usize, body: impl FnOnce(&Pool<'_>) -> Result<R>) -> Result<R> {
     let stop = AtomicBool::new(false);
     if resolve(threads) == 1 {
-        return body(&Pool { threads: None, stop });
+        return body(&Pool {
+            threads: None,
+            stop,
+        });
     }
     let builder = rayon::ThreadPoolBuilder::new()
         .num_threads(resolve(threads))
@@ -34,7 +37,12 @@ pub(super) fn with_pool<R>(threads: usize, body: impl FnOnce(&Pool<'_>) -> Resul
     builder
         .build_scoped(
             |thread| thread.run(),
-            |pool| body(&Pool { threads: Some(pool), stop }),
+            |pool| {
+                body(&Pool {
+                    threads: Some(pool),
+                    stop,
+                })
+            },
         )
         .map_err(|error| Error::Internal(format!("cannot start threads: {error}")))?
 }
@@ -95,7 +103,9 @@ impl Pool<'_> {
                 while let Some((_, (cost, _))) = jobs.peek()
                     && (costs.is_empty() || in_flight + cost <= budget)
                 {
-                    let Some((index, (cost, job))) = jobs.next() else { break };
+                    let Some((index, (cost, job))) = jobs.next() else {
+                        break;
+                    };
                     in_flight += cost;
                     costs.insert(index, cost);
                     let sender = sender.clone();
@@ -218,7 +228,13 @@ mod tests {
             let result = catch_unwind(|| {
                 with_pool(threads, |pool| {
                     let jobs = (0..5).map(|i| (1, i));
-                    pool.in_order(jobs, 9, |i| if i == 3 { panic!("three") } else { Ok(i) }, || Ok(()), |_| Ok(()))
+                    pool.in_order(
+                        jobs,
+                        9,
+                        |i| if i == 3 { panic!("three") } else { Ok(i) },
+                        || Ok(()),
+                        |_| Ok(()),
+                    )
                 })
             });
             assert_eq!(*result.unwrap_err().downcast::<&str>().unwrap(), "three");

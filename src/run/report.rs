@@ -164,12 +164,15 @@ pub(super) fn bits_per_weight(bytes: usize, weights: usize) -> Option<f64> {
 
 /// The `arrowquant.summary` of the file: nothing that depends on the machine.
 pub(super) fn summary(totals: &Totals, tensors: &[TensorReport]) -> Value {
-    let figures = |cosine: Option<f64>, sqnr_db: Option<f64>, bits: Option<f64>| {
-        json!({"cosine": cosine, "sqnr_db": sqnr_db, "bits_per_weight": bits})
-    };
+    let figures = |cosine: Option<f64>, sqnr_db: Option<f64>, bits: Option<f64>| json!({"cosine": cosine, "sqnr_db": sqnr_db, "bits_per_weight": bits});
     let tensors: Map<String, Value> = tensors
         .iter()
-        .map(|t| (t.name.clone(), figures(t.cosine, t.sqnr_db, t.bits_per_weight)))
+        .map(|t| {
+            (
+                t.name.clone(),
+                figures(t.cosine, t.sqnr_db, t.bits_per_weight),
+            )
+        })
         .collect();
     json!({
         "total": figures(totals.cosine, totals.sqnr_db, totals.bits_per_weight),

@@ -40,7 +40,9 @@ pub struct TensorCheck {
 impl Verification {
     /// The tensors with a problem.
     pub fn failures(&self) -> impl Iterator<Item = &TensorCheck> {
-        self.tensors.iter().filter(|tensor| tensor.problem.is_some())
+        self.tensors
+            .iter()
+            .filter(|tensor| tensor.problem.is_some())
     }
 }
 
@@ -70,13 +72,23 @@ pub fn verify(
             (Some(source), Some(index)) if source.tensors()[index] != *info => {
                 let other = &source.tensors()[index];
                 let found = format!("{} {}", other.dtype, other.shape);
-                Some(format!("the original is {found}, not {} {}", info.dtype, info.shape))
+                Some(format!(
+                    "the original is {found}, not {} {}",
+                    info.dtype, info.shape
+                ))
             }
             _ => None,
         };
         let partner = partner.filter(|_| problem.is_none());
-        jobs.extend((0..entry.tiles.len()).map(|tile| Job { tensor, tile, partner }));
-        checks.push(Check { error: ErrorSums::default(), problem });
+        jobs.extend((0..entry.tiles.len()).map(|tile| Job {
+            tensor,
+            tile,
+            partner,
+        }));
+        checks.push(Check {
+            error: ErrorSums::default(),
+            problem,
+        });
     }
     let done = AtomicUsize::new(0);
     let mut counter = Counter::new(&done, model.file_bytes(), options.progress);
@@ -103,14 +115,20 @@ pub fn verify(
             let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
             let measured = quantized && original.is_some() && check.problem.is_none();
             let cosine = measured.then(|| check.error.cosine());
-            let low = cosine.zip(min_cosine).filter(|(cosine, least)| cosine < least);
+            let low = cosine
+                .zip(min_cosine)
+                .filter(|(cosine, least)| cosine < least);
             TensorCheck {
                 name: tensor.info.name.clone(),
                 cosine,
-                sqnr_db: if measured { check.error.sqnr_db() } else { None },
-                problem: check.problem.or(low.map(|(cosine, least)| {
-                    format!("cosine {cosine:.6} is below {least}")
-                })),
+                sqnr_db: if measured {
+                    check.error.sqnr_db()
+                } else {
+                    None
+                },
+                problem: check
+                    .problem
+                    .or(low.map(|(cosine, least)| format!("cosine {cosine:.6} is below {least}"))),
             }
         })
         .collect();
@@ -146,12 +164,20 @@ fn check_tile(
     job: &Job,
     done: &AtomicUsize,
 ) -> Result<Check> {
-    let mut check = Check { error: ErrorSums::default(), problem: None };
+    let mut check = Check {
+        error: ErrorSums::default(),
+        problem: None,
+    };
     let tile = &model.tensors()[job.tensor].tiles[job.tile].tile;
-    let planes = match model.check_tile(job.tensor, job.tile).and_then(|()| model.planes(job.tensor, job.tile)) {
+    let planes = match model
+        .check_tile(job.tensor, job.tile)
+        .and_then(|()| model.planes(job.tensor, job.tile))
+    {
         Ok(planes) => planes,
         Err(Error::Checksum { tile, .. }) => {
-            check.problem = Some(format!("checksum of tile {tile} does not match, the data is damaged"));
+            check.problem = Some(format!(
+                "checksum of tile {tile} does not match, the data is damaged"
+            ));
             return Ok(check);
         }
         Err(error) => {
@@ -187,7 +213,12 @@ fn check_tile(
         let rows = step.min(tile.row_count - row);
         buffer.resize(rows * row_bytes, 0);
         source.read(partner, (tile.row_start + row) * row_bytes, &mut buffer)?;
-        let matrix = Matrix { rows, cols, float, weights: &buffer };
+        let matrix = Matrix {
+            rows,
+            cols,
+            float,
+            weights: &buffer,
+        };
         let planes = planes.as_planes().rows(layout, cols, row..row + rows);
         check.error.add(measure_rows(table, layout, matrix, planes));
     }

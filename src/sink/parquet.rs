@@ -125,7 +125,9 @@ impl TilePlanes {
         Ok(Self {
             codes: codes.into_plane(false, compress)?,
             scales: Some(scales.into_plane(true, compress)?),
-            biases: biases.map(|plane| plane.into_plane(true, compress)).transpose()?,
+            biases: biases
+                .map(|plane| plane.into_plane(true, compress))
+                .transpose()?,
         })
     }
 
@@ -144,11 +146,15 @@ impl TilePlanes {
 
     /// Bytes held.
     pub fn held_bytes(&self) -> usize {
-        [Some(&self.codes), self.scales.as_ref(), self.biases.as_ref()]
-            .into_iter()
-            .flatten()
-            .map(|plane| plane.body.len())
-            .sum()
+        [
+            Some(&self.codes),
+            self.scales.as_ref(),
+            self.biases.as_ref(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|plane| plane.body.len())
+        .sum()
     }
 }
 
@@ -270,7 +276,10 @@ impl ParquetSink {
             (key::MODALITY, footer.modality),
             (key::CONFIG, footer.config.to_string()),
             (key::SOURCE, footer.source.to_string()),
-            (key::SOURCE_METADATA, serde_json::json!(footer.source_metadata).to_string()),
+            (
+                key::SOURCE_METADATA,
+                serde_json::json!(footer.source_metadata).to_string(),
+            ),
             (key::GENERATOR, GENERATOR.to_owned()),
             (key::SUMMARY, footer.summary.to_string()),
         ];
@@ -349,7 +358,10 @@ impl Out {
                 None => self.small(descriptor, column, tiles)?,
             });
         }
-        let uncompressed = chunks.iter().map(ColumnChunkMetaData::uncompressed_size).sum();
+        let uncompressed = chunks
+            .iter()
+            .map(ColumnChunkMetaData::uncompressed_size)
+            .sum();
         RowGroupMetaData::builder(self.schema.clone())
             .set_num_rows(tiles.len() as i64)
             .set_total_byte_size(uncompressed)
@@ -420,7 +432,9 @@ fn write_values(
     macro_rules! write {
         ($kind:ident, $value:expr) => {{
             let ColumnWriter::$kind(writer) = writer else {
-                return Err(ParquetError::General(format!("{column:?} has another type")));
+                return Err(ParquetError::General(format!(
+                    "{column:?} has another type"
+                )));
             };
             let values: Vec<Option<_>> = tiles.iter().map($value).collect();
             let levels: Vec<i16> = values.iter().map(|v| i16::from(v.is_some())).collect();
@@ -439,7 +453,9 @@ fn write_values(
         Column::RowCount => write!(Int64ColumnWriter, |t: &Tile| Some(t.row_count as i64)),
         Column::Shape => return write_shapes(writer, tiles),
         Column::SourceDtype => {
-            write!(ByteArrayColumnWriter, |t: &Tile| Some(text(t.source_dtype.name())))
+            write!(ByteArrayColumnWriter, |t: &Tile| Some(text(
+                t.source_dtype.name()
+            )))
         }
         Column::Format => write!(ByteArrayColumnWriter, |t: &Tile| {
             Some(text(layout(t).map_or(RAW, |l| l.format.name())))

@@ -62,7 +62,10 @@ impl SafetensorsSink {
     /// # Panics
     /// If these are more values than the header announced.
     pub fn write(&mut self, values: &[u8]) -> Result<()> {
-        self.missing = self.missing.checked_sub(values.len()).expect("values of the header");
+        self.missing = self
+            .missing
+            .checked_sub(values.len())
+            .expect("values of the header");
         self.put(values)
     }
 

@@ -165,7 +165,10 @@ mod tests {
         assert_eq!(names(folder.path()).len(), 3);
         live.commit().unwrap();
         second.commit().unwrap();
-        assert_eq!(names(folder.path()), ["a.parquet", "b.parquet", "other.partial"]);
+        assert_eq!(
+            names(folder.path()),
+            ["a.parquet", "b.parquet", "other.partial"]
+        );
     }
 
     #[cfg(unix)]

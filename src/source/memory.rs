@@ -109,7 +109,9 @@ mod tests {
         let mut source = MemorySource::new();
         source.add("w", Dtype::F16, &[2, 3], vec![0; 12]).unwrap();
         let message = |result: Result<()>| result.unwrap_err().to_string();
-        assert!(message(source.add("w", Dtype::F16, &[1], vec![0; 2])).contains("'w': added twice"));
+        assert!(
+            message(source.add("w", Dtype::F16, &[1], vec![0; 2])).contains("'w': added twice")
+        );
         assert!(message(source.add("v", Dtype::F32, &[2], vec![0; 7])).contains("7 bytes"));
         assert!(message(source.add("v", Dtype::F4, &[3], vec![0; 2])).contains("2 bytes"));
         assert!(message(source.add("v", Dtype::F32, &[1 << 62, 4], vec![])).contains("too large"));

@@ -234,7 +234,8 @@ impl Header {
             return Err(Error::file(path, "not a file"));
         }
         let file_bytes = status.len();
-        let refuse = |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
+        let refuse =
+            |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
         if file_bytes < 8 {
             return Err(refuse(format!("{file_bytes} bytes are too few")));
         }
@@ -295,7 +296,11 @@ fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> 
                 "its values end at byte {end}, past the end of the data at {data_bytes}"
             ));
         }
-        let info = TensorInfo { name: name.clone(), dtype, shape };
+        let info = TensorInfo {
+            name: name.clone(),
+            dtype,
+            shape,
+        };
         let bytes = info.bytes().map(|bytes| bytes as u64);
         if start > end || bytes != Some(end - start) {
             return refuse(format!(
@@ -307,12 +312,18 @@ fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> 
     }
     entries.sort_by(|a, b| {
         let key = |e: &Entry| (e.start, e.info.bytes());
-        key(a).cmp(&key(b)).then_with(|| a.info.name.cmp(&b.info.name))
+        key(a)
+            .cmp(&key(b))
+            .then_with(|| a.info.name.cmp(&b.info.name))
     });
     let mut end = 0;
     for entry in &entries {
         if entry.start != end {
-            let what = if entry.start < end { "overlap" } else { "leave a gap after" };
+            let what = if entry.start < end {
+                "overlap"
+            } else {
+                "leave a gap after"
+            };
             let reason = format!("its values at byte {} {what} those before it", entry.start);
             return Err(Error::tensor(path, &entry.info.name, reason));
         }

@@ -145,7 +145,11 @@ impl PlanArgs {
             ("--method", "method", self.method.as_deref()),
             ("--gain", "gain", self.gain.as_deref()),
             ("--scale-dtype", "scale_dtype", self.scale_dtype.as_deref()),
-            ("--on-nonfinite", "on_nonfinite", self.on_nonfinite.as_deref()),
+            (
+                "--on-nonfinite",
+                "on_nonfinite",
+                self.on_nonfinite.as_deref(),
+            ),
             ("--compression", "compression", self.compression.as_deref()),
             ("--threads", "num_threads", self.threads.as_deref()),
         ]

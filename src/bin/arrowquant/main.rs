@@ -23,7 +23,11 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            let line = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            let line = error
+                .to_string()
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ");
             eprintln!("error: {line}");
             match error {
                 Error::Config { .. } => ExitCode::from(2),
@@ -173,7 +177,11 @@ fn warn_of_unused_rules(plan: &Plan) {
 }
 
 /// Calls `work` with options whose progress draws a bar, on a terminal.
-fn with_bar<R>(threads: usize, quiet: bool, work: impl FnOnce(Options<'_>) -> Result<R>) -> Result<R> {
+fn with_bar<R>(
+    threads: usize,
+    quiet: bool,
+    work: impl FnOnce(Options<'_>) -> Result<R>,
+) -> Result<R> {
     let mut options = Options {
         threads,
         ..Options::default()
@@ -199,4 +207,3 @@ fn with_bar<R>(threads: usize, quiet: bool, work: impl FnOnce(Options<'_>) -> Re
 fn print(text: &str) {
     let _ = std::io::stdout().write_all(text.as_bytes());
 }
-

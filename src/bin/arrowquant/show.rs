@@ -26,7 +26,10 @@ fn table(columns: &[&str], texts: usize) -> Table {
 }
 
 fn lines(table: &Table) -> String {
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    table
+        .lines()
+        .map(|line| format!("{}\n", line.trim_end()))
+        .collect()
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {
@@ -47,7 +50,19 @@ pub fn json(value: &Value) -> String {
 
 /// What each tensor would get.
 pub fn plan(plan: &Plan) -> String {
-    let columns = ["tensor", "shape", "dtype", "format", "scheme", "method", "gain", "reason", "group", "bits/weight", "bytes"];
+    let columns = [
+        "tensor",
+        "shape",
+        "dtype",
+        "format",
+        "scheme",
+        "method",
+        "gain",
+        "reason",
+        "group",
+        "bits/weight",
+        "bytes",
+    ];
     let mut table = table(&columns, 8);
     for entry in &plan.entries {
         let recipe = entry.recipe.as_ref();
@@ -95,11 +110,18 @@ pub fn report(report: &Report) -> String {
         number(total.sqnr_db, 2),
         total.kept,
     );
-    let mut worst: Vec<_> = report.tensors.iter().filter(|t| t.cosine.is_some()).collect();
+    let mut worst: Vec<_> = report
+        .tensors
+        .iter()
+        .filter(|t| t.cosine.is_some())
+        .collect();
     worst.sort_by(|a, b| a.cosine.unwrap_or(1.0).total_cmp(&b.cosine.unwrap_or(1.0)));
     worst.truncate(WORST);
     if !worst.is_empty() {
-        let mut table = table(&["least alike", "format", "bits/weight", "cosine", "SQNR dB"], 2);
+        let mut table = table(
+            &["least alike", "format", "bits/weight", "cosine", "SQNR dB"],
+            2,
+        );
         for tensor in worst {
             table.add_row([
                 tensor.name.clone(),
@@ -133,11 +155,17 @@ impl Figures {
     fn of(tensor: &Tensor, summary: &Value) -> Self {
         let layout = tensor.tiles.first().and_then(|tile| tile.tile.layout);
         let planes = |tile: &arrowquant::model::TileRef| {
-            tile.tile.plane_bytes().unwrap_or_default().iter().sum::<usize>()
+            tile.tile
+                .plane_bytes()
+                .unwrap_or_default()
+                .iter()
+                .sum::<usize>()
         };
         let bytes = tensor.tiles.iter().map(planes).sum();
         let weights = tensor.info.shape.elements();
-        let measured = summary.get("tensors").and_then(|t| t.get(&tensor.info.name));
+        let measured = summary
+            .get("tensors")
+            .and_then(|t| t.get(&tensor.info.name));
         let figure = |key: &str| measured.and_then(|m| m.get(key)).and_then(Value::as_f64);
         Self {
             format: layout.map_or(RAW, |layout| layout.format.name()),
@@ -153,13 +181,24 @@ impl Figures {
 
 fn summary_of(model: &Model) -> Value {
     let text = model.metadata().get(key::SUMMARY);
-    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+    text.and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default()
 }
 
 /// The tensors of a file.
 pub fn inspect(model: &Model) -> String {
     let summary = summary_of(model);
-    let columns = ["tensor", "shape", "dtype", "format", "group", "bits/weight", "bytes", "cosine", "SQNR dB"];
+    let columns = [
+        "tensor",
+        "shape",
+        "dtype",
+        "format",
+        "group",
+        "bits/weight",
+        "bytes",
+        "cosine",
+        "SQNR dB",
+    ];
     let mut table = table(&columns, 4);
     let mut source_bytes = 0;
     for tensor in model.tensors() {
@@ -170,14 +209,21 @@ pub fn inspect(model: &Model) -> String {
             tensor.info.shape.to_string(),
             tensor.info.dtype.to_string(),
             figures.format.to_owned(),
-            figures.group.map_or("-".to_owned(), |group| group.to_string()),
+            figures
+                .group
+                .map_or("-".to_owned(), |group| group.to_string()),
             number(figures.bits_per_weight, 3),
             figures.bytes.to_string(),
             number(figures.cosine, 5),
             number(figures.sqnr_db, 2),
         ]);
     }
-    let total = |key: &str| summary.get("total").and_then(|t| t.get(key)).and_then(Value::as_f64);
+    let total = |key: &str| {
+        summary
+            .get("total")
+            .and_then(|t| t.get(key))
+            .and_then(Value::as_f64)
+    };
     format!(
         "{}\n{} tensors, {} in the file of {} in the source ({})\nquantized: {} bits per weight, cosine {}, SQNR {} dB\n",
         lines(&table),

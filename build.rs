@@ -1,0 +1,10 @@
+//! Link arguments of the shared library; writes nothing.
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
+    if os == "linux" {
+        // The number changes when the C ABI does.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libarrowquant.so.0");
+    }
+}

@@ -1,0 +1,142 @@
+//! What several subjects need: files to quantize, and the program.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use arrowquant::error::Result;
+use arrowquant::plan::Config;
+use arrowquant::run::{self, Options, Report};
+use arrowquant::source;
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// A tensor to write: name, safetensors dtype, shape, little-endian values.
+pub type RawTensor = (String, &'static str, Vec<usize>, Vec<u8>);
+
+pub fn f32_tensor(name: &str, dims: &[usize], values: &[f32]) -> RawTensor {
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    (name.to_owned(), "F32", dims.to_vec(), bytes)
+}
+
+pub fn bf16_tensor(name: &str, dims: &[usize], values: &[f32]) -> RawTensor {
+    let bytes = values
+        .iter()
+        .flat_map(|&v| half::bf16::from_f32(v).to_le_bytes())
+        .collect();
+    (name.to_owned(), "BF16", dims.to_vec(), bytes)
+}
+
+/// Repeatable numbers between -1 and 1, more of them near 0.
+pub fn noise(seed: u64, count: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(|_| next() * next().abs()).collect()
+}
+
+/// The bytes of a safetensors file.
+pub fn safetensors(tensors: &[RawTensor]) -> Vec<u8> {
+    let mut header = Map::new();
+    let mut end = 0;
+    for (name, dtype, dims, bytes) in tensors {
+        let offsets = [end, end + bytes.len()];
+        end += bytes.len();
+        let entry = json!({"dtype": dtype, "shape": dims, "data_offsets": offsets});
+        header.insert(name.clone(), entry);
+    }
+    let values: Vec<&[u8]> = tensors.iter().map(|tensor| tensor.3.as_slice()).collect();
+    with_header(&Value::Object(header).to_string(), &values.concat())
+}
+
+/// A safetensors file with this header, right or wrong.
+pub fn with_header(header: &str, values: &[u8]) -> Vec<u8> {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.as_bytes());
+    file.extend(values);
+    file
+}
+
+/// A folder with a small model of every kind of tensor, `model.safetensors`.
+pub fn small_model() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let ids: Vec<u8> = (0..10i64).flat_map(i64::to_le_bytes).collect();
+    let tensors = [
+        bf16_tensor("blocks.0.attn.weight", &[40, 96], &noise(1, 40 * 96)),
+        bf16_tensor("blocks.0.attn.bias", &[40], &noise(2, 40)),
+        f32_tensor("blocks.0.mlp.weight", &[17, 33], &noise(3, 17 * 33)),
+        f32_tensor("conv.weight", &[6, 5, 3, 3], &noise(4, 270)),
+        ("position_ids".to_owned(), "I64", vec![1, 10], ids),
+        f32_tensor("scale", &[], &[0.5]),
+        f32_tensor("empty.weight", &[0, 7], &[]),
+    ];
+    std::fs::write(
+        folder.path().join("model.safetensors"),
+        safetensors(&tensors),
+    )
+    .unwrap();
+    folder
+}
+
+/// A configuration with these settings.
+pub fn config(settings: &[(&str, &str)]) -> Config {
+    let mut config = Config::new();
+    for (key, value) in settings {
+        config.set(key, value).unwrap();
+    }
+    config
+}
+
+/// Quantizes a file through the library, on one thread.
+pub fn quantize(input: &Path, output: &Path, settings: &[(&str, &str)]) -> Result<Report> {
+    let source = source::open(input)?;
+    let plan = run::plan(source.as_ref(), &config(settings))?;
+    let options = Options {
+        threads: 1,
+        ..Options::default()
+    };
+    run::quantize(source.as_ref(), &plan, output, options)
+}
+
+/// Runs the program, free of settings from the environment.
+pub fn arrowquant<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_arrowquant"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("AQ_") {
+            command.env_remove(name);
+        }
+    }
+    command.args(args).output().unwrap()
+}
+
+/// Runs the program and expects success; returns what it printed.
+pub fn arrowquant_ok<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> String {
+    let output = arrowquant(args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A model shipped with the repository.
+pub fn demo_model(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("examples/models")
+        .join(name)
+}
+
+/// The names in a folder, sorted.
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,242 @@
+//! Cut or flipped files: an error or the right weights, never a crash, never wrong weights.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use arrowquant::model::Model;
+use arrowquant::run::{self, Options};
+use arrowquant::source;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+
+use crate::common::*;
+
+fn quantized(folder: &Path, settings: &[(&str, &str)]) -> Vec<u8> {
+    let output = folder.join("m.parquet");
+    quantize(&folder.join("model.safetensors"), &output, settings).unwrap();
+    std::fs::read(output).unwrap()
+}
+
+/// Evenly spread positions below `len`, the first and last ones among them.
+fn positions(len: usize) -> impl Iterator<Item = usize> {
+    (0..200).map(move |i| i * (len - 1) / 199)
+}
+
+#[test]
+fn a_cut_input_is_an_error() {
+    let folder = small_model();
+    let input = folder.path().join("model.safetensors");
+    let whole = std::fs::read(&input).unwrap();
+    for len in positions(whole.len()) {
+        std::fs::write(&input, &whole[..len]).unwrap();
+        let output = folder.path().join("m.parquet");
+        let error = quantize(&input, &output, &[]).unwrap_err().to_string();
+        assert!(error.contains("model.safetensors"), "{len}: {error}");
+        assert_eq!(names_in(folder.path()), ["model.safetensors"], "{len}");
+    }
+}
+
+#[test]
+fn an_input_cut_after_it_was_opened_is_an_error() {
+    let folder = small_model();
+    let input = folder.path().join("model.safetensors");
+    let source = source::open(&input).unwrap();
+    let plan = run::plan(source.as_ref(), &config(&[])).unwrap();
+    std::fs::File::options()
+        .write(true)
+        .open(&input)
+        .unwrap()
+        .set_len(4000)
+        .unwrap();
+    let output = folder.path().join("m.parquet");
+    let error = run::quantize(source.as_ref(), &plan, &output, Options::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("model.safetensors: tensor 'blocks.0.attn.weight': the file ended early"),
+        "{error}"
+    );
+    assert_eq!(names_in(folder.path()), ["model.safetensors"]);
+}
+
+#[test]
+fn a_cut_output_is_an_error() {
+    let folder = small_model();
+    let whole = quantized(folder.path(), &[]);
+    let path = folder.path().join("cut.parquet");
+    for len in positions(whole.len()) {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        let error = Model::open(&path).unwrap_err().to_string();
+        assert!(error.contains("cut.parquet"), "{len}: {error}");
+    }
+}
+
+/// Every tensor by name: shape, dtype and decoded bytes.
+type Contents = BTreeMap<String, (Vec<usize>, &'static str, Vec<u8>)>;
+
+/// What the file holds, or `None` when opening or verifying it finds something wrong.
+fn contents(path: &Path) -> Option<Contents> {
+    let model = Model::open(path).ok()?;
+    let options = Options {
+        threads: 1,
+        ..Options::default()
+    };
+    let checked = run::verify(&model, None, None, options).ok()?;
+    if checked.failures().next().is_some() {
+        return None;
+    }
+    let tensors = model.tensors().iter().enumerate().map(|(i, tensor)| {
+        let shape = &tensor.info.shape;
+        let mut bytes = Vec::new();
+        if tensor.info.dtype.float().is_some() {
+            bytes.resize(shape.elements() * 4, 0);
+            let float = arrowquant::format::Float::F32;
+            model
+                .dequantize_rows(i, 0..shape.rows(), float, &mut bytes)
+                .ok()?;
+        } else {
+            for tile in 0..tensor.tiles.len() {
+                bytes.extend(model.planes(i, tile).ok()?.codes());
+            }
+        }
+        let entry = (shape.dims().to_vec(), tensor.info.dtype.name(), bytes);
+        Some((tensor.info.name.clone(), entry))
+    });
+    tensors.collect()
+}
+
+/// The byte ranges of the column chunks of these columns.
+fn chunks(bytes: &[u8], columns: &[&str]) -> Vec<(String, std::ops::Range<usize>)> {
+    let reader = SerializedFileReader::new(bytes::Bytes::copy_from_slice(bytes)).unwrap();
+    let mut found = Vec::new();
+    for group in reader.metadata().row_groups() {
+        for chunk in group.columns() {
+            let name = chunk.column_path().string();
+            if columns.contains(&name.as_str()) {
+                let (start, len) = chunk.byte_range();
+                found.push((name, start as usize..(start + len) as usize));
+            }
+        }
+    }
+    found
+}
+
+/// Flips one bit and says whether other contents than expected pass for right.
+fn flip_is_silent(path: &Path, whole: &[u8], at: usize, bit: usize, expected: &Contents) -> bool {
+    let mut bytes = whole.to_vec();
+    bytes[at] ^= 1 << bit;
+    std::fs::write(path, bytes).unwrap();
+    contents(path).is_some_and(|found| found != *expected)
+}
+
+/// Where the planes of an uncompressed file lie in it.
+fn planes(whole: &[u8], path: &Path) -> Vec<std::ops::Range<usize>> {
+    let model = Model::open(path).unwrap();
+    let mut found = Vec::new();
+    for tensor in 0..model.tensors().len() {
+        let planes = model.planes(tensor, 0).unwrap();
+        for plane in [Some(planes.codes()), planes.scales(), planes.biases()]
+            .into_iter()
+            .flatten()
+        {
+            if !plane.is_empty() {
+                let at = whole
+                    .windows(plane.len())
+                    .position(|window| window == plane)
+                    .unwrap();
+                found.push(at..at + plane.len());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn every_flipped_bit_in_a_plane_is_caught() {
+    let folder = small_model();
+    let whole = quantized(folder.path(), &[("scheme", "affine")]);
+    let path = folder.path().join("flipped.parquet");
+    std::fs::write(&path, &whole).unwrap();
+    let mut flipped = 0;
+    for plane in planes(&whole, &path) {
+        for at in plane.clone().step_by(1 + plane.len() / 50) {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1 << (flipped % 8);
+            std::fs::write(&path, &bytes).unwrap();
+            assert!(contents(&path).is_none(), "byte {at} of plane {plane:?}");
+            flipped += 1;
+        }
+    }
+    assert!(flipped > 300, "{flipped}");
+}
+
+#[test]
+fn no_flipped_bit_in_a_compressed_plane_passes_for_right() {
+    let folder = small_model();
+    let whole = quantized(
+        folder.path(),
+        &[("scheme", "affine"), ("compression", "zstd")],
+    );
+    let path = folder.path().join("flipped.parquet");
+    std::fs::write(&path, &whole).unwrap();
+    let expected = contents(&path).unwrap();
+    for (column, range) in chunks(&whole, &["codes", "scales", "biases"]) {
+        for at in range.clone().step_by(1 + range.len() / 100) {
+            let bit = at % 8;
+            assert!(
+                !flip_is_silent(&path, &whole, at, bit, &expected),
+                "{column} at {at}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_column_that_decoding_depends_on_is_caught() {
+    let columns = [
+        "name",
+        "tile",
+        "row_start",
+        "row_count",
+        "shape.list.element",
+        "source_dtype",
+        "format",
+        "scheme",
+        "group_size",
+        "scale_dtype",
+        "checksum",
+        "input_scale",
+        "rotation.block",
+        "rotation.seed",
+        "activation.list.element.t_begin",
+    ];
+    let folder = small_model();
+    let whole = quantized(folder.path(), &[]);
+    let path = folder.path().join("flipped.parquet");
+    std::fs::write(&path, &whole).unwrap();
+    let expected = contents(&path).unwrap();
+    for (column, range) in chunks(&whole, &columns) {
+        for at in range {
+            let bit = at % 8;
+            assert!(
+                !flip_is_silent(&path, &whole, at, bit, &expected),
+                "{column} at {at}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_anywhere_gives_an_error_or_the_right_weights() {
+    let folder = small_model();
+    let whole = quantized(folder.path(), &[("bit_width", "2")]);
+    let path = folder.path().join("flipped.parquet");
+    std::fs::write(&path, &whole).unwrap();
+    let expected = contents(&path).unwrap();
+    for at in (0..whole.len()).step_by(7) {
+        let bit = at / 7 % 8;
+        assert!(
+            !flip_is_silent(&path, &whole, at, bit, &expected),
+            "byte {at}, bit {bit}"
+        );
+    }
+}

@@ -1,0 +1,13 @@
+//! Integration tests by subject, in one binary.
+
+mod common;
+
+mod cli;
+mod damage;
+mod determinism;
+mod errors;
+mod python;
+mod rooms;
+mod sources;
+mod values;
+mod views;

@@ -1,0 +1,204 @@
+"""Reads files of the arrowquant program with pyarrow and DuckDB, decodes them with a decoder
+written from docs/format.md, and quantizes the same weights with numpy.
+
+Usage: check_format.py ARROWQUANT MODEL.safetensors
+"""
+
+import itertools
+import json
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+
+PROGRAM, MODEL = sys.argv[1:3]
+SHAPES = [(1, 1), (3, 17), (5, 129), (4, 704), (6, 5, 3, 3), (40,), (2, 0), (0, 3), (33, 256)]
+BITS = {"int2": 2, "int4": 4, "int8": 8}
+ZERO_POINT = {"int2": 1.5, "int4": 8.0, "int8": 128.0}
+
+
+# The decoder of docs/format.md.
+def unpack(codes, bits, rows, cols):
+    per_row = -(-cols * bits // 8)
+    data = np.frombuffer(codes, np.uint8).reshape(rows, per_row)
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    return ((data[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(rows, per_row * (8 // bits))[:, :cols]
+
+
+def decode(tile):
+    shape = tile["shape"]
+    cols = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
+    rows, fmt = tile["row_count"], tile["format"]
+    q = unpack(tile["codes"], BITS[fmt], rows, cols).astype(np.float32)
+    group = tile["group_size"] or max(cols, 1)
+    groups = -(-cols // group)
+    dtype = {"f16": "<f2", "f32": "<f4"}[tile["scale_dtype"]]
+    spread = lambda plane: np.repeat(
+        np.frombuffer(plane, dtype).astype(np.float32).reshape(rows, groups), group, axis=1
+    )[:, :cols]
+    if tile["scheme"] == "symmetric":
+        return spread(tile["scales"]) * (q - np.float32(ZERO_POINT[fmt]))
+    return spread(tile["scales"]) * q + spread(tile["biases"])
+
+
+# minmax, from the formulas of docs/format.md.
+def minmax(w, fmt, scheme, group):
+    rows, cols = w.shape
+    bits, z = BITS[fmt], np.float32(ZERO_POINT[fmt])
+    group = group or max(cols, 1)
+    codes, scales, biases = [], [], []
+    for start in range(0, cols, group):
+        x = w[:, start : start + group]
+        low, high = x.min(axis=1), x.max(axis=1)
+        if scheme == "affine":
+            scale, bias, zero = (high - low) / np.float32(2**bits - 1), low, np.float32(0)
+        else:
+            extreme = np.where(high >= -low, high, low)
+            scale = np.abs(extreme) / z if bits == 2 else -extreme / z
+            bias, zero = np.zeros(rows, np.float32), z
+        scales.append(scale.astype("<f2"))
+        biases.append(bias.astype("<f2"))
+        scale, bias = scales[-1].astype(np.float32), biases[-1].astype(np.float32)
+        with np.errstate(divide="ignore"):
+            inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+        exact = (x - bias[:, None]) * inverse[:, None] + zero
+        codes.append(np.rint(np.clip(exact, 0, 2**bits - 1)).astype(np.uint8))
+    stack = lambda planes: np.stack(planes, axis=1) if planes else np.zeros((rows, 0), "<f2")
+    codes = np.concatenate(codes, axis=1) if codes else np.zeros((rows, 0), np.uint8)
+    return codes, stack(scales), stack(biases)
+
+
+NUMPY = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "BF16": "<u2"}
+
+
+def read_safetensors(path):
+    data = pathlib.Path(path).read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        tensors[name] = np.frombuffer(data[begin:end], NUMPY[entry["dtype"]]).reshape(entry["shape"])
+    return tensors
+
+
+def write_safetensors(path, tensors):
+    header, end = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
+        end += len(data)
+    text = json.dumps(header).encode()
+    body = b"".join(data for _, _, data in tensors.values())
+    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def to_bf16(x):
+    """Upper halves, so that every value is exact in f32."""
+    return (x.view("<u4") >> 16).astype("<u2")
+
+
+def run(*args):
+    subprocess.run([PROGRAM, *map(str, args)], check=True)
+
+
+def tensors_of_every_shape():
+    rng = np.random.default_rng(1)
+    tensors, weights = {}, {}
+    for shape, dtype in itertools.product(SHAPES, ["F32", "F16", "BF16"]):
+        x = (rng.standard_t(5, size=shape) * 0.05).astype("<f4")
+        raw = {"F32": x, "F16": x.astype("<f2"), "BF16": to_bf16(x)}[dtype]
+        exact = (raw.astype("<u4") << 16).view("<f4") if dtype == "BF16" else raw.astype("<f4")
+        name = f"{dtype}.{'x'.join(map(str, shape))}.weight"
+        tensors[name] = (dtype, list(shape), raw.tobytes())
+        cols = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
+        weights[name] = exact.reshape(shape[0] if len(shape) > 1 else 1, cols)
+    return tensors, weights
+
+
+def check_shapes(folder):
+    tensors, weights = tensors_of_every_shape()
+    source, packed, back = (folder / n for n in ["m.safetensors", "m.parquet", "b.safetensors"])
+    write_safetensors(source, tensors)
+    decoded = reproduced = 0
+    cases = itertools.product(BITS, ["symmetric", "affine"], [0, 16, 48, 128], ["minmax", "lsq"])
+    for fmt, scheme, group, method in cases:
+        gain = "lsq" if method == "minmax" else "unit"
+        run("quantize", source, packed, "--bits", BITS[fmt], "--scheme", scheme, "--group-size",
+            group, "--method", method, "--gain", gain, "--rule", f"*=bits:{BITS[fmt]}", "--quiet")
+        run("dequantize", packed, back, "--dtype", "f32")
+        ours = read_safetensors(back)
+        tiles = pq.read_table(packed).to_pylist()
+        assert {tile["name"] for tile in tiles} == set(weights) == set(ours)
+        for tile in tiles:
+            name = tile["name"]
+            case = f"{name} {fmt} {scheme} g{group} {method}"
+            assert (tile["format"], tile["scheme"], tile["group_size"]) == (fmt, scheme, group), case
+            y = decode(tile)
+            assert y.tobytes() == ours[name].tobytes(), case
+            assert ours[name].shape == tuple(tile["shape"]), case
+            decoded += 1
+            w = weights[name]
+            check_figures(tile, w, y, case)
+            if method == "minmax" and tile["scale_dtype"] == "f16":
+                codes, scales, biases = minmax(w, fmt, scheme, group)
+                cols = w.shape[1]
+                assert (unpack(tile["codes"], BITS[fmt], len(w), cols) == codes).all(), case
+                assert tile["scales"] == scales.tobytes(), case
+                assert tile["biases"] == (biases.tobytes() if scheme == "affine" else None), case
+                reproduced += 1
+    print("decoded bit for bit:", decoded)
+    print("minmax reproduced:", reproduced)
+    assert reproduced > decoded / 3
+
+
+def check_figures(tile, w, y, case):
+    """Cosine, SQNR and bits per weight, computed anew in double precision."""
+    w, y = w.astype(np.float64), y.astype(np.float64)
+    planes = [tile["codes"], tile["scales"], tile["biases"] or b""]
+    if w.size:
+        bits = 8 * sum(map(len, planes)) / w.size
+        assert abs(tile["bits_per_weight"] - bits) < 1e-5 * bits, case
+    error = ((w - y) ** 2).sum()
+    if error == 0:
+        assert tile["cosine"] == 1 and tile["sqnr_db"] is None, case
+        return
+    cosine = (w * y).sum() / np.sqrt((w * w).sum() * (y * y).sum())
+    assert abs(tile["cosine"] - cosine) < 1e-6, (case, tile["cosine"], cosine)
+    sqnr = 10 * np.log10((w * w).sum() / error)
+    assert abs(tile["sqnr_db"] - sqnr) < 1e-3, (case, tile["sqnr_db"], sqnr)
+
+
+def check_duckdb(folder):
+    packed = folder / "dit.parquet"
+    run("quantize", MODEL, packed, "--bits", 2, "--scheme", "affine", "--quiet")
+    columns = "name, tile, row_start, row_count, shape, source_dtype, format, scheme, group_size, scale_dtype, codes, scales, biases, checksum, cosine, sqnr_db, bits_per_weight"
+    rows = duckdb.sql(f"SELECT {columns} FROM '{packed}'").fetchall()
+    table = pq.read_table(packed)
+    assert rows == [tuple(row.values()) for row in table.select(columns.split(", ")).to_pylist()]
+    query = f"SELECT min(cosine) FROM '{packed}' WHERE format = 'int2'"
+    [(worst,)] = duckdb.sql(query).fetchall()
+    assert 0.8 < worst < 1
+    original = read_safetensors(MODEL)
+    kept = {row["name"]: row for row in table.to_pylist() if row["format"] == "raw"}
+    assert kept and all(original[name].tobytes() == row["codes"] for name, row in kept.items())
+    metadata = {k.decode(): v.decode() for k, v in pq.read_metadata(packed).metadata.items()}
+    assert metadata["arrowquant.format_version"] == "2"
+    assert metadata["arrowquant.modality"] == "image"
+    config = json.loads(metadata["arrowquant.config"])
+    assert list(config) == sorted(config) and config["bit_width"] == 2
+    assert json.loads(metadata["arrowquant.source"])["name"] == "dit-digits.safetensors"
+    assert json.loads(metadata["arrowquant.source_metadata"])["architecture"] == "DiT"
+    summary = json.loads(metadata["arrowquant.summary"])
+    assert set(summary["tensors"]) == {row[0] for row in rows}
+    print("rows equal in DuckDB and pyarrow:", len(rows))
+
+
+with tempfile.TemporaryDirectory() as name:
+    check_shapes(pathlib.Path(name))
+    check_duckdb(pathlib.Path(name))

@@ -1,0 +1,156 @@
+//! Who may import whom: data flows one way through the rooms of `src/`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use regex::Regex;
+
+/// Each room and the rooms it may use, beside itself.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("error", &["tensor", "format"]),
+    ("tensor", &["error", "format"]),
+    ("format", &["error", "tensor"]),
+    ("schema", &["format", "tensor", "error"]),
+    ("kernel", &["format"]),
+    ("calibrate", &["kernel", "tensor", "error"]),
+    (
+        "quantize",
+        &["kernel", "calibrate", "format", "tensor", "error"],
+    ),
+    ("source", &["schema", "tensor", "error"]),
+    ("plan", &["calibrate", "format", "tensor", "error"]),
+    ("sink", &["schema", "format", "tensor", "error"]),
+    (
+        "model",
+        &["schema", "kernel", "quantize", "format", "tensor", "error"],
+    ),
+    (
+        "run",
+        &[
+            "schema",
+            "kernel",
+            "calibrate",
+            "quantize",
+            "source",
+            "plan",
+            "sink",
+            "model",
+            "format",
+            "tensor",
+            "error",
+        ],
+    ),
+];
+
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Room and text of every source file of the library.
+fn files() -> Vec<(String, PathBuf, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut paths = Vec::new();
+    sources(&src, &mut paths);
+    let room = |path: &Path| {
+        let first = path
+            .strip_prefix(&src)
+            .unwrap()
+            .components()
+            .next()
+            .unwrap();
+        let name = first.as_os_str().to_string_lossy().into_owned();
+        name.strip_suffix(".rs").unwrap_or(&name).to_owned()
+    };
+    paths
+        .into_iter()
+        .map(|path| {
+            (
+                room(&path),
+                path.clone(),
+                std::fs::read_to_string(&path).unwrap(),
+            )
+        })
+        .collect()
+}
+
+/// The rooms that a file names after `crate::`, in `use` lines and in paths.
+fn used(text: &str) -> BTreeSet<String> {
+    let single = Regex::new(r"\bcrate::(\w+)").unwrap();
+    let several = Regex::new(r"\bcrate::\{([^}]*)\}").unwrap();
+    let member = Regex::new(r"(?:^|,)\s*(\w+)").unwrap();
+    let code: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    let mut rooms: BTreeSet<String> = single
+        .captures_iter(&code)
+        .map(|found| found[1].to_owned())
+        .collect();
+    for group in several.captures_iter(&code) {
+        rooms.extend(
+            member
+                .captures_iter(&group[1])
+                .map(|found| found[1].to_owned()),
+        );
+    }
+    rooms
+}
+
+#[test]
+fn rooms_use_only_those_below_them() {
+    for (room, path, text) in files() {
+        let used = used(&text);
+        if room == "bin" {
+            assert!(used.is_empty(), "{} reaches into the crate", path.display());
+            continue;
+        }
+        if room == "lib" {
+            continue;
+        }
+        let row = MAY_USE.iter().find(|row| row.0 == room);
+        let (_, may) = row.unwrap_or_else(|| panic!("{}: no such room", path.display()));
+        for other in used {
+            assert!(
+                other == room || may.contains(&other.as_str()),
+                "{}: {room} may not use {other}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_way_to_name_a_room_is_seen() {
+    let text = "use crate::plan::Plan;\nuse crate::{source, sink::Sink};\n// crate::run\nlet x = crate::model::open();";
+    let expected = ["model", "plan", "sink", "source"].map(str::to_owned);
+    assert_eq!(used(text), BTreeSet::from(expected));
+}
+
+#[test]
+fn kernels_are_core_only() {
+    for (room, path, text) in files() {
+        // CPU detection and the environment are std's, under its feature; tests may use it.
+        let exempt = ["isa.rs", "harness.rs"]
+            .iter()
+            .any(|name| path.ends_with(name));
+        if (room == "kernel" || room == "format") && !exempt {
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            assert!(!code.contains("std::"), "{} uses std", path.display());
+        }
+    }
+}
+
+#[test]
+fn no_kernel_is_chosen_at_compile_time() {
+    for (_, path, text) in files() {
+        assert!(!text.contains("cfg(target_feature"), "{}", path.display());
+    }
+}

@@ -1,0 +1,129 @@
+//! One file, shards, folders, tensors in memory: the same model gives the same planes.
+
+use arrowquant::model::Model;
+use arrowquant::plan::Config;
+use arrowquant::run::{self, Options};
+use arrowquant::source::{self, MemorySource};
+use arrowquant::tensor::Dtype;
+use serde_json::json;
+
+use crate::common::*;
+
+/// Three tensors, whole and in two shards.
+fn write_both(folder: &std::path::Path) {
+    let tensors = [
+        bf16_tensor("a.weight", &[8, 64], &noise(1, 512)),
+        f32_tensor("b.weight", &[4, 40], &noise(2, 160)),
+        f32_tensor("c.bias", &[5], &noise(3, 5)),
+    ];
+    std::fs::create_dir(folder.join("sharded")).unwrap();
+    std::fs::write(folder.join("whole.safetensors"), safetensors(&tensors)).unwrap();
+    let shard = |name: &str, tensors: &[RawTensor]| {
+        std::fs::write(folder.join("sharded").join(name), safetensors(tensors)).unwrap();
+    };
+    shard("model-00001-of-00002.safetensors", &tensors[..1]);
+    shard("model-00002-of-00002.safetensors", &tensors[1..]);
+    let index = json!({
+        "metadata": {"total_size": 1},
+        "weight_map": {
+            "a.weight": "model-00001-of-00002.safetensors",
+            "b.weight": "model-00002-of-00002.safetensors",
+            "c.bias": "model-00002-of-00002.safetensors",
+        },
+    });
+    let path = folder.join("sharded/model.safetensors.index.json");
+    std::fs::write(path, index.to_string()).unwrap();
+}
+
+fn decoded(model: &Model) -> Vec<(String, Vec<u8>)> {
+    let decode = |index: usize| {
+        let info = &model.tensors()[index].info;
+        let mut out = vec![0; info.shape.elements() * 4];
+        let float = arrowquant::format::Float::F32;
+        model
+            .dequantize_rows(index, 0..info.shape.rows(), float, &mut out)
+            .unwrap();
+        (info.name.clone(), out)
+    };
+    (0..model.tensors().len()).map(decode).collect()
+}
+
+#[test]
+fn shards_give_the_tensors_of_the_whole_file() {
+    let folder = tempfile::tempdir().unwrap();
+    write_both(folder.path());
+    let make = |input: &str, output: &str| {
+        let output = folder.path().join(output);
+        quantize(&folder.path().join(input), &output, &[]).unwrap();
+        Model::open(&output).unwrap()
+    };
+    let whole = make("whole.safetensors", "whole.parquet");
+    let folder_given = make("sharded", "folder.parquet");
+    let index_given = make("sharded/model.safetensors.index.json", "index.parquet");
+    assert_eq!(decoded(&whole).len(), 3);
+    assert_eq!(decoded(&whole), decoded(&folder_given));
+    assert_eq!(decoded(&whole), decoded(&index_given));
+    let bytes = |name: &str| std::fs::read(folder.path().join(name)).unwrap();
+    assert_eq!(bytes("folder.parquet"), bytes("index.parquet"));
+}
+
+#[test]
+fn a_folder_with_one_file_needs_no_index() {
+    let folder = small_model();
+    let source = source::open(folder.path()).unwrap();
+    assert_eq!(source.tensors().len(), 7);
+    std::fs::copy(
+        folder.path().join("model.safetensors"),
+        folder.path().join("other.safetensors"),
+    )
+    .unwrap();
+    let message = source::open(folder.path()).err().unwrap().to_string();
+    assert!(
+        message.contains("model.safetensors, other.safetensors"),
+        "{message}"
+    );
+}
+
+#[test]
+fn tensors_in_memory_are_a_source_like_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, _, dims, values) = f32_tensor("w", &[9, 50], &noise(5, 450));
+    let mut source = MemorySource::new();
+    source
+        .add("w", Dtype::F32, &dims, values.as_slice())
+        .unwrap();
+    let path = folder.path().join("w.safetensors");
+    std::fs::write(
+        &path,
+        safetensors(&[f32_tensor("w", &[9, 50], &noise(5, 450))]),
+    )
+    .unwrap();
+
+    let plan = run::plan(&source, &Config::new()).unwrap();
+    let memory = folder.path().join("memory.parquet");
+    run::quantize(&source, &plan, &memory, Options::default()).unwrap();
+    let file = folder.path().join("file.parquet");
+    quantize(&path, &file, &[]).unwrap();
+    assert_eq!(
+        decoded(&Model::open(&memory).unwrap()),
+        decoded(&Model::open(&file).unwrap())
+    );
+}
+
+#[test]
+fn metadata_of_the_source_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let header = json!({
+        "__metadata__": {"architecture": "DiT", "note": "ü"},
+        "w": {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]},
+    });
+    let input = folder.path().join("m.safetensors");
+    std::fs::write(&input, with_header(&header.to_string(), &[0; 8])).unwrap();
+    let output = folder.path().join("m.parquet");
+    quantize(&input, &output, &[]).unwrap();
+    let back = folder.path().join("back.safetensors");
+    arrowquant_ok(["dequantize".as_ref(), output.as_os_str(), back.as_os_str()]);
+    let source = source::open(&back).unwrap();
+    assert_eq!(source.metadata()["architecture"], "DiT");
+    assert_eq!(source.metadata()["note"], "ü");
+}
