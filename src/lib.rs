@@ -1,4 +1,44 @@
 //! ArrowQuant quantizes the weights of diffusion models to INT2, INT4 and INT8.
+//!
+//! Data flows one way through the modules:
+//!
+//! ```text
+//! source ──> plan ──> run( quantize over kernel ) ──> sink      then: model reads what a sink wrote
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`source`] | where weights come from: safetensors files and shards, memory |
+//! | [`plan`] | what each tensor gets, decided before any work |
+//! | [`quantize`] | how codes and scales of rows are chosen |
+//! | [`kernel`] | numbers to bytes and back, by instruction set |
+//! | [`run`] | does a plan; decodes and verifies whole files |
+//! | [`sink`] | where weights go: the Parquet file, safetensors |
+//! | [`model`] | opens a quantized file |
+//! | [`mod@format`], [`schema`] | the layout of a quantized tensor, and of the file |
+//! | [`tensor`], [`error`] | dtypes and shapes; every error |
+//!
+//! The common job is one call, [`run::quantize_file`]; [`model::Model`] reads the result.
+//!
+//! ```no_run
+//! use std::path::Path;
+//! use arrowquant::{format::Float, model::Model, plan::Config, run};
+//!
+//! # fn main() -> arrowquant::error::Result<()> {
+//! let mut config = Config::new();
+//! config.set("bit_width", "4")?;
+//! let report = run::quantize_file(Path::new("in.safetensors"), Path::new("out.parquet"), &config, None)?;
+//! println!("cosine {:?}", report.total.cosine);
+//!
+//! let model = Model::open(Path::new("out.parquet"))?;
+//! let tensor = model.find("blocks.0.attn.qkv.weight").expect("in the model");
+//! let mut rows = vec![0; 2 * model.tensors()[tensor].info.shape.cols() * 4];
+//! model.dequantize_rows(tensor, 0..2, Float::F32, &mut rows)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Without the `std` feature only [`mod@format`] and [`kernel`] are built, on `core` alone.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod format;
