@@ -72,7 +72,7 @@ pub fn dequantize_file(
         pool.in_order(
             jobs.iter().map(|job| (bytes(job), job)),
             options.budget,
-            |job| match *job {
+            |job, _| match *job {
                 Job::Raw { tensor, tile } => Ok(model.planes(tensor, tile)?.codes().to_vec()),
                 Job::Decode { tensor, row, rows } => {
                     let mut out = vec![0; bytes(job)];

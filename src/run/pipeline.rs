@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use super::pool::{Pool, resolve, with_pool};
+use super::pool::{Pool, Pulse, resolve, with_pool};
 use super::progress::{Counter, ProgressFn};
 use super::report::{Report, TensorTally, TotalTally, bits_per_weight, summary};
 use crate::error::{Error, Result};
@@ -121,7 +121,7 @@ pub fn quantize(
         pool.in_order(
             jobs.into_iter().map(|job| (job.cost(compress), job)),
             options.budget,
-            |job| work.tile(job),
+            |job, pulse| work.tile(job, pulse),
             || counter.tell(),
             |finished| {
                 let tally = &mut tallies[finished.tensor];
@@ -302,14 +302,14 @@ struct Piece<'a> {
 }
 
 impl Work<'_> {
-    fn tile(&self, job: Job) -> Result<Finished> {
+    fn tile(&self, job: Job, pulse: Pulse<'_>) -> Result<Finished> {
         match job.recipe {
-            Some(recipe) => self.quantized_tile(job, recipe),
-            None => self.kept_tile(job),
+            Some(recipe) => self.quantized_tile(job, recipe, pulse),
+            None => self.kept_tile(job, pulse),
         }
     }
 
-    fn kept_tile(&self, job: Job) -> Result<Finished> {
+    fn kept_tile(&self, job: Job, pulse: Pulse<'_>) -> Result<Finished> {
         let mut tile = job.tile;
         let [len, ..] = tile.plane_bytes().unwrap_or_default();
         let mut values = PlaneBuffer::new(len);
@@ -321,6 +321,7 @@ impl Work<'_> {
             }
             self.source.read(job.tensor, start + i * (8 << 20), step)?;
             self.done.fetch_add(step.len(), Ordering::Relaxed);
+            pulse();
         }
         tile.checksum = schema::checksum(&tile, values.bytes(), None, None);
         let weights = tile.row_count * tile.shape.cols();
@@ -337,7 +338,7 @@ impl Work<'_> {
     }
 
     /// Quantizes a tile with f16 scales, and again with f32 scales if these do not fit.
-    fn quantized_tile(&self, job: Job, recipe: Recipe) -> Result<Finished> {
+    fn quantized_tile(&self, job: Job, recipe: Recipe, pulse: Pulse<'_>) -> Result<Finished> {
         let Job {
             tensor, mut tile, ..
         } = job;
@@ -355,7 +356,7 @@ impl Work<'_> {
                 biases: biases.bytes_mut(),
             };
             let may_widen = auto && scale_dtype == ScaleDtype::F16;
-            match self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, planes)? {
+            match self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, planes, pulse)? {
                 Err(Fault::ScaleOverflow { .. }) if may_widen => scale_dtype = ScaleDtype::F32,
                 Err(fault) => return Err(self.explain(tensor, &recipe, fault)),
                 Ok(outcome) if may_widen && outcome.wants_f32_scales() => {
@@ -364,9 +365,6 @@ impl Work<'_> {
                 Ok(outcome) => break (scales, biases, outcome),
             }
         };
-        let source_bytes = tile.row_count * job.row_bytes;
-        self.done.fetch_add(source_bytes, Ordering::Relaxed);
-
         tile.layout = Some(recipe.layout(scale_dtype));
         let biases = (recipe.scheme == Scheme::Affine).then_some(biases);
         tile.checksum = schema::checksum(
@@ -400,6 +398,7 @@ impl Work<'_> {
         recipe: &Recipe,
         scale_dtype: ScaleDtype,
         planes: PlanesMut<'_>,
+        pulse: Pulse<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
         let layout = recipe.layout(scale_dtype);
         let cols = tile.shape.cols();
@@ -420,12 +419,17 @@ impl Work<'_> {
                 outcome,
             });
         }
-        self.pool.each(pieces, |piece| {
+        // A second time with f32 scales is no progress.
+        let counts = scale_dtype == recipe.planned_layout().scale_dtype;
+        self.pool.each(pieces, pulse, |piece| {
             if self.pool.stopped() {
                 return;
             }
             let (row, rows) = (piece.row, piece.rows);
             let quantized = self.with_rows(tensor, row, rows, |matrix| {
+                if counts {
+                    self.done.fetch_add(matrix.weights.len(), Ordering::Relaxed);
+                }
                 quantize_rows(self.table, recipe, scale_dtype, matrix, None, piece.planes)
             });
             *piece.outcome = Some(quantized.map(|outcome| outcome.map_err(|f| f.moved_down(row))));
@@ -500,7 +504,7 @@ impl Work<'_> {
                 );
             }
         }
-        self.pool.each(pieces, |(tensor, row, rows)| {
+        self.pool.each(pieces, &|| (), |(tensor, row, rows)| {
             match self.with_rows(tensor, row, rows, |matrix| {
                 find_non_finite(matrix).is_some()
             }) {

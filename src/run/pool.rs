@@ -1,6 +1,7 @@
 //! Threads that belong to one run, and work whose results are taken in order.
 
 use std::any::Any;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +20,9 @@ pub(super) struct Pool<'a> {
     threads: Option<&'a rayon::ThreadPool>,
     stop: AtomicBool,
 }
+
+/// Called now and then by long work on the calling thread; does nothing on others.
+pub(super) type Pulse<'a> = &'a dyn Fn();
 
 /// Calls `body` with a pool of `threads` (0: as many as the machine has); they have ended when
 /// this returns.
@@ -61,10 +65,19 @@ impl Pool<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Does all jobs, on this pool's threads when called on one of them or by [`Pool::in_order`].
-    pub(super) fn each<T: Send>(&self, jobs: Vec<T>, work: impl Fn(T) + Send + Sync) {
+    /// Does all jobs, on this pool's threads. Without any, `pulse` is called between jobs: it is
+    /// the calling thread's chance to tell its progress.
+    pub(super) fn each<T: Send>(
+        &self,
+        jobs: Vec<T>,
+        pulse: Pulse<'_>,
+        work: impl Fn(T) + Send + Sync,
+    ) {
         match self.threads {
-            None => jobs.into_iter().for_each(work),
+            None => jobs.into_iter().for_each(|job| {
+                work(job);
+                pulse();
+            }),
             Some(pool) => pool.install(|| jobs.into_par_iter().for_each(work)),
         }
     }
@@ -79,15 +92,26 @@ impl Pool<'_> {
         &self,
         jobs: impl IntoIterator<Item = (usize, T)>,
         budget: usize,
-        work: impl Fn(T) -> Result<R> + Sync,
+        work: impl Fn(T, Pulse<'_>) -> Result<R> + Sync,
         mut tick: impl FnMut() -> Result<()>,
         mut consume: impl FnMut(R) -> Result<()>,
     ) -> Result<()> {
         let jobs = jobs.into_iter();
         let Some(pool) = self.threads else {
+            let (tick, ticked) = (RefCell::new(tick), RefCell::new(Ok(())));
+            let pulse = || {
+                if ticked.borrow().is_ok() {
+                    let result = (*tick.borrow_mut())();
+                    self.stop.store(result.is_err(), Ordering::Relaxed);
+                    ticked.replace(result);
+                }
+            };
             for (_, job) in jobs {
-                consume(work(job)?)?;
-                tick()?;
+                let result = work(job, &pulse);
+                ticked.replace(Ok(()))?;
+                consume(result?)?;
+                pulse();
+                ticked.replace(Ok(()))?;
             }
             return Ok(());
         };
@@ -111,7 +135,7 @@ impl Pool<'_> {
                     let sender = sender.clone();
                     scope.spawn_fifo(move |_| {
                         if !stop.load(Ordering::Relaxed) {
-                            let outcome = catch_unwind(AssertUnwindSafe(|| work(job)));
+                            let outcome = catch_unwind(AssertUnwindSafe(|| work(job, &|| ())));
                             // The receiver is gone only after a stop.
                             let _ = sender.send((index, outcome));
                         }
@@ -160,7 +184,7 @@ mod tests {
             pool.in_order(
                 (0..40).map(|i| (10, i)),
                 budget,
-                |i: usize| {
+                |i: usize, _| {
                     // Later jobs of a group of four end first.
                     std::thread::sleep(Duration::from_micros(300 * (4 - i as u64 % 4)));
                     match fail_at {
@@ -206,7 +230,7 @@ mod tests {
             pool.in_order(
                 (0..50).map(|i| (10, i)),
                 20,
-                |_| {
+                |_, _| {
                     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     std::thread::sleep(Duration::from_micros(200));
                     Ok(())
@@ -231,7 +255,7 @@ mod tests {
                     pool.in_order(
                         jobs,
                         9,
-                        |i| if i == 3 { panic!("three") } else { Ok(i) },
+                        |i, _| if i == 3 { panic!("three") } else { Ok(i) },
                         || Ok(()),
                         |_| Ok(()),
                     )

@@ -96,7 +96,7 @@ pub fn verify(
         pool.in_order(
             jobs.into_iter().map(|job| (0, job)),
             options.budget,
-            |job| Ok((job.tensor, check_tile(model, table, original, &job, &done)?)),
+            |job, _| Ok((job.tensor, check_tile(model, table, original, &job, &done)?)),
             || counter.tell(),
             |(tensor, checked): (usize, Check)| {
                 checks[tensor].error.add(checked.error);
