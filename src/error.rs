@@ -110,6 +110,15 @@ impl Error {
         }
     }
 
+    /// The same configuration error, said to be within `place`.
+    pub(crate) fn within(self, place: &str) -> Self {
+        match self {
+            Self::Config { key, reason } if key.is_empty() => Self::config(place, reason),
+            Self::Config { key, reason } => Self::config(format!("{place}: {key}"), reason),
+            other => other,
+        }
+    }
+
     /// A setting that is unknown or out of range.
     pub(crate) fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Config {

@@ -38,7 +38,7 @@
 //! # }
 //! ```
 //!
-//! Without the `std` feature only [`mod@format`] and [`kernel`] are built, on `core` alone.
+//! [`mod@format`] and [`kernel`] use `core` alone; without the `std` feature they are all there is.
 #![cfg_attr(not(feature = "std"), no_std)]
 
 pub mod format;

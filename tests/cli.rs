@@ -84,7 +84,7 @@ fn usage_errors_exit_with_2() {
         &["--threads", "many"],
         &["--threads: 'many' is not a number"],
     );
-    quantize(&["--rule", "w"], &["rule: 'w' is not PATTERN=key:value"]);
+    quantize(&["--rule", "w"], &["rule 'w': is not PATTERN=key:value"]);
     quantize(&["--keep", "["], &["pattern: '['"]);
     quantize(&["--plan", "p.json", "--bits", "4"], &["--plan"]);
     fails(
@@ -100,7 +100,7 @@ fn usage_errors_exit_with_2() {
     fails(
         &["dequantize", &output, "x.safetensors", "--dtype", "f8"],
         2,
-        &["--dtype: dtype must be one of: f32, f16, bf16"],
+        &["--dtype: 'f8': dtype must be one of: f32, f16, bf16"],
     );
     assert_eq!(names_in(folder.path()), ["model.safetensors"]);
 }
@@ -262,6 +262,124 @@ fn rules_and_keeps_count_in_the_order_given() {
         ]),
         "int8"
     );
+}
+
+#[test]
+fn the_report_overwrites_neither_input_nor_output() {
+    let folder = small_model();
+    let input = text(&folder.path().join("model.safetensors"));
+    let output = text(&folder.path().join("m.parquet"));
+    let before = std::fs::read(&input).unwrap();
+    let run = ["quantize", &input, &output, "--report"];
+    let with = |report: &'static str| [&run[..], &[report]].concat();
+    fails(
+        &[&run[..], &[&input]].concat(),
+        1,
+        &["would be overwritten"],
+    );
+    fails(
+        &[&run[..], &[&output]].concat(),
+        2,
+        &["--report", "is the output"],
+    );
+    fails(&with("/no/such/folder/r.json"), 1, &["there is no folder"]);
+    assert!(std::fs::read(&input).unwrap() == before);
+    assert_eq!(names_in(folder.path()), ["model.safetensors"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_under_the_output_of_a_command_is_a_failure() {
+    let folder = small_model();
+    let full = std::fs::File::options()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_arrowquant"))
+        .args(["plan", &text(folder.path()), "--json"])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("standard output: cannot write"));
+}
+
+#[test]
+fn control_characters_in_names_do_not_reach_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = "a\u{1b}[31mb\nc  d.weight";
+    let input = text(&folder.path().join("m.safetensors"));
+    let output = text(&folder.path().join("m.parquet"));
+    std::fs::write(
+        &input,
+        safetensors(&[f32_tensor(name, &[2, 32], &noise(1, 64))]),
+    )
+    .unwrap();
+    let printed = [
+        arrowquant_ok(["plan", &input]),
+        arrowquant_ok(["quantize", &input, &output]),
+        arrowquant_ok(["inspect", &output]),
+        arrowquant_ok(["verify", &output, "--against", &input]),
+    ];
+    for printed in printed {
+        assert!(printed.contains(r"a\u{1b}[31mb\nc  d.weight"), "{printed}");
+    }
+    std::fs::write(
+        &input,
+        safetensors(&[f32_tensor(name, &[1, 2], &[f32::NAN; 2])]),
+    )
+    .unwrap();
+    fails(
+        &["quantize", &input, &output],
+        1,
+        &[r"\u{1b}[31mb c  d.weight"],
+    );
+    let back = arrowquant_ok(["inspect", &output, "--json"]);
+    let json: Value = serde_json::from_str(&back).unwrap();
+    assert_eq!(json["tensors"][0]["name"], name);
+}
+
+#[test]
+fn tensors_that_become_no_smaller_are_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = text(&folder.path().join("m.safetensors"));
+    let tensors = [
+        bf16_tensor("a.weight", &[9, 1], &noise(1, 9)),
+        bf16_tensor("b.weight", &[9, 1], &noise(1, 9)),
+    ];
+    std::fs::write(&input, safetensors(&tensors)).unwrap();
+    let output = arrowquant(["plan", &input]);
+    let expected =
+        "warning: a.weight and 1 others would be no smaller than kept (rows too short)\n";
+    assert_eq!(stderr(&output), expected);
+}
+
+#[test]
+fn dequantize_refuses_damaged_weights() {
+    let folder = small_model();
+    let output = folder.path().join("m.parquet");
+    quantize(&folder.path().join("model.safetensors"), &output, &[]).unwrap();
+    let model = Model::open(&output).unwrap();
+    let codes = model
+        .planes(model.find("conv.weight").unwrap(), 0)
+        .unwrap()
+        .codes()
+        .to_vec();
+    drop(model);
+    let mut bytes = std::fs::read(&output).unwrap();
+    let at = bytes
+        .windows(codes.len())
+        .position(|window| window == codes)
+        .unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&output, bytes).unwrap();
+    let back = text(&folder.path().join("back.safetensors"));
+    fails(
+        &["dequantize", &text(&output), &back],
+        1,
+        &["tensor 'conv.weight', tile 0: checksum"],
+    );
+    assert_eq!(names_in(folder.path()), ["m.parquet", "model.safetensors"]);
 }
 
 #[test]

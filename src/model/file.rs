@@ -330,7 +330,10 @@ fn parse<T: FromStr<Err = UnknownName>>(text: &Option<String>) -> Result<T, Stri
 fn fenced<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     match catch_unwind(AssertUnwindSafe(read)) {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Error::file(path, format!("damaged Parquet file: {error}"))),
+        Ok(Err(error)) => Err(Error::file(
+            path,
+            format!("cannot read as Parquet: {error}"),
+        )),
         Err(_) => Err(Error::file(path, "damaged Parquet file")),
     }
 }

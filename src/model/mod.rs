@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::Float;
 use crate::kernel::{DecodeRow, KernelTable, Planes};
 use crate::schema::{self, Tile, key};
-use crate::tensor::{Dtype, TensorInfo};
+use crate::tensor::TensorInfo;
 
 /// A quantized file, mapped into memory.
 ///
@@ -252,15 +252,23 @@ impl Model {
                     };
                     let kept = cols * source.size();
                     let values = (start - tile.row_start) * kept..(end - tile.row_start) * kept;
-                    convert(source, &planes.codes()[values], float, out);
+                    if !convert(source, &planes.codes()[values], float, out) {
+                        return Err(self.too_large(info, float));
+                    }
+                    continue;
                 }
             }
-            if float != Float::F32 && overflows(float, out, tile) {
-                let reason = format!("a weight is too large for {float}, use f32");
-                return Err(Error::tensor(&self.path, &info.name, reason));
+            let finite = |i| float.get(out, i).is_finite();
+            if float != Float::F32 && !(0..out.len() / float.size()).all(finite) {
+                return Err(self.too_large(info, float));
             }
         }
         Ok(())
+    }
+
+    fn too_large(&self, info: &TensorInfo, float: Float) -> Error {
+        let reason = format!("a weight is too large for {float}, use f32");
+        Error::tensor(&self.path, &info.name, reason)
     }
 }
 
@@ -287,12 +295,14 @@ fn check_cover(path: &Path, tensor: &Tensor) -> Result<()> {
     Ok(())
 }
 
-/// Converts kept values; narrower floats are rounded half to even.
-fn convert(from: Float, values: &[u8], to: Float, out: &mut [u8]) {
+/// Converts kept values, narrower floats rounded half to even. False when a finite value became
+/// infinite.
+fn convert(from: Float, values: &[u8], to: Float, out: &mut [u8]) -> bool {
     if from == to {
         out.copy_from_slice(values);
-        return;
+        return true;
     }
+    let mut fits = true;
     for (i, out) in out.chunks_exact_mut(to.size()).enumerate() {
         let value = from.get(values, i);
         match to {
@@ -300,13 +310,7 @@ fn convert(from: Float, values: &[u8], to: Float, out: &mut [u8]) {
             Float::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
             Float::BF16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
         }
+        fits &= to.get(out, 0).is_finite() || !value.is_finite();
     }
-}
-
-/// Whether narrowing made an infinity. A kept tensor of the same dtype may hold its own.
-fn overflows(float: Float, out: &[u8], tile: &Tile) -> bool {
-    if tile.layout.is_none() && tile.source_dtype == Dtype::from(float) {
-        return false;
-    }
-    (0..out.len() / float.size()).any(|i| float.get(out, i).is_infinite())
+    fits
 }

@@ -38,7 +38,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
     ("scheme", "symmetric or affine"),
     ("method", "minmax or lsq"),
-    ("gain", "unit or lsq"),
+    ("gain", "auto, unit or lsq"),
     ("scale_dtype", "auto, f16 or f32"),
     ("on_nonfinite", "error or keep"),
     ("compression", "none or zstd"),
@@ -87,7 +87,21 @@ impl Config {
         }
         let map: BTreeMap<String, Value> = serde_saphyr::from_str(text)
             .map_err(|error| Error::config("YAML", error.to_string()))?;
-        for (key, value) in &map {
+        self.merge_values(&map)
+    }
+
+    /// Takes in the settings that a file records ([`Config::to_json`]).
+    ///
+    /// # Errors
+    /// The value is no object, a key is unknown, or a value is not allowed.
+    pub fn merge_json(&mut self, value: &Value) -> Result<()> {
+        let map = BTreeMap::deserialize(value)
+            .map_err(|_| Error::config("config", format!("{value} is no object")))?;
+        self.merge_values(&map)
+    }
+
+    fn merge_values(&mut self, map: &BTreeMap<String, Value>) -> Result<()> {
+        for (key, value) in map {
             match (key.as_str(), value) {
                 ("rules", Value::Array(rules)) => {
                     for rule in rules {
@@ -118,6 +132,9 @@ impl Config {
             let Some(key) = name.strip_prefix("AQ_").filter(|&key| key != "ISA") else {
                 continue;
             };
+            if value.is_empty() {
+                continue; // as if unset
+            }
             let set = self.set(&key.to_ascii_lowercase(), &value);
             set.map_err(|error| {
                 Error::config(format!("environment variable {name}"), error.to_string())
@@ -145,6 +162,7 @@ impl Config {
             "group_size" => self.group_size = Some(parse_group_size(key, value)?),
             "scheme" => self.scheme = Some(parse_named(key, value)?),
             "method" => self.method = Some(parse_named(key, value)?),
+            "gain" if value == "auto" => self.gain = None,
             "gain" => self.gain = Some(parse_named(key, value)?),
             "scale_dtype" => self.scales = Some(parse_named(key, value)?),
             "on_nonfinite" => {
@@ -187,7 +205,7 @@ impl Config {
             "group_size" => recipe.group_size.to_string(),
             "scheme" => recipe.scheme.to_string(),
             "method" => recipe.method.to_string(),
-            "gain" => recipe.gain.to_string(),
+            "gain" => self.gain.map_or("auto", Gain::name).to_owned(),
             "scale_dtype" => recipe.scales.to_string(),
             "on_nonfinite" => match self.on_nonfinite() {
                 OnNonFinite::Error => "error".to_owned(),
@@ -232,7 +250,6 @@ impl Config {
         let recipe = self.recipe(self.format());
         json!({
             "bit_width": recipe.format.bits(),
-            // With rules of other widths, unset gain means: by width.
             "gain": self.gain.map_or("auto", Gain::name),
             "group_size": recipe.group_size.get(),
             "method": recipe.method.name(),
@@ -297,12 +314,15 @@ fn rule_from_yaml(value: &Value) -> Result<Rule> {
     let Some(pattern) = map.get("pattern") else {
         return Err(Error::config("rules", format!("{value} has no pattern")));
     };
-    let mut rule = Rule::new(text_of(pattern).parse()?);
-    for (key, value) in map.iter().filter(|(key, _)| key.as_str() != "pattern") {
-        rule.set(key, &text_of(value))?;
-    }
-    rule.check()?;
-    Ok(rule)
+    let read = || {
+        let mut rule = Rule::new(text_of(pattern).parse()?);
+        for (key, value) in map.iter().filter(|(key, _)| key.as_str() != "pattern") {
+            rule.set(key, &text_of(value))?;
+        }
+        rule.check()?;
+        Ok(rule)
+    };
+    read().map_err(|error: Error| error.within(&format!("rule {value}")))
 }
 
 #[cfg(test)]
@@ -324,7 +344,7 @@ mod tests {
             ("group_size", "128"),
             ("scheme", "symmetric"),
             ("method", "lsq"),
-            ("gain", "unit"),
+            ("gain", "auto"),
             ("scale_dtype", "auto"),
             ("on_nonfinite", "error"),
             ("compression", "none"),
@@ -343,7 +363,7 @@ mod tests {
         assert_eq!(config.get("num_threads").unwrap(), "2");
         config.set("deployment_profile", "cloud").unwrap();
         assert_eq!(config.get("bit_width").unwrap(), "8");
-        assert_eq!(config.get("gain").unwrap(), "lsq");
+        assert_eq!(config.get("gain").unwrap(), "auto");
         assert_eq!(config.get("group_size").unwrap(), "64");
     }
 
@@ -363,6 +383,25 @@ mod tests {
         assert_eq!(config.get("bit_width").unwrap(), "8");
         assert_eq!(config.get("scheme").unwrap(), "symmetric");
         assert_eq!(config.get("method").unwrap(), "minmax");
+    }
+
+    #[test]
+    fn recorded_settings_give_the_same_settings_back() {
+        let first = config("bit_width: 2\nscheme: affine\nrules: ['a=bits:8', 'b.*=keep']");
+        let mut second = Config::new();
+        second.merge_json(&first.to_json()).unwrap();
+        assert_eq!(second.to_json(), first.to_json());
+        let mut third = Config::new();
+        third.merge_yaml(&first.to_json().to_string()).unwrap();
+        assert_eq!(third.to_json(), first.to_json());
+    }
+
+    #[test]
+    fn an_empty_variable_is_as_if_unset() {
+        let mut config = Config::new();
+        let env = [("AQ_BIT_WIDTH".to_owned(), String::new())];
+        config.merge_env(env).unwrap();
+        assert_eq!(config.get("bit_width").unwrap(), "4");
     }
 
     #[test]

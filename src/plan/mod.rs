@@ -48,6 +48,11 @@ impl PlanEntry {
         self.tensor.bytes().unwrap_or(0)
     }
 
+    /// Whether quantizing makes it no smaller, as with very short rows.
+    pub fn is_no_smaller(&self) -> bool {
+        self.recipe.is_some() && self.bytes() > 0 && self.bytes() >= self.source_bytes()
+    }
+
     /// Predicted bits per weight, or `None` without weights.
     pub fn bits_per_weight(&self) -> Option<f64> {
         let weights = self.tensor.shape.elements();
@@ -127,7 +132,9 @@ impl Plan {
         serde_json::to_value(json).expect("plain data")
     }
 
-    /// Reads a plan, whose entries may have been edited.
+    /// Reads a plan, whose settings and entries may have been edited. An entry that is not as
+    /// the settings have it becomes a rule for that tensor, so that the settings recorded in the
+    /// file are those it was made with.
     ///
     /// # Errors
     /// The text is no plan, or an entry is not possible; the message names the tensor.
@@ -140,25 +147,35 @@ impl Plan {
                 "version {version} is not version {PLAN_VERSION}, which this program reads"
             )));
         }
-        // Settings are checked as if they were set now.
         let mut config = Config::new();
-        config.set("compression", &json.compression)?;
-        if let Some(on_nonfinite) = json.config.get("on_nonfinite").and_then(Value::as_str) {
-            config.set("on_nonfinite", on_nonfinite)?;
-        }
-        let entries: Vec<PlanEntry> = json
+        let merged = config.merge_json(&json.config);
+        merged
+            .and_then(|()| config.set("compression", &json.compression))
+            .map_err(|error| Error::Plan(error.to_string()))?;
+        let wanted: Vec<PlanEntry> = json
             .tensors
             .into_iter()
             .map(EntryJson::into_entry)
             .collect::<Result<_>>()?;
-        Ok(Self {
-            modality: Modality::of_names(entries.iter().map(|e| e.tensor.name.as_str())),
-            config: json.config,
-            compression: config.compression(),
-            on_nonfinite: config.on_nonfinite(),
-            entries,
-            unused_rules: Vec::new(),
-        })
+        let tensors = || {
+            wanted
+                .iter()
+                .map(|entry| (&entry.tensor, Path::new("plan")))
+        };
+        let unedited = Self::new(tensors(), &config)?;
+        for (found, wanted) in unedited.entries.iter().zip(&wanted) {
+            if found.recipe != wanted.recipe {
+                let pattern = Pattern::literal(&wanted.tensor.name)?;
+                config.push_rule(match &wanted.recipe {
+                    Some(recipe) => Rule::recipe(pattern, recipe),
+                    None => Rule::keep(pattern),
+                });
+            }
+        }
+        let mut plan = Self::new(tensors(), &config)?;
+        // The rules were matched when the plan was made.
+        plan.unused_rules.clear();
+        Ok(plan)
     }
 
     /// Checks that the plan is one for these tensors, in this order.
@@ -191,57 +208,68 @@ fn decide(
     config: &Config,
     used: &mut [bool],
 ) -> Result<PlanEntry> {
-    let never = if tensor.shape.dims().is_empty() {
-        Some("scalar".to_owned())
-    } else if tensor.dtype.float().is_none() {
-        Some(format!("{} is never quantized", tensor.dtype))
-    } else {
-        None
+    // Matching rules, each with its place in the list.
+    let rules = config.rules().iter().zip(used);
+    let matching = rules.filter(|(rule, _)| rule.pattern.matches(&tensor.name));
+    let changes: Vec<&Rule> = matching
+        .map(|(rule, used)| {
+            *used = true;
+            rule
+        })
+        .collect();
+    // The last rule that keeps or gives bits decides whether the tensor is kept.
+    let last = changes
+        .iter()
+        .rfind(|rule| rule.keep || rule.format.is_some());
+    let scalar = tensor.shape.dims().is_empty();
+    let kept_because = match last {
+        Some(rule) if rule.keep => Some(format!("rule {rule}")),
+        Some(rule) if tensor.dtype.float().is_none() => {
+            let dtype = tensor.dtype;
+            let only = "only f32, f16 and bf16 can be quantized";
+            let reason = format!("rule {rule} gives it bits, but it is {dtype}: {only}");
+            return Err(Error::tensor(path, &tensor.name, reason));
+        }
+        _ if scalar => Some("scalar".to_owned()),
+        _ if tensor.dtype.float().is_none() => Some(format!("{} is never quantized", tensor.dtype)),
+        Some(_) => None,
+        None => rules::built_in_keep(tensor).map(str::to_owned),
     };
-    let built_in = rules::built_in_keep(tensor).map(str::to_owned);
-    let mut keep = never.clone().or(built_in);
-    let mut reason = "default".to_owned();
-    let mut format = config.format();
-    let mut changes: Vec<&Rule> = Vec::new();
-    for (rule, used) in config.rules().iter().zip(used) {
-        if !rule.pattern.matches(&tensor.name) {
-            continue;
-        }
-        *used = true;
-        reason = format!("rule {rule}");
-        changes.push(rule);
-        if rule.keep {
-            keep = Some(reason.clone());
-        } else if let Some(bits) = rule.format {
-            if tensor.dtype.float().is_none() {
-                let dtype = tensor.dtype;
-                let only = "only f32, f16 and bf16 can be quantized";
-                let message = format!("rule {rule} asks for {bits}, but it is {dtype}: {only}");
-                return Err(Error::tensor(path, &tensor.name, message));
-            }
-            format = bits;
-            keep.clone_from(&never); // rules win over built-in ones, later over earlier
-        }
+    if let Some(reason) = kept_because {
+        return Ok(PlanEntry {
+            tensor: tensor.clone(),
+            recipe: None,
+            reason,
+        });
     }
+    let format = last.and_then(|rule| rule.format).unwrap_or(config.format());
     let mut recipe = config.recipe(format);
-    for rule in changes {
+    let mut reason = "default".to_owned();
+    for rule in changes.iter().filter(|rule| !rule.keep) {
         recipe.group_size = rule.group_size.unwrap_or(recipe.group_size);
         recipe.scheme = rule.scheme.unwrap_or(recipe.scheme);
         recipe.method = rule.method.unwrap_or(recipe.method);
         recipe.gain = rule.gain.unwrap_or(recipe.gain);
+        recipe.scales = rule.scales.unwrap_or(recipe.scales);
+        reason = format!("rule {rule}");
     }
     Ok(PlanEntry {
         tensor: tensor.clone(),
-        recipe: keep.is_none().then_some(recipe),
-        reason: keep.unwrap_or(reason),
+        recipe: Some(recipe),
+        reason,
     })
 }
 
+/// What is computed is written for people and other programs, and not read back.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct PlanJson {
     arrowquant_plan: u32,
+    #[serde(default)]
     modality: String,
+    #[serde(default)]
     total_bytes: usize,
+    #[serde(default)]
     source_bytes: usize,
     compression: String,
     config: Value,
@@ -266,7 +294,6 @@ struct EntryJson {
     gain: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scale_dtype: Option<String>,
-    /// Predicted; not read back.
     #[serde(default)]
     bytes: usize,
     #[serde(default)]
@@ -312,7 +339,7 @@ impl EntryJson {
                     .group_size
                     .ok_or_else(|| refuse("group_size is missing".into()))?;
                 Ok(Recipe {
-                    format: rules::parse_named("format", &self.format)?,
+                    format: rules::parse_named("keep, or a format", &self.format)?,
                     scheme: rules::parse_named("scheme", &field(self.scheme, "scheme")?)?,
                     group_size: GroupSize::new(size)
                         .ok_or_else(|| refuse(format!("{size} is no group size")))?,

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 
 use crate::error::{Error, Result};
-use crate::format::{Format, Gain, GroupSize, Method, Scheme};
+use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
 use crate::tensor::TensorInfo;
 
 /// A tensor name pattern: a glob that must match the whole name, in which `*` also crosses dots
@@ -21,7 +21,7 @@ pub struct Pattern {
 
 #[derive(Debug, Clone)]
 enum Matcher {
-    Glob(globset::GlobMatcher),
+    Glob(glob::Pattern),
     Regex(Regex),
 }
 
@@ -29,7 +29,7 @@ impl Pattern {
     /// Whether a tensor of this name is meant.
     pub fn matches(&self, name: &str) -> bool {
         match &self.matcher {
-            Matcher::Glob(glob) => glob.is_match(name),
+            Matcher::Glob(glob) => glob.matches(name),
             Matcher::Regex(regex) => regex.is_match(name),
         }
     }
@@ -41,20 +41,28 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |error: String| Error::config("pattern", format!("'{text}': {error}"));
         let matcher = match text.strip_prefix("re:") {
-            Some(regex) => Matcher::Regex(Regex::new(regex).map_err(|e| refuse(e.to_string()))?),
+            Some(regex) => Matcher::Regex(Regex::new(regex).map_err(|error| {
+                // The last line says what is wrong; those before draw where.
+                let text = error.to_string();
+                refuse(text.lines().last().unwrap_or_default().trim().to_owned())
+            })?),
             None if text.is_empty() => return Err(refuse("is empty".into())),
             None => {
-                let glob = globset::GlobBuilder::new(text).build();
-                Matcher::Glob(
-                    glob.map_err(|e| refuse(e.kind().to_string()))?
-                        .compile_matcher(),
-                )
+                let glob = glob::Pattern::new(text);
+                Matcher::Glob(glob.map_err(|error| refuse(error.msg.to_owned()))?)
             }
         };
         Ok(Self {
             text: text.to_owned(),
             matcher,
         })
+    }
+}
+
+impl Pattern {
+    /// The pattern that matches this name alone.
+    pub fn literal(name: &str) -> Result<Self> {
+        glob::Pattern::escape(name).parse()
     }
 }
 
@@ -75,6 +83,8 @@ pub struct Rule {
     pub method: Option<Method>,
     /// Whether amplitude is restored.
     pub gain: Option<Gain>,
+    /// How scales are stored.
+    pub scales: Option<ScalePolicy>,
 }
 
 impl Rule {
@@ -88,6 +98,7 @@ impl Rule {
             scheme: None,
             method: None,
             gain: None,
+            scales: None,
         }
     }
 
@@ -99,21 +110,36 @@ impl Rule {
         }
     }
 
-    /// Sets one of bits, group, scheme, method, gain and keep.
+    /// A rule that gives a tensor this recipe.
+    pub fn recipe(pattern: Pattern, recipe: &Recipe) -> Self {
+        Self {
+            pattern,
+            keep: false,
+            format: Some(recipe.format),
+            group_size: Some(recipe.group_size),
+            scheme: Some(recipe.scheme),
+            method: Some(recipe.method),
+            gain: Some(recipe.gain),
+            scales: Some(recipe.scales),
+        }
+    }
+
+    /// Sets one of bits, group, scheme, method, gain, scale_dtype and keep.
     ///
     /// # Errors
     /// Another key, or a value that it cannot have.
     pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
-            "bits" => self.format = Some(parse_bits(key, value)?),
-            "group" => self.group_size = Some(parse_group_size(key, value)?),
+            "bits" | "bit_width" => self.format = Some(parse_bits(key, value)?),
+            "group" | "group_size" => self.group_size = Some(parse_group_size(key, value)?),
             "scheme" => self.scheme = Some(parse_named(key, value)?),
             "method" => self.method = Some(parse_named(key, value)?),
             "gain" => self.gain = Some(parse_named(key, value)?),
+            "scale_dtype" => self.scales = Some(parse_named(key, value)?),
             "keep" => self.keep = parse_bool(key, value)?,
             _ => {
-                let allowed = "unknown; a rule has bits, group, scheme, method, gain and keep";
-                return Err(Error::config(format!("rule: {key}"), allowed));
+                let allowed = "bits, group, scheme, method, gain, scale_dtype and keep";
+                return Err(Error::config(key, format!("unknown; a rule has {allowed}")));
             }
         }
         Ok(())
@@ -125,16 +151,14 @@ impl Rule {
             || self.group_size.is_some()
             || self.scheme.is_some()
             || self.method.is_some()
-            || self.gain.is_some();
+            || self.gain.is_some()
+            || self.scales.is_some();
         let reason = match (self.keep, sets) {
             (true, true) => "keeps and quantizes at once",
             (false, false) => "changes nothing",
             _ => return Ok(()),
         };
-        Err(Error::config(
-            "rule",
-            format!("'{}' {reason}", self.pattern.text),
-        ))
+        Err(Error::config("", reason))
     }
 }
 
@@ -143,17 +167,19 @@ impl FromStr for Rule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let Some((pattern, settings)) = text.rsplit_once('=') else {
-            let reason = format!("'{text}' is not PATTERN=key:value,…");
-            return Err(Error::config("rule", reason));
+        let read = || {
+            let Some((pattern, settings)) = text.rsplit_once('=') else {
+                return Err(Error::config("", "is not PATTERN=key:value,…"));
+            };
+            let mut rule = Self::new(pattern.parse()?);
+            for setting in settings.split(',') {
+                let (key, value) = setting.split_once(':').unwrap_or((setting, "true"));
+                rule.set(key.trim(), value.trim())?;
+            }
+            rule.check()?;
+            Ok(rule)
         };
-        let mut rule = Self::new(pattern.parse()?);
-        for setting in settings.split(',') {
-            let (key, value) = setting.split_once(':').unwrap_or((setting, "true"));
-            rule.set(key.trim(), value.trim())?;
-        }
-        rule.check()?;
-        Ok(rule)
+        read().map_err(|error| error.within(&format!("rule '{text}'")))
     }
 }
 
@@ -166,6 +192,7 @@ impl fmt::Display for Rule {
             self.scheme.map(|scheme| format!("scheme:{scheme}")),
             self.method.map(|method| format!("method:{method}")),
             self.gain.map(|gain| format!("gain:{gain}")),
+            self.scales.map(|scales| format!("scale_dtype:{scales}")),
         ];
         let settings: Vec<String> = settings.into_iter().flatten().collect();
         write!(f, "{}={}", self.pattern.text, settings.join(","))
@@ -209,11 +236,15 @@ const KEPT_NAMES: &[(&str, &str)] = &[
     ),
     (r"(^|[._])bias$", "bias"),
     (
-        r"(^|[._])(pos(ition(al)?)?_?(embed(ding|der)?s?|emb|ids|encoding)|wpe|rotary_emb|inv_freq|freqs_cis)(\.|$)",
+        r"(?i)(^|[._])((abs_|rel_|relative_)?pos(ition(al)?)?_?(embed(ding|der)?s?|emb|ids|encod(ing|er)|table)|wpe|relative_attention_bias)(\.(weight|embedding|table|pe))?$",
         "position embedding",
     ),
     (
-        r"(^|\.)(t_embedder|time_?embed(ding|der)?|timestep_?(embed(ding|der)|proj)|guidance_(embedder|in)|time_text_embed|time_emb|time_proj|time_in|timestep_features|sigma_map|timestep)(\.|$)",
+        r"(^|[._])(rotary_emb|inv_freq|freqs_cis)(\.|$)",
+        "position embedding",
+    ),
+    (
+        r"(?i)(^|\.)(t_embedder|temb|time_?(embed(ding|der)?|emb|proj|in|mlp)|timestep_?(embed(ding|der)|proj)|guidance_(embedder|in)|time_text_embed|timestep_features|sigma_map|timestep|scale_shift_table)(\.|$)",
         "time embedding",
     ),
     (
@@ -278,6 +309,14 @@ mod tests {
                 "time embedding",
             ),
             ("time_in.in_layer.weight", "time embedding"),
+            ("time_mlp.1.weight", "time embedding"),
+            ("scale_shift_table", "time embedding"),
+            ("model.Position_Embedding.weight", "position embedding"),
+            (
+                "block.0.layer.0.relative_attention_bias.weight",
+                "position embedding",
+            ),
+            ("pos_encoder.pe", "position embedding"),
             ("y_embedder.embedding_table.weight", "class embedding"),
         ] {
             assert_eq!(kept(name), Some(reason), "{name}");
@@ -296,6 +335,7 @@ mod tests {
             "context_embedder.weight",
             "down_blocks.0.resnets.0.time_emb_proj.weight",
             "conv_in.weight",
+            "pos_embed.proj.weight",
         ] {
             assert_eq!(kept(name), None, "{name}");
         }
@@ -306,6 +346,7 @@ mod tests {
         let matches = |pattern: &str, name: &str| pattern.parse::<Pattern>().unwrap().matches(name);
         assert!(matches("blocks.*.attn.*", "blocks.0.attn.qkv.weight"));
         assert!(!matches("attn", "blocks.0.attn.qkv.weight"));
+        assert!(matches("模型.?.[01].*", "模型.层.0.权重"));
         assert!(matches(
             "*[kv]_proj.weight",
             "model.layers.3.self_attn.k_proj.weight"
@@ -325,7 +366,7 @@ mod tests {
         for text in [
             "a.*=bits:8,group:64",
             "re:x=y=keep",
-            "*=bits:2,group:0,scheme:affine,method:minmax,gain:lsq",
+            "*=bits:2,group:0,scheme:affine,method:minmax,gain:lsq,scale_dtype:f32",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
         }
@@ -344,8 +385,9 @@ mod tests {
             ("a=colour:red", "a rule has bits, group"),
             ("a=keep,bits:4", "keeps and quantizes"),
             ("a=keep:false", "changes nothing"),
-            ("[=keep", "pattern: '['"),
-            ("re:(=keep", "pattern: 're:('"),
+            ("[=keep", "rule '[=keep': pattern: '['"),
+            ("re:(=keep", "pattern: 're:(': error: unclosed group"),
+            ("a=bits:4:3", "rule 'a=bits:4:3': bits: '4:3'"),
             ("=keep", "is empty"),
         ] {
             let message = text.parse::<Rule>().unwrap_err().to_string();

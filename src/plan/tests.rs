@@ -108,9 +108,56 @@ fn bits_for_a_dtype_that_cannot_be_quantized_are_an_error() {
     let message = plan(&with_rules(&["position*=bits:8"]))
         .unwrap_err()
         .to_string();
-    let expected = "m.safetensors: tensor 'position_ids': rule position*=bits:8 asks for int8, \
+    let expected = "m.safetensors: tensor 'position_ids': rule position*=bits:8 gives it bits, \
                     but it is i64: only f32, f16 and bf16 can be quantized";
     assert_eq!(message, expected);
+}
+
+#[test]
+fn a_later_keep_saves_what_bits_cannot_be_given_to() {
+    let plan = plan(&with_rules(&["*=bits:8", "position*=keep"])).unwrap();
+    assert_eq!(plan.entries[5].reason, "rule position*=keep");
+    assert_eq!(plan.entries[6].reason, "scalar");
+    assert_eq!(plan.entries[2].recipe.unwrap().format, Format::Int8);
+}
+
+#[test]
+fn an_edited_entry_is_recorded_as_a_rule() {
+    let plan = plan(&Config::new()).unwrap();
+    let mut json = plan.to_json();
+    json["tensors"][1]["format"] = "int8".into();
+    json["tensors"][3] = serde_json::json!({
+        "name": "blocks.0.mlp.fc1.weight", "shape": [5, 129], "dtype": "f32", "format": "keep",
+    });
+    let edited = Plan::from_json(&json.to_string()).unwrap();
+    assert_eq!(edited.entries[1].recipe.unwrap().format, Format::Int8);
+    assert_eq!(
+        edited.entries[1].recipe.unwrap().gain,
+        plan.entries[1].recipe.unwrap().gain
+    );
+    assert_eq!(edited.entries[3].recipe, None);
+    let rules = [
+        "blocks.0.attn.qkv.weight=bits:8,group:128,scheme:symmetric,method:lsq,gain:unit,scale_dtype:auto",
+        "blocks.0.mlp.fc1.weight=keep",
+    ];
+    assert_eq!(edited.config["rules"], serde_json::json!(rules));
+    // The recorded settings alone give the same plan.
+    let mut config = Config::new();
+    config.merge_json(&edited.config).unwrap();
+    let tensors = model();
+    let again = Plan::new(tensors.iter().map(|t| (t, Path::new("m"))), &config).unwrap();
+    assert_eq!(again.entries, edited.entries);
+}
+
+#[test]
+fn short_rows_are_said_to_become_no_smaller() {
+    let tensors = [
+        tensor("a.weight", Dtype::F16, &[1536, 1]),
+        tensor("b.weight", Dtype::F16, &[1536, 3]),
+    ];
+    let plan = Plan::new(tensors.iter().map(|t| (t, Path::new("m"))), &Config::new()).unwrap();
+    let no_smaller: Vec<bool> = plan.entries.iter().map(PlanEntry::is_no_smaller).collect();
+    assert_eq!(no_smaller, [true, false]);
 }
 
 #[test]
@@ -136,7 +183,7 @@ fn an_edited_plan_is_checked() {
         (
             "/tensors/1/format",
             "int3".into(),
-            "'blocks.0.attn.qkv.weight': format: 'int3'",
+            "'blocks.0.attn.qkv.weight': keep, or a format: 'int3'",
         ),
         ("/tensors/1/group_size", 20.into(), "20 is no group size"),
         ("/tensors/1/scheme", Value::Null, "scheme is missing"),

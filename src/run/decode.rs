@@ -20,7 +20,7 @@ const PIECES: usize = 16;
 /// dtypes stay as they are.
 ///
 /// # Errors
-/// The model is damaged, a weight is too large for `float`, or the output cannot be written.
+/// The model is damaged (checksums are checked), a weight is too large for `float`, or the output cannot be written.
 pub fn dequantize_file(
     model: &Model,
     output: &Path,
@@ -47,8 +47,9 @@ pub fn dequantize_file(
     let mut jobs = Vec::new();
     for (tensor, info) in infos.iter().enumerate() {
         let rows = info.shape.rows();
+        let tiles = 0..model.tensors()[tensor].tiles.len();
+        jobs.extend(tiles.clone().map(|tile| Job::Check { tensor, tile }));
         if target(info).is_none() {
-            let tiles = 0..model.tensors()[tensor].tiles.len();
             jobs.extend(tiles.map(|tile| Job::Raw { tensor, tile }));
             continue;
         }
@@ -64,6 +65,7 @@ pub fn dequantize_file(
     with_pool(options.threads, |pool| {
         let mut sink = SafetensorsSink::create(output, &infos, &model.source_metadata())?;
         let bytes = |job: &Job| match *job {
+            Job::Check { .. } => 0,
             Job::Raw { tensor, .. } => infos[tensor].bytes().unwrap_or(0),
             Job::Decode { tensor, rows, .. } => {
                 rows * infos[tensor].shape.cols() * infos[tensor].dtype.bits() / 8
@@ -73,6 +75,7 @@ pub fn dequantize_file(
             jobs.iter().map(|job| (bytes(job), job)),
             options.budget,
             |job, _| match *job {
+                Job::Check { tensor, tile } => model.check_tile(tensor, tile).map(|()| Vec::new()),
                 Job::Raw { tensor, tile } => Ok(model.planes(tensor, tile)?.codes().to_vec()),
                 Job::Decode { tensor, row, rows } => {
                     let mut out = vec![0; bytes(job)];
@@ -92,6 +95,8 @@ pub fn dequantize_file(
 }
 
 enum Job {
+    /// A tile's checksum, before anything of the tensor is written.
+    Check { tensor: usize, tile: usize },
     /// A tile of a tensor that is never quantized.
     Raw { tensor: usize, tile: usize },
     /// Some rows of a float tensor.

@@ -8,7 +8,7 @@ mod report;
 mod verify;
 
 pub use decode::dequantize_file;
-pub use pipeline::{Options, plan, quantize, quantize_file};
+pub use pipeline::{Options, check_environment, check_not_input, plan, quantize, quantize_file};
 pub use progress::{Progress, ProgressFn};
 pub use report::{Report, TensorReport, Totals};
 pub use verify::{TensorCheck, Verification, verify};

@@ -110,14 +110,14 @@ pub fn quantize(
             done: &done,
             buffers: Mutex::default(),
         };
+        let mut tallies: Vec<TensorTally> =
+            plan.entries.iter().map(|_| TensorTally::new()).collect();
         if plan.on_nonfinite == OnNonFinite::Keep {
-            work.keep_non_finite(&mut plan)?;
+            work.keep_non_finite(&mut plan, &mut tallies)?;
         }
         let jobs = jobs(source, &plan, compress)?;
 
         let mut sink = ParquetSink::create(output, compress)?;
-        let mut tallies: Vec<TensorTally> =
-            plan.entries.iter().map(|_| TensorTally::new()).collect();
         pool.in_order(
             jobs.into_iter().map(|job| (job.cost(compress), job)),
             options.budget,
@@ -170,6 +170,14 @@ fn tensors_bytes(source: &dyn Source) -> usize {
         .sum()
 }
 
+/// Checks `AQ_ISA`, the one variable that the library reads.
+///
+/// # Errors
+/// It names no instruction set of this build.
+pub fn check_environment() -> Result<()> {
+    choose_table().map(drop)
+}
+
 fn check_output(source: &dyn Source, output: &Path) -> Result<()> {
     if output
         .extension()
@@ -178,6 +186,14 @@ fn check_output(source: &dyn Source, output: &Path) -> Result<()> {
         let reason = format!("'{}' does not end in .parquet", output.display());
         return Err(Error::config("output", reason));
     }
+    check_not_input(source, output)
+}
+
+/// Refuses a path to write to that is one of the files being read.
+///
+/// # Errors
+/// It is one of them.
+pub fn check_not_input(source: &dyn Source, output: &Path) -> Result<()> {
     // A file that does not exist yet is no input.
     let Ok(output) = output.canonicalize() else {
         return Ok(());
@@ -483,7 +499,7 @@ impl Work<'_> {
 
     /// Turns tensors with non-finite weights into kept ones, reading all that are to be
     /// quantized once more.
-    fn keep_non_finite(&self, plan: &mut Plan) -> Result<()> {
+    fn keep_non_finite(&self, plan: &mut Plan, tallies: &mut [TensorTally]) -> Result<()> {
         let found: Vec<AtomicBool> = plan
             .entries
             .iter()
@@ -519,8 +535,9 @@ impl Work<'_> {
         if let Some(error) = failed.into_inner().ok().flatten() {
             return Err(error);
         }
-        for (entry, found) in plan.entries.iter_mut().zip(found) {
+        for ((entry, tally), found) in plan.entries.iter_mut().zip(tallies).zip(found) {
             if found.into_inner() {
+                tally.kept_non_finite = true;
                 entry.recipe = None;
                 entry.reason = "has NaN or infinite weights".to_owned();
             }

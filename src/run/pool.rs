@@ -103,7 +103,7 @@ impl Pool<'_> {
                 if ticked.borrow().is_ok() {
                     let result = (*tick.borrow_mut())();
                     self.stop.store(result.is_err(), Ordering::Relaxed);
-                    ticked.replace(result);
+                    *ticked.borrow_mut() = result;
                 }
             };
             for (_, job) in jobs {

@@ -79,6 +79,8 @@ pub struct TensorReport {
     pub sqnr_db: Option<f64>,
     /// Tiles whose scales did not fit f16.
     pub f32_scale_tiles: Vec<u32>,
+    /// Kept because it holds NaN or infinity, not because the plan says so.
+    pub kept_non_finite: bool,
     /// Why it was treated so.
     pub reason: String,
 }
@@ -88,6 +90,7 @@ pub(super) struct TensorTally {
     pub(super) bytes: usize,
     pub(super) error: ErrorSums,
     pub(super) f32_scale_tiles: Vec<u32>,
+    pub(super) kept_non_finite: bool,
 }
 
 impl TensorTally {
@@ -96,6 +99,7 @@ impl TensorTally {
             bytes: 0,
             error: ErrorSums::default(),
             f32_scale_tiles: Vec::new(),
+            kept_non_finite: false,
         }
     }
 
@@ -116,6 +120,7 @@ impl TensorTally {
             cosine: recipe.map(|_| self.error.cosine()),
             sqnr_db: recipe.and_then(|_| self.error.sqnr_db()),
             f32_scale_tiles: self.f32_scale_tiles,
+            kept_non_finite: self.kept_non_finite,
             reason: entry.reason.clone(),
         }
     }

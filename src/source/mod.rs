@@ -88,6 +88,7 @@ fn model_in_folder(folder: &Path) -> Result<PathBuf> {
             files.push(path);
         }
     }
+    let indexes_found = !indexes.is_empty();
     for mut found in [indexes, files] {
         match found.len() {
             0 => continue,
@@ -99,9 +100,13 @@ fn model_in_folder(folder: &Path) -> Result<PathBuf> {
                     .filter_map(|path| path.file_name())
                     .map(|name| name.to_string_lossy())
                     .collect();
+                let reason = match indexes_found {
+                    true => "holds several indexes, name one",
+                    false => "holds several safetensors files and no index to join them, name one",
+                };
                 return Err(Error::file(
                     folder,
-                    format!("holds several models, name one: {}", names.join(", ")),
+                    format!("{reason}: {}", names.join(", ")),
                 ));
             }
         }

@@ -45,7 +45,7 @@ pub enum Command {
         #[arg(long, value_name = "X", requires = "against", value_parser = cosine)]
         min_cosine: Option<f64>,
         /// Threads; 0 is all of the machine's
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
         threads: usize,
         /// As JSON
         #[arg(long)]
@@ -61,7 +61,7 @@ pub enum Command {
         #[arg(long, value_name = "DTYPE")]
         dtype: Option<String>,
         /// Threads; 0 is all of the machine's
-        #[arg(long, value_name = "N", default_value_t = 0)]
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
         threads: usize,
     },
 }
@@ -74,7 +74,7 @@ pub struct Quantize {
     pub output: PathBuf,
     #[command(flatten)]
     pub plan_args: PlanArgs,
-    /// Do this plan, which `plan --json` printed
+    /// Do this plan, which `plan --json` printed, as it is; settings do not change it
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "profile", "config", "bits", "group_size", "scheme", "method", "gain", "scale_dtype",
         "on_nonfinite", "keep", "rule", "compression",
@@ -108,10 +108,10 @@ pub struct PlanArgs {
     /// How scales are chosen: minmax or lsq
     #[arg(long)]
     method: Option<String>,
-    /// Whether amplitude is restored: unit or lsq (not) [default: unit for 2 and 4 bits]
+    /// Whether amplitude is restored: unit (yes), lsq (no), auto (yes for 2 and 4 bits)
     #[arg(long)]
     gain: Option<String>,
-    /// How scales are stored: auto, f16 or f32
+    /// How scales are stored: auto (f16, or f32 for tiles that need it), f16 or f32
     #[arg(long, value_name = "DTYPE")]
     scale_dtype: Option<String>,
     /// What to do with tensors that hold NaN or infinity: error or keep
@@ -179,6 +179,13 @@ impl Args {
         }
         args
     }
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    let config = &mut arrowquant::plan::Config::new();
+    let set = config.set("num_threads", text);
+    set.map(|()| config.threads())
+        .map_err(|error| error.to_string())
 }
 
 fn cosine(text: &str) -> Result<f64, String> {

@@ -5,7 +5,7 @@
 mod args;
 mod show;
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -14,6 +14,7 @@ use arrowquant::error::{Error, Result};
 use arrowquant::model::Model;
 use arrowquant::plan::{Config, Plan};
 use arrowquant::run::{self, Options, Progress};
+use arrowquant::sink::StagedFile;
 use arrowquant::source;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -23,12 +24,10 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            let line = error
-                .to_string()
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" ");
-            eprintln!("error: {line}");
+            // One line, whatever a name or a nested message holds.
+            let message = error.to_string();
+            let lines: Vec<&str> = message.lines().map(str::trim).collect();
+            eprintln!("error: {}", show::printable(&lines.join(" ")));
             match error {
                 Error::Config { .. } => ExitCode::from(2),
                 _ => ExitCode::from(1),
@@ -39,16 +38,17 @@ fn main() -> ExitCode {
 
 /// Does one command; false when a check did not hold.
 fn execute(args: Args) -> Result<bool> {
+    run::check_environment()?;
     match args.command {
         Command::Quantize(quantize) => quantize_command(&quantize),
         Command::Plan { input, plan, json } => {
             let config = plan.config()?;
             let plan = run::plan(source::open(&input)?.as_ref(), &config)?;
-            warn_of_unused_rules(&plan);
+            warn(&plan);
             print(&match json {
                 true => show::json(&plan.to_json()),
                 false => show::plan(&plan),
-            });
+            })?;
             Ok(true)
         }
         Command::Inspect { file, json } => {
@@ -56,7 +56,7 @@ fn execute(args: Args) -> Result<bool> {
             print(&match json {
                 true => show::json(&show::inspect_json(&model)),
                 false => show::inspect(&model),
-            });
+            })?;
             Ok(true)
         }
         Command::Verify {
@@ -75,7 +75,7 @@ fn execute(args: Args) -> Result<bool> {
             print(&match json {
                 true => show::json(&serde_json::json!(verification)),
                 false => show::verification(&verification, original.is_some()),
-            });
+            })?;
             Ok(verification.failures().next().is_none())
         }
         Command::Dequantize {
@@ -84,11 +84,13 @@ fn execute(args: Args) -> Result<bool> {
             dtype,
             threads,
         } => {
-            let dtype = dtype.map(|dtype| dtype.parse());
-            let dtype = dtype.transpose().map_err(|error| Error::Config {
-                key: "--dtype".into(),
-                reason: format!("{error}"),
-            })?;
+            let parse = |text: String| {
+                text.parse().map_err(|error| Error::Config {
+                    key: "--dtype".into(),
+                    reason: format!("'{text}': {error}"),
+                })
+            };
+            let dtype = dtype.map(parse).transpose()?;
             let model = Model::open(&file)?;
             with_bar(threads, false, |options| {
                 run::dequantize_file(&model, &output, dtype, options)
@@ -105,22 +107,52 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
         None => run::plan(source.as_ref(), &config)?,
         Some(path) => Plan::from_json(&read(path)?)?,
     };
-    warn_of_unused_rules(&plan);
+    if !args.quiet {
+        warn(&plan);
+    }
+    // Begun before the work, so that hours are not lost to a mistyped folder.
+    let report_file = match &args.report {
+        Some(path) if same_file(path, &args.output) => {
+            return Err(Error::Config {
+                key: "--report".into(),
+                reason: format!("'{}' is the output", path.display()),
+            });
+        }
+        Some(path) => {
+            run::check_not_input(source.as_ref(), path)?;
+            Some(StagedFile::create(path)?)
+        }
+        None => None,
+    };
     let report = with_bar(config.threads(), args.quiet, |options| {
         run::quantize(source.as_ref(), &plan, &args.output, options)
     })?;
-    if let Some(path) = &args.report {
+    if let Some(mut file) = report_file {
         let text = show::json(&serde_json::json!(report));
-        std::fs::write(path, text).map_err(|source| Error::Io {
-            path: path.clone(),
-            action: "write the report",
+        let written = file.write_all(text.as_bytes());
+        written.map_err(|source| Error::Io {
+            path: file.target().to_owned(),
+            action: "write",
             source,
         })?;
+        file.commit()?;
     }
     if !args.quiet {
-        print(&show::report(&report));
+        print(&show::report(&report))?;
     }
     Ok(true)
+}
+
+/// Whether two paths, which may not exist yet, are one file.
+fn same_file(a: &Path, b: &Path) -> bool {
+    let resolved = |path: &Path| {
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        Some((folder.canonicalize().ok()?, path.file_name()?.to_owned()))
+    };
+    resolved(a).is_some_and(|a| Some(a) == resolved(b))
 }
 
 impl PlanArgs {
@@ -170,9 +202,19 @@ fn read(path: &Path) -> Result<String> {
     })
 }
 
-fn warn_of_unused_rules(plan: &Plan) {
+/// Says on standard error what the plan does that was hardly meant.
+fn warn(plan: &Plan) {
     for rule in &plan.unused_rules {
-        eprintln!("warning: rule {rule} matches no tensor");
+        eprintln!("warning: rule {} matches no tensor", show::printable(rule));
+    }
+    let mut no_smaller = plan.entries.iter().filter(|entry| entry.is_no_smaller());
+    if let Some(first) = no_smaller.next() {
+        let name = show::printable(&first.tensor.name);
+        let others = match no_smaller.count() {
+            0 => String::new(),
+            count => format!(" and {count} others"),
+        };
+        eprintln!("warning: {name}{others} would be no smaller than kept (rows too short)");
     }
 }
 
@@ -203,7 +245,18 @@ fn with_bar<R>(
     result
 }
 
-/// Writes to standard output. A reader that stops reading is no failure.
-fn print(text: &str) {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+/// Writes to standard output. A reader that stops reading is no failure; a full disk is.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Error::Io {
+            path: "standard output".into(),
+            action: "write",
+            source: error,
+        }),
+        _ => Ok(()),
+    }
 }

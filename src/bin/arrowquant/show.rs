@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 /// Tensors named at the end of a run.
 const WORST: usize = 5;
 
-/// A table of these columns; those after the first `texts` are numbers.
-fn table(columns: &[&str], texts: usize) -> Table {
+/// A table of these columns, of which some are numbers.
+fn table(columns: &[&str], numbers: std::ops::Range<usize>) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
     table.set_header(columns.iter().copied());
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
-        if i >= texts {
+        if numbers.contains(&i) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -43,6 +43,20 @@ fn ratio(whole: usize, part: usize) -> String {
     }
 }
 
+/// Text with control characters escaped, as names in a file may hold any.
+pub fn printable(text: &str) -> String {
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    text.chars().map(escaped).collect()
+}
+
+/// `1 tensor`, `2 tensors`.
+fn tensors(count: usize) -> String {
+    format!("{count} tensor{}", if count == 1 { "" } else { "s" })
+}
+
 /// JSON with a line end.
 pub fn json(value: &Value) -> String {
     format!("{value:#}\n")
@@ -52,42 +66,38 @@ pub fn json(value: &Value) -> String {
 pub fn plan(plan: &Plan) -> String {
     let columns = [
         "tensor",
-        "shape",
         "dtype",
         "format",
-        "scheme",
-        "method",
-        "gain",
-        "reason",
+        "shape",
         "group",
         "bits/weight",
         "bytes",
+        "how",
     ];
-    let mut table = table(&columns, 8);
+    let mut table = table(&columns, 3..7);
     for entry in &plan.entries {
         let recipe = entry.recipe.as_ref();
-        let text = |value: Option<&'static str>| value.unwrap_or("-").to_owned();
+        let how = recipe.map_or(String::new(), |r| {
+            format!("{} {}, gain {}; ", r.scheme, r.method, r.gain)
+        });
         table.add_row([
-            entry.tensor.name.clone(),
-            entry.tensor.shape.to_string(),
+            printable(&entry.tensor.name),
             entry.tensor.dtype.to_string(),
             recipe.map_or("keep", |r| r.format.name()).to_owned(),
-            text(recipe.map(|r| r.scheme.name())),
-            text(recipe.map(|r| r.method.name())),
-            text(recipe.map(|r| r.gain.name())),
-            entry.reason.clone(),
+            entry.tensor.shape.to_string(),
             recipe.map_or("-".to_owned(), |r| r.group_size.to_string()),
             number(entry.bits_per_weight(), 3),
             entry.bytes().to_string(),
+            printable(&format!("{how}{}", entry.reason)),
         ]);
     }
     let quantized = |entry: &&PlanEntry| entry.recipe.is_some();
     format!(
-        "{}\n{} model, {} of {} tensors quantized: {} of {} ({})\n",
+        "{}\n{} model, {} of {} quantized: planes of {} from {} ({})\n",
         lines(&table),
         plan.modality.name(),
         plan.entries.iter().filter(quantized).count(),
-        plan.entries.len(),
+        tensors(plan.entries.len()),
         HumanBytes(plan.total_bytes() as u64),
         HumanBytes(plan.source_bytes() as u64),
         ratio(plan.source_bytes(), plan.total_bytes()),
@@ -98,18 +108,24 @@ pub fn plan(plan: &Plan) -> String {
 pub fn report(report: &Report) -> String {
     let total = &report.total;
     let mut text = format!(
-        "{}: {} of {} ({}) in {:.2} s\n{} tensors quantized to {} bits per weight, cosine {}, SQNR {} dB; {} kept\n",
+        "{}: {} of {} ({}) in {:.2} s\n",
         report.output,
         HumanBytes(report.output_bytes),
         HumanBytes(report.source_bytes as u64),
         ratio(report.source_bytes, report.output_bytes as usize),
         report.seconds,
-        total.quantized,
-        number(total.bits_per_weight, 3),
-        number(total.cosine, 5),
-        number(total.sqnr_db, 2),
-        total.kept,
     );
+    text += &match total.quantized {
+        0 => format!("nothing quantized, {} kept\n", tensors(total.kept)),
+        count => format!(
+            "{} quantized to {} bits per weight, cosine {}, SQNR {} dB; {} kept\n",
+            tensors(count),
+            number(total.bits_per_weight, 3),
+            number(total.cosine, 5),
+            number(total.sqnr_db, 2),
+            total.kept,
+        ),
+    };
     let mut worst: Vec<_> = report
         .tensors
         .iter()
@@ -118,13 +134,11 @@ pub fn report(report: &Report) -> String {
     worst.sort_by(|a, b| a.cosine.unwrap_or(1.0).total_cmp(&b.cosine.unwrap_or(1.0)));
     worst.truncate(WORST);
     if !worst.is_empty() {
-        let mut table = table(
-            &["least alike", "format", "bits/weight", "cosine", "SQNR dB"],
-            2,
-        );
+        let columns = ["least alike", "format", "bits/weight", "cosine", "SQNR dB"];
+        let mut table = table(&columns, 2..5);
         for tensor in worst {
             table.add_row([
-                tensor.name.clone(),
+                printable(&tensor.name),
                 tensor.format.to_owned(),
                 number(tensor.bits_per_weight, 3),
                 number(tensor.cosine, 5),
@@ -133,138 +147,59 @@ pub fn report(report: &Report) -> String {
         }
         text += &format!("\n{}", lines(&table));
     }
+    for tensor in report.tensors.iter().filter(|t| t.kept_non_finite) {
+        let name = printable(&tensor.name);
+        text += &format!("kept, since it has NaN or infinite weights: {name}\n");
+    }
     let widened: usize = report.tensors.iter().map(|t| t.f32_scale_tiles.len()).sum();
     if widened > 0 {
-        text += &format!("{widened} tiles have f32 scales, since f16 does not hold them\n");
+        text += &format!("tiles with f32 scales, since f16 does not hold them: {widened}\n");
     }
     text
 }
 
-/// Figures of one tensor of a file.
-struct Figures {
-    format: &'static str,
-    group: Option<u16>,
-    bytes: usize,
-    source_bytes: usize,
-    bits_per_weight: Option<f64>,
-    cosine: Option<f64>,
-    sqnr_db: Option<f64>,
-}
-
-impl Figures {
-    fn of(tensor: &Tensor, summary: &Value) -> Self {
-        let layout = tensor.tiles.first().and_then(|tile| tile.tile.layout);
-        let planes = |tile: &arrowquant::model::TileRef| {
-            tile.tile
-                .plane_bytes()
-                .unwrap_or_default()
-                .iter()
-                .sum::<usize>()
-        };
-        let bytes = tensor.tiles.iter().map(planes).sum();
-        let weights = tensor.info.shape.elements();
-        let measured = summary
-            .get("tensors")
-            .and_then(|t| t.get(&tensor.info.name));
-        let figure = |key: &str| measured.and_then(|m| m.get(key)).and_then(Value::as_f64);
-        Self {
-            format: layout.map_or(RAW, |layout| layout.format.name()),
-            group: layout.map(|layout| layout.group_size.get()),
-            bytes,
-            source_bytes: tensor.info.bytes().unwrap_or(0),
-            bits_per_weight: (weights > 0).then(|| bytes as f64 * 8.0 / weights as f64),
-            cosine: figure("cosine"),
-            sqnr_db: figure("sqnr_db"),
-        }
-    }
-}
-
-fn summary_of(model: &Model) -> Value {
-    let text = model.metadata().get(key::SUMMARY);
-    text.and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default()
-}
-
-/// The tensors of a file.
-pub fn inspect(model: &Model) -> String {
-    let summary = summary_of(model);
-    let columns = [
-        "tensor",
-        "shape",
-        "dtype",
-        "format",
-        "group",
-        "bits/weight",
-        "bytes",
-        "cosine",
-        "SQNR dB",
-    ];
-    let mut table = table(&columns, 4);
-    let mut source_bytes = 0;
-    for tensor in model.tensors() {
-        let figures = Figures::of(tensor, &summary);
-        source_bytes += figures.source_bytes;
-        table.add_row([
-            tensor.info.name.clone(),
-            tensor.info.shape.to_string(),
-            tensor.info.dtype.to_string(),
-            figures.format.to_owned(),
-            figures
-                .group
-                .map_or("-".to_owned(), |group| group.to_string()),
-            number(figures.bits_per_weight, 3),
-            figures.bytes.to_string(),
-            number(figures.cosine, 5),
-            number(figures.sqnr_db, 2),
-        ]);
-    }
-    let total = |key: &str| {
-        summary
-            .get("total")
-            .and_then(|t| t.get(key))
-            .and_then(Value::as_f64)
-    };
-    format!(
-        "{}\n{} tensors, {} in the file of {} in the source ({})\nquantized: {} bits per weight, cosine {}, SQNR {} dB\n",
-        lines(&table),
-        model.tensors().len(),
-        HumanBytes(model.file_bytes() as u64),
-        HumanBytes(source_bytes as u64),
-        ratio(source_bytes, model.file_bytes()),
-        number(total("bits_per_weight"), 3),
-        number(total("cosine"), 5),
-        number(total("sqnr_db"), 2),
-    )
-}
-
-/// The same for programs.
-pub fn inspect_json(model: &Model) -> Value {
-    let summary = summary_of(model);
-    let mut source_bytes = 0;
-    let tensors: Vec<Value> = model
-        .tensors()
+/// A tensor's layout and figures, as far as it has them, under the keys of `inspect --json`.
+fn tensor_json(tensor: &Tensor, summary: &Value) -> Value {
+    let layout = tensor.tiles.first().and_then(|tile| tile.tile.layout);
+    let scale_dtypes = tensor.tiles.iter().filter_map(|tile| tile.tile.layout);
+    let mut scale_dtypes: Vec<&str> = scale_dtypes.map(|l| l.scale_dtype.name()).collect();
+    scale_dtypes.dedup();
+    let planes = tensor
+        .tiles
         .iter()
-        .map(|tensor| {
-            let figures = Figures::of(tensor, &summary);
-            source_bytes += figures.source_bytes;
-            json!({
-                "name": tensor.info.name,
-                "shape": tensor.info.shape.dims(),
-                "dtype": tensor.info.dtype.name(),
-                "format": figures.format,
-                "group_size": figures.group,
-                "tiles": tensor.tiles.len(),
-                "bytes": figures.bytes,
-                "bits_per_weight": figures.bits_per_weight,
-                "cosine": figures.cosine,
-                "sqnr_db": figures.sqnr_db,
-            })
-        })
-        .collect();
+        .filter_map(|tile| tile.tile.plane_bytes());
+    let bytes: usize = planes.flatten().sum();
+    let weights = tensor.info.shape.elements();
+    let measured = &summary["tensors"][&tensor.info.name];
+    json!({
+        "name": tensor.info.name,
+        "shape": tensor.info.shape.dims(),
+        "dtype": tensor.info.dtype.name(),
+        "format": layout.map_or(RAW, |layout| layout.format.name()),
+        "scheme": layout.map(|layout| layout.scheme.name()),
+        "group_size": layout.map(|layout| layout.group_size.get()),
+        "scale_dtypes": scale_dtypes,
+        "tiles": tensor.tiles.len(),
+        "bytes": bytes,
+        "bits_per_weight": (weights > 0).then(|| bytes as f64 * 8.0 / weights as f64),
+        "cosine": measured["cosine"],
+        "sqnr_db": measured["sqnr_db"],
+    })
+}
+
+/// The tensors and totals of a file, for programs.
+pub fn inspect_json(model: &Model) -> Value {
+    // Anything but JSON, as the modality, is text.
     let metadata = |name: &str| {
         let text = model.metadata().get(name).cloned().unwrap_or_default();
         serde_json::from_str(&text).unwrap_or(Value::String(text))
     };
+    let summary = metadata(key::SUMMARY);
+    let tensors = model.tensors().iter();
+    let source_bytes: usize = tensors
+        .clone()
+        .filter_map(|tensor| tensor.info.bytes())
+        .sum();
     json!({
         "file_bytes": model.file_bytes(),
         "source_bytes": source_bytes,
@@ -273,34 +208,87 @@ pub fn inspect_json(model: &Model) -> Value {
         "config": metadata(key::CONFIG),
         "source": metadata(key::SOURCE),
         "generator": metadata(key::GENERATOR),
-        "total": summary.get("total"),
-        "tensors": tensors,
+        "total": summary["total"],
+        "tensors": tensors.map(|tensor| tensor_json(tensor, &summary)).collect::<Vec<_>>(),
     })
+}
+
+/// The same as a table.
+pub fn inspect(model: &Model) -> String {
+    let file = inspect_json(model);
+    let columns = [
+        "tensor",
+        "dtype",
+        "format",
+        "scheme",
+        "shape",
+        "group",
+        "bits/weight",
+        "bytes",
+        "cosine",
+        "SQNR dB",
+    ];
+    let mut table = table(&columns, 4..10);
+    for (tensor, json) in model
+        .tensors()
+        .iter()
+        .zip(file["tensors"].as_array().into_iter().flatten())
+    {
+        let text = |key: &str| match &json[key] {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        table.add_row([
+            printable(&tensor.info.name),
+            text("dtype"),
+            text("format"),
+            text("scheme"),
+            tensor.info.shape.to_string(),
+            text("group_size"),
+            number(json["bits_per_weight"].as_f64(), 3),
+            text("bytes"),
+            number(json["cosine"].as_f64(), 5),
+            number(json["sqnr_db"].as_f64(), 2),
+        ]);
+    }
+    let source_bytes = file["source_bytes"].as_u64().unwrap_or(0);
+    let total = |key: &str| file["total"][key].as_f64();
+    format!(
+        "{}\n{}, {} in the file of {} in the source ({})\nquantized: {} bits per weight, cosine {}, SQNR {} dB\n",
+        lines(&table),
+        tensors(model.tensors().len()),
+        HumanBytes(model.file_bytes() as u64),
+        HumanBytes(source_bytes),
+        ratio(source_bytes as usize, model.file_bytes()),
+        number(total("bits_per_weight"), 3),
+        number(total("cosine"), 5),
+        number(total("sqnr_db"), 2),
+    )
 }
 
 /// What checking a file found.
 pub fn verification(verification: &Verification, against: bool) -> String {
-    let count = verification.tensors.len();
+    let all = tensors(verification.tensors.len());
     let mut text = String::new();
     if against {
-        let mut table = table(&["tensor", "cosine", "SQNR dB"], 1);
+        let mut table = table(&["tensor", "cosine", "SQNR dB"], 1..3);
         for tensor in verification.tensors.iter().filter(|t| t.cosine.is_some()) {
             table.add_row([
-                tensor.name.clone(),
+                printable(&tensor.name),
                 number(tensor.cosine, 5),
                 number(tensor.sqnr_db, 2),
             ]);
         }
         text += &format!("{}\n", lines(&table));
     }
-    let mut failed = 0;
     for tensor in verification.failures() {
-        failed += 1;
         let problem = tensor.problem.as_deref().unwrap_or_default();
-        text += &format!("FAILED {}: {problem}\n", tensor.name);
+        let name = printable(&tensor.name);
+        text += &format!("FAILED {name}: {}\n", printable(problem));
     }
-    text + &match failed {
-        0 => format!("{count} tensors verified\n"),
-        _ => format!("{failed} of {count} tensors failed\n"),
+    text + &match verification.failures().count() {
+        0 => format!("{all} verified\n"),
+        failed => format!("{failed} of {all} failed\n"),
     }
 }
