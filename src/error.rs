@@ -1,7 +1,26 @@
 //! Every error of the engine, each with a stable code for C callers.
 
+use std::cell::Cell;
 use std::io;
 use std::path::{Path, PathBuf};
+
+thread_local! {
+    static PANICS_ARE_QUIET: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether a panic on this thread is about to become an error, so that a program's panic hook
+/// need not print it.
+pub fn panics_are_quiet() -> bool {
+    PANICS_ARE_QUIET.get()
+}
+
+/// Calls `body`, which turns panics into errors.
+pub(crate) fn quiet_panics<T>(body: impl FnOnce() -> T) -> T {
+    let before = PANICS_ARE_QUIET.replace(true);
+    let result = body();
+    PANICS_ARE_QUIET.set(before);
+    result
+}
 
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -14,6 +14,8 @@ pub enum Dtype {
     BF16,
     F8E4M3,
     F8E5M2,
+    F8E4M3Fnuz,
+    F8E5M2Fnuz,
     F8E8M0,
     F6E2M3,
     F6E3M2,
@@ -38,6 +40,8 @@ const DTYPES: &[(Dtype, &str, &str, usize)] = &[
     (Dtype::BF16, "bf16", "BF16", 16),
     (Dtype::F8E4M3, "f8_e4m3", "F8_E4M3", 8),
     (Dtype::F8E5M2, "f8_e5m2", "F8_E5M2", 8),
+    (Dtype::F8E4M3Fnuz, "f8_e4m3fnuz", "F8_E4M3FNUZ", 8),
+    (Dtype::F8E5M2Fnuz, "f8_e5m2fnuz", "F8_E5M2FNUZ", 8),
     (Dtype::F8E8M0, "f8_e8m0", "F8_E8M0", 8),
     (Dtype::F6E2M3, "f6_e2m3", "F6_E2M3", 6),
     (Dtype::F6E3M2, "f6_e3m2", "F6_E3M2", 6),
@@ -145,9 +149,13 @@ impl Shape {
     }
 
     /// Rows of the matrix the tensor is quantized as: all dimensions but the first fold into
-    /// columns, and a vector or scalar is one row.
+    /// columns, and a vector or scalar is one row. None without elements.
     pub fn rows(&self) -> usize {
-        if self.dims.len() < 2 { 1 } else { self.dims[0] }
+        match self.elements {
+            0 => 0,
+            _ if self.dims.len() < 2 => 1,
+            _ => self.dims[0],
+        }
     }
 
     /// Columns of that matrix.
@@ -201,7 +209,8 @@ mod tests {
         let scalar = shape(&[]);
         assert_eq!((scalar.rows(), scalar.cols(), scalar.elements()), (1, 1, 1));
         let empty = shape(&[3, 0]);
-        assert_eq!((empty.rows(), empty.cols(), empty.elements()), (3, 0, 0));
+        assert_eq!((empty.rows(), empty.cols(), empty.elements()), (0, 0, 0));
+        assert_eq!(shape(&[1 << 62, 0]).rows(), 0);
     }
 
     #[test]

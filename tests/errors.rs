@@ -323,6 +323,60 @@ fn progress_ends_at_the_total() {
 }
 
 #[test]
+fn an_empty_tensor_of_huge_dimensions_is_no_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("m.safetensors");
+    let header = json!({"w": entry("F32", &[1 << 62, 0], [0, 0])});
+    std::fs::write(&input, with_header(&header.to_string(), &[])).unwrap();
+    let output = folder.path().join("m.parquet");
+    let back = folder.path().join("b.safetensors");
+    for rules in ["", "*=bits:4"] {
+        quantize(&input, &output, &[("rules", rules)]).unwrap();
+        arrowquant_ok([
+            "verify".as_ref(),
+            output.as_os_str(),
+            "--against".as_ref(),
+            input.as_os_str(),
+        ]);
+        arrowquant_ok(["dequantize".as_ref(), output.as_os_str(), back.as_os_str()]);
+        assert_eq!(
+            source::open(&back).unwrap().tensors(),
+            source::open(&input).unwrap().tensors()
+        );
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_an_error_of_the_system() {
+    use arrowquant::error::Error;
+    let folder = small_model();
+    // A limit on file sizes stands in for a full disk.
+    let output = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "ulimit -f 1; trap '' XFSZ; exec \"$0\" quantize \"$1\" \"$2\" --bits 8",
+        ])
+        .arg(env!("CARGO_BIN_EXE_arrowquant"))
+        .arg(folder.path())
+        .arg(folder.path().join("m.parquet"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_names(
+        &stderr(&output),
+        &["m.parquet: cannot write: File too large"],
+    );
+    assert_eq!(names_in(folder.path()), ["model.safetensors"]);
+    let io = |source| Error::Io {
+        path: "x".into(),
+        action: "write",
+        source,
+    };
+    assert_eq!(io(std::io::Error::other("x")).code(), 2);
+}
+
+#[test]
 fn a_large_tensor_shows_progress_and_is_cancelled_midway_on_one_thread() {
     use arrowquant::error::Error;
     use arrowquant::run::{self, Options};

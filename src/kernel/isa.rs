@@ -25,16 +25,29 @@ impl Isa {
         Self::Scalar
     }
 
-    /// What is used: [`Isa::detect`], lowered (never raised) by `AQ_ISA`.
+    /// What is used: [`Isa::detect`], lowered (never raised) by `AQ_ISA`. Decided at the first
+    /// call, for the life of the process.
     ///
     /// # Errors
     /// `AQ_ISA` names no instruction set of this build.
+    #[cfg(feature = "std")]
     pub fn choose() -> Result<Self, UnknownIsa> {
-        #[cfg(feature = "std")]
-        if let Some(wanted) = std::env::var_os("AQ_ISA") {
+        static CHOSEN: std::sync::OnceLock<Result<Isa, UnknownIsa>> = std::sync::OnceLock::new();
+        *CHOSEN.get_or_init(|| {
+            let Some(wanted) = std::env::var_os("AQ_ISA").filter(|isa| !isa.is_empty()) else {
+                return Ok(Self::detect());
+            };
             let isa = Self::ALL.iter().copied().find(|isa| wanted == isa.name());
-            return isa.map(|isa| isa.min(Self::detect())).ok_or(UnknownIsa);
-        }
+            isa.map(|isa| isa.min(Self::detect())).ok_or(UnknownIsa)
+        })
+    }
+
+    /// What is used: [`Isa::detect`].
+    ///
+    /// # Errors
+    /// None without an environment.
+    #[cfg(not(feature = "std"))]
+    pub fn choose() -> Result<Self, UnknownIsa> {
         Ok(Self::detect())
     }
 }

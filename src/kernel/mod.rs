@@ -7,9 +7,9 @@
 #[cfg(test)]
 mod harness;
 mod isa;
-pub mod lanes;
+pub(crate) mod lanes;
 mod rows;
-pub mod scalar;
+pub(crate) mod scalar;
 
 pub use isa::{Isa, UnknownIsa};
 

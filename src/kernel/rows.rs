@@ -2,7 +2,8 @@
 //!
 //! A group is read with its values times a power of two (`Scaled`), which is 1 unless they are
 //! so large or small that their squares would leave the range of f32. The power cancels
-//! exactly, so any finite weights are quantized as well as weights around 1.
+//! exactly, so weights of any magnitude are quantized as well as weights around 1, as far as f32
+//! holds their scales and decoded values.
 
 use super::lanes::{LANES, Lanes};
 use super::{DecodeRow, ErrorRow, ErrorSums, Fit, QuantizeRow, RowFault, RowSums};
@@ -342,8 +343,12 @@ fn least_squares_symmetric<L: Lanes, E: Element, C: Code>(
     best
 }
 
+/// Rounds that go on from the best affine trial, taking codes and solving again.
+const REFINEMENTS: usize = 2;
+
 /// Least squares, affine: for each shrunk range take the codes and solve the 2x2 normal
-/// equations for scale and bias; keep the trial that explains most of the group. Codes and
+/// equations for scale and bias; keep the trial that explains most of the group, and go on
+/// alternating from there. Codes and
 /// weights are centred first, so that nothing cancels when the group lies far from zero.
 #[inline(always)]
 fn least_squares_affine<L: Lanes, E: Element, C: Code>(
@@ -355,11 +360,13 @@ fn least_squares_affine<L: Lanes, E: Element, C: Code>(
     let middle = start.bias + start.scale * half_codes;
     let mut best = start;
     let mut best_explained = f64::NEG_INFINITY;
-    for ratio in ratios {
-        let scale = start.scale * ratio;
-        let trial = Grid {
-            scale,
-            bias: middle - scale * half_codes,
+    for round in 0..ratios.len() + REFINEMENTS {
+        let trial = match ratios.get(round) {
+            Some(ratio) => Grid {
+                scale: start.scale * ratio,
+                bias: middle - start.scale * ratio * half_codes,
+            },
+            None => best,
         };
         let encoder = Encoder::<L>::new::<C>(trial, 0.0);
         let [h, hx, hu, hux, huu] = sums(group.len, |at, n| {

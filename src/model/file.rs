@@ -1,11 +1,11 @@
 //! The Parquet file under a model: checked columns, and planes as slices of the map.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -17,7 +17,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
 use super::TilePlanes;
-use crate::error::{Error, Result};
+use crate::error::{self, Error, Result};
 use crate::format::{Format, GroupSize, Layout, ScaleDtype, Scheme, UnknownName};
 use crate::schema::{Column, FORMAT_VERSION, RAW, Tile, key, parquet_schema};
 use crate::tensor::{Dtype, Shape};
@@ -38,7 +38,16 @@ pub(super) struct TileFile {
     metadata: BTreeMap<String, String>,
     /// Position in the file of each column of [`Column::ALL`].
     columns: Vec<usize>,
+    /// The row groups whose planes were read last, so that a compressed one is not unpacked
+    /// again for every row of it.
+    recent: Mutex<VecDeque<(usize, Arc<PlaneColumns>)>>,
 }
+
+/// Row groups whose planes are kept at hand; a compressed one has 16 MiB of codes.
+const RECENT: usize = 8;
+
+/// Codes, scales and biases of a row group.
+type PlaneColumns = [Vec<Option<ByteArray>>; 3];
 
 impl TileFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
@@ -74,6 +83,7 @@ impl TileFile {
             parquet,
             metadata,
             columns,
+            recent: Mutex::default(),
         })
     }
 
@@ -99,24 +109,34 @@ impl TileFile {
 
     /// The planes of one row.
     pub(super) fn planes(&self, tile: &Tile, place: Place) -> Result<TilePlanes> {
-        let read = |column| -> Result<Option<ByteArray>, ParquetError> {
-            let mut values = self.read::<ByteArrayType>(place.row_group, column)?;
-            Ok(values.swap_remove(place.row))
-        };
-        let (codes, scales, biases) = fenced(&self.path, || {
-            Ok((
-                read(Column::Codes)?,
-                read(Column::Scales)?,
-                read(Column::Biases)?,
-            ))
-        })
-        .map_err(|error| Error::tensor(&self.path, &tile.name, error.to_string()))?;
+        let columns = self
+            .plane_columns(place.row_group)
+            .map_err(|error| Error::tensor(&self.path, &tile.name, error.to_string()))?;
+        let [codes, scales, biases] = [0, 1, 2].map(|i| columns[i][place.row].clone());
         let codes = codes.ok_or_else(|| Error::tensor(&self.path, &tile.name, "no codes"))?;
         Ok(TilePlanes {
             codes,
             scales,
             biases,
         })
+    }
+
+    fn plane_columns(&self, row_group: usize) -> Result<Arc<PlaneColumns>> {
+        let recent = || self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, columns)) = recent().iter().find(|(group, _)| *group == row_group) {
+            return Ok(columns.clone());
+        }
+        let columns = fenced(&self.path, || {
+            Ok(Arc::new([
+                self.read::<ByteArrayType>(row_group, Column::Codes)?,
+                self.read::<ByteArrayType>(row_group, Column::Scales)?,
+                self.read::<ByteArrayType>(row_group, Column::Biases)?,
+            ]))
+        })?;
+        let mut recent = recent();
+        recent.truncate(RECENT - 1);
+        recent.push_front((row_group, columns.clone()));
+        Ok(columns)
     }
 
     fn columns_of(&self, group: usize) -> Result<Columns, ParquetError> {
@@ -328,7 +348,7 @@ fn parse<T: FromStr<Err = UnknownName>>(text: &Option<String>) -> Result<T, Stri
 /// The parquet crate returns errors for malformed files by policy; where it still panics, that
 /// is an error too.
 fn fenced<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(read)) {
+    match error::quiet_panics(|| catch_unwind(AssertUnwindSafe(read))) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Error::file(
             path,

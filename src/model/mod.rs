@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use parquet::data_type::ByteArray;
 
 use crate::error::{Error, Result};
-use crate::format::Float;
+use crate::format::{Float, Layout, Scheme};
 use crate::kernel::{DecodeRow, KernelTable, Planes};
 use crate::schema::{self, Tile, key};
 use crate::tensor::TensorInfo;
@@ -43,7 +43,8 @@ pub struct TileRef {
     place: file::Place,
 }
 
-/// The planes of a tile. Those of an uncompressed file lie in the map, and keep it mapped.
+/// The planes of a tile. Those of an uncompressed file lie in the map, and keep it mapped; those
+/// of a compressed one are unpacked, and last as long as this.
 #[derive(Debug, Clone)]
 pub struct TilePlanes {
     codes: ByteArray,
@@ -178,14 +179,15 @@ impl Model {
         Ok(planes)
     }
 
-    /// Checks a tile's checksum over its planes and all that decoding depends on.
+    /// Checks a tile's checksum over its planes and all that decoding depends on, and returns
+    /// the planes.
     ///
     /// # Errors
     /// The checksum does not match.
     ///
     /// # Panics
     /// If there is no such tensor or tile.
-    pub fn check_tile(&self, tensor: usize, tile: usize) -> Result<()> {
+    pub fn check_tile(&self, tensor: usize, tile: usize) -> Result<TilePlanes> {
         let planes = self.planes(tensor, tile)?;
         let tile = &self.tensors[tensor].tiles[tile].tile;
         let found = schema::checksum(tile, planes.codes(), planes.scales(), planes.biases());
@@ -196,7 +198,7 @@ impl Model {
                 tile: tile.tile,
             });
         }
-        Ok(())
+        Ok(planes)
     }
 
     /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16
@@ -234,6 +236,10 @@ impl Model {
                     for row in start..end {
                         let at = (row - start) * row_bytes;
                         let planes = planes.as_planes().row(layout, cols, row - tile.row_start);
+                        if !decodable(layout, planes) {
+                            let reason = format!("row {row} has a scale that decodes to infinity");
+                            return Err(Error::tensor(&self.path, &info.name, reason));
+                        }
                         let weights = &mut out[at..at + row_bytes];
                         table.decode_row(DecodeRow {
                             layout,
@@ -270,6 +276,17 @@ impl Model {
         let reason = format!("a weight is too large for {float}, use f32");
         Error::tensor(&self.path, &info.name, reason)
     }
+}
+
+/// Whether every code of a row decodes to a finite f32, as in any file of ours.
+fn decodable(layout: Layout, row: Planes<'_>) -> bool {
+    let dtype = layout.scale_dtype;
+    let bias = |group| match layout.scheme {
+        Scheme::Symmetric => 0.0,
+        Scheme::Affine => dtype.get(row.biases, group),
+    };
+    (0..row.scales.len() / dtype.size())
+        .all(|group| layout.decodable(dtype.get(row.scales, group), bias(group)))
 }
 
 /// The kernels in use, or an error about `AQ_ISA`.

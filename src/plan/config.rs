@@ -85,8 +85,12 @@ impl Config {
         if text.trim().is_empty() {
             return Ok(());
         }
-        let map: BTreeMap<String, Value> = serde_saphyr::from_str(text)
-            .map_err(|error| Error::config("YAML", error.to_string()))?;
+        let map: BTreeMap<String, Value> = serde_saphyr::from_str(text).map_err(|error| {
+            // The first line says what and where; those after it draw it.
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Error::config("YAML", line.trim_start_matches("error: "))
+        })?;
         self.merge_values(&map)
     }
 

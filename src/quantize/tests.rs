@@ -186,6 +186,27 @@ fn int4_reproduces_the_figures_on_gaussian_weights() {
 }
 
 #[test]
+fn affine_lsq_reproduces_three_rounds_of_alternation() {
+    let gaussian = gaussian(MANY);
+    let heavy = student_t5(MANY);
+    for (weights, format, slack, expected) in [
+        (&gaussian, Format::Int2, 0.02, 0.1129),
+        (&gaussian, Format::Int4, 0.02, 0.0086),
+        (&heavy, Format::Int2, 0.10, 0.174),
+    ] {
+        let figures = [(128, expected)];
+        reproduces(
+            weights,
+            format,
+            Scheme::Affine,
+            Method::Lsq,
+            slack,
+            &figures,
+        );
+    }
+}
+
+#[test]
 fn int8_reproduces_the_figures_on_gaussian_weights() {
     let minmax = [(128, 10f64.powf(-4.46)), (32, 10f64.powf(-4.67))];
     reproduces(

@@ -44,11 +44,11 @@ pub fn dequantize_file(
         })
         .collect();
     let total = infos.iter().filter_map(TensorInfo::bytes).sum();
-    let mut jobs = Vec::new();
+    let (mut checks, mut jobs) = (Vec::new(), Vec::new());
     for (tensor, info) in infos.iter().enumerate() {
         let rows = info.shape.rows();
         let tiles = 0..model.tensors()[tensor].tiles.len();
-        jobs.extend(tiles.clone().map(|tile| Job::Check { tensor, tile }));
+        checks.extend(tiles.clone().map(|tile| (0, (tensor, tile))));
         if target(info).is_none() {
             jobs.extend(tiles.map(|tile| Job::Raw { tensor, tile }));
             continue;
@@ -63,9 +63,17 @@ pub fn dequantize_file(
     let done = AtomicUsize::new(0);
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
+        // All checksums first: then shapes and planes are what they were when written, and
+        // memory may be allocated by them.
+        pool.in_order(
+            checks,
+            options.budget,
+            |(tensor, tile), _| model.check_tile(tensor, tile).map(drop),
+            || counter.tell(),
+            |()| Ok(()),
+        )?;
         let mut sink = SafetensorsSink::create(output, &infos, &model.source_metadata())?;
         let bytes = |job: &Job| match *job {
-            Job::Check { .. } => 0,
             Job::Raw { tensor, .. } => infos[tensor].bytes().unwrap_or(0),
             Job::Decode { tensor, rows, .. } => {
                 rows * infos[tensor].shape.cols() * infos[tensor].dtype.bits() / 8
@@ -75,7 +83,6 @@ pub fn dequantize_file(
             jobs.iter().map(|job| (bytes(job), job)),
             options.budget,
             |job, _| match *job {
-                Job::Check { tensor, tile } => model.check_tile(tensor, tile).map(|()| Vec::new()),
                 Job::Raw { tensor, tile } => Ok(model.planes(tensor, tile)?.codes().to_vec()),
                 Job::Decode { tensor, row, rows } => {
                     let mut out = vec![0; bytes(job)];
@@ -95,8 +102,6 @@ pub fn dequantize_file(
 }
 
 enum Job {
-    /// A tile's checksum, before anything of the tensor is written.
-    Check { tensor: usize, tile: usize },
     /// A tile of a tensor that is never quantized.
     Raw { tensor: usize, tile: usize },
     /// Some rows of a float tensor.

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use super::pool::{Pool, Pulse, resolve, with_pool};
@@ -27,6 +27,9 @@ const DEFAULT_BUDGET: usize = 1 << 30;
 
 /// Parquet readers refuse a value of 2 GiB or more; the page around it needs a little room.
 const LARGEST_PLANE: usize = i32::MAX as usize - 1024;
+
+/// Read buffers larger than this are not kept for reuse.
+const LARGEST_POOLED: usize = 8 << 20;
 
 /// How a run goes about it; nothing here changes the output.
 pub struct Options<'a> {
@@ -113,7 +116,7 @@ pub fn quantize(
         let mut tallies: Vec<TensorTally> =
             plan.entries.iter().map(|_| TensorTally::new()).collect();
         if plan.on_nonfinite == OnNonFinite::Keep {
-            work.keep_non_finite(&mut plan, &mut tallies)?;
+            work.keep_non_finite(&mut plan, &mut tallies, options.budget, || counter.tell())?;
         }
         let jobs = jobs(source, &plan, compress)?;
 
@@ -224,13 +227,13 @@ struct Job {
 }
 
 impl Job {
-    /// Bytes of memory it holds from its beginning until it is written.
+    /// Bytes of memory it holds from its beginning until it is written, and a buffer to read
+    /// into.
     fn cost(&self, compress: bool) -> usize {
-        let planes: usize = self
-            .tile
-            .plane_bytes()
-            .map_or(0, |planes| planes.iter().sum());
-        if compress { 2 * planes } else { planes }
+        let planes: usize = self.tile.plane_bytes().unwrap_or_default().iter().sum();
+        let rows = rows_per_piece(self.tile.shape.cols()).min(self.tile.row_count);
+        let buffer = rows.saturating_mul(self.row_bytes);
+        buffer.saturating_add(if compress { 2 * planes } else { planes })
     }
 }
 
@@ -491,7 +494,10 @@ impl Work<'_> {
             float,
             weights: &buffer,
         });
-        if let Ok(mut buffers) = self.buffers.lock() {
+        // One of a very long row is not worth holding on to.
+        if buffer.capacity() <= LARGEST_POOLED
+            && let Ok(mut buffers) = self.buffers.lock()
+        {
             buffers.push(buffer);
         }
         Ok(result)
@@ -499,45 +505,39 @@ impl Work<'_> {
 
     /// Turns tensors with non-finite weights into kept ones, reading all that are to be
     /// quantized once more.
-    fn keep_non_finite(&self, plan: &mut Plan, tallies: &mut [TensorTally]) -> Result<()> {
-        let found: Vec<AtomicBool> = plan
-            .entries
-            .iter()
-            .map(|_| AtomicBool::new(false))
-            .collect();
-        let failed = Mutex::new(None);
+    fn keep_non_finite(
+        &self,
+        plan: &mut Plan,
+        tallies: &mut [TensorTally],
+        budget: usize,
+        tick: impl FnMut() -> Result<()>,
+    ) -> Result<()> {
         let mut pieces = Vec::new();
         for (tensor, entry) in plan.entries.iter().enumerate() {
-            let (rows, step) = (
-                entry.tensor.shape.rows(),
-                rows_per_piece(entry.tensor.shape.cols()),
-            );
+            let shape = &entry.tensor.shape;
+            let (rows, step) = (shape.rows(), rows_per_piece(shape.cols()));
             if entry.recipe.is_some() {
-                pieces.extend(
-                    (0..rows)
-                        .step_by(step)
-                        .map(|row| (tensor, row, step.min(rows - row))),
-                );
+                pieces.extend((0..rows).step_by(step).map(|row| {
+                    let rows = step.min(rows - row);
+                    (rows * shape.cols() * 4, (tensor, row, rows))
+                }));
             }
         }
-        self.pool.each(pieces, &|| (), |(tensor, row, rows)| {
-            match self.with_rows(tensor, row, rows, |matrix| {
-                find_non_finite(matrix).is_some()
-            }) {
-                Ok(non_finite) => drop(found[tensor].fetch_or(non_finite, Ordering::Relaxed)),
-                Err(error) => {
-                    if let Ok(mut failed) = failed.lock() {
-                        *failed = Some(error);
-                    }
-                }
-            }
-        });
-        if let Some(error) = failed.into_inner().ok().flatten() {
-            return Err(error);
-        }
-        for ((entry, tally), found) in plan.entries.iter_mut().zip(tallies).zip(found) {
-            if found.into_inner() {
-                tally.kept_non_finite = true;
+        self.pool.in_order(
+            pieces,
+            budget,
+            |(tensor, row, rows), _| {
+                let finite = |matrix: Matrix<'_>| find_non_finite(matrix).is_none();
+                Ok((tensor, self.with_rows(tensor, row, rows, finite)?))
+            },
+            tick,
+            |(tensor, finite)| {
+                tallies[tensor].kept_non_finite |= !finite;
+                Ok(())
+            },
+        )?;
+        for (entry, tally) in plan.entries.iter_mut().zip(tallies) {
+            if tally.kept_non_finite {
                 entry.recipe = None;
                 entry.reason = "has NaN or infinite weights".to_owned();
             }
@@ -558,7 +558,9 @@ impl Work<'_> {
                     ScalePolicy::F16 => "f16",
                     ScalePolicy::Auto | ScalePolicy::F32 => "f32",
                 };
-                format!("row {row} has weights so large that a scale does not fit {held}")
+                format!(
+                    "row {row} has weights so large that {held} does not hold its scales or decoded values"
+                )
             }
         };
         Error::tensor(self.source.path_of(tensor), name, reason)

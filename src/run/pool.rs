@@ -15,6 +15,13 @@ use crate::error::{Error, Result};
 /// How often the calling thread looks up while it waits.
 const TICK: Duration = Duration::from_millis(50);
 
+/// More threads than this are a mistake.
+const MAX_THREADS: usize = 1024;
+
+/// Jobs in flight for each thread. A thread that waits for the pieces of its job takes up another
+/// meanwhile, so this bounds the depth of its stack too.
+const JOBS_PER_THREAD: usize = 4;
+
 /// The threads of a run; with one thread there are none but the caller's.
 pub(super) struct Pool<'a> {
     threads: Option<&'a rayon::ThreadPool>,
@@ -27,6 +34,10 @@ pub(super) type Pulse<'a> = &'a dyn Fn();
 /// Calls `body` with a pool of `threads` (0: as many as the machine has); they have ended when
 /// this returns.
 pub(super) fn with_pool<R>(threads: usize, body: impl FnOnce(&Pool<'_>) -> Result<R>) -> Result<R> {
+    if threads > MAX_THREADS {
+        let reason = format!("{threads} is more than {MAX_THREADS}");
+        return Err(Error::config("threads", reason));
+    }
     let stop = AtomicBool::new(false);
     if resolve(threads) == 1 {
         return body(&Pool {
@@ -117,15 +128,19 @@ impl Pool<'_> {
         };
         pool.in_place_scope_fifo(|scope| {
             let (work, stop) = (&work, &self.stop);
+            // Whichever way this ends, by a panic of the caller's functions too, what is queued
+            // is not begun. After success there is nothing queued.
+            let _stop = StopOnDrop(stop);
+            let most = JOBS_PER_THREAD * pool.current_num_threads();
             let (sender, receiver) = channel::<(usize, Outcome<R>)>();
             let mut jobs = jobs.enumerate().peekable();
             let mut costs = BTreeMap::new();
             let mut in_flight = 0;
             let mut finished = BTreeMap::new();
             let mut next = 0;
-            let result = loop {
+            loop {
                 while let Some((_, (cost, _))) = jobs.peek()
-                    && (costs.is_empty() || in_flight + cost <= budget)
+                    && (costs.is_empty() || in_flight + cost <= budget && costs.len() < most)
                 {
                     let Some((index, (cost, job))) = jobs.next() else {
                         break;
@@ -150,10 +165,7 @@ impl Pool<'_> {
                 }
                 let mut take = || -> Result<()> {
                     while let Some(outcome) = finished.remove(&next) {
-                        consume(outcome.unwrap_or_else(|panic| {
-                            stop.store(true, Ordering::Relaxed);
-                            resume_unwind(panic)
-                        })?)?;
+                        consume(outcome.unwrap_or_else(|panic| resume_unwind(panic))?)?;
                         in_flight -= costs.remove(&next).unwrap_or(0);
                         next += 1;
                     }
@@ -162,12 +174,18 @@ impl Pool<'_> {
                 if let Err(error) = take() {
                     break Err(error);
                 }
-            };
-            if result.is_err() {
-                stop.store(true, Ordering::Relaxed);
             }
-            result
-        })
+        })?;
+        self.stop.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

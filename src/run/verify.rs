@@ -169,10 +169,7 @@ fn check_tile(
         problem: None,
     };
     let tile = &model.tensors()[job.tensor].tiles[job.tile].tile;
-    let planes = match model
-        .check_tile(job.tensor, job.tile)
-        .and_then(|()| model.planes(job.tensor, job.tile))
-    {
+    let planes = match model.check_tile(job.tensor, job.tile) {
         Ok(planes) => planes,
         Err(Error::Checksum { tile, .. }) => {
             check.problem = Some(format!(

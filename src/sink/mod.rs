@@ -4,6 +4,6 @@ mod parquet;
 mod safetensors;
 mod staging;
 
-pub use parquet::{Footer, ParquetSink, Plane, PlaneBuffer, TilePlanes};
-pub use safetensors::SafetensorsSink;
+pub(crate) use parquet::{Footer, ParquetSink, PlaneBuffer, TilePlanes};
+pub(crate) use safetensors::SafetensorsSink;
 pub use staging::StagedFile;

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -143,19 +143,6 @@ impl TilePlanes {
             biases: None,
         })
     }
-
-    /// Bytes held.
-    pub fn held_bytes(&self) -> usize {
-        [
-            Some(&self.codes),
-            self.scales.as_ref(),
-            self.biases.as_ref(),
-        ]
-        .into_iter()
-        .flatten()
-        .map(|plane| plane.body.len())
-        .sum()
-    }
 }
 
 /// What the footer says of the whole model.
@@ -188,7 +175,7 @@ impl ParquetSink {
     ///
     /// # Errors
     /// The target cannot be written.
-    pub fn create(target: &std::path::Path, compress: bool) -> Result<Self> {
+    pub fn create(target: &Path, compress: bool) -> Result<Self> {
         let mut out = Out {
             target: target.to_owned(),
             file: TrackedWrite::new(StagedFile::create(target)?),
@@ -213,11 +200,6 @@ impl ParquetSink {
             row_groups: Vec::new(),
             rows: 0,
         })
-    }
-
-    /// Bytes written so far.
-    pub fn bytes_written(&self) -> usize {
-        self.out.file.bytes_written()
     }
 
     /// Writes one tile, or keeps it for a shared row group.
@@ -259,7 +241,7 @@ impl ParquetSink {
         let row_group = self
             .out
             .row_group(tiles, planes, ordinal)
-            .map_err(|error| Error::file(&target, format!("cannot write: {error}")))?;
+            .map_err(|error| write_error(&target, error))?;
         self.row_groups.push(row_group);
         self.rows += tiles.len() as i64;
         Ok(())
@@ -297,7 +279,7 @@ impl ParquetSink {
         );
         let metadata = ParquetMetaData::new(file, self.row_groups);
         let target = self.out.target.clone();
-        let failed = |error: ParquetError| Error::file(&target, format!("cannot write: {error}"));
+        let failed = |error| write_error(&target, error);
         // There are no page indexes, so nothing in the footer depends on where it stands.
         let mut text = Vec::new();
         ParquetMetaDataWriter::new(&mut text, &metadata)
@@ -309,6 +291,18 @@ impl ParquetSink {
         out.into_inner().map_err(failed)?.commit()?;
         Ok(bytes)
     }
+}
+
+/// The parquet crate hands on errors of the file system, such as a full disk, in a box.
+fn write_error(target: &Path, error: ParquetError) -> Error {
+    let source = match error {
+        ParquetError::External(source) => match source.downcast::<std::io::Error>() {
+            Ok(source) => *source,
+            Err(source) => std::io::Error::other(source),
+        },
+        other => std::io::Error::other(other),
+    };
+    Error::io(target, "write")(source)
 }
 
 /// The open file and what all its row groups share.

@@ -86,7 +86,8 @@ impl Source for MemorySource<'_> {
     fn id(&self) -> SourceId {
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
         for tensor in &self.tensors {
-            hasher.update(format!("{tensor:?}").as_bytes());
+            let (name, dtype, dims) = (&tensor.name, tensor.dtype, &tensor.shape);
+            hasher.update(format!("{name}\0{dtype}\0{dims}\0").as_bytes());
         }
         SourceId {
             name: PLACE.to_owned(),

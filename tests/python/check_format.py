@@ -22,6 +22,9 @@ BITS = {"int2": 2, "int4": 4, "int8": 8}
 ZERO_POINT = {"int2": 1.5, "int4": 8.0, "int8": 128.0}
 
 
+SCALES = {"f16": "<f2", "f32": "<f4"}
+
+
 # The decoder of docs/format.md.
 def unpack(codes, bits, rows, cols):
     per_row = -(-cols * bits // 8)
@@ -37,7 +40,7 @@ def decode(tile):
     q = unpack(tile["codes"], BITS[fmt], rows, cols).astype(np.float32)
     group = tile["group_size"] or max(cols, 1)
     groups = -(-cols // group)
-    dtype = {"f16": "<f2", "f32": "<f4"}[tile["scale_dtype"]]
+    dtype = SCALES[tile["scale_dtype"]]
     spread = lambda plane: np.repeat(
         np.frombuffer(plane, dtype).astype(np.float32).reshape(rows, groups), group, axis=1
     )[:, :cols]
@@ -47,7 +50,7 @@ def decode(tile):
 
 
 # minmax, from the formulas of docs/format.md.
-def minmax(w, fmt, scheme, group):
+def minmax(w, fmt, scheme, group, dtype):
     rows, cols = w.shape
     bits, z = BITS[fmt], np.float32(ZERO_POINT[fmt])
     group = group or max(cols, 1)
@@ -61,14 +64,14 @@ def minmax(w, fmt, scheme, group):
             extreme = np.where(high >= -low, high, low)
             scale = np.abs(extreme) / z if bits == 2 else -extreme / z
             bias, zero = np.zeros(rows, np.float32), z
-        scales.append(scale.astype("<f2"))
-        biases.append(bias.astype("<f2"))
+        scales.append(scale.astype(dtype))
+        biases.append(bias.astype(dtype))
         scale, bias = scales[-1].astype(np.float32), biases[-1].astype(np.float32)
         with np.errstate(divide="ignore"):
             inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
         exact = (x - bias[:, None]) * inverse[:, None] + zero
         codes.append(np.rint(np.clip(exact, 0, 2**bits - 1)).astype(np.uint8))
-    stack = lambda planes: np.stack(planes, axis=1) if planes else np.zeros((rows, 0), "<f2")
+    stack = lambda planes: np.stack(planes, axis=1) if planes else np.zeros((rows, 0), dtype)
     codes = np.concatenate(codes, axis=1) if codes else np.zeros((rows, 0), np.uint8)
     return codes, stack(scales), stack(biases)
 
@@ -117,7 +120,8 @@ def tensors_of_every_shape():
         name = f"{dtype}.{'x'.join(map(str, shape))}.weight"
         tensors[name] = (dtype, list(shape), raw.tobytes())
         cols = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
-        weights[name] = exact.reshape(shape[0] if len(shape) > 1 else 1, cols)
+        rows = (shape[0] if len(shape) > 1 else 1) if x.size else 0
+        weights[name] = exact.reshape(rows, cols)
     return tensors, weights
 
 
@@ -145,8 +149,9 @@ def check_shapes(folder):
             decoded += 1
             w = weights[name]
             check_figures(tile, w, y, case)
-            if method == "minmax" and tile["scale_dtype"] == "f16":
-                codes, scales, biases = minmax(w, fmt, scheme, group)
+            if method == "minmax":
+                dtype = SCALES[tile["scale_dtype"]]
+                codes, scales, biases = minmax(w, fmt, scheme, group, dtype)
                 cols = w.shape[1]
                 assert (unpack(tile["codes"], BITS[fmt], len(w), cols) == codes).all(), case
                 assert tile["scales"] == scales.tobytes(), case
@@ -154,7 +159,7 @@ def check_shapes(folder):
                 reproduced += 1
     print("decoded bit for bit:", decoded)
     print("minmax reproduced:", reproduced)
-    assert reproduced > decoded / 3
+    assert reproduced == decoded / 2
 
 
 def check_figures(tile, w, y, case):

@@ -19,6 +19,12 @@ use arrowquant::source;
 use indicatif::{ProgressBar, ProgressStyle};
 
 fn main() -> ExitCode {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if !arrowquant::error::panics_are_quiet() {
+            hook(panic);
+        }
+    }));
     let args = Args::read();
     match execute(args) {
         Ok(true) => ExitCode::SUCCESS,
