@@ -158,10 +158,12 @@ impl Shape {
         }
     }
 
-    /// Columns of that matrix.
+    /// Columns of that matrix. None without elements.
     pub fn cols(&self) -> usize {
-        let inner = if self.dims.len() < 2 { 0 } else { 1 };
-        self.dims[inner..].iter().product()
+        match self.rows() {
+            0 => 0,
+            rows => self.elements / rows,
+        }
     }
 }
 
@@ -211,6 +213,7 @@ mod tests {
         let empty = shape(&[3, 0]);
         assert_eq!((empty.rows(), empty.cols(), empty.elements()), (0, 0, 0));
         assert_eq!(shape(&[1 << 62, 0]).rows(), 0);
+        assert_eq!(shape(&[0, 1 << 62]).cols(), 0);
     }
 
     #[test]

@@ -219,6 +219,91 @@ fn dequantize_of_a_flipped_file_is_right_or_an_error() {
 }
 
 #[test]
+fn a_lost_tensor_is_an_error() {
+    let folder = small_model();
+    let whole = quantized(folder.path(), &[]);
+    let path = folder.path().join("lost.parquet");
+    // The name of a tensor in its column and in the summary: changing one alone loses it.
+    let name = b"blocks.0.attn.weight";
+    let places: Vec<usize> = (0..whole.len() - name.len())
+        .filter(|&at| whole[at..].starts_with(name))
+        .collect();
+    assert_eq!(places.len(), 2);
+    let mut bytes = whole.clone();
+    bytes[places[1]] = b'c';
+    std::fs::write(&path, &bytes).unwrap();
+    let error = Model::open(&path).unwrap_err().to_string();
+    assert!(
+        error.contains("tensor 'clocks.0.attn.weight': missing from the file"),
+        "{error}"
+    );
+}
+
+/// Flips every bit of the footer: a tensor less, or another, must not pass for right.
+#[test]
+fn no_flipped_bit_in_the_footer_passes_for_right() {
+    let folder = small_model();
+    let whole = quantized(folder.path(), &[]);
+    let path = folder.path().join("flipped.parquet");
+    std::fs::write(&path, &whole).unwrap();
+    let expected = contents(&path).unwrap();
+    let tail: [u8; 4] = whole[whole.len() - 8..whole.len() - 4].try_into().unwrap();
+    let footer = whole.len() - 8 - u32::from_le_bytes(tail) as usize;
+    for at in footer..whole.len() {
+        assert!(
+            !flip_is_silent(&path, &whole, at, at % 8, &expected),
+            "byte {at}"
+        );
+    }
+}
+
+#[test]
+fn scales_that_are_not_finite_are_refused_under_a_right_checksum() {
+    use arrowquant::schema;
+    let folder = tempfile::tempdir().unwrap();
+    let tensor = f32_tensor("w", &[4, 64], &noise(1, 256));
+    std::fs::write(
+        folder.path().join("model.safetensors"),
+        safetensors(&[tensor]),
+    )
+    .unwrap();
+    let mut whole = quantized(folder.path(), &[]);
+    let path = folder.path().join("m.parquet");
+    let model = Model::open(&path).unwrap();
+    let planes = model.planes(0, 0).unwrap();
+    let (codes, mut scales) = (planes.codes().to_vec(), planes.scales().unwrap().to_vec());
+    let tile = model.tensors()[0].tiles[0].tile.clone();
+    drop((planes, model));
+    let mut replace = |old: &[u8], new: &[u8]| {
+        let at = whole
+            .windows(old.len())
+            .position(|window| window == old)
+            .unwrap();
+        whole[at..at + new.len()].copy_from_slice(new);
+    };
+    let old = scales.clone();
+    scales[4..6].copy_from_slice(&half::f16::NAN.to_le_bytes());
+    replace(&old, &scales);
+    let checksum = schema::checksum(&tile, &codes, Some(&scales), None);
+    replace(&tile.checksum.to_le_bytes(), &checksum.to_le_bytes());
+    std::fs::write(&path, &whole).unwrap();
+    let model = Model::open(&path).unwrap();
+    let expected = "tensor 'w': row 2 has a scale that decodes to infinity";
+    assert!(
+        model
+            .check_tile(0, 0)
+            .unwrap_err()
+            .to_string()
+            .contains(expected)
+    );
+    let float = arrowquant::format::Float::F32;
+    let error = model
+        .dequantize_rows(0, 0..4, float, &mut [0; 4 * 64 * 4])
+        .unwrap_err();
+    assert!(error.to_string().contains(expected));
+}
+
+#[test]
 fn no_flipped_bit_in_a_compressed_plane_passes_for_right() {
     let folder = small_model();
     let whole = quantized(

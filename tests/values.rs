@@ -220,6 +220,28 @@ fn forced_f16_scales_that_overflow_are_an_error() {
 }
 
 #[test]
+fn figures_of_subnormal_weights_are_those_of_what_decodes() {
+    // 1e-45 is the smallest subnormal: half of it, as int2 would have it, rounds to zero.
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("m.safetensors");
+    std::fs::write(
+        &input,
+        safetensors(&[f32_tensor("w", &[1, 32], &[1e-45; 32])]),
+    )
+    .unwrap();
+    let output = folder.path().join("m.parquet");
+    let settings = [("bit_width", "2"), ("method", "minmax"), ("gain", "lsq")];
+    let report = quantize(&input, &output, &settings).unwrap();
+    let decoded = decode(&Model::open(&output).unwrap());
+    let alike = decoded.iter().all(|&y| y == 1e-45);
+    assert_eq!(
+        report.tensors[0].cosine,
+        Some(if alike { 1.0 } else { 0.0 })
+    );
+    assert!(alike || decoded.iter().all(|&y| y == 0.0));
+}
+
+#[test]
 fn weights_that_forced_f16_scales_lose_are_measured_as_lost() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("m.safetensors");

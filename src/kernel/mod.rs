@@ -2,7 +2,7 @@
 //!
 //! [`KernelTable`] holds one instruction set's kernels as function pointers; [`KernelTable::choose`]
 //! picks one at run time. All tables give the same bits: each is the code of `rows.rs` over
-//! that ISA's [`lanes::Lanes`], and is tested against the scalar one, which is the specification.
+//! that ISA's `Lanes`, and is tested against the scalar one, which is the specification.
 
 #[cfg(test)]
 mod harness;

@@ -523,21 +523,19 @@ fn error_row<L: Lanes, E: Element, C: Code>(row: ErrorRow<'_>) -> ErrorSums {
             stored => stored,
         };
         let power = power(magnitude);
-        let scaled = Grid {
-            scale: grid.scale * power,
-            bias: grid.bias * power,
-        };
         let group = Scaled {
             bytes,
             importance: None,
             len,
             power,
         };
-        let decoder = Decoder::<L>::new::<C>(scaled, layout.scheme);
+        let decoder = Decoder::<L>::new::<C>(grid, layout.scheme);
         let packed = &row.planes.codes[C::FORMAT.row_bytes(at)..C::FORMAT.row_bytes(at + len)];
         let [signal, decoded, error] = sums(len, |at, n| {
             let x = group.load::<L, E>(at, n);
+            // Decoded first and multiplied then: subnormal weights round as for a reader.
             let y = decoder.weights(C::unpack(&packed[C::FORMAT.row_bytes(at)..]));
+            let y = y.mul(L::splat(power));
             let e = x.sub(y);
             [x.mul(x), y.mul(y), e.mul(e)]
         });

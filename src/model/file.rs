@@ -51,11 +51,12 @@ type PlaneColumns = [Vec<Option<ByteArray>>; 3];
 
 impl TileFile {
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let status = file.metadata().map_err(Error::io(path, "open"))?;
+        // Before opening it, which would wait on a pipe.
+        let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if !status.is_file() {
-            return Err(Error::file(path, "not a Parquet file: it is a folder"));
+            return Err(Error::file(path, "not a Parquet file: not a file at all"));
         }
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
         if status.len() < 12 {
             return Err(Error::file(path, "not a Parquet file: too short"));
         }
@@ -77,6 +78,15 @@ impl TileFile {
         check_version(path, &metadata)?;
         let columns = find_columns(path, &parquet)?;
         check_chunks(path, &parquet, map.len())?;
+        let rows: i64 = parquet
+            .row_groups()
+            .iter()
+            .map(|group| group.num_rows())
+            .sum();
+        if rows != parquet.file_metadata().num_rows() {
+            let reason = "damaged Parquet file: its row groups lack rows";
+            return Err(Error::file(path, reason));
+        }
         Ok(Self {
             path: path.to_owned(),
             map: Arc::new(map),

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use parquet::data_type::ByteArray;
+use serde_json::Value;
 
 use crate::error::{Error, Result};
 use crate::format::{Float, Layout, Scheme};
@@ -113,12 +114,28 @@ impl Model {
             tensor.tiles.sort_by_key(|tile| tile.tile.tile);
             check_cover(path, tensor)?;
         }
-        Ok(Self {
+        let model = Self {
             path: path.to_owned(),
             file,
             tensors,
             by_name,
-        })
+        };
+        model.check_complete()?;
+        Ok(model)
+    }
+
+    /// Every tensor of the summary must be there.
+    fn check_complete(&self) -> Result<()> {
+        let Some(text) = self.metadata().get(key::SUMMARY) else {
+            return Ok(());
+        };
+        let damaged = || Error::file(&self.path, format!("{} is damaged", key::SUMMARY));
+        let summary: Value = serde_json::from_str(text).map_err(|_| damaged())?;
+        let tensors = summary["tensors"].as_object().ok_or_else(damaged)?;
+        match tensors.keys().find(|name| self.find(name).is_none()) {
+            Some(name) => Err(Error::tensor(&self.path, name, "missing from the file")),
+            None => Ok(()),
+        }
     }
 
     /// The path it was opened by.
@@ -147,10 +164,17 @@ impl Model {
     }
 
     /// The metadata that the source carried, such as a safetensors file's.
-    pub fn source_metadata(&self) -> BTreeMap<String, String> {
-        let text = self.metadata().get(key::SOURCE_METADATA);
-        text.and_then(|text| serde_json::from_str(text).ok())
-            .unwrap_or_default()
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn source_metadata(&self) -> Result<BTreeMap<String, String>> {
+        match self.metadata().get(key::SOURCE_METADATA) {
+            Some(text) => serde_json::from_str(text).map_err(|error| {
+                let reason = format!("{} is damaged: {error}", key::SOURCE_METADATA);
+                Error::file(&self.path, reason)
+            }),
+            None => Ok(BTreeMap::new()),
+        }
     }
 
     /// Whether `bytes` lie in the mapped file.
@@ -179,11 +203,11 @@ impl Model {
         Ok(planes)
     }
 
-    /// Checks a tile's checksum over its planes and all that decoding depends on, and returns
-    /// the planes.
+    /// Checks a tile's checksum over its planes and all that decoding depends on, and that its
+    /// scales decode to finite weights; returns the planes.
     ///
     /// # Errors
-    /// The checksum does not match.
+    /// The checksum does not match, or a scale is not finite.
     ///
     /// # Panics
     /// If there is no such tensor or tile.
@@ -198,7 +222,19 @@ impl Model {
                 tile: tile.tile,
             });
         }
+        if let Some(layout) = tile.layout {
+            let cols = tile.shape.cols();
+            let row = |row| planes.as_planes().row(layout, cols, row);
+            if let Some(row) = (0..tile.row_count).find(|&i| !decodable(layout, row(i))) {
+                return Err(self.not_decodable(&tile.name, tile.row_start + row));
+            }
+        }
         Ok(planes)
+    }
+
+    fn not_decodable(&self, tensor: &str, row: usize) -> Error {
+        let reason = format!("row {row} has a scale that decodes to infinity");
+        Error::tensor(&self.path, tensor, reason)
     }
 
     /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16
@@ -237,8 +273,7 @@ impl Model {
                         let at = (row - start) * row_bytes;
                         let planes = planes.as_planes().row(layout, cols, row - tile.row_start);
                         if !decodable(layout, planes) {
-                            let reason = format!("row {row} has a scale that decodes to infinity");
-                            return Err(Error::tensor(&self.path, &info.name, reason));
+                            return Err(self.not_decodable(&info.name, row));
                         }
                         let weights = &mut out[at..at + row_bytes];
                         table.decode_row(DecodeRow {

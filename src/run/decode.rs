@@ -34,6 +34,15 @@ pub fn dequantize_file(
         let reason = format!("'{}' does not end in .safetensors", output.display());
         return Err(Error::config("output", reason));
     }
+    if let (Ok(input), Ok(output)) = (model.path().canonicalize(), output.canonicalize())
+        && input == output
+    {
+        return Err(Error::file(
+            &output,
+            "would be overwritten while it is read",
+        ));
+    }
+    let metadata = model.source_metadata()?;
     let target = |info: &TensorInfo| info.dtype.float().map(|source| float.unwrap_or(source));
     let infos: Vec<TensorInfo> = model
         .tensors()
@@ -72,7 +81,7 @@ pub fn dequantize_file(
             || counter.tell(),
             |()| Ok(()),
         )?;
-        let mut sink = SafetensorsSink::create(output, &infos, &model.source_metadata())?;
+        let mut sink = SafetensorsSink::create(output, &infos, &metadata)?;
         let bytes = |job: &Job| match *job {
             Job::Raw { tensor, .. } => infos[tensor].bytes().unwrap_or(0),
             Job::Decode { tensor, rows, .. } => {

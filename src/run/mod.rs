@@ -5,6 +5,7 @@ mod pipeline;
 mod pool;
 mod progress;
 mod report;
+mod tile;
 mod verify;
 
 pub use decode::dequantize_file;

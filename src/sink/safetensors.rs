@@ -10,6 +10,9 @@ use super::staging::StagedFile;
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
 
+/// The name in a header that is no tensor.
+const METADATA: &str = "__metadata__";
+
 /// A safetensors file being written.
 #[derive(Debug)]
 pub struct SafetensorsSink {
@@ -29,9 +32,13 @@ impl SafetensorsSink {
     ) -> Result<Self> {
         let mut header = Map::new();
         if !metadata.is_empty() {
-            header.insert("__metadata__".to_owned(), json!(metadata));
+            header.insert(METADATA.to_owned(), json!(metadata));
         }
         let mut end = 0;
+        if tensors.iter().any(|tensor| tensor.name == METADATA) {
+            let reason = "safetensors cannot hold a tensor of this name";
+            return Err(Error::tensor(target, METADATA, reason));
+        }
         for tensor in tensors {
             let start = end;
             end += tensor.bytes().unwrap_or(0);

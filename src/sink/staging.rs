@@ -110,6 +110,9 @@ fn remove_stale(folder: &Path) {
         if !name.starts_with(PREFIX) || !name.ends_with(SUFFIX) {
             continue;
         }
+        if !entry.file_type().is_ok_and(|kind| kind.is_file()) {
+            continue;
+        }
         let Ok(file) = File::options().write(true).open(entry.path()) else {
             continue;
         };

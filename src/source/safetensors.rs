@@ -67,6 +67,10 @@ impl SafetensorsSource {
     /// The index or a shard cannot be read or is malformed, a tensor is not where the index
     /// says, or two shards hold the same name.
     pub fn open_sharded(index: &Path) -> Result<Self> {
+        let status = std::fs::metadata(index).map_err(Error::io(index, "open"))?;
+        if !status.is_file() || status.len() > MAX_HEADER {
+            return Err(Error::file(index, "not a safetensors index"));
+        }
         let text = std::fs::read(index).map_err(Error::io(index, "read"))?;
         let parsed: IndexFile = serde_json::from_slice(&text)
             .map_err(|error| Error::file(index, format!("not a safetensors index: {error}")))?;
@@ -228,11 +232,12 @@ struct Header {
 
 impl Header {
     fn read(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let status = file.metadata().map_err(Error::io(path, "open"))?;
+        // Before opening it, which would wait on a pipe.
+        let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if !status.is_file() {
             return Err(Error::file(path, "not a file"));
         }
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
         let file_bytes = status.len();
         let refuse =
             |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
             // One line, whatever a name or a nested message holds.
             let message = error.to_string();
             let lines: Vec<&str> = message.lines().map(str::trim).collect();
-            eprintln!("error: {}", show::printable(&lines.join(" ")));
+            complain(&format!("error: {}", show::printable(&lines.join(" "))));
             match error {
                 Error::Config { .. } => ExitCode::from(2),
                 _ => ExitCode::from(1),
@@ -111,7 +111,10 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
     let source = source::open(&args.input)?;
     let plan = match &args.plan {
         None => run::plan(source.as_ref(), &config)?,
-        Some(path) => Plan::from_json(&read(path)?)?,
+        Some(path) => Plan::from_json(&read(path)?).map_err(|error| match error {
+            Error::Plan(reason) => Error::Plan(format!("{}: {reason}", path.display())),
+            other => other,
+        })?,
     };
     if !args.quiet {
         warn(&plan);
@@ -211,7 +214,10 @@ fn read(path: &Path) -> Result<String> {
 /// Says on standard error what the plan does that was hardly meant.
 fn warn(plan: &Plan) {
     for rule in &plan.unused_rules {
-        eprintln!("warning: rule {} matches no tensor", show::printable(rule));
+        complain(&format!(
+            "warning: rule {} matches no tensor",
+            show::printable(rule)
+        ));
     }
     let mut no_smaller = plan.entries.iter().filter(|entry| entry.is_no_smaller());
     if let Some(first) = no_smaller.next() {
@@ -220,7 +226,9 @@ fn warn(plan: &Plan) {
             0 => String::new(),
             count => format!(" and {count} others"),
         };
-        eprintln!("warning: {name}{others} would be no smaller than kept (rows too short)");
+        complain(&format!(
+            "warning: {name}{others} would be no smaller than kept (rows too short)"
+        ));
     }
 }
 
@@ -249,6 +257,11 @@ fn with_bar<R>(
     let result = work(options);
     bar.finish_and_clear();
     result
+}
+
+/// Writes a line to standard error, where failing to is nobody's business.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// Writes to standard output. A reader that stops reading is no failure; a full disk is.
