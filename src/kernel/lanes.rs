@@ -1,5 +1,5 @@
-//! Sixteen f32 lanes: what an instruction set must offer. Everything in `rows.rs` is written
-//! over this trait, so that every ISA computes the same bits.
+//! Sixteen f32 lanes: what an instruction set must offer. Everything in `rows.rs` and `group.rs`
+//! is written over this trait, so that every ISA computes the same bits.
 //!
 //! No operation fuses a multiplication with an addition. Lane i of an accumulator takes the
 //! elements i mod 16 of a group, and `fold` adds lanes in one fixed tree: i with i + 8, then

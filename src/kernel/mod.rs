@@ -1,9 +1,11 @@
 //! Numbers to bytes and back: `core` only, no I/O, no allocation, no threads.
 //!
-//! [`KernelTable`] holds one instruction set's kernels as function pointers; [`KernelTable::choose`]
-//! picks one at run time. All tables give the same bits: each is the code of `rows.rs` over
-//! that ISA's `Lanes`, and is tested against the scalar one, which is the specification.
+//! [`KernelTable`] holds one instruction set's kernels as function pointers;
+//! [`KernelTable::choose`] picks one at run time. All tables give the same bits: each is the code
+//! of `rows.rs` and `group.rs` over that ISA's `Lanes`, and is tested against the scalar one,
+//! which is the specification.
 
+mod group;
 #[cfg(test)]
 mod harness;
 mod isa;
