@@ -354,31 +354,31 @@ fn tensors_that_become_no_smaller_are_a_warning() {
     assert_eq!(stderr(&output), expected);
 }
 
-#[test]
-fn dequantize_refuses_damaged_weights() {
-    let folder = small_model();
-    let output = folder.path().join("m.parquet");
-    quantize(&folder.path().join("model.safetensors"), &output, &[]).unwrap();
+/// Quantizes a folder's model and flips a bit in the codes of `conv.weight`.
+fn damaged(folder: &std::path::Path) -> String {
+    let output = folder.join("m.parquet");
+    quantize(&folder.join("model.safetensors"), &output, &[]).unwrap();
     let model = Model::open(&output).unwrap();
-    let codes = model
-        .planes(model.find("conv.weight").unwrap(), 0)
-        .unwrap()
-        .codes()
-        .to_vec();
-    drop(model);
+    let planes = model.planes(model.find("conv.weight").unwrap(), 0).unwrap();
     let mut bytes = std::fs::read(&output).unwrap();
+    let codes = planes.codes();
     let at = bytes
         .windows(codes.len())
         .position(|window| window == codes)
         .unwrap();
-    bytes[at] ^= 1;
+    bytes[at + 9] ^= 4;
+    drop((planes, model));
     std::fs::write(&output, bytes).unwrap();
+    text(&output)
+}
+
+#[test]
+fn dequantize_refuses_damaged_weights() {
+    let folder = small_model();
+    let output = damaged(folder.path());
     let back = text(&folder.path().join("back.safetensors"));
-    fails(
-        &["dequantize", &text(&output), &back],
-        1,
-        &["tensor 'conv.weight', tile 0: checksum"],
-    );
+    let expected = "tensor 'conv.weight', tile 0: checksum";
+    fails(&["dequantize", &output, &back], 1, &[expected]);
     assert_eq!(names_in(folder.path()), ["m.parquet", "model.safetensors"]);
 }
 
@@ -540,21 +540,8 @@ fn verify_compares_with_the_original() {
 #[test]
 fn verify_names_the_damaged_tensor() {
     let folder = small_model();
-    let input = folder.path().join("model.safetensors");
-    let output = folder.path().join("m.parquet");
-    quantize(&input, &output, &[]).unwrap();
-    let model = Model::open(&output).unwrap();
-    let planes = model.planes(model.find("conv.weight").unwrap(), 0).unwrap();
-    let codes = planes.codes().to_vec();
-    drop((planes, model));
-    let mut bytes = std::fs::read(&output).unwrap();
-    let at = bytes
-        .windows(codes.len())
-        .position(|window| window == codes)
-        .unwrap();
-    bytes[at + 9] ^= 4;
-    std::fs::write(&output, bytes).unwrap();
-    let verified = arrowquant(["verify".as_ref(), output.as_os_str()]);
+    let output = damaged(folder.path());
+    let verified = arrowquant(["verify", &output]);
     assert_eq!(verified.status.code(), Some(1));
     let printed = String::from_utf8(verified.stdout).unwrap();
     let expected = "FAILED conv.weight: checksum of tile 0 does not match, the data is damaged\n1 of 7 tensors failed\n";

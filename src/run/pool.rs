@@ -135,12 +135,13 @@ impl Pool<'_> {
             let (sender, receiver) = channel::<(usize, Outcome<R>)>();
             let mut jobs = jobs.enumerate().peekable();
             let mut costs = BTreeMap::new();
-            let mut in_flight = 0;
+            let mut in_flight: usize = 0;
             let mut finished = BTreeMap::new();
             let mut next = 0;
             loop {
                 while let Some((_, (cost, _))) = jobs.peek()
-                    && (costs.is_empty() || in_flight + cost <= budget && costs.len() < most)
+                    && (costs.is_empty()
+                        || in_flight.saturating_add(*cost) <= budget && costs.len() < most)
                 {
                     let Some((index, (cost, job))) = jobs.next() else {
                         break;
