@@ -22,6 +22,9 @@ pub(crate) fn quiet_panics<T>(body: impl FnOnce() -> T) -> T {
     result
 }
 
+/// What stands for a file name in messages about what is in memory.
+pub(crate) const MEMORY: &str = "(memory)";
+
 /// Shorthand for results of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -84,6 +87,9 @@ pub enum Error {
     /// A bug in this library.
     #[error("internal error: {0}")]
     Internal(String),
+    /// What a caller of the C API passed cannot be: null, a wrong length, not UTF-8.
+    #[error("{0}")]
+    Argument(String),
 }
 
 impl Error {
@@ -99,6 +105,7 @@ impl Error {
             Self::Checksum { .. } => 6,
             Self::Cancelled => 7,
             Self::Internal(_) => 8,
+            Self::Argument(_) => 9,
         }
     }
 

@@ -238,6 +238,16 @@ pub enum Gain {
     Lsq,
 }
 
+impl Gain {
+    /// What codes of `format` get by default: 8 bits lose too little to be made up for.
+    pub const fn of(format: Format) -> Self {
+        match format {
+            Format::Int2 | Format::Int4 => Self::Unit,
+            Format::Int8 => Self::Lsq,
+        }
+    }
+}
+
 named!(Gain, "gain", { Unit => "unit", Lsq => "lsq" });
 
 /// Weights that share one scale: 16 to 1024 in steps of 16, or 0 for the whole row.

@@ -17,17 +17,18 @@
 //! | [`model`] | opens a quantized file |
 //! | [`mod@format`], [`schema`] | the layout of a quantized tensor, and of the file |
 //! | [`tensor`], [`error`] | dtypes and shapes; every error |
+//! | [`capi`] | all of it for C, declared in `include/arrowquant.h` |
 //!
 //! The common job is one call, [`run::quantize_file`]; [`model::Model`] reads the result.
 //!
 //! ```no_run
 //! use std::path::Path;
-//! use arrowquant::{format::Float, model::Model, plan::Config, run};
+//! use arrowquant::{format::Float, model::Model, plan::Config, run::{self, Options}};
 //!
 //! # fn main() -> arrowquant::error::Result<()> {
 //! let mut config = Config::new();
 //! config.set("bit_width", "4")?;
-//! let report = run::quantize_file(Path::new("in.safetensors"), Path::new("out.parquet"), &config, None)?;
+//! let report = run::quantize_file(Path::new("in.safetensors"), Path::new("out.parquet"), &config, Options::default())?;
 //! println!("cosine {:?}", report.total.cosine);
 //!
 //! let model = Model::open(Path::new("out.parquet"))?;
@@ -41,6 +42,8 @@
 //! [`mod@format`] and [`kernel`] use `core` alone; without the `std` feature they are all there is.
 #![cfg_attr(not(feature = "std"), no_std)]
 
+#[cfg(any(feature = "std", feature = "firmware"))]
+pub mod capi;
 pub mod format;
 pub mod kernel;
 

@@ -59,6 +59,11 @@ const DTYPES: &[(Dtype, &str, &str, usize)] = &[
 ];
 
 impl Dtype {
+    /// Every dtype.
+    pub fn all() -> impl Iterator<Item = Self> {
+        DTYPES.iter().map(|row| row.0)
+    }
+
     fn row(self) -> &'static (Dtype, &'static str, &'static str, usize) {
         DTYPES
             .iter()

@@ -15,7 +15,7 @@ fn bytes_of(input: &Path, settings: &[(&str, &str)], threads: usize, budget: usi
     let options = Options {
         threads,
         budget,
-        progress: None,
+        ..Options::default()
     };
     run::quantize(source.as_ref(), &plan, &output, options).unwrap();
     std::fs::read(output).unwrap()

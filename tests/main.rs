@@ -6,6 +6,7 @@ mod cli;
 mod damage;
 mod determinism;
 mod errors;
+mod header;
 mod python;
 mod rooms;
 mod sources;

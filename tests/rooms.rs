@@ -25,6 +25,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["schema", "kernel", "quantize", "format", "tensor", "error"],
     ),
     (
+        "capi",
+        &[
+            "schema", "kernel", "quantize", "source", "plan", "run", "model", "format", "tensor",
+            "error",
+        ],
+    ),
+    (
         "run",
         &[
             "schema",

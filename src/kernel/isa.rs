@@ -1,5 +1,6 @@
 //! The instruction sets there are kernels for, and which one is used: the only CPU detection.
 
+use core::ffi::CStr;
 use core::fmt;
 
 /// An instruction set with a kernel table of its own, weakest first.
@@ -15,8 +16,16 @@ impl Isa {
 
     /// The name `AQ_ISA` and reports use.
     pub const fn name(self) -> &'static str {
+        match self.c_name().to_str() {
+            Ok(name) => name,
+            Err(_) => "",
+        }
+    }
+
+    /// The same, for C.
+    pub const fn c_name(self) -> &'static CStr {
         match self {
-            Self::Scalar => "scalar",
+            Self::Scalar => c"scalar",
         }
     }
 

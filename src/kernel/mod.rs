@@ -115,6 +115,17 @@ pub struct ErrorRow<'a> {
     pub weights: &'a [u8],
 }
 
+/// One row to multiply with a vector.
+#[derive(Debug)]
+pub struct DotRow<'a> {
+    /// How the planes are laid out.
+    pub layout: Layout,
+    /// The quantized row.
+    pub planes: Planes<'a>,
+    /// As many values as the row has weights.
+    pub x: &'a [f32],
+}
+
 /// Sums from which cosine and SQNR follow; they add up over groups, rows and tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ErrorSums {
@@ -162,6 +173,7 @@ pub struct KernelTable {
     quantize: unsafe fn(QuantizeRow<'_>) -> Result<RowSums, RowFault>,
     decode: unsafe fn(DecodeRow<'_>),
     error: unsafe fn(ErrorRow<'_>) -> ErrorSums,
+    dot: unsafe fn(DotRow<'_>) -> f32,
 }
 
 impl KernelTable {
@@ -172,6 +184,7 @@ impl KernelTable {
             quantize: rows::quantize::<L>,
             decode: rows::decode::<L>,
             error: rows::error::<L>,
+            dot: rows::dot::<L>,
         }
     }
 
@@ -238,6 +251,17 @@ impl KernelTable {
         // SAFETY: as in `quantize_row`.
         unsafe { (self.error)(row) }
     }
+
+    /// The dot product of one quantized row with a vector. Unlike all else it may differ between
+    /// instruction sets, by no more than 2^-17 of `sum |w x|` from the exact one.
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says.
+    pub fn dot_row(&self, row: DotRow<'_>) -> f32 {
+        row.planes.check(row.layout, row.x.len());
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.dot)(row) }
+    }
 }
 
 impl<'a> Planes<'a> {
@@ -260,6 +284,11 @@ impl<'a> Planes<'a> {
             scales: slice(self.scales, layout.scale_bytes(cols)),
             biases: slice(self.biases, layout.bias_bytes(cols)),
         }
+    }
+
+    /// Bytes of each plane.
+    pub fn lens(&self) -> [usize; 3] {
+        [self.codes.len(), self.scales.len(), self.biases.len()]
     }
 
     fn check(&self, layout: Layout, cols: usize) {

@@ -5,7 +5,7 @@ use super::group::{
     least_squares_affine, least_squares_symmetric, min_max, power, range, sums, vectors,
 };
 use super::lanes::{LANES, Lanes};
-use super::{DecodeRow, ErrorRow, ErrorSums, Fit, QuantizeRow, RowFault, RowSums};
+use super::{DecodeRow, DotRow, ErrorRow, ErrorSums, Fit, QuantizeRow, RowFault, RowSums};
 use crate::format::{Float, Format, Scheme};
 
 /// Calls `$function::<$lanes, element, code>` for a float and a format known at run time.
@@ -38,6 +38,15 @@ pub(super) fn decode<L: Lanes>(row: DecodeRow<'_>) {
 #[inline(always)]
 pub(super) fn error<L: Lanes>(row: ErrorRow<'_>) -> ErrorSums {
     dispatch!(L, row.float, row.layout.format, error_row(row))
+}
+
+#[inline(always)]
+pub(super) fn dot<L: Lanes>(row: DotRow<'_>) -> f32 {
+    match row.layout.format {
+        Format::Int2 => dot_row::<L, Int2>(row),
+        Format::Int4 => dot_row::<L, Int4>(row),
+        Format::Int8 => dot_row::<L, Int8>(row),
+    }
 }
 
 #[inline(always)]
@@ -192,6 +201,25 @@ fn error_row<L: Lanes, E: Element, C: Code>(row: ErrorRow<'_>) -> ErrorSums {
         });
     }
     totals
+}
+
+#[inline(always)]
+fn dot_row<L: Lanes, C: Code>(row: DotRow<'_>) -> f32 {
+    let DotRow { layout, x, .. } = row;
+    let span = layout.group_size.span(x.len());
+    let mut total = 0.0;
+    for (g, x) in x.chunks(span).enumerate() {
+        let decoder = Decoder::<L>::new::<C>(row.planes.grid(layout, g), layout.scheme);
+        let packed = &row.planes.codes[C::FORMAT.row_bytes(g * span)..];
+        let [product] = sums(x.len(), |at, n| {
+            let mut lanes = [0.0; LANES];
+            lanes[..n].copy_from_slice(&x[at..at + n]);
+            let weights = decoder.weights(C::unpack(&packed[C::FORMAT.row_bytes(at)..]));
+            [weights.mul(L::from_array(lanes))]
+        });
+        total += product;
+    }
+    total as f32
 }
 
 impl super::Planes<'_> {

@@ -50,6 +50,7 @@ const RECENT: usize = 8;
 type PlaneColumns = [Vec<Option<ByteArray>>; 3];
 
 impl TileFile {
+    /// Opens a file, whose planes are then slices of a map of it.
     pub(super) fn open(path: &Path) -> Result<Self> {
         // Before opening it, which would wait on a pipe.
         let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
@@ -57,13 +58,16 @@ impl TileFile {
             return Err(Error::file(path, "not a Parquet file: not a file at all"));
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;
-        if status.len() < 12 {
-            return Err(Error::file(path, "not a Parquet file: too short"));
-        }
         // SAFETY: the map is read-only; `Model` documents that the file must not be written to.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
-        let map = Bytes::from_owner(map);
+        Self::parse(path, Bytes::from_owner(map))
+    }
 
+    /// Reads a file that is in memory; `path` is for messages.
+    pub(super) fn parse(path: &Path, map: Bytes) -> Result<Self> {
+        if map.len() < 12 {
+            return Err(Error::file(path, "not a Parquet file: too short"));
+        }
         check_footer_length(path, &map)?;
         let parquet = fenced(path, || ParquetMetaDataReader::new().parse_and_finish(&map))?;
         let mut metadata = BTreeMap::new();

@@ -1,15 +1,17 @@
 //! Opens a quantized file: views without copies, decoding, checksums.
 
+mod arrow;
 mod file;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use parquet::data_type::ByteArray;
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, MEMORY, Result};
 use crate::format::{Float, Layout, Scheme};
 use crate::kernel::{DecodeRow, KernelTable, Planes};
 use crate::schema::{self, Tile, key};
@@ -43,6 +45,8 @@ pub struct TileRef {
     pub tile: Tile,
     place: file::Place,
 }
+
+pub use arrow::ArrowExport;
 
 /// The planes of a tile. Those of an uncompressed file lie in the map, and keep it mapped; those
 /// of a compressed one are unpacked, and last as long as this.
@@ -87,7 +91,19 @@ impl Model {
     /// The file cannot be read, is no such file or of a newer version, or its columns
     /// contradict each other.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = file::TileFile::open(path)?;
+        Self::of(path, file::TileFile::open(path)?)
+    }
+
+    /// As [`Model::open`], of such a file that is in memory.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn from_bytes(file: impl AsRef<[u8]> + Send + 'static) -> Result<Self> {
+        let path = Path::new(MEMORY);
+        Self::of(path, file::TileFile::parse(path, Bytes::from_owner(file))?)
+    }
+
+    fn of(path: &Path, file: file::TileFile) -> Result<Self> {
         let mut tensors: Vec<Tensor> = Vec::new();
         let mut by_name = HashMap::new();
         for (tile, place) in file.tiles()? {
@@ -193,7 +209,11 @@ impl Model {
     /// If there is no such tensor or tile.
     pub fn planes(&self, tensor: usize, tile: usize) -> Result<TilePlanes> {
         let TileRef { tile, place } = &self.tensors[tensor].tiles[tile];
-        let planes = self.file.planes(tile, *place)?;
+        self.checked_planes(tile, *place)
+    }
+
+    fn checked_planes(&self, tile: &Tile, place: file::Place) -> Result<TilePlanes> {
+        let planes = self.file.planes(tile, place)?;
         let found = [Some(planes.codes()), planes.scales(), planes.biases()];
         let found = found.map(|plane| plane.map_or(0, <[u8]>::len));
         if tile.plane_bytes() != Some(found) {

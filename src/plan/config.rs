@@ -1,9 +1,10 @@
 //! What is wanted: every setting by key, from a profile, YAML, the environment and flags.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::profile::Profile;
 use super::rules::{Rule, parse_bits, parse_group_size, parse_named};
@@ -17,6 +18,16 @@ pub enum Compression {
     None,
     /// Zstandard: smaller, but unpacked on every use.
     Zstd,
+}
+
+impl Compression {
+    /// The name in settings and plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zstd => "zstd",
+        }
+    }
 }
 
 /// What to do with a tensor that holds NaN or infinity.
@@ -92,6 +103,16 @@ impl Config {
             Error::config("YAML", line.trim_start_matches("error: "))
         })?;
         self.merge_values(&map)
+    }
+
+    /// Takes in a YAML file.
+    ///
+    /// # Errors
+    /// The file cannot be read; else as [`Config::merge_yaml`], naming the file.
+    pub fn merge_yaml_file(&mut self, path: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
+        let merged = self.merge_yaml(&text);
+        merged.map_err(|error| error.within(&path.display().to_string()))
     }
 
     /// Takes in the settings that a file records ([`Config::to_json`]).
@@ -215,10 +236,7 @@ impl Config {
                 OnNonFinite::Error => "error".to_owned(),
                 OnNonFinite::Keep => "keep".to_owned(),
             },
-            "compression" => match self.compression() {
-                Compression::None => "none".to_owned(),
-                Compression::Zstd => "zstd".to_owned(),
-            },
+            "compression" => self.compression().name().to_owned(),
             "num_threads" => self.threads().to_string(),
             _ => self.rule_texts().join(";"),
         })
@@ -264,6 +282,26 @@ impl Config {
         })
     }
 
+    /// Every setting in force as a YAML document, which [`Config::merge_yaml`] reads back.
+    ///
+    /// # Errors
+    /// None that is known: all settings are plain text and numbers.
+    pub fn to_yaml(&self) -> Result<String> {
+        let setting = |&(key, _): &(&str, &str)| -> Result<(String, Value)> {
+            let value = match key {
+                "rules" => json!(self.rule_texts()),
+                _ => {
+                    let text = self.get(key)?;
+                    text.parse::<u64>()
+                        .map_or(json!(text), |number| json!(number))
+                }
+            };
+            Ok((key.to_owned(), value))
+        };
+        let map = KEYS.iter().map(setting).collect::<Result<Map<_, _>>>()?;
+        serde_saphyr::to_string(&map).map_err(|error| Error::Internal(error.to_string()))
+    }
+
     /// The recipe of a tensor that gets codes of `format`, before rules.
     pub(super) fn recipe(&self, format: Format) -> Recipe {
         Recipe {
@@ -271,10 +309,7 @@ impl Config {
             scheme: self.scheme.unwrap_or(Scheme::Symmetric),
             group_size: self.group_size.unwrap_or(self.profile().group_size()),
             method: self.method.unwrap_or(Method::Lsq),
-            gain: self.gain.unwrap_or(match format {
-                Format::Int2 | Format::Int4 => Gain::Unit,
-                Format::Int8 => Gain::Lsq,
-            }),
+            gain: self.gain.unwrap_or(Gain::of(format)),
             scales: self.scales.unwrap_or(ScalePolicy::Auto),
         }
     }

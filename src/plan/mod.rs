@@ -122,10 +122,7 @@ impl Plan {
             modality: self.modality.name().to_owned(),
             total_bytes: self.total_bytes(),
             source_bytes: self.source_bytes(),
-            compression: match self.compression {
-                Compression::None => "none".to_owned(),
-                Compression::Zstd => "zstd".to_owned(),
-            },
+            compression: self.compression.name().to_owned(),
             config: self.config.clone(),
             tensors: self.entries.iter().map(EntryJson::from).collect(),
         };
@@ -147,11 +144,7 @@ impl Plan {
                 "version {version} is not version {PLAN_VERSION}, which this program reads"
             )));
         }
-        let mut config = Config::new();
-        let merged = config.merge_json(&json.config);
-        merged
-            .and_then(|()| config.set("compression", &json.compression))
-            .map_err(|error| Error::Plan(error.to_string()))?;
+        let mut config = restore_config(&json.config, &json.compression)?;
         let wanted: Vec<PlanEntry> = json
             .tensors
             .into_iter()
@@ -178,6 +171,50 @@ impl Plan {
         Ok(plan)
     }
 
+    /// Changes what one tensor gets. `settings` are those of a rule, such as `keep` or
+    /// `bits:8,group:64`, and become one for this tensor.
+    ///
+    /// # Errors
+    /// There is no such tensor, a setting is not allowed, or the tensor's dtype is never
+    /// quantized. The plan is then as it was.
+    pub fn set(&mut self, tensor: &str, settings: &str) -> Result<()> {
+        let named = |entry: &&PlanEntry| entry.tensor.name == tensor;
+        if !self.entries.iter().any(|entry| named(&entry)) {
+            return Err(Error::Plan(format!("has no tensor '{tensor}'")));
+        }
+        let rule = Rule::new(Pattern::literal(tensor)?).with_settings(settings);
+        let mut config = restore_config(&self.config, self.compression.name())?;
+        config.push_rule(rule.map_err(|error| error.within(&format!("tensor '{tensor}'")))?);
+        let tensors = self.entries.iter();
+        let changed = Self::new(tensors.map(|e| (&e.tensor, Path::new("plan"))), &config)?;
+        let unused_rules = std::mem::take(&mut self.unused_rules);
+        *self = Self {
+            unused_rules,
+            ..changed
+        };
+        Ok(())
+    }
+
+    /// What the plan does that was hardly meant, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let unused = self.unused_rules.iter();
+        let mut warnings: Vec<String> = unused
+            .map(|rule| format!("rule {rule} matches no tensor"))
+            .collect();
+        let mut no_smaller = self.entries.iter().filter(|entry| entry.is_no_smaller());
+        if let Some(first) = no_smaller.next() {
+            let others = match no_smaller.count() {
+                0 => String::new(),
+                count => format!(" and {count} others"),
+            };
+            let name = &first.tensor.name;
+            warnings.push(format!(
+                "{name}{others} would be no smaller than kept (rows too short)"
+            ));
+        }
+        warnings
+    }
+
     /// Checks that the plan is one for these tensors, in this order.
     ///
     /// # Errors
@@ -200,6 +237,16 @@ impl Plan {
         }
         Ok(())
     }
+}
+
+/// The configuration that a plan was made with.
+fn restore_config(values: &Value, compression: &str) -> Result<Config> {
+    let mut config = Config::new();
+    let merged = config.merge_json(values);
+    merged
+        .and_then(|()| config.set("compression", compression))
+        .map_err(|error| Error::Plan(error.to_string()))?;
+    Ok(config)
 }
 
 fn decide(

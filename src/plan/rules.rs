@@ -145,6 +145,16 @@ impl Rule {
         Ok(())
     }
 
+    /// The rule with settings as they stand after the `=` of `--rule`.
+    pub(super) fn with_settings(mut self, settings: &str) -> Result<Self> {
+        for setting in settings.split(',') {
+            let (key, value) = setting.split_once(':').unwrap_or((setting, "true"));
+            self.set(key.trim(), value.trim())?;
+        }
+        self.check()?;
+        Ok(self)
+    }
+
     /// A rule must say something, and not two things that exclude each other.
     pub(super) fn check(&self) -> Result<()> {
         let sets = self.format.is_some()
@@ -171,13 +181,7 @@ impl FromStr for Rule {
             let Some((pattern, settings)) = text.rsplit_once('=') else {
                 return Err(Error::config("", "is not PATTERN=key:value,…"));
             };
-            let mut rule = Self::new(pattern.parse()?);
-            for setting in settings.split(',') {
-                let (key, value) = setting.split_once(':').unwrap_or((setting, "true"));
-                rule.set(key.trim(), value.trim())?;
-            }
-            rule.check()?;
-            Ok(rule)
+            Self::new(pattern.parse()?).with_settings(settings)
         };
         read().map_err(|error| error.within(&format!("rule '{text}'")))
     }

@@ -9,7 +9,10 @@ mod tile;
 mod verify;
 
 pub use decode::dequantize_file;
-pub use pipeline::{Options, check_environment, check_not_input, plan, quantize, quantize_file};
-pub use progress::{Progress, ProgressFn};
+pub use pipeline::{
+    Options, check_environment, check_not_input, output_bound, plan, quantize, quantize_file,
+    quantize_into,
+};
+pub use progress::{Level, LogFn, Progress, ProgressFn};
 pub use report::{Report, TensorReport, Totals};
 pub use verify::{TensorCheck, Verification, verify};

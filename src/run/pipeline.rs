@@ -7,15 +7,15 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 use super::pool::{resolve, with_pool};
-use super::progress::{Counter, ProgressFn};
+use super::progress::{Counter, Level, LogFn, ProgressFn, say};
 use super::report::{Report, TensorTally, TotalTally, summary};
 use super::tile::{Job, Work};
-use crate::error::{Error, Result};
-use crate::format::{TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
+use crate::error::{Error, MEMORY, Result};
+use crate::format::{ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
 use crate::plan::{Compression, Config, OnNonFinite, Plan};
 use crate::schema::Tile;
-use crate::sink::{Footer, ParquetSink};
+use crate::sink::{Destination, Footer, ParquetSink, StagedFile};
 use crate::source::{self, Source};
 
 /// Bytes of tiles in flight by default.
@@ -32,6 +32,9 @@ pub struct Options<'a> {
     pub budget: usize,
     /// Told how far the run has come.
     pub progress: Option<ProgressFn<'a>>,
+    /// Told what is worth telling: what a plan does that was hardly meant, tensors that got
+    /// something else than planned.
+    pub log: Option<LogFn<'a>>,
 }
 
 impl Default for Options<'_> {
@@ -40,11 +43,13 @@ impl Default for Options<'_> {
             threads: 0,
             budget: DEFAULT_BUDGET,
             progress: None,
+            log: None,
         }
     }
 }
 
-/// Quantizes a safetensors file or folder into a Parquet file, as `config` wants it.
+/// Quantizes a safetensors file or folder into a Parquet file, as `config` wants it, with its
+/// threads unless `options` give others.
 ///
 /// # Errors
 /// As [`source::open`], [`Plan::new`] and [`quantize`].
@@ -52,15 +57,13 @@ pub fn quantize_file(
     input: &Path,
     output: &Path,
     config: &Config,
-    progress: Option<ProgressFn<'_>>,
+    mut options: Options<'_>,
 ) -> Result<Report> {
     let source = source::open(input)?;
     let plan = plan(source.as_ref(), config)?;
-    let options = Options {
-        threads: config.threads(),
-        progress,
-        ..Options::default()
-    };
+    if options.threads == 0 {
+        options.threads = config.threads();
+    }
     quantize(source.as_ref(), &plan, output, options)
 }
 
@@ -88,9 +91,78 @@ pub fn quantize(
     output: &Path,
     options: Options<'_>,
 ) -> Result<Report> {
-    let started = Instant::now();
     plan.check_matches(source.tensors())?;
     check_output(source, output)?;
+    let destination = || StagedFile::create(output).map(Destination::File);
+    quantize_to(source, plan, output, destination, options)
+}
+
+/// As [`quantize`], into memory: the file begins at the beginning of `output`, and is as many
+/// bytes long as the report says. [`output_bound`] bytes are enough.
+///
+/// # Errors
+/// As [`quantize`], or `output` is too small; it then holds nothing of use.
+pub fn quantize_into(
+    source: &dyn Source,
+    plan: &Plan,
+    output: &mut [u8],
+    options: Options<'_>,
+) -> Result<Report> {
+    plan.check_matches(source.tensors())?;
+    quantize_to(
+        source,
+        plan,
+        Path::new(MEMORY),
+        move || Ok(Destination::Memory(output)),
+        options,
+    )
+}
+
+/// Bytes that the file of a plan never exceeds. Scales may turn out to need f32, and how long
+/// figures are as text is not known before, so the file is a little smaller.
+///
+/// # Errors
+/// As [`quantize`] before it begins its work.
+pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
+    /// Page headers, column metadata, figures and padding of a tile; all but its name and shape.
+    const TILE: usize = 8 << 10;
+    /// The schema, and what else there is once.
+    const FOOTER: usize = 16 << 10;
+    plan.check_matches(source.tensors())?;
+    let compress = plan.compression == Compression::Zstd;
+    // Escaped, as in the summary.
+    let text = |text: &str| serde_json::json!(text).to_string().len();
+    let mut bytes = FOOTER + text(&plan.config.to_string()) + text(&source.id().name);
+    for (key, value) in source.metadata() {
+        bytes += 2 * (text(key) + text(value)); // quotes are escaped once more
+    }
+    for job in jobs(source, plan, compress)? {
+        let widest = job.recipe.map(|recipe| recipe.layout(ScaleDtype::F32));
+        let tile = Tile {
+            layout: widest,
+            ..job.tile
+        };
+        let planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
+        // What zstd may add to what it cannot compress.
+        bytes += planes + if compress { planes / 128 } else { 0 };
+        bytes += TILE + 2 * text(&tile.name) + 32 * tile.shape.dims().len();
+    }
+    Ok(bytes)
+}
+
+/// Does a plan that matches its source, into a destination that is made once nothing stands
+/// against it.
+fn quantize_to<'out>(
+    source: &dyn Source,
+    plan: &Plan,
+    output: &Path,
+    destination: impl FnOnce() -> Result<Destination<'out>>,
+    mut options: Options<'_>,
+) -> Result<Report> {
+    let started = Instant::now();
+    for warning in plan.warnings() {
+        say(&mut options.log, Level::Warning, &warning)?;
+    }
     let table = choose_table()?;
     let compress = plan.compression == Compression::Zstd;
     let done = AtomicUsize::new(0);
@@ -110,10 +182,17 @@ pub fn quantize(
             plan.entries.iter().map(|_| TensorTally::new()).collect();
         if plan.on_nonfinite == OnNonFinite::Keep {
             work.keep_non_finite(&mut plan, &mut tallies, options.budget, || counter.tell())?;
+            for (entry, tally) in plan.entries.iter().zip(&tallies) {
+                if tally.kept_non_finite {
+                    let name = &entry.tensor.name;
+                    let message = format!("tensor '{name}' has NaN or infinite weights, kept");
+                    say(&mut options.log, Level::Warning, &message)?;
+                }
+            }
         }
         let jobs = jobs(source, &plan, compress)?;
 
-        let mut sink = ParquetSink::create(output, compress)?;
+        let mut sink = ParquetSink::create(destination()?, compress)?;
         pool.in_order(
             jobs.into_iter().map(|job| (job.cost(compress), job)),
             options.budget,
@@ -125,6 +204,11 @@ pub fn quantize(
                 tally.error.add(finished.error);
                 if finished.needed_f32 {
                     tally.f32_scale_tiles.push(finished.tile.tile);
+                    let Tile { name, tile, .. } = &finished.tile;
+                    let message = format!(
+                        "tensor '{name}', tile {tile}: f16 does not hold its scales, stored as f32"
+                    );
+                    say(&mut options.log, Level::Info, &message)?;
                 }
                 sink.write(finished.tile, finished.planes)
             },

@@ -16,6 +16,27 @@ pub struct Progress {
 /// Called on the thread that made the call; returning false cancels the run.
 pub type ProgressFn<'a> = &'a mut dyn FnMut(Progress) -> bool;
 
+/// How much a message matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Good to know.
+    Info,
+    /// Hardly meant.
+    Warning,
+}
+
+/// Called with what a run has to say, on the thread that made the call; returning false cancels
+/// the run.
+pub type LogFn<'a> = &'a mut dyn FnMut(Level, &str) -> bool;
+
+/// Says something to the caller, if it listens.
+pub(super) fn say(log: &mut Option<LogFn<'_>>, level: Level, message: &str) -> Result<()> {
+    match log.as_mut().is_none_or(|log| log(level, message)) {
+        true => Ok(()),
+        false => Err(Error::Cancelled),
+    }
+}
+
 /// Counts on any thread, tells on the caller's.
 pub(super) struct Counter<'done, 'tell> {
     done: &'done AtomicUsize,

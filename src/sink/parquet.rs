@@ -24,7 +24,7 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnDescPtr, SchemaDescPtr};
 use serde_json::Value;
 
-use super::staging::StagedFile;
+use super::destination::Destination;
 use crate::error::{Error, Result};
 use crate::schema::{Column, FORMAT_VERSION, GENERATOR, RAW, Tile, key, parquet_schema};
 
@@ -162,23 +162,24 @@ pub struct Footer {
 
 /// Writes tiles in the order given, small kept tensors gathered.
 #[derive(Debug)]
-pub struct ParquetSink {
-    out: Out,
+pub struct ParquetSink<'a> {
+    out: Out<'a>,
     shared: Vec<(Tile, Bytes)>,
     shared_bytes: usize,
     row_groups: Vec<RowGroupMetaData>,
     rows: i64,
 }
 
-impl ParquetSink {
-    /// Starts a file that appears at `target` when finished.
+impl<'a> ParquetSink<'a> {
+    /// Starts a file.
     ///
     /// # Errors
-    /// The target cannot be written.
-    pub fn create(target: &Path, compress: bool) -> Result<Self> {
+    /// The destination cannot be written.
+    pub fn create(destination: Destination<'a>, compress: bool) -> Result<Self> {
+        let target = destination.path().to_owned();
         let mut out = Out {
-            target: target.to_owned(),
-            file: TrackedWrite::new(StagedFile::create(target)?),
+            target: target.clone(),
+            file: TrackedWrite::new(destination),
             schema: Arc::new(parquet_schema()),
             codec: match compress {
                 true => CompressionCodec::ZSTD,
@@ -192,7 +193,7 @@ impl ParquetSink {
             ),
         };
         let magic = out.file.write_all(b"PAR1");
-        magic.map_err(Error::io(target, "write"))?;
+        magic.map_err(Error::io(&target, "write"))?;
         Ok(Self {
             out,
             shared: Vec::new(),
@@ -247,10 +248,10 @@ impl ParquetSink {
         Ok(())
     }
 
-    /// Writes the footer, syncs the file and puts it at its path. Returns its size in bytes.
+    /// Writes the footer, and puts a file at its path. Returns its size in bytes.
     ///
     /// # Errors
-    /// The file cannot be written or put in place; the target is then as it was.
+    /// The file cannot be written or put in place; what was at the path is then as it was.
     pub fn finish(mut self, footer: Footer) -> Result<u64> {
         self.write_shared()?;
         let entries = [
@@ -306,21 +307,21 @@ fn write_error(target: &Path, error: ParquetError) -> Error {
 }
 
 /// The open file and what all its row groups share.
-struct Out {
+struct Out<'a> {
     target: PathBuf,
-    file: TrackedWrite<StagedFile>,
+    file: TrackedWrite<Destination<'a>>,
     schema: SchemaDescPtr,
     codec: CompressionCodec,
     small: Arc<WriterProperties>,
 }
 
-impl std::fmt::Debug for Out {
+impl std::fmt::Debug for Out<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Out").field(&self.target).finish()
     }
 }
 
-impl Out {
+impl Out<'_> {
     fn compresses(&self) -> bool {
         self.codec != CompressionCodec::UNCOMPRESSED
     }

@@ -1,23 +1,59 @@
 //! Tensors that are in memory already.
 
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
+use bytes::Bytes;
+
 use super::{Source, SourceId};
-use crate::error::{Error, Result};
+use crate::error::{Error, MEMORY, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo};
 
 /// A source of tensors given by the caller, borrowed or owned, in the order they were added.
 #[derive(Debug, Default)]
 pub struct MemorySource<'a> {
     tensors: Vec<TensorInfo>,
-    values: Vec<Cow<'a, [u8]>>,
+    names: HashSet<String>,
+    values: Vec<Values<'a>>,
     metadata: BTreeMap<String, String>,
 }
 
-/// What stands for a file name in messages about tensors in memory.
-const PLACE: &str = "(memory)";
+/// The values of a tensor: borrowed, or kept by whoever made them.
+#[derive(Debug)]
+pub struct Values<'a>(Inner<'a>);
+
+#[derive(Debug)]
+enum Inner<'a> {
+    Borrowed(&'a [u8]),
+    Shared(Bytes),
+}
+
+impl Values<'_> {
+    fn get(&self) -> &[u8] {
+        match &self.0 {
+            Inner::Borrowed(values) => values,
+            Inner::Shared(values) => values,
+        }
+    }
+}
+
+impl<'a> From<&'a [u8]> for Values<'a> {
+    fn from(values: &'a [u8]) -> Self {
+        Self(Inner::Borrowed(values))
+    }
+}
+
+impl From<Vec<u8>> for Values<'_> {
+    fn from(values: Vec<u8>) -> Self {
+        Bytes::from(values).into()
+    }
+}
+
+impl From<Bytes> for Values<'_> {
+    fn from(values: Bytes) -> Self {
+        Self(Inner::Shared(values))
+    }
+}
 
 impl<'a> MemorySource<'a> {
     /// No tensors yet.
@@ -35,11 +71,11 @@ impl<'a> MemorySource<'a> {
         name: &str,
         dtype: Dtype,
         dims: &[usize],
-        values: impl Into<Cow<'a, [u8]>>,
+        values: impl Into<Values<'a>>,
     ) -> Result<()> {
         let values = values.into();
-        let refuse = |reason: String| Err(Error::tensor(Path::new(PLACE), name, reason));
-        if self.tensors.iter().any(|tensor| tensor.name == name) {
+        let refuse = |reason: String| Err(Error::tensor(Path::new(MEMORY), name, reason));
+        if self.names.contains(name) {
             return refuse("added twice".into());
         }
         let Some(shape) = Shape::new(dims.to_vec()) else {
@@ -51,17 +87,23 @@ impl<'a> MemorySource<'a> {
             shape,
         };
         match info.bytes() {
-            Some(bytes) if bytes == values.len() => {
+            Some(bytes) if bytes == values.get().len() => {
+                self.names.insert(name.to_owned());
                 self.tensors.push(info);
                 self.values.push(values);
                 Ok(())
             }
             _ => refuse(format!(
                 "{} bytes do not make shape {} of {dtype}",
-                values.len(),
+                values.get().len(),
                 info.shape
             )),
         }
+    }
+
+    /// Adds key and value text, to be carried along.
+    pub(super) fn add_metadata(&mut self, key: String, value: String) {
+        self.metadata.insert(key, value);
     }
 }
 
@@ -71,7 +113,7 @@ impl Source for MemorySource<'_> {
     }
 
     fn read(&self, index: usize, offset: usize, out: &mut [u8]) -> Result<()> {
-        out.copy_from_slice(&self.values[index][offset..offset + out.len()]);
+        out.copy_from_slice(&self.values[index].get()[offset..offset + out.len()]);
         Ok(())
     }
 
@@ -80,7 +122,7 @@ impl Source for MemorySource<'_> {
     }
 
     fn path(&self) -> &Path {
-        Path::new(PLACE)
+        Path::new(MEMORY)
     }
 
     fn id(&self) -> SourceId {
@@ -90,8 +132,8 @@ impl Source for MemorySource<'_> {
             hasher.update(format!("{name}\0{dtype}\0{dims}\0").as_bytes());
         }
         SourceId {
-            name: PLACE.to_owned(),
-            bytes: self.values.iter().map(|values| values.len() as u64).sum(),
+            name: MEMORY.to_owned(),
+            bytes: self.values.iter().map(|v| v.get().len() as u64).sum(),
             header_hash: format!("{:016x}", hasher.digest()),
         }
     }

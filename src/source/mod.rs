@@ -1,12 +1,14 @@
 //! Where weights come from. A [`Source`] lists tensors and reads any part of one by position;
 //! nothing is mapped and no file is read whole.
 
+mod arrow;
 mod memory;
 mod safetensors;
 
 use std::path::{Path, PathBuf};
 
-pub use memory::MemorySource;
+pub use arrow::from_arrow;
+pub use memory::{MemorySource, Values};
 pub use safetensors::SafetensorsSource;
 
 use crate::error::{Error, Result};

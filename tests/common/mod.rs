@@ -124,11 +124,14 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 /// A model shipped with the repository.
 pub fn demo_model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("examples/models")
-        .join(name)
+    root().join("examples/models").join(name)
 }
 
 /// The names in a folder, sorted.

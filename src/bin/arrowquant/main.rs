@@ -169,8 +169,7 @@ impl PlanArgs {
     fn config(&self) -> Result<Config> {
         let mut config = Config::new();
         if let Some(path) = &self.config {
-            let merged = config.merge_yaml(&read(path)?);
-            merged.map_err(|error| in_file(path, error))?;
+            config.merge_yaml_file(path)?;
         }
         config.merge_env(std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -193,16 +192,6 @@ impl PlanArgs {
     }
 }
 
-fn in_file(path: &Path, error: Error) -> Error {
-    match error {
-        Error::Config { key, reason } => Error::Config {
-            key: format!("{}: {key}", path.display()),
-            reason,
-        },
-        other => other,
-    }
-}
-
 fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|source| Error::Io {
         path: path.to_owned(),
@@ -213,22 +202,8 @@ fn read(path: &Path) -> Result<String> {
 
 /// Says on standard error what the plan does that was hardly meant.
 fn warn(plan: &Plan) {
-    for rule in &plan.unused_rules {
-        complain(&format!(
-            "warning: rule {} matches no tensor",
-            show::printable(rule)
-        ));
-    }
-    let mut no_smaller = plan.entries.iter().filter(|entry| entry.is_no_smaller());
-    if let Some(first) = no_smaller.next() {
-        let name = show::printable(&first.tensor.name);
-        let others = match no_smaller.count() {
-            0 => String::new(),
-            count => format!(" and {count} others"),
-        };
-        complain(&format!(
-            "warning: {name}{others} would be no smaller than kept (rows too short)"
-        ));
+    for warning in plan.warnings() {
+        complain(&format!("warning: {}", show::printable(&warning)));
     }
 }
 

@@ -1,0 +1,984 @@
+/*
+ * ArrowQuant quantizes the weights of diffusion models to INT2, INT4 and INT8.
+ *
+ * What holds for every function:
+ *
+ * - A call that can fail returns an `aq_status`: AQ_OK (0) or one of the AQ_ERROR codes. Its last
+ *   parameter is an `aq_error` of the caller's for code and message, or NULL. Start with
+ *   `aq_error err = AQ_ERROR_INIT;`. No call keeps an error anywhere else.
+ * - Inputs come first, outputs last. Outputs are written only on success.
+ * - A handle (`aq_config *`, `aq_model *`, ...) is made by a call and given back to the `_free`
+ *   function of its kind, for which NULL is a no-op. A handle that was freed, or is of another
+ *   kind, is refused as long as its memory has not been taken for another handle.
+ * - `const aq_x *` may be used by several threads at once; `aq_x *` by one at a time. Handles may
+ *   move between threads.
+ * - Strings that come in end in NUL and are UTF-8, paths too, on every system. Strings that go
+ *   out belong to the handle they came from: they last until it is freed, or changed by a call
+ *   that takes it without const.
+ * - Structs that may grow begin with `uint32_t struct_size`, which the caller sets to its own
+ *   `sizeof`. The library reads and writes no more than that, and takes defaults for the rest; 0
+ *   is refused (in an `aq_error` it stands for today's size). A field of 0 means the default.
+ * - Callbacks run on the thread that made the call, never on another. Returning false cancels:
+ *   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback must not let
+ *   an exception out.
+ * - Pointers to data need no alignment, unless they are of another type than void.
+ * - No failure inside the library crosses into the caller: what should never happen is an
+ *   AQ_ERROR_INTERNAL with a message.
+ */
+
+#ifndef ARROWQUANT_H
+#define ARROWQUANT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Define AQ_NO_STD for firmware: the library built without a standard library has kernels that
+ * decode, and nothing else. */
+#ifndef AQ_NO_STD
+#define AQ_STD
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define AQ_ERROR_INIT { sizeof(aq_error), 0, { 0 } }
+
+/*
+ * Status codes and errors.
+ */
+
+/** Bytes of an error's message, its NUL included. */
+#define AQ_MESSAGE_SIZE 512
+
+/** AQ_OK, or why a call failed. */
+typedef int32_t aq_status;
+
+/**
+ * What went wrong. Starts as AQ_ERROR_INIT; every call that gets it sets code and message, to
+ * AQ_OK and "" on success.
+ */
+typedef struct aq_error {
+  /** sizeof(aq_error). */
+  uint32_t struct_size;
+  /** The status that was returned. */
+  aq_status code;
+  /** UTF-8 that names the file, the tensor and the reason; cut where it is too long. */
+  char message[AQ_MESSAGE_SIZE];
+} aq_error;
+
+#define AQ_OK 0
+
+/** A setting is unknown or out of range. */
+#define AQ_ERROR_CONFIG 1
+
+/** The operating system refused to open, read or write a file. */
+#define AQ_ERROR_IO 2
+
+/** A file is not what it should be. */
+#define AQ_ERROR_FILE 3
+
+/** A tensor is not what it should be, or cannot be treated as asked. */
+#define AQ_ERROR_TENSOR 4
+
+/** A plan does not fit its source, or cannot be read. */
+#define AQ_ERROR_PLAN 5
+
+/** A checksum does not match: the data is damaged. */
+#define AQ_ERROR_CHECKSUM 6
+
+/** A callback returned false. */
+#define AQ_ERROR_CANCELLED 7
+
+/** A bug in the library. */
+#define AQ_ERROR_INTERNAL 8
+
+/** An argument cannot be: NULL, a wrong length, a handle that was freed, not UTF-8. */
+#define AQ_ERROR_ARGUMENT 9
+
+#if defined(AQ_STD)
+/**
+ * Fails with AQ_ERROR_INTERNAL and `message` (NULL: none), by the way any bug in the library
+ * would: for testing how a program takes that.
+ */
+aq_status aq_fail(const char *message, aq_error *err);
+#endif
+
+/*
+ * Versions, and the numbers that name formats and dtypes.
+ */
+
+/** Changes when a program that was built with this header may no longer work with the library. */
+#define AQ_ABI_VERSION 0
+
+/** Width of the codes of a quantized tensor. */
+typedef int32_t aq_format;
+
+/** Whether groups have a bias beside their scale. */
+typedef int32_t aq_scheme;
+
+/** How scales are chosen. */
+typedef int32_t aq_method;
+
+/** Whether rows get back the amplitude that rounding takes. */
+typedef int32_t aq_gain;
+
+/** Type of an element; all values are little-endian. */
+typedef int32_t aq_dtype;
+
+/**
+ * How weights are quantized, and how planes are laid out. Start with `{ sizeof(aq_recipe),
+ * AQ_FORMAT_INT4, 128 }`; what is 0 after that has its default. Decoding needs no method and no
+ * gain.
+ */
+typedef struct aq_recipe {
+  /** sizeof(aq_recipe). */
+  uint32_t struct_size;
+  /** AQ_FORMAT_INT2, AQ_FORMAT_INT4 or AQ_FORMAT_INT8. */
+  aq_format format;
+  /** Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row. */
+  uint32_t group_size;
+  aq_scheme scheme;
+  /** AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32: storage of scales and biases. */
+  aq_dtype scale_dtype;
+  aq_method method;
+  aq_gain gain;
+} aq_recipe;
+
+/** Not quantized: the values as they were. */
+#define AQ_FORMAT_RAW 0
+#define AQ_FORMAT_INT2 2
+#define AQ_FORMAT_INT4 4
+#define AQ_FORMAT_INT8 8
+#define AQ_SCHEME_DEFAULT 0
+
+/** w = scale * (q - z), where z is 1.5, 8 or 128 for 2, 4 or 8 bits. The default. */
+#define AQ_SCHEME_SYMMETRIC 1
+
+/** w = scale * q + bias. */
+#define AQ_SCHEME_AFFINE 2
+#define AQ_METHOD_DEFAULT 0
+
+/** From the range of each group. */
+#define AQ_METHOD_MINMAX 1
+
+/** Least squares over trial scales. The default. */
+#define AQ_METHOD_LSQ 2
+
+/** AQ_GAIN_UNIT for 2 and 4 bits, AQ_GAIN_LSQ for 8. */
+#define AQ_GAIN_DEFAULT 0
+
+/** They do. */
+#define AQ_GAIN_UNIT 1
+
+/** Scales stay as the method chose them. */
+#define AQ_GAIN_LSQ 2
+#define AQ_DTYPE_DEFAULT 0
+#define AQ_DTYPE_F32 1
+#define AQ_DTYPE_F16 2
+#define AQ_DTYPE_BF16 3
+#define AQ_DTYPE_F64 4
+#define AQ_DTYPE_F8_E4M3 5
+#define AQ_DTYPE_F8_E5M2 6
+#define AQ_DTYPE_F8_E4M3FNUZ 7
+#define AQ_DTYPE_F8_E5M2FNUZ 8
+#define AQ_DTYPE_F8_E8M0 9
+#define AQ_DTYPE_F6_E2M3 10
+#define AQ_DTYPE_F6_E3M2 11
+#define AQ_DTYPE_F4 12
+#define AQ_DTYPE_C64 13
+#define AQ_DTYPE_I64 14
+#define AQ_DTYPE_I32 15
+#define AQ_DTYPE_I16 16
+#define AQ_DTYPE_I8 17
+#define AQ_DTYPE_U64 18
+#define AQ_DTYPE_U32 19
+#define AQ_DTYPE_U16 20
+#define AQ_DTYPE_U8 21
+#define AQ_DTYPE_BOOL 22
+
+/** The library's version, such as "0.1.0". Lasts for ever. */
+const char *aq_version(void);
+
+/**
+ * The library's AQ_ABI_VERSION. A program that loads the library at run time should compare it
+ * with that of its header.
+ */
+uint32_t aq_abi_version(void);
+
+/**
+ * The instruction set whose kernels are in use: the best of this machine, or a lesser one that
+ * the environment variable AQ_ISA asks for. "unknown" when that names none there is; calls that
+ * need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
+ */
+const char *aq_isa_name(void);
+
+/*
+ * Kernels over the caller's memory.
+ *
+ * A quantized matrix is three planes: packed codes, scales, and biases where the scheme is
+ * affine. Each holds one row after the other; docs/format.md has the layout. Nothing here
+ * allocates or starts threads, and any number of threads may work on different rows at once.
+ */
+
+#if defined(AQ_STD)
+/** What quantizing some rows came to, measured on the weights as they decode. */
+typedef struct aq_quality {
+  /** sizeof(aq_quality). */
+  uint32_t struct_size;
+  /** Cosine of the angle between original and decoded weights. */
+  double cosine;
+  /** Signal to quantization noise ratio in dB; infinite without any error. */
+  double sqnr_db;
+  /** Scales and biases counted; NaN without weights. */
+  double bits_per_weight;
+} aq_quality;
+#endif
+
+/**
+ * Bytes of each plane of `rows` rows of `cols` weights: how much memory quantizing them needs.
+ * `biases` is 0 for a symmetric scheme.
+ */
+aq_status aq_plane_sizes(const aq_recipe *recipe,
+                         size_t rows,
+                         size_t cols,
+                         size_t *codes,
+                         size_t *scales,
+                         size_t *biases,
+                         aq_error *err);
+
+#if defined(AQ_STD)
+/**
+ * Quantizes `rows` rows of `cols` weights (f32, f16 or bf16, row after row).
+ *
+ * `importance` weighs the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
+ * Codes, scales and biases must be as long as aq_plane_sizes says, and no output may overlap
+ * another or an input. `quality` may be NULL.
+ *
+ * Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and where
+ * the scale dtype does not hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing
+ * of use.
+ */
+aq_status aq_quantize_rows(const aq_recipe *recipe,
+                           const void *weights,
+                           size_t weights_len,
+                           aq_dtype dtype,
+                           size_t rows,
+                           size_t cols,
+                           const float *importance,
+                           void *codes,
+                           size_t codes_len,
+                           void *scales,
+                           size_t scales_len,
+                           void *biases,
+                           size_t biases_len,
+                           aq_quality *quality,
+                           aq_error *err);
+#endif
+
+/**
+ * Decodes `rows` rows of `cols` weights as f32, f16 or bf16 (the f32 result rounded half to
+ * even). Lengths as for aq_quantize_rows; no output may overlap an input. Whatever the planes
+ * hold is decoded: scales that make no finite weights are not looked for.
+ */
+aq_status aq_dequantize_rows(const aq_recipe *recipe,
+                             const void *codes,
+                             size_t codes_len,
+                             const void *scales,
+                             size_t scales_len,
+                             const void *biases,
+                             size_t biases_len,
+                             size_t rows,
+                             size_t cols,
+                             aq_dtype dtype,
+                             void *weights,
+                             size_t weights_len,
+                             aq_error *err);
+
+/**
+ * Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: y[b][r] is
+ * the sum over c of w[r][c] * x[b][c]. `x` has batch * cols values, `y` batch * rows. Each y is
+ * within 2^-17 of the sum of |w * x| of the exact one; unlike all else it may differ between
+ * instruction sets.
+ */
+aq_status aq_matvec(const aq_recipe *recipe,
+                    const void *codes,
+                    size_t codes_len,
+                    const void *scales,
+                    size_t scales_len,
+                    const void *biases,
+                    size_t biases_len,
+                    size_t rows,
+                    size_t cols,
+                    const float *x,
+                    size_t x_count,
+                    size_t batch,
+                    float *y,
+                    size_t y_count,
+                    aq_error *err);
+
+/**
+ * Packs `count` codes of one row, one a byte in, into the layout of a codes plane. Bits of a code
+ * above the format's are passed over. `packed` has ceil(count * bits / 8) bytes.
+ */
+aq_status aq_pack(aq_format format,
+                  const uint8_t *codes,
+                  size_t count,
+                  void *packed,
+                  size_t packed_len,
+                  aq_error *err);
+
+/** Unpacks what aq_pack packed: one row of a codes plane. */
+aq_status aq_unpack(aq_format format,
+                    const void *packed,
+                    size_t packed_len,
+                    uint8_t *codes,
+                    size_t count,
+                    aq_error *err);
+
+#ifdef AQ_STD
+
+/*
+ * aq_config: what is wanted of a run.
+ *
+ * Settings have the keys and values of the README's table, as text: "bit_width" "4", "group_size"
+ * "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later ones win;
+ * rules add up.
+ */
+
+/** What is wanted of a run. */
+typedef struct aq_config aq_config;
+
+/**
+ * Makes a configuration with the defaults of a profile: "edge", "local" or "cloud", or NULL for
+ * "local". No environment variable is read.
+ */
+aq_status aq_config_new(const char *profile, aq_config **config, aq_error *err);
+
+/** Sets `key` to `value`. "rules" adds rules, separated by semicolons. */
+aq_status aq_config_set(aq_config *config,
+                        const char *key,
+                        const char *value,
+                        aq_error *err);
+
+/** The value in force for `key`, as aq_config_set takes it. Belongs to the config. */
+aq_status aq_config_get(const aq_config *config,
+                        const char *key,
+                        const char **value,
+                        aq_error *err);
+
+/** Takes in a YAML document: a mapping of keys to values. */
+aq_status aq_config_merge_yaml(aq_config *config, const char *yaml, aq_error *err);
+
+/** Takes in a YAML file. */
+aq_status aq_config_merge_yaml_file(aq_config *config, const char *path, aq_error *err);
+
+/**
+ * Takes in the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
+ * none of them unless asked so.
+ */
+aq_status aq_config_merge_env(aq_config *config, aq_error *err);
+
+/** All settings in force as YAML, which aq_config_merge_yaml reads back. Belongs to the config. */
+aq_status aq_config_to_yaml(const aq_config *config, const char **yaml, aq_error *err);
+
+void aq_config_free(aq_config *config);
+
+/* The Arrow C data and stream interfaces, as their specification has them. */
+
+#ifndef ARROW_C_DATA_INTERFACE
+#define ARROW_C_DATA_INTERFACE
+
+#define ARROW_FLAG_DICTIONARY_ORDERED 1
+#define ARROW_FLAG_NULLABLE 2
+#define ARROW_FLAG_MAP_KEYS_SORTED 4
+
+struct ArrowSchema {
+  const char *format;
+  const char *name;
+  const char *metadata;
+  int64_t flags;
+  int64_t n_children;
+  struct ArrowSchema **children;
+  struct ArrowSchema *dictionary;
+  void (*release)(struct ArrowSchema *);
+  void *private_data;
+};
+
+struct ArrowArray {
+  int64_t length;
+  int64_t null_count;
+  int64_t offset;
+  int64_t n_buffers;
+  int64_t n_children;
+  const void **buffers;
+  struct ArrowArray **children;
+  struct ArrowArray *dictionary;
+  void (*release)(struct ArrowArray *);
+  void *private_data;
+};
+
+#endif
+
+#ifndef ARROW_C_STREAM_INTERFACE
+#define ARROW_C_STREAM_INTERFACE
+
+struct ArrowArrayStream {
+  int (*get_schema)(struct ArrowArrayStream *, struct ArrowSchema *out);
+  int (*get_next)(struct ArrowArrayStream *, struct ArrowArray *out);
+  const char *(*get_last_error)(struct ArrowArrayStream *);
+  void (*release)(struct ArrowArrayStream *);
+  void *private_data;
+};
+
+#endif
+
+/*
+ * aq_source: tensors to quantize, from files or memory.
+ */
+
+/** Tensors to quantize. */
+typedef struct aq_source aq_source;
+
+/** A tensor's description. Pointers belong to the handle it was asked of. */
+typedef struct aq_tensor_info {
+  /** sizeof(aq_tensor_info). */
+  uint32_t struct_size;
+  /** Element type in the source. */
+  aq_dtype dtype;
+  /** Name in the model. */
+  const char *name;
+  /** Bytes of the name without its final NUL: a name may hold a NUL, too. */
+  size_t name_len;
+  /** `n_dims` dimensions, outermost first. */
+  const size_t *dims;
+  /** Number of dimensions; 0 for a scalar. */
+  size_t n_dims;
+  /** Rows of the matrix it is quantized as: all dimensions but the first fold into columns. */
+  size_t rows;
+  /** Columns of that matrix. */
+  size_t cols;
+  /** Bytes of its values in the source. */
+  size_t bytes;
+  /** Tiles it is stored in, each of some whole rows; 0 for a tensor of a source. */
+  size_t tiles;
+} aq_tensor_info;
+
+/**
+ * Opens a safetensors file, or a folder with a `*.safetensors.index.json` or a single safetensors
+ * file. Reads its header only.
+ */
+aq_status aq_source_open(const char *path, aq_source **source, aq_error *err);
+
+/** Makes a source without tensors, to which aq_source_add_tensor adds some. */
+aq_status aq_source_new(aq_source **source, aq_error *err);
+
+/**
+ * Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
+ * they are until the source is freed. Any dtype may be given; what is no f32, f16 or bf16 is
+ * kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
+ */
+aq_status aq_source_add_tensor(aq_source *source,
+                               const char *name,
+                               aq_dtype dtype,
+                               const size_t *dims,
+                               size_t n_dims,
+                               const void *data,
+                               size_t data_len,
+                               aq_error *err);
+
+/**
+ * Makes a source of the tensors in an Arrow table, whose values are not copied. One tensor a row:
+ * `name` a string, `shape` a list of int64, and `data` either binary, with its dtype ("f32",
+ * "bf16", ...) in a column `dtype`, or a list of float or half float.
+ *
+ * The stream is taken: it must not be used or released any more, whether the call succeeds or
+ * not, and its `release` is NULL after it. Its arrays are released when the source is freed.
+ */
+aq_status aq_source_from_arrow(struct ArrowArrayStream *stream,
+                               aq_source **source,
+                               aq_error *err);
+
+/** The number of tensors; 0 for NULL. */
+size_t aq_source_count(const aq_source *source);
+
+/** Describes tensor `index`. */
+aq_status aq_source_tensor(const aq_source *source,
+                           size_t index,
+                           aq_tensor_info *info,
+                           aq_error *err);
+
+void aq_source_free(aq_source *source);
+
+/*
+ * aq_plan: what each tensor will get, before any work.
+ */
+
+/** What each tensor of a source will get. */
+typedef struct aq_plan aq_plan;
+
+/** What one tensor will get. Strings belong to the plan. */
+typedef struct aq_tensor_plan {
+  /** sizeof(aq_tensor_plan). */
+  uint32_t struct_size;
+  /** AQ_FORMAT_RAW for a tensor that is kept; the next five are then 0. */
+  aq_format format;
+  /** Weights that share a scale; 0 for a whole row. */
+  uint32_t group_size;
+  aq_scheme scheme;
+  /** AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT: f16, and f32 for tiles that need it. */
+  aq_dtype scale_dtype;
+  aq_method method;
+  aq_gain gain;
+  const char *name;
+  /** Bytes of the name without its final NUL. */
+  size_t name_len;
+  /** Why, in a few words. */
+  const char *reason;
+  /** Bytes of its values in the source. */
+  size_t source_bytes;
+  /** Predicted bytes of its planes. */
+  size_t bytes;
+  /** The same per weight, in bits; NaN without weights. */
+  double bits_per_weight;
+} aq_tensor_plan;
+
+/**
+ * Plans for the tensors of a source. `config` may be NULL for the defaults. The plan holds on to
+ * neither.
+ */
+aq_status aq_plan_create(const aq_source *source,
+                         const aq_config *config,
+                         aq_plan **plan,
+                         aq_error *err);
+
+/** The number of tensors; 0 for NULL. */
+size_t aq_plan_count(const aq_plan *plan);
+
+/** What tensor `index` will get; tensors are in the order of the source. */
+aq_status aq_plan_tensor(const aq_plan *plan,
+                         size_t index,
+                         aq_tensor_plan *entry,
+                         aq_error *err);
+
+/**
+ * Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
+ * bits, group, scheme, method, gain and scale_dtype.
+ */
+aq_status aq_plan_set(aq_plan *plan,
+                      const char *tensor,
+                      const char *settings,
+                      aq_error *err);
+
+/** The plan as JSON, as `arrowquant plan --json` prints it. Belongs to the plan. */
+aq_status aq_plan_to_json(const aq_plan *plan, const char **json, aq_error *err);
+
+/** Reads a plan from JSON, edited or not. */
+aq_status aq_plan_from_json(const char *json, aq_plan **plan, aq_error *err);
+
+void aq_plan_free(aq_plan *plan);
+
+/*
+ * aq_report: what a run measured.
+ */
+
+/** What a run measured, on the weights as they decode from the file. */
+typedef struct aq_report aq_report;
+
+/** What was measured of one tensor. Strings belong to the report. */
+typedef struct aq_tensor_report {
+  /** sizeof(aq_tensor_report). */
+  uint32_t struct_size;
+  /** AQ_FORMAT_RAW for a tensor that was kept. */
+  aq_format format;
+  const char *name;
+  /** Bytes of the name without its final NUL. */
+  size_t name_len;
+  /** Why it was treated so, in a few words. */
+  const char *reason;
+  /** Bytes of its planes. */
+  size_t bytes;
+  /** Scales and biases counted; NaN without weights. */
+  double bits_per_weight;
+  /** Cosine of the angle to the original; NaN when kept. */
+  double cosine;
+  /** Signal to quantization noise in dB; infinite without error, NaN when kept. */
+  double sqnr_db;
+  /** Tiles whose scales did not fit f16 and are f32. */
+  size_t f32_scale_tiles;
+} aq_tensor_report;
+
+/** Figures over all quantized tensors of a run. */
+typedef struct aq_report_total {
+  /** sizeof(aq_report_total). */
+  uint32_t struct_size;
+  /** Threads that worked. */
+  uint32_t threads;
+  /** Number of quantized tensors. */
+  size_t quantized;
+  /** Number of kept tensors. */
+  size_t kept;
+  /** Bytes of all tensors in the source. */
+  uint64_t source_bytes;
+  /** Bytes of the file. */
+  uint64_t output_bytes;
+  /** Quantized weights. */
+  uint64_t weights;
+  /** Bytes of their planes. */
+  uint64_t bytes;
+  /** Their bits per weight, scales and biases counted; NaN without any. */
+  double bits_per_weight;
+  /** Cosine over all of them; NaN without any. */
+  double cosine;
+  /**
+   * Signal to quantization noise over all of them in dB; infinite without error, NaN without
+   * any.
+   */
+  double sqnr_db;
+  /** Wall time. */
+  double seconds;
+} aq_report_total;
+
+/** The number of tensors; 0 for NULL. */
+size_t aq_report_count(const aq_report *report);
+
+/** What was measured of tensor `index`; tensors are in the order of the plan. */
+aq_status aq_report_tensor(const aq_report *report,
+                           size_t index,
+                           aq_tensor_report *entry,
+                           aq_error *err);
+
+/** What was measured over all tensors. */
+aq_status aq_report_totals(const aq_report *report,
+                           aq_report_total *total,
+                           aq_error *err);
+
+/** All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report. */
+aq_status aq_report_to_json(const aq_report *report, const char **json, aq_error *err);
+
+void aq_report_free(aq_report *report);
+
+/*
+ * Runs: a plan is done, from a source to a file or to the caller's memory.
+ */
+
+/** How far a run has come. */
+typedef struct aq_progress {
+  /** sizeof(aq_progress) in the library. */
+  uint32_t struct_size;
+  /** Bytes dealt with. */
+  uint64_t done;
+  /** Bytes in all. */
+  uint64_t total;
+} aq_progress;
+
+/** Told how far a run has come, some 20 times a second; false cancels. */
+typedef bool (*aq_progress_fn)(void *user_data, const aq_progress *progress);
+
+/** How much a message matters. */
+typedef int32_t aq_log_level;
+
+/**
+ * Told, in a line, what is worth telling: what a plan does that was hardly meant, tensors that
+ * got something else than planned. False cancels.
+ */
+typedef bool (*aq_log_fn)(void *user_data, aq_log_level level, const char *message);
+
+/**
+ * How a run goes about it; nothing here changes the output. Start with `{
+ * sizeof(aq_run_options) }`: what is 0 after that has its default.
+ */
+typedef struct aq_run_options {
+  /** sizeof(aq_run_options). */
+  uint32_t struct_size;
+  /**
+   * Threads that work; 1 starts none. 0 is what the config says where there is one, and else
+   * all of the machine's.
+   */
+  uint32_t threads;
+  aq_progress_fn progress;
+  aq_log_fn log;
+  /** Passed to both. */
+  void *user_data;
+} aq_run_options;
+
+/** Good to know. */
+#define AQ_LOG_INFO 1
+
+/** Hardly meant. */
+#define AQ_LOG_WARNING 2
+
+/**
+ * Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
+ * sizeof(aq_run_options).
+ */
+void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
+
+/**
+ * Quantizes a safetensors file or folder into the Parquet file `output`: open, plan and run in
+ * one call. `config`, `options` and `report` may be NULL.
+ *
+ * The output appears whole at its path, or not at all; its bytes depend on input and settings
+ * alone.
+ */
+aq_status aq_quantize_file(const char *input,
+                           const char *output,
+                           const aq_config *config,
+                           const aq_run_options *options,
+                           aq_report **report,
+                           aq_error *err);
+
+/**
+ * Does a plan: quantizes a source into the Parquet file `output`, which appears whole at its
+ * path, or not at all. The plan must be one for this source. `options` and `report` may be NULL.
+ */
+aq_status aq_run_to_path(const aq_source *source,
+                         const aq_plan *plan,
+                         const char *output,
+                         const aq_run_options *options,
+                         aq_report **report,
+                         aq_error *err);
+
+/** Bytes that the file of a plan never exceeds: memory that is enough for aq_run_into. */
+aq_status aq_run_size_bound(const aq_source *source,
+                            const aq_plan *plan,
+                            size_t *size,
+                            aq_error *err);
+
+/**
+ * As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. On failure the
+ * memory holds nothing of use. aq_model_open_memory opens the result where it lies.
+ */
+aq_status aq_run_into(const aq_source *source,
+                      const aq_plan *plan,
+                      const aq_run_options *options,
+                      void *output,
+                      size_t output_len,
+                      size_t *written,
+                      aq_report **report,
+                      aq_error *err);
+
+/*
+ * aq_model: a quantized file, opened.
+ */
+
+/** A quantized file, opened. Any number of threads may use it. */
+typedef struct aq_model aq_model;
+
+/**
+ * Some rows of a tensor, where they lie. Pointers last until the model is freed, and point into
+ * the file's memory map unless the file is compressed: then planes are unpacked when first
+ * viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other
+ * planes need not be aligned.
+ */
+typedef struct aq_tensor_view {
+  /** sizeof(aq_tensor_view). */
+  uint32_t struct_size;
+  /** AQ_FORMAT_RAW for a tensor that was kept: codes are then its values, of `dtype`. */
+  aq_format format;
+  /** Weights that share a scale; 0 for a whole row. */
+  uint32_t group_size;
+  /** 0 when kept. */
+  aq_scheme scheme;
+  /** AQ_DTYPE_F16 or AQ_DTYPE_F32; 0 when kept. */
+  aq_dtype scale_dtype;
+  /** Element type in the source. */
+  aq_dtype dtype;
+  /** First row of the matrix in this tile. */
+  size_t row_start;
+  /** Rows of the matrix in this tile. */
+  size_t rows;
+  /** Weights in a row. */
+  size_t cols;
+  /** Packed codes: element i of a row is in its byte i * bits / 8, least significant bits first. */
+  const void *codes;
+  size_t codes_len;
+  /**
+   * Bytes from one row of codes to the next; 0 where rows are no whole bytes (a kept tensor
+   * of sub-byte elements).
+   */
+  size_t codes_stride;
+  /** Scales, group after group; NULL when kept. */
+  const void *scales;
+  size_t scales_len;
+  size_t scales_stride;
+  /** Biases, group after group; NULL unless the scheme is affine. */
+  const void *biases;
+  size_t biases_len;
+  size_t biases_stride;
+  /** XXH3-64 of the tile, see docs/format.md. */
+  uint64_t checksum;
+  /** As measured when the file was written; NaN when kept. */
+  double cosine;
+  /** As measured when the file was written, in dB; infinite without error, NaN when kept. */
+  double sqnr_db;
+  /** Scales and biases counted; NaN without weights. */
+  double bits_per_weight;
+} aq_tensor_view;
+
+/**
+ * Opens a Parquet file written by ArrowQuant and maps it into memory. While it is open, another
+ * file may be put in its place, but it must not be written into. Reads its footer; checksums are
+ * checked by aq_model_verify.
+ */
+aq_status aq_model_open(const char *path, aq_model **model, aq_error *err);
+
+/**
+ * Opens such a file that lies in memory, which must stay as it is until the model, and every
+ * Arrow array exported from it, is freed.
+ */
+aq_status aq_model_open_memory(const void *data,
+                               size_t data_len,
+                               aq_model **model,
+                               aq_error *err);
+
+/** The number of tensors; 0 for NULL. */
+size_t aq_model_count(const aq_model *model);
+
+/** Describes tensor `index`; tensors are in the order of the file. */
+aq_status aq_model_tensor(const aq_model *model,
+                          size_t index,
+                          aq_tensor_info *info,
+                          aq_error *err);
+
+/** The index of the tensor called `name`; AQ_ERROR_TENSOR when there is none. */
+aq_status aq_model_find(const aq_model *model,
+                        const char *name,
+                        size_t *index,
+                        aq_error *err);
+
+/**
+ * Views tile `tile` of tensor `index`; most tensors have one tile, and aq_tensor_info says how
+ * many.
+ */
+aq_status aq_model_view(const aq_model *model,
+                        size_t index,
+                        size_t tile,
+                        aq_tensor_view *view,
+                        aq_error *err);
+
+/**
+ * Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
+ * rows * cols values. Kept f32, f16 and bf16 tensors are converted.
+ */
+aq_status aq_model_dequantize_rows(const aq_model *model,
+                                   size_t index,
+                                   size_t row_start,
+                                   size_t rows,
+                                   aq_dtype dtype,
+                                   void *weights,
+                                   size_t weights_len,
+                                   aq_error *err);
+
+/**
+ * Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does. `x` has batch *
+ * cols values, `y` batch * rows. The tensor must be quantized.
+ */
+aq_status aq_model_matvec(const aq_model *model,
+                          size_t index,
+                          const float *x,
+                          size_t x_count,
+                          size_t batch,
+                          float *y,
+                          size_t y_count,
+                          aq_error *err);
+
+/**
+ * Decodes every tensor into the safetensors file `output`, with the original names, shapes and
+ * metadata. Floats become `dtype` (f32, f16 or bf16), or what they were in the source for
+ * AQ_DTYPE_DEFAULT; other tensors stay as they are. Checks every checksum. `options` may be NULL.
+ */
+aq_status aq_model_dequantize_to_path(const aq_model *model,
+                                      const char *output,
+                                      aq_dtype dtype,
+                                      const aq_run_options *options,
+                                      aq_error *err);
+
+/**
+ * What the file's footer says under `key`, such as "arrowquant.config" (docs/format.md), or NULL.
+ * Belongs to the model.
+ */
+aq_status aq_model_metadata(const aq_model *model,
+                            const char *key,
+                            const char **value,
+                            aq_error *err);
+
+/** Closes the file. Arrow streams and arrays that were exported from it keep what they need. */
+void aq_model_free(aq_model *model);
+
+/*
+ * aq_verification: what checking a file found.
+ */
+
+/** What checking a file found. */
+typedef struct aq_verification aq_verification;
+
+/** What checking one tensor found. Strings belong to the verification. */
+typedef struct aq_tensor_check {
+  /** sizeof(aq_tensor_check). */
+  uint32_t struct_size;
+  const char *name;
+  /** Bytes of the name without its final NUL. */
+  size_t name_len;
+  /** What is wrong with it, or NULL. */
+  const char *problem;
+  /** Measured against the original; NaN without one, and for kept tensors. */
+  double cosine;
+  /** Measured against the original in dB; infinite without error, NaN where cosine is. */
+  double sqnr_db;
+} aq_tensor_check;
+
+/**
+ * Checks every checksum of a model. With an `original` (or NULL), also that both hold the same
+ * tensors, that kept ones are equal, that quantized ones are as close to it as the file says, and
+ * that no cosine is below `min_cosine` (0 or NaN: any will do). `options` may be NULL.
+ *
+ * AQ_OK says that the check was done; `failures` counts the tensors with a problem.
+ * `verification` may be NULL.
+ */
+aq_status aq_model_verify(const aq_model *model,
+                          const aq_source *original,
+                          double min_cosine,
+                          const aq_run_options *options,
+                          size_t *failures,
+                          aq_verification **verification,
+                          aq_error *err);
+
+/** The number of tensors; 0 for NULL. */
+size_t aq_verification_count(const aq_verification *verification);
+
+/** What checking tensor `index` found: those of the file first, then those that it lacks. */
+aq_status aq_verification_tensor(const aq_verification *verification,
+                                 size_t index,
+                                 aq_tensor_check *entry,
+                                 aq_error *err);
+
+/** All of it as JSON, as `arrowquant verify --json` prints it. Belongs to the verification. */
+aq_status aq_verification_to_json(const aq_verification *verification,
+                                  const char **json,
+                                  aq_error *err);
+
+void aq_verification_free(aq_verification *verification);
+
+/*
+ * Quantized models as Arrow tables.
+ */
+
+/**
+ * Exports a model as a stream of record batches of one tile each, with the columns of the file
+ * (docs/format.md). Planes are not copied; the stream and every array from it keep what they point
+ * to, so the model may be freed before them. `stream` need not be initialized; the caller releases
+ * it.
+ */
+aq_status aq_model_export_arrow(const aq_model *model,
+                                struct ArrowArrayStream *stream,
+                                aq_error *err);
+
+#endif /* AQ_STD */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

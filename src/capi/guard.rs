@@ -1,0 +1,446 @@
+//! Status codes and errors.
+
+use core::ffi::c_char;
+use core::fmt::{self, Write};
+use core::mem::offset_of;
+
+/// AQ_OK, or why a call failed.
+pub type aq_status = i32;
+pub const AQ_OK: aq_status = 0;
+/// A setting is unknown or out of range.
+pub const AQ_ERROR_CONFIG: aq_status = 1;
+/// The operating system refused to open, read or write a file.
+pub const AQ_ERROR_IO: aq_status = 2;
+/// A file is not what it should be.
+pub const AQ_ERROR_FILE: aq_status = 3;
+/// A tensor is not what it should be, or cannot be treated as asked.
+pub const AQ_ERROR_TENSOR: aq_status = 4;
+/// A plan does not fit its source, or cannot be read.
+pub const AQ_ERROR_PLAN: aq_status = 5;
+/// A checksum does not match: the data is damaged.
+pub const AQ_ERROR_CHECKSUM: aq_status = 6;
+/// A callback returned false.
+pub const AQ_ERROR_CANCELLED: aq_status = 7;
+/// A bug in the library.
+pub const AQ_ERROR_INTERNAL: aq_status = 8;
+/// An argument cannot be: NULL, a wrong length, a handle that was freed, not UTF-8.
+pub const AQ_ERROR_ARGUMENT: aq_status = 9;
+
+/// Bytes of an error's message, its NUL included.
+pub const AQ_MESSAGE_SIZE: usize = 512;
+
+/// What went wrong. Starts as AQ_ERROR_INIT; every call that gets it sets code and message, to
+/// AQ_OK and "" on success.
+#[repr(C)]
+pub struct aq_error {
+    /// sizeof(aq_error).
+    pub struct_size: u32,
+    /// The status that was returned.
+    pub code: aq_status,
+    /// UTF-8 that names the file, the tensor and the reason; cut where it is too long.
+    pub message: [c_char; AQ_MESSAGE_SIZE],
+}
+
+const _: () = assert!(size_of::<aq_error>() == 520);
+
+/// Why a call failed, before it is told to the caller.
+pub(super) enum Fault {
+    /// The named argument is NULL.
+    Null(&'static str),
+    /// The named argument is no address of its type.
+    Unaligned(&'static str),
+    /// The named argument has the wrong length.
+    Length {
+        what: &'static str,
+        expected: usize,
+        found: usize,
+    },
+    /// The named argument or field has a value that it cannot have.
+    Value {
+        what: &'static str,
+        found: i32,
+        allowed: &'static str,
+    },
+    /// Something else about the arguments.
+    Argument(&'static str),
+    /// AQ_ISA names no instruction set.
+    Isa,
+    /// Rows cannot be quantized.
+    #[cfg(feature = "std")]
+    Rows(crate::quantize::Fault),
+    #[cfg(feature = "std")]
+    Engine(crate::error::Error),
+}
+
+impl Fault {
+    fn status(&self) -> aq_status {
+        match self {
+            Self::Null(_)
+            | Self::Unaligned(_)
+            | Self::Length { .. }
+            | Self::Value { .. }
+            | Self::Argument(_) => AQ_ERROR_ARGUMENT,
+            Self::Isa => AQ_ERROR_CONFIG,
+            #[cfg(feature = "std")]
+            Self::Rows(_) => AQ_ERROR_TENSOR,
+            #[cfg(feature = "std")]
+            Self::Engine(error) => error.code(),
+        }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null(what) => write!(f, "{what} is NULL"),
+            Self::Unaligned(what) => write!(f, "{what} is not aligned to its type"),
+            Self::Length {
+                what,
+                expected,
+                found,
+            } => write!(f, "{what} is {found} long, needed are {expected}"),
+            Self::Value {
+                what,
+                found,
+                allowed,
+            } => write!(f, "{what} is {found}, which is not {allowed}"),
+            Self::Argument(text) => f.write_str(text),
+            Self::Isa => write!(f, "AQ_ISA {}", crate::kernel::UnknownIsa),
+            #[cfg(feature = "std")]
+            Self::Rows(crate::quantize::Fault::NonFinite { row, col, value }) => {
+                write!(f, "row {row}, column {col} is {value}")
+            }
+            #[cfg(feature = "std")]
+            Self::Rows(crate::quantize::Fault::ScaleOverflow { row }) => write!(
+                f,
+                "row {row} has weights so large that the scale dtype does not hold its scales or decoded values"
+            ),
+            #[cfg(feature = "std")]
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+#[cfg(feature = "std")]
+impl From<crate::error::Error> for Fault {
+    fn from(error: crate::error::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// Calls `body`, and tells the caller what came of it.
+pub(super) unsafe fn guard(
+    err: *mut aq_error,
+    body: impl FnOnce() -> Result<(), Fault>,
+) -> aq_status {
+    let told = match fence::catch(body) {
+        Ok(()) => (AQ_OK, None),
+        Err(fault) => (fault.status(), Some(fault)),
+    };
+    if !err.is_null() {
+        // SAFETY: it is not null, so by the header's conventions an `aq_error` of the caller's.
+        unsafe {
+            tell(
+                err,
+                told.0,
+                told.1.as_ref().map(|fault| fault as &dyn fmt::Display),
+            )
+        };
+    }
+    told.0
+}
+
+/// Writes as much of code and message as the caller's struct has room for.
+unsafe fn tell(err: *mut aq_error, code: aq_status, message: Option<&dyn fmt::Display>) {
+    // SAFETY: the caller's struct has at least this field; it need not be aligned.
+    let size = match unsafe { (&raw const (*err).struct_size).read_unaligned() } as usize {
+        0 => size_of::<aq_error>(),
+        size => size.min(size_of::<aq_error>()),
+    };
+    if size >= offset_of!(aq_error, message) {
+        // SAFETY: the field is within the size the caller states.
+        unsafe { (&raw mut (*err).code).write_unaligned(code) };
+    }
+    let room = size.saturating_sub(offset_of!(aq_error, message));
+    if room == 0 {
+        return;
+    }
+    let mut text = Text {
+        bytes: [0; AQ_MESSAGE_SIZE],
+        len: 0,
+        room: room - 1,
+    };
+    if let Some(message) = message {
+        // An error is a full buffer.
+        let _ = write!(text, "{message}");
+    }
+    // SAFETY: `len` is less than `room`, so message and NUL are within the size the caller
+    // states.
+    unsafe {
+        let message = (&raw mut (*err).message).cast::<u8>();
+        message.copy_from_nonoverlapping(text.bytes.as_ptr(), text.len + 1);
+    }
+}
+
+/// Text cut to whole characters, always followed by NUL.
+struct Text {
+    bytes: [u8; AQ_MESSAGE_SIZE],
+    len: usize,
+    room: usize,
+}
+
+impl Write for Text {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for char in text.chars() {
+            // A NUL within would end the message.
+            let char = if char == '\0' { '\u{FFFD}' } else { char };
+            let end = self.len + char.len_utf8();
+            if end > self.room {
+                return Err(fmt::Error);
+            }
+            char.encode_utf8(&mut self.bytes[self.len..end]);
+            self.len = end;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(feature = "std")]
+mod fence {
+    use std::any::Any;
+    use std::cell::{Cell, RefCell};
+    use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
+    use std::sync::Once;
+
+    use super::Fault;
+    use crate::error::Error;
+
+    thread_local! {
+        static GUARDED: Cell<bool> = const { Cell::new(false) };
+        static PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
+    }
+
+    /// Calls `body`; a panic becomes an error, with the place it came from, and is not printed.
+    pub fn catch(body: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
+        static HOOK: Once = Once::new();
+        HOOK.call_once(|| {
+            let hook = take_hook();
+            set_hook(Box::new(move |panic| {
+                if GUARDED.get() {
+                    PLACE.set(panic.location().map(|place| format!(" at {place}")));
+                } else {
+                    hook(panic);
+                }
+            }));
+        });
+        // A callback may call the library again.
+        let before = GUARDED.replace(true);
+        let result = catch_unwind(AssertUnwindSafe(body));
+        GUARDED.set(before);
+        result.unwrap_or_else(|panic| {
+            let place = PLACE.take().unwrap_or_default();
+            let message = format!("{}{place}", text(panic.as_ref()));
+            Err(Error::Internal(message).into())
+        })
+    }
+
+    fn text(panic: &(dyn Any + Send)) -> &str {
+        let text = panic.downcast_ref::<&str>().copied();
+        text.or(panic.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("panic")
+    }
+}
+
+#[cfg(not(feature = "std"))]
+mod fence {
+    use super::Fault;
+
+    /// Calls `body`. There is no unwinding without the standard library, and no way to panic
+    /// that a test knows of.
+    pub fn catch(body: impl FnOnce() -> Result<(), Fault>) -> Result<(), Fault> {
+        body()
+    }
+}
+
+/// Fails with AQ_ERROR_INTERNAL and `message` (NULL: none), by the way any bug in the library
+/// would: for testing how a program takes that.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+#[allow(clippy::panic)] // is what it is for
+pub unsafe extern "C" fn aq_fail(message: *const c_char, err: *mut aq_error) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || match message.is_null() {
+            true => panic!("asked to fail"),
+            false => panic!("{}", text(message, "message")?),
+        })
+    }
+}
+
+/// The caller's memory to read; NULL is no memory at all.
+pub(super) unsafe fn bytes<'a, T>(
+    data: *const T,
+    len: usize,
+    what: &'static str,
+) -> Result<&'a [T], Fault> {
+    check_memory(data, len, what)?;
+    match len {
+        0 => Ok(&[]),
+        // SAFETY: by the header's conventions `len` values are there.
+        _ => Ok(unsafe { core::slice::from_raw_parts(data, len) }),
+    }
+}
+
+/// The caller's memory to write; NULL is no memory at all.
+pub(super) unsafe fn bytes_mut<'a, T>(
+    data: *mut T,
+    len: usize,
+    what: &'static str,
+) -> Result<&'a mut [T], Fault> {
+    check_memory(data, len, what)?;
+    match len {
+        0 => Ok(&mut []),
+        // SAFETY: by the header's conventions `len` values are there, and nothing else uses
+        // them meanwhile.
+        _ => Ok(unsafe { core::slice::from_raw_parts_mut(data, len) }),
+    }
+}
+
+fn check_memory<T>(data: *const T, len: usize, what: &'static str) -> Result<(), Fault> {
+    if len == 0 {
+        return Ok(());
+    }
+    if data.is_null() {
+        return Err(Fault::Null(what));
+    }
+    if !data.is_aligned() {
+        return Err(Fault::Unaligned(what));
+    }
+    match len.checked_mul(size_of::<T>()) {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(Fault::Argument("a length is larger than any memory")),
+    }
+}
+
+/// A text of the caller's.
+#[cfg(feature = "std")]
+pub(super) unsafe fn text<'a>(text: *const c_char, what: &'static str) -> Result<&'a str, Fault> {
+    if text.is_null() {
+        return Err(Fault::Null(what));
+    }
+    // SAFETY: by the header's conventions it ends in NUL.
+    let text = unsafe { core::ffi::CStr::from_ptr(text) };
+    text.to_str().map_err(|error| {
+        let at = error.valid_up_to();
+        crate::error::Error::Argument(format!("{what} is not UTF-8 from byte {at} on")).into()
+    })
+}
+
+/// A struct of the C API that begins with its size and may grow at its end.
+///
+/// # Safety
+/// The type is plain data, and all bytes zero are a value of it.
+pub(super) unsafe trait Versioned: Copy {
+    /// Where each field ends.
+    const ENDS: &'static [usize];
+}
+
+/// Where a field ends that begins at `offset`.
+pub(super) const fn end_of<T, F>(offset: usize, _field: fn(&T) -> &F) -> usize {
+    offset + size_of::<F>()
+}
+
+/// Implements [`Versioned`] for a struct, all of whose fields are listed in order.
+macro_rules! versioned {
+    ($type:ident { $($field:ident),+ $(,)? }) => {
+        // Does not compile where a field is missing.
+        const _: fn($type) = |$type { $($field: _),+ }| ();
+
+        // SAFETY: numbers and nullable pointers only.
+        unsafe impl $crate::capi::guard::Versioned for $type {
+            const ENDS: &'static [usize] = &[$(
+                $crate::capi::guard::end_of(core::mem::offset_of!($type, $field), |s: &$type| &s.$field)
+            ),+];
+        }
+    };
+}
+pub(super) use versioned;
+
+/// Bytes of `T` that a caller's struct of `size` bytes has, in whole fields.
+fn known<T: Versioned>(size: u32, what: &'static str) -> Result<usize, Fault> {
+    if size == 0 {
+        return Err(Fault::Value {
+            what,
+            found: 0,
+            allowed: "the sizeof of its struct",
+        });
+    }
+    let ends = T::ENDS.iter().copied();
+    Ok(ends
+        .take_while(|&end| end <= size as usize)
+        .last()
+        .unwrap_or(0))
+}
+
+/// Reads the caller's struct; fields that it does not have are zero.
+pub(super) unsafe fn read<T: Versioned>(from: *const T, what: &'static str) -> Result<T, Fault> {
+    if from.is_null() {
+        return Err(Fault::Null(what));
+    }
+    // SAFETY: every such struct begins with its size.
+    let size = unsafe { from.cast::<u32>().read_unaligned() };
+    let known = known::<T>(size, what)?;
+    // SAFETY: zero is a value of `T`, and the caller's struct has `known` bytes, no more than
+    // `T`.
+    unsafe {
+        let mut value: T = core::mem::zeroed();
+        (&raw mut value)
+            .cast::<u8>()
+            .copy_from_nonoverlapping(from.cast(), known);
+        Ok(value)
+    }
+}
+
+/// Checks that the caller's struct can be written, before the work whose result it is to hold.
+pub(super) unsafe fn check_out<T: Versioned>(to: *mut T, what: &'static str) -> Result<(), Fault> {
+    if to.is_null() {
+        return Err(Fault::Null(what));
+    }
+    // SAFETY: every such struct begins with its size.
+    known::<T>(unsafe { to.cast::<u32>().read_unaligned() }, what).map(drop)
+}
+
+/// Writes the fields that the caller's struct has, but its size.
+pub(super) unsafe fn write<T: Versioned>(
+    to: *mut T,
+    value: T,
+    what: &'static str,
+) -> Result<(), Fault> {
+    // SAFETY: as the caller's; it begins with its size, and has `known` bytes.
+    unsafe {
+        check_out(to, what)?;
+        let known = known::<T>(to.cast::<u32>().read_unaligned(), what)?;
+        let fields = size_of::<u32>()..known.max(size_of::<u32>());
+        to.cast::<u8>().add(fields.start).copy_from_nonoverlapping(
+            (&raw const value).cast::<u8>().add(fields.start),
+            fields.len(),
+        );
+    }
+    Ok(())
+}
+
+/// Writes one output.
+pub(super) unsafe fn put<T>(to: *mut T, value: T, what: &'static str) -> Result<(), Fault> {
+    check_put(to, what)?;
+    // SAFETY: it is not null, so the caller's, and writable.
+    unsafe { to.write_unaligned(value) };
+    Ok(())
+}
+
+/// Checks that an output can be written, before the work whose result it is to hold.
+pub(super) fn check_put<T>(to: *mut T, what: &'static str) -> Result<(), Fault> {
+    match to.is_null() {
+        true => Err(Fault::Null(what)),
+        false => Ok(()),
+    }
+}

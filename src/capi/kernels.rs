@@ -1,0 +1,337 @@
+//! Kernels over the caller's memory.
+//!
+//! A quantized matrix is three planes: packed codes, scales, and biases where the scheme is
+//! affine. Each holds one row after the other; docs/format.md has the layout. Nothing here
+//! allocates or starts threads, and any number of threads may work on different rows at once.
+
+use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard, put, read};
+use super::types::{FLOATS, FORMATS, aq_dtype, aq_format, aq_recipe, table};
+use crate::format::{self, Layout};
+use crate::kernel::{DecodeRow, DotRow, Planes};
+
+/// Bytes of each plane of `rows` rows of `cols` weights: how much memory quantizing them needs.
+/// `biases` is 0 for a symmetric scheme.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plane_sizes(
+    recipe: *const aq_recipe,
+    rows: usize,
+    cols: usize,
+    codes: *mut usize,
+    scales: *mut usize,
+    biases: *mut usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions, here and in all that follow.
+    unsafe {
+        guard(err, || {
+            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
+            let sizes = plane_sizes(recipe.layout(scale_dtype), rows, cols)?;
+            let outputs = [(codes, "codes"), (scales, "scales"), (biases, "biases")];
+            if let Some((_, what)) = outputs.iter().find(|output| output.0.is_null()) {
+                return Err(Fault::Null(what));
+            }
+            for ((output, what), size) in outputs.into_iter().zip(sizes) {
+                put(output, size, what)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// What quantizing some rows came to, measured on the weights as they decode.
+#[cfg(feature = "std")]
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_quality {
+    /// sizeof(aq_quality).
+    pub struct_size: u32,
+    /// Cosine of the angle between original and decoded weights.
+    pub cosine: f64,
+    /// Signal to quantization noise ratio in dB; infinite without any error.
+    pub sqnr_db: f64,
+    /// Scales and biases counted; NaN without weights.
+    pub bits_per_weight: f64,
+}
+
+#[cfg(feature = "std")]
+super::guard::versioned!(aq_quality {
+    struct_size,
+    cosine,
+    sqnr_db,
+    bits_per_weight
+});
+
+/// Quantizes `rows` rows of `cols` weights (f32, f16 or bf16, row after row).
+///
+/// `importance` weighs the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
+/// Codes, scales and biases must be as long as aq_plane_sizes says, and no output may overlap
+/// another or an input. `quality` may be NULL.
+///
+/// Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and where
+/// the scale dtype does not hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing
+/// of use.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_quantize_rows(
+    recipe: *const aq_recipe,
+    weights: *const core::ffi::c_void,
+    weights_len: usize,
+    dtype: aq_dtype,
+    rows: usize,
+    cols: usize,
+    importance: *const f32,
+    codes: *mut core::ffi::c_void,
+    codes_len: usize,
+    scales: *mut core::ffi::c_void,
+    scales_len: usize,
+    biases: *mut core::ffi::c_void,
+    biases_len: usize,
+    quality: *mut aq_quality,
+    err: *mut aq_error,
+) -> aq_status {
+    use super::guard::{check_out, write};
+    use crate::quantize::{Matrix, PlanesMut, quantize_rows};
+
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
+            let sizes = plane_sizes(recipe.layout(scale_dtype), rows, cols)?;
+            let float = FLOATS.read(dtype)?;
+            let weights = bytes::<u8>(weights.cast(), weights_len, "weights")?;
+            check_len(
+                "weights",
+                weights.len(),
+                matrix_len(rows, cols, float.size())?,
+            )?;
+            let count = if importance.is_null() { 0 } else { cols };
+            let importance = bytes(importance, count, "importance")?;
+            if !importance.iter().all(|h| h.is_finite() && *h >= 0.0) {
+                return Err(Fault::Argument("importance has a number that is not >= 0"));
+            }
+            let codes = bytes_mut::<u8>(codes.cast(), codes_len, "codes")?;
+            let scales = bytes_mut::<u8>(scales.cast(), scales_len, "scales")?;
+            let biases = bytes_mut::<u8>(biases.cast(), biases_len, "biases")?;
+            check_planes([codes.len(), scales.len(), biases.len()], sizes)?;
+            if !quality.is_null() {
+                check_out(quality, "quality.struct_size")?;
+            }
+            let matrix = Matrix {
+                rows,
+                cols,
+                float,
+                weights,
+            };
+            let planes = PlanesMut {
+                codes,
+                scales,
+                biases,
+            };
+            let importance = (!importance.is_empty()).then_some(importance);
+            let outcome = quantize_rows(table()?, &recipe, scale_dtype, matrix, importance, planes)
+                .map_err(Fault::Rows)?;
+            if !quality.is_null() {
+                let bits = sizes.iter().sum::<usize>() as f64 * 8.0;
+                let measured = aq_quality {
+                    struct_size: 0,
+                    cosine: outcome.error.cosine(),
+                    sqnr_db: outcome.error.sqnr_db().unwrap_or(f64::INFINITY),
+                    bits_per_weight: bits / (rows as f64 * cols as f64),
+                };
+                write(quality, measured, "quality.struct_size")?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Decodes `rows` rows of `cols` weights as f32, f16 or bf16 (the f32 result rounded half to
+/// even). Lengths as for aq_quantize_rows; no output may overlap an input. Whatever the planes
+/// hold is decoded: scales that make no finite weights are not looked for.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_dequantize_rows(
+    recipe: *const aq_recipe,
+    codes: *const core::ffi::c_void,
+    codes_len: usize,
+    scales: *const core::ffi::c_void,
+    scales_len: usize,
+    biases: *const core::ffi::c_void,
+    biases_len: usize,
+    rows: usize,
+    cols: usize,
+    dtype: aq_dtype,
+    weights: *mut core::ffi::c_void,
+    weights_len: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
+            let layout = recipe.layout(scale_dtype);
+            let planes = Planes {
+                codes: bytes(codes.cast(), codes_len, "codes")?,
+                scales: bytes(scales.cast(), scales_len, "scales")?,
+                biases: bytes(biases.cast(), biases_len, "biases")?,
+            };
+            check_planes(planes.lens(), plane_sizes(layout, rows, cols)?)?;
+            let float = FLOATS.read(dtype)?;
+            let weights = bytes_mut::<u8>(weights.cast(), weights_len, "weights")?;
+            check_len(
+                "weights",
+                weights.len(),
+                matrix_len(rows, cols, float.size())?,
+            )?;
+            let table = table()?;
+            let weights = weights.chunks_exact_mut((cols * float.size()).max(1));
+            for (row, weights) in weights.enumerate() {
+                let planes = planes.row(layout, cols, row);
+                table.decode_row(DecodeRow {
+                    layout,
+                    cols,
+                    planes,
+                    float,
+                    weights,
+                });
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: y[b][r] is
+/// the sum over c of w[r][c] * x[b][c]. `x` has batch * cols values, `y` batch * rows. Each y is
+/// within 2^-17 of the sum of |w * x| of the exact one; unlike all else it may differ between
+/// instruction sets.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_matvec(
+    recipe: *const aq_recipe,
+    codes: *const core::ffi::c_void,
+    codes_len: usize,
+    scales: *const core::ffi::c_void,
+    scales_len: usize,
+    biases: *const core::ffi::c_void,
+    biases_len: usize,
+    rows: usize,
+    cols: usize,
+    x: *const f32,
+    x_count: usize,
+    batch: usize,
+    y: *mut f32,
+    y_count: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
+            let layout = recipe.layout(scale_dtype);
+            let planes = Planes {
+                codes: bytes(codes.cast(), codes_len, "codes")?,
+                scales: bytes(scales.cast(), scales_len, "scales")?,
+                biases: bytes(biases.cast(), biases_len, "biases")?,
+            };
+            check_planes(planes.lens(), plane_sizes(layout, rows, cols)?)?;
+            let (x, y) = (bytes(x, x_count, "x")?, bytes_mut(y, y_count, "y")?);
+            check_len("x", x.len(), matrix_len(batch, cols, 1)?)?;
+            check_len("y", y.len(), matrix_len(batch, rows, 1)?)?;
+            let table = table()?;
+            for row in 0..if batch > 0 { rows } else { 0 } {
+                let planes = planes.row(layout, cols, row);
+                for b in 0..batch {
+                    let x = &x[b * cols..(b + 1) * cols];
+                    y[b * rows + row] = table.dot_row(DotRow { layout, planes, x });
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Packs `count` codes of one row, one a byte in, into the layout of a codes plane. Bits of a code
+/// above the format's are passed over. `packed` has ceil(count * bits / 8) bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_pack(
+    format: aq_format,
+    codes: *const u8,
+    count: usize,
+    packed: *mut core::ffi::c_void,
+    packed_len: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let format = FORMATS.read(format)?;
+            let codes = bytes(codes, count, "codes")?;
+            let packed = bytes_mut(packed.cast(), packed_len, "packed")?;
+            check_len("packed", packed.len(), format.row_bytes(count))?;
+            format::pack(format, codes, packed);
+            Ok(())
+        })
+    }
+}
+
+/// Unpacks what aq_pack packed: one row of a codes plane.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_unpack(
+    format: aq_format,
+    packed: *const core::ffi::c_void,
+    packed_len: usize,
+    codes: *mut u8,
+    count: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let format = FORMATS.read(format)?;
+            let packed = bytes(packed.cast(), packed_len, "packed")?;
+            let codes = bytes_mut(codes, count, "codes")?;
+            check_len("packed", packed.len(), format.row_bytes(count))?;
+            format::unpack(format, packed, codes);
+            Ok(())
+        })
+    }
+}
+
+/// Bytes of the planes of a matrix.
+fn plane_sizes(layout: Layout, rows: usize, cols: usize) -> Result<[usize; 3], Fault> {
+    // Then no size of a row overflows.
+    matrix_len(rows.max(1), cols, 1)?;
+    let row = [
+        layout.code_bytes(cols),
+        layout.scale_bytes(cols),
+        layout.bias_bytes(cols),
+    ];
+    let mut sizes = [0; 3];
+    for (size, row) in sizes.iter_mut().zip(row) {
+        *size = matrix_len(rows, row, 1)?;
+    }
+    Ok(sizes)
+}
+
+fn matrix_len(rows: usize, cols: usize, size: usize) -> Result<usize, Fault> {
+    let len = rows.checked_mul(cols).and_then(|len| len.checked_mul(size));
+    len.filter(|&len| len <= isize::MAX as usize)
+        .ok_or(Fault::Argument("rows * cols is larger than any memory"))
+}
+
+fn check_planes(found: [usize; 3], expected: [usize; 3]) -> Result<(), Fault> {
+    let whats = ["codes", "scales", "biases"];
+    for ((what, found), expected) in whats.into_iter().zip(found).zip(expected) {
+        check_len(what, found, expected)?;
+    }
+    Ok(())
+}
+
+fn check_len(what: &'static str, found: usize, expected: usize) -> Result<(), Fault> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(Fault::Length {
+            what,
+            expected,
+            found,
+        }),
+    }
+}

@@ -1,0 +1,63 @@
+//! ArrowQuant quantizes the weights of diffusion models to INT2, INT4 and INT8.
+//!
+//! What holds for every function:
+//!
+//! - A call that can fail returns an `aq_status`: AQ_OK (0) or one of the AQ_ERROR codes. Its last
+//!   parameter is an `aq_error` of the caller's for code and message, or NULL. Start with
+//!   `aq_error err = AQ_ERROR_INIT;`. No call keeps an error anywhere else.
+//! - Inputs come first, outputs last. Outputs are written only on success.
+//! - A handle (`aq_config *`, `aq_model *`, ...) is made by a call and given back to the `_free`
+//!   function of its kind, for which NULL is a no-op. A handle that was freed, or is of another
+//!   kind, is refused as long as its memory has not been taken for another handle.
+//! - `const aq_x *` may be used by several threads at once; `aq_x *` by one at a time. Handles may
+//!   move between threads.
+//! - Strings that come in end in NUL and are UTF-8, paths too, on every system. Strings that go
+//!   out belong to the handle they came from: they last until it is freed, or changed by a call
+//!   that takes it without const.
+//! - Structs that may grow begin with `uint32_t struct_size`, which the caller sets to its own
+//!   `sizeof`. The library reads and writes no more than that, and takes defaults for the rest; 0
+//!   is refused (in an `aq_error` it stands for today's size). A field of 0 means the default.
+//! - Callbacks run on the thread that made the call, never on another. Returning false cancels:
+//!   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback must not let
+//!   an exception out.
+//! - Pointers to data need no alignment, unless they are of another type than void.
+//! - No failure inside the library crosses into the caller: what should never happen is an
+//!   AQ_ERROR_INTERNAL with a message.
+#![allow(non_camel_case_types)] // the names are C's
+#![allow(missing_docs)] // of constants whose names say it
+#![allow(clippy::missing_safety_doc)] // said once, above, for readers of the header
+#![allow(clippy::too_many_arguments)] // lengths beside pointers
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub mod guard;
+pub mod kernels;
+pub mod types;
+
+#[cfg(feature = "std")]
+pub mod arrow;
+#[cfg(feature = "std")]
+pub mod config;
+#[cfg(feature = "std")]
+mod handle;
+#[cfg(feature = "std")]
+pub mod model;
+#[cfg(feature = "std")]
+pub mod plan;
+#[cfg(feature = "std")]
+pub mod report;
+#[cfg(feature = "std")]
+pub mod run;
+#[cfg(feature = "std")]
+pub mod source;
+#[cfg(feature = "std")]
+pub mod verification;
+
+/// A firmware's own panic handler is in its C code's reach only as a hang; there is nothing here
+/// that unwinds.
+#[cfg(all(feature = "firmware", not(feature = "std")))]
+#[panic_handler]
+fn halt(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}

@@ -1,0 +1,439 @@
+//! aq_model: a quantized file, opened.
+
+use std::collections::BTreeMap;
+use std::ffi::{c_char, c_void};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::guard::{
+    Fault, aq_error, aq_status, bytes, bytes_mut, check_put, guard, put, text, versioned, write,
+};
+use super::handle::{Handle, Strings, borrow, free, give};
+use super::run::aq_run_options;
+use super::source::{aq_tensor_info, at, count};
+use super::types::*;
+use crate::error::Error;
+use crate::kernel::DotRow;
+use crate::model::{Model, TilePlanes};
+use crate::run;
+
+/// A quantized file, opened. Any number of threads may use it.
+pub struct aq_model {
+    pub(super) model: Arc<Model>,
+    strings: Strings,
+    /// Planes that do not lie in the file but were unpacked for a view.
+    unpacked: Mutex<BTreeMap<(usize, usize), TilePlanes>>,
+}
+
+impl Handle for aq_model {
+    const NAME: &'static str = "aq_model";
+}
+
+/// Some rows of a tensor, where they lie. Pointers last until the model is freed, and point into
+/// the file's memory map unless the file is compressed: then planes are unpacked when first
+/// viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other
+/// planes need not be aligned.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_tensor_view {
+    /// sizeof(aq_tensor_view).
+    pub struct_size: u32,
+    /// AQ_FORMAT_RAW for a tensor that was kept: codes are then its values, of `dtype`.
+    pub format: aq_format,
+    /// Weights that share a scale; 0 for a whole row.
+    pub group_size: u32,
+    /// 0 when kept.
+    pub scheme: aq_scheme,
+    /// AQ_DTYPE_F16 or AQ_DTYPE_F32; 0 when kept.
+    pub scale_dtype: aq_dtype,
+    /// Element type in the source.
+    pub dtype: aq_dtype,
+    /// First row of the matrix in this tile.
+    pub row_start: usize,
+    /// Rows of the matrix in this tile.
+    pub rows: usize,
+    /// Weights in a row.
+    pub cols: usize,
+    /// Packed codes: element i of a row is in its byte i * bits / 8, least significant bits first.
+    pub codes: *const c_void,
+    pub codes_len: usize,
+    /// Bytes from one row of codes to the next; 0 where rows are no whole bytes (a kept tensor
+    /// of sub-byte elements).
+    pub codes_stride: usize,
+    /// Scales, group after group; NULL when kept.
+    pub scales: *const c_void,
+    pub scales_len: usize,
+    pub scales_stride: usize,
+    /// Biases, group after group; NULL unless the scheme is affine.
+    pub biases: *const c_void,
+    pub biases_len: usize,
+    pub biases_stride: usize,
+    /// XXH3-64 of the tile, see docs/format.md.
+    pub checksum: u64,
+    /// As measured when the file was written; NaN when kept.
+    pub cosine: f64,
+    /// As measured when the file was written, in dB; infinite without error, NaN when kept.
+    pub sqnr_db: f64,
+    /// Scales and biases counted; NaN without weights.
+    pub bits_per_weight: f64,
+}
+
+versioned!(aq_tensor_view {
+    struct_size,
+    format,
+    group_size,
+    scheme,
+    scale_dtype,
+    dtype,
+    row_start,
+    rows,
+    cols,
+    codes,
+    codes_len,
+    codes_stride,
+    scales,
+    scales_len,
+    scales_stride,
+    biases,
+    biases_len,
+    biases_stride,
+    checksum,
+    cosine,
+    sqnr_db,
+    bits_per_weight
+});
+
+/// The caller's memory that a model is opened in.
+struct Borrowed(&'static [u8]);
+
+impl AsRef<[u8]> for Borrowed {
+    fn as_ref(&self) -> &[u8] {
+        self.0
+    }
+}
+
+unsafe fn give_model(model: Model, out: *mut *mut aq_model) -> Result<(), Fault> {
+    let model = aq_model {
+        model: Arc::new(model),
+        strings: Strings::default(),
+        unpacked: Mutex::default(),
+    };
+    // SAFETY: as the caller's.
+    unsafe { give(model, out) }
+}
+
+/// Opens a Parquet file written by ArrowQuant and maps it into memory. While it is open, another
+/// file may be put in its place, but it must not be written into. Reads its footer; checksums are
+/// checked by aq_model_verify.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_open(
+    path: *const c_char,
+    model: *mut *mut aq_model,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions, here and in all that follow.
+    unsafe {
+        guard(err, || {
+            check_put(model, "model")?;
+            give_model(Model::open(Path::new(text(path, "path")?))?, model)
+        })
+    }
+}
+
+/// Opens such a file that lies in memory, which must stay as it is until the model, and every
+/// Arrow array exported from it, is freed.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_open_memory(
+    data: *const c_void,
+    data_len: usize,
+    model: *mut *mut aq_model,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(model, "model")?;
+            let data = Borrowed(bytes(data.cast(), data_len, "data")?);
+            give_model(Model::from_bytes(data)?, model)
+        })
+    }
+}
+
+/// The number of tensors; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_count(model: *const aq_model) -> usize {
+    // SAFETY: by the header's conventions.
+    unsafe { count(model, |model| model.model.tensors().len()) }
+}
+
+/// Describes tensor `index`; tensors are in the order of the file.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_tensor(
+    model: *const aq_model,
+    index: usize,
+    info: *mut aq_tensor_info,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let model = borrow(model)?;
+            let tensor = at(model.model.tensors(), index, "tensor")?;
+            let found = aq_tensor_info::of(&tensor.info, tensor.tiles.len(), &model.strings);
+            write(info, found, "info.struct_size")
+        })
+    }
+}
+
+/// The index of the tensor called `name`; AQ_ERROR_TENSOR when there is none.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_find(
+    model: *const aq_model,
+    name: *const c_char,
+    index: *mut usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let model = &borrow(model)?.model;
+            let name = text(name, "name")?;
+            let found = model.find(name).ok_or_else(|| Error::Tensor {
+                path: model.path().to_owned(),
+                tensor: name.to_owned(),
+                reason: "there is no such tensor".to_owned(),
+            })?;
+            put(index, found, "index")
+        })
+    }
+}
+
+/// Views tile `tile` of tensor `index`; most tensors have one tile, and aq_tensor_info says how
+/// many.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_view(
+    model: *const aq_model,
+    index: usize,
+    tile: usize,
+    view: *mut aq_tensor_view,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            super::guard::check_out(view, "view.struct_size")?;
+            write(view, borrow(model)?.view(index, tile)?, "view.struct_size")
+        })
+    }
+}
+
+impl aq_model {
+    /// Pointers of the view last as long as `self`.
+    fn view(&self, index: usize, number: usize) -> Result<aq_tensor_view, Fault> {
+        let tensor = at(self.model.tensors(), index, "tensor")?;
+        let tile = &at(&tensor.tiles, number, "tile")?.tile;
+        let planes = self.planes(index, number)?;
+        let place = |plane: Option<&[u8]>| match plane {
+            Some(plane) => (plane.as_ptr().cast::<c_void>(), plane.len()),
+            None => (std::ptr::null(), 0),
+        };
+        let stride = |len: usize| match len.checked_div(tile.row_count) {
+            Some(stride) if stride * tile.row_count == len => stride,
+            _ => 0,
+        };
+        let (codes, codes_len) = place(Some(planes.codes()));
+        let (scales, scales_len) = place(planes.scales());
+        let (biases, biases_len) = place(planes.biases());
+        let layout = tile.layout.as_ref();
+        let cosine = tile.cosine.map(f64::from);
+        Ok(aq_tensor_view {
+            struct_size: 0,
+            format: layout.map_or(AQ_FORMAT_RAW, |l| FORMATS.write(l.format)),
+            group_size: layout.map_or(0, |l| l.group_size.get().into()),
+            scheme: layout.map_or(0, |l| SCHEMES.write(l.scheme)),
+            scale_dtype: layout.map_or(0, |l| SCALE_DTYPES.write(l.scale_dtype)),
+            dtype: DTYPES.write(tile.source_dtype),
+            row_start: tile.row_start,
+            rows: tile.row_count,
+            cols: tile.shape.cols(),
+            codes,
+            codes_len,
+            codes_stride: stride(codes_len),
+            scales,
+            scales_len,
+            scales_stride: stride(scales_len),
+            biases,
+            biases_len,
+            biases_stride: stride(biases_len),
+            checksum: tile.checksum,
+            cosine: cosine.unwrap_or(f64::NAN),
+            sqnr_db: super::report::decibels(cosine, tile.sqnr_db.map(f64::from)),
+            bits_per_weight: tile.bits_per_weight.map_or(f64::NAN, f64::from),
+        })
+    }
+
+    /// The planes of a tile, kept by the map or by the handle.
+    fn planes(&self, index: usize, tile: usize) -> Result<TilePlanes, Fault> {
+        let unpacked = || self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(planes) = unpacked().get(&(index, tile)) {
+            return Ok(planes.clone());
+        }
+        let planes = self.model.planes(index, tile)?;
+        let all = [Some(planes.codes()), planes.scales(), planes.biases()];
+        let mapped = |plane: &[u8]| plane.is_empty() || self.model.is_mapped(plane);
+        if all.into_iter().flatten().all(mapped) {
+            return Ok(planes);
+        }
+        // Whichever thread was first: its planes may have been lent.
+        Ok(unpacked().entry((index, tile)).or_insert(planes).clone())
+    }
+}
+
+/// Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
+/// rows * cols values. Kept f32, f16 and bf16 tensors are converted.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_dequantize_rows(
+    model: *const aq_model,
+    index: usize,
+    row_start: usize,
+    rows: usize,
+    dtype: aq_dtype,
+    weights: *mut c_void,
+    weights_len: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let model = &borrow(model)?.model;
+            let shape = &at(model.tensors(), index, "tensor")?.info.shape;
+            let float = FLOATS.read(dtype)?;
+            let end = row_start
+                .checked_add(rows)
+                .filter(|&end| end <= shape.rows());
+            let Some(end) = end else {
+                let found = shape.rows();
+                let reason = format!("{rows} rows from row {row_start} on are not in its {found}");
+                return Err(Error::Argument(reason).into());
+            };
+            let weights = bytes_mut(weights.cast(), weights_len, "weights")?;
+            let expected = rows * shape.cols() * float.size();
+            if weights.len() != expected {
+                let found = weights.len();
+                return Err(Fault::Length {
+                    what: "weights",
+                    expected,
+                    found,
+                });
+            }
+            Ok(model.dequantize_rows(index, row_start..end, float, weights)?)
+        })
+    }
+}
+
+/// Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does. `x` has batch *
+/// cols values, `y` batch * rows. The tensor must be quantized.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_matvec(
+    model: *const aq_model,
+    index: usize,
+    x: *const f32,
+    x_count: usize,
+    batch: usize,
+    y: *mut f32,
+    y_count: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let model = &borrow(model)?.model;
+            let tensor = at(model.tensors(), index, "tensor")?;
+            let (rows, cols) = (tensor.info.shape.rows(), tensor.info.shape.cols());
+            let (x, y) = (bytes(x, x_count, "x")?, bytes_mut(y, y_count, "y")?);
+            for (what, found, size) in [("x", x.len(), cols), ("y", y.len(), rows)] {
+                let expected = size
+                    .checked_mul(batch)
+                    .ok_or(Fault::Argument("batch is too large"))?;
+                if found != expected {
+                    return Err(Fault::Length {
+                        what,
+                        expected,
+                        found,
+                    });
+                }
+            }
+            let table = table()?;
+            for (number, tile) in tensor.tiles.iter().enumerate() {
+                let tile = &tile.tile;
+                let Some(layout) = tile.layout else {
+                    let reason = format!("tensor '{}' is not quantized", tensor.info.name);
+                    return Err(Error::Argument(reason).into());
+                };
+                let planes = model.planes(index, number)?;
+                for row in 0..if batch > 0 { tile.row_count } else { 0 } {
+                    let planes = planes.as_planes().row(layout, cols, row);
+                    for b in 0..batch {
+                        let x = &x[b * cols..(b + 1) * cols];
+                        y[b * rows + tile.row_start + row] =
+                            table.dot_row(DotRow { layout, planes, x });
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Decodes every tensor into the safetensors file `output`, with the original names, shapes and
+/// metadata. Floats become `dtype` (f32, f16 or bf16), or what they were in the source for
+/// AQ_DTYPE_DEFAULT; other tensors stay as they are. Checks every checksum. `options` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_dequantize_to_path(
+    model: *const aq_model,
+    output: *const c_char,
+    dtype: aq_dtype,
+    options: *const aq_run_options,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let model = &borrow(model)?.model;
+            let output = Path::new(text(output, "output")?);
+            let float = match dtype {
+                AQ_DTYPE_DEFAULT => None,
+                dtype => Some(FLOATS.read(dtype)?),
+            };
+            Ok(aq_run_options::read(options)?
+                .with(|options| run::dequantize_file(model, output, float, options))?)
+        })
+    }
+}
+
+/// What the file's footer says under `key`, such as "arrowquant.config" (docs/format.md), or NULL.
+/// Belongs to the model.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_metadata(
+    model: *const aq_model,
+    key: *const c_char,
+    value: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let model = borrow(model)?;
+            let found = model.model.metadata().get(text(key, "key")?);
+            let lent = found.map_or(std::ptr::null(), |text| model.strings.lend(text));
+            put(value, lent, "value")
+        })
+    }
+}
+
+/// Closes the file. Arrow streams and arrays that were exported from it keep what they need.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_free(model: *mut aq_model) {
+    // SAFETY: by the header's conventions.
+    unsafe { guard(std::ptr::null_mut(), || free(model)) };
+}

@@ -1,0 +1,221 @@
+//! aq_plan: what each tensor will get, before any work.
+
+use std::ffi::c_char;
+
+use super::config::{aq_config, config_or_default};
+use super::guard::{aq_error, aq_status, check_put, guard, put, text, versioned, write};
+use super::handle::{Handle, Strings, borrow, borrow_mut, free, give};
+use super::source::{aq_source, at, count};
+use super::types::*;
+use crate::format::{Recipe, ScalePolicy};
+use crate::plan::{Plan, PlanEntry};
+use crate::run;
+
+/// What each tensor of a source will get.
+pub struct aq_plan {
+    pub(super) plan: Plan,
+    strings: Strings,
+}
+
+impl Handle for aq_plan {
+    const NAME: &'static str = "aq_plan";
+}
+
+/// What one tensor will get. Strings belong to the plan.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_tensor_plan {
+    /// sizeof(aq_tensor_plan).
+    pub struct_size: u32,
+    /// AQ_FORMAT_RAW for a tensor that is kept; the next five are then 0.
+    pub format: aq_format,
+    /// Weights that share a scale; 0 for a whole row.
+    pub group_size: u32,
+    pub scheme: aq_scheme,
+    /// AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT: f16, and f32 for tiles that need it.
+    pub scale_dtype: aq_dtype,
+    pub method: aq_method,
+    pub gain: aq_gain,
+    pub name: *const c_char,
+    /// Bytes of the name without its final NUL.
+    pub name_len: usize,
+    /// Why, in a few words.
+    pub reason: *const c_char,
+    /// Bytes of its values in the source.
+    pub source_bytes: usize,
+    /// Predicted bytes of its planes.
+    pub bytes: usize,
+    /// The same per weight, in bits; NaN without weights.
+    pub bits_per_weight: f64,
+}
+
+versioned!(aq_tensor_plan {
+    struct_size,
+    format,
+    group_size,
+    scheme,
+    scale_dtype,
+    method,
+    gain,
+    name,
+    name_len,
+    reason,
+    source_bytes,
+    bytes,
+    bits_per_weight
+});
+
+impl aq_tensor_plan {
+    fn of(entry: &PlanEntry, strings: &Strings) -> Self {
+        let recipe = entry.recipe.as_ref();
+        Self {
+            struct_size: 0,
+            format: recipe.map_or(AQ_FORMAT_RAW, |r| FORMATS.write(r.format)),
+            group_size: recipe.map_or(0, |r| r.group_size.get().into()),
+            scheme: recipe.map_or(0, |r| SCHEMES.write(r.scheme)),
+            scale_dtype: recipe.map_or(0, scale_dtype),
+            method: recipe.map_or(0, |r| METHODS.write(r.method)),
+            gain: recipe.map_or(0, |r| GAINS.write(r.gain)),
+            name: strings.lend(&entry.tensor.name),
+            name_len: entry.tensor.name.len(),
+            reason: strings.lend(&entry.reason),
+            source_bytes: entry.source_bytes(),
+            bytes: entry.bytes(),
+            bits_per_weight: entry.bits_per_weight().unwrap_or(f64::NAN),
+        }
+    }
+}
+
+fn scale_dtype(recipe: &Recipe) -> aq_dtype {
+    match recipe.scales {
+        ScalePolicy::Auto => AQ_DTYPE_DEFAULT,
+        ScalePolicy::F16 => AQ_DTYPE_F16,
+        ScalePolicy::F32 => AQ_DTYPE_F32,
+    }
+}
+
+/// Plans for the tensors of a source. `config` may be NULL for the defaults. The plan holds on to
+/// neither.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_create(
+    source: *const aq_source,
+    config: *const aq_config,
+    plan: *mut *mut aq_plan,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions, here and in all that follow.
+    unsafe {
+        guard(err, || {
+            check_put(plan, "plan")?;
+            let created = run::plan(borrow(source)?.source(), &config_or_default(config)?)?;
+            let strings = Strings::default();
+            give(
+                aq_plan {
+                    plan: created,
+                    strings,
+                },
+                plan,
+            )
+        })
+    }
+}
+
+/// The number of tensors; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_count(plan: *const aq_plan) -> usize {
+    // SAFETY: by the header's conventions.
+    unsafe { count(plan, |plan| plan.plan.entries.len()) }
+}
+
+/// What tensor `index` will get; tensors are in the order of the source.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_tensor(
+    plan: *const aq_plan,
+    index: usize,
+    entry: *mut aq_tensor_plan,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let plan = borrow(plan)?;
+            let found = at(&plan.plan.entries, index, "tensor")?;
+            write(
+                entry,
+                aq_tensor_plan::of(found, &plan.strings),
+                "entry.struct_size",
+            )
+        })
+    }
+}
+
+/// Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
+/// bits, group, scheme, method, gain and scale_dtype.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_set(
+    plan: *mut aq_plan,
+    tensor: *const c_char,
+    settings: *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let plan = borrow_mut(plan)?;
+            plan.plan
+                .set(text(tensor, "tensor")?, text(settings, "settings")?)?;
+            plan.strings.clear();
+            Ok(())
+        })
+    }
+}
+
+/// The plan as JSON, as `arrowquant plan --json` prints it. Belongs to the plan.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_to_json(
+    plan: *const aq_plan,
+    json: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let plan = borrow(plan)?;
+            put(
+                json,
+                plan.strings.lend(&plan.plan.to_json().to_string()),
+                "json",
+            )
+        })
+    }
+}
+
+/// Reads a plan from JSON, edited or not.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_from_json(
+    json: *const c_char,
+    plan: *mut *mut aq_plan,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(plan, "plan")?;
+            let read = Plan::from_json(text(json, "json")?)?;
+            let strings = Strings::default();
+            give(
+                aq_plan {
+                    plan: read,
+                    strings,
+                },
+                plan,
+            )
+        })
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_free(plan: *mut aq_plan) {
+    // SAFETY: by the header's conventions.
+    unsafe { guard(std::ptr::null_mut(), || free(plan)) };
+}

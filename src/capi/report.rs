@@ -1,0 +1,211 @@
+//! aq_report: what a run measured.
+
+use std::ffi::c_char;
+
+use super::guard::{aq_error, aq_status, guard, put, versioned, write};
+use super::handle::{Handle, Strings, borrow, free};
+use super::source::{at, count};
+use super::types::{AQ_FORMAT_RAW, FORMATS, aq_format};
+use crate::format::Format;
+use crate::run::{Report, TensorReport};
+
+/// What a run measured, on the weights as they decode from the file.
+pub struct aq_report {
+    report: Report,
+    strings: Strings,
+}
+
+impl Handle for aq_report {
+    const NAME: &'static str = "aq_report";
+}
+
+impl aq_report {
+    pub(super) fn new(report: Report) -> Self {
+        let strings = Strings::default();
+        Self { report, strings }
+    }
+}
+
+/// Figures over all quantized tensors of a run.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_report_total {
+    /// sizeof(aq_report_total).
+    pub struct_size: u32,
+    /// Threads that worked.
+    pub threads: u32,
+    /// Number of quantized tensors.
+    pub quantized: usize,
+    /// Number of kept tensors.
+    pub kept: usize,
+    /// Bytes of all tensors in the source.
+    pub source_bytes: u64,
+    /// Bytes of the file.
+    pub output_bytes: u64,
+    /// Quantized weights.
+    pub weights: u64,
+    /// Bytes of their planes.
+    pub bytes: u64,
+    /// Their bits per weight, scales and biases counted; NaN without any.
+    pub bits_per_weight: f64,
+    /// Cosine over all of them; NaN without any.
+    pub cosine: f64,
+    /// Signal to quantization noise over all of them in dB; infinite without error, NaN without
+    /// any.
+    pub sqnr_db: f64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+versioned!(aq_report_total {
+    struct_size,
+    threads,
+    quantized,
+    kept,
+    source_bytes,
+    output_bytes,
+    weights,
+    bytes,
+    bits_per_weight,
+    cosine,
+    sqnr_db,
+    seconds
+});
+
+/// What was measured of one tensor. Strings belong to the report.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_tensor_report {
+    /// sizeof(aq_tensor_report).
+    pub struct_size: u32,
+    /// AQ_FORMAT_RAW for a tensor that was kept.
+    pub format: aq_format,
+    pub name: *const c_char,
+    /// Bytes of the name without its final NUL.
+    pub name_len: usize,
+    /// Why it was treated so, in a few words.
+    pub reason: *const c_char,
+    /// Bytes of its planes.
+    pub bytes: usize,
+    /// Scales and biases counted; NaN without weights.
+    pub bits_per_weight: f64,
+    /// Cosine of the angle to the original; NaN when kept.
+    pub cosine: f64,
+    /// Signal to quantization noise in dB; infinite without error, NaN when kept.
+    pub sqnr_db: f64,
+    /// Tiles whose scales did not fit f16 and are f32.
+    pub f32_scale_tiles: usize,
+}
+
+versioned!(aq_tensor_report {
+    struct_size,
+    format,
+    name,
+    name_len,
+    reason,
+    bytes,
+    bits_per_weight,
+    cosine,
+    sqnr_db,
+    f32_scale_tiles
+});
+
+/// Infinite where something was measured and found without error.
+pub(super) fn decibels(cosine: Option<f64>, sqnr_db: Option<f64>) -> f64 {
+    match cosine {
+        None => f64::NAN,
+        Some(_) => sqnr_db.unwrap_or(f64::INFINITY),
+    }
+}
+
+/// The number of tensors; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_report_count(report: *const aq_report) -> usize {
+    // SAFETY: by the header's conventions, here and in all that follow.
+    unsafe { count(report, |report| report.report.tensors.len()) }
+}
+
+/// What was measured of tensor `index`; tensors are in the order of the plan.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_report_tensor(
+    report: *const aq_report,
+    index: usize,
+    entry: *mut aq_tensor_report,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let report = borrow(report)?;
+            let tensor: &TensorReport = at(&report.report.tensors, index, "tensor")?;
+            let found = aq_tensor_report {
+                struct_size: 0,
+                format: (tensor.format.parse::<Format>())
+                    .map_or(AQ_FORMAT_RAW, |f| FORMATS.write(f)),
+                name: report.strings.lend(&tensor.name),
+                name_len: tensor.name.len(),
+                reason: report.strings.lend(&tensor.reason),
+                bytes: tensor.bytes,
+                bits_per_weight: tensor.bits_per_weight.unwrap_or(f64::NAN),
+                cosine: tensor.cosine.unwrap_or(f64::NAN),
+                sqnr_db: decibels(tensor.cosine, tensor.sqnr_db),
+                f32_scale_tiles: tensor.f32_scale_tiles.len(),
+            };
+            write(entry, found, "entry.struct_size")
+        })
+    }
+}
+
+/// What was measured over all tensors.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_report_totals(
+    report: *const aq_report,
+    total: *mut aq_report_total,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let report = &borrow(report)?.report;
+            let totals = &report.total;
+            let found = aq_report_total {
+                struct_size: 0,
+                threads: report.threads as u32,
+                quantized: totals.quantized,
+                kept: totals.kept,
+                source_bytes: report.source_bytes as u64,
+                output_bytes: report.output_bytes,
+                weights: totals.weights as u64,
+                bytes: totals.bytes as u64,
+                bits_per_weight: totals.bits_per_weight.unwrap_or(f64::NAN),
+                cosine: totals.cosine.unwrap_or(f64::NAN),
+                sqnr_db: decibels(totals.cosine, totals.sqnr_db),
+                seconds: report.seconds,
+            };
+            write(total, found, "total.struct_size")
+        })
+    }
+}
+
+/// All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_report_to_json(
+    report: *const aq_report,
+    json: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let report = borrow(report)?;
+            let text = serde_json::json!(report.report).to_string();
+            put(json, report.strings.lend(&text), "json")
+        })
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_report_free(report: *mut aq_report) {
+    // SAFETY: by the header's conventions.
+    unsafe { guard(std::ptr::null_mut(), || free(report)) };
+}

@@ -1,0 +1,238 @@
+//! Runs: a plan is done, from a source to a file or to the caller's memory.
+
+use std::ffi::{CString, c_char, c_void};
+use std::path::Path;
+
+use super::config::{aq_config, config_or_default};
+use super::guard::{
+    Fault, aq_error, aq_status, bytes_mut, check_put, guard, put, read, text, versioned,
+};
+use super::handle::{borrow, give};
+use super::plan::aq_plan;
+use super::report::aq_report;
+use super::source::aq_source;
+use crate::run::{self, Level, Options, Progress, Report};
+
+/// How far a run has come.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_progress {
+    /// sizeof(aq_progress) in the library.
+    pub struct_size: u32,
+    /// Bytes dealt with.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// How much a message matters.
+pub type aq_log_level = i32;
+/// Good to know.
+pub const AQ_LOG_INFO: aq_log_level = 1;
+/// Hardly meant.
+pub const AQ_LOG_WARNING: aq_log_level = 2;
+
+/// Told how far a run has come, some 20 times a second; false cancels.
+pub type aq_progress_fn =
+    Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const aq_progress) -> bool>;
+
+/// Told, in a line, what is worth telling: what a plan does that was hardly meant, tensors that
+/// got something else than planned. False cancels.
+pub type aq_log_fn = Option<
+    unsafe extern "C" fn(
+        user_data: *mut c_void,
+        level: aq_log_level,
+        message: *const c_char,
+    ) -> bool,
+>;
+
+/// How a run goes about it; nothing here changes the output. Start with `{
+/// sizeof(aq_run_options) }`: what is 0 after that has its default.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_run_options {
+    /// sizeof(aq_run_options).
+    pub struct_size: u32,
+    /// Threads that work; 1 starts none. 0 is what the config says where there is one, and else
+    /// all of the machine's.
+    pub threads: u32,
+    pub progress: aq_progress_fn,
+    pub log: aq_log_fn,
+    /// Passed to both.
+    pub user_data: *mut c_void,
+}
+
+versioned!(aq_run_options {
+    struct_size,
+    threads,
+    progress,
+    log,
+    user_data
+});
+
+/// Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
+/// sizeof(aq_run_options).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_run_options_init(options: *mut aq_run_options, struct_size: u32) {
+    // SAFETY: by the header's conventions, here and in all that follow.
+    unsafe {
+        guard(std::ptr::null_mut(), || {
+            if struct_size as usize >= size_of::<u32>() && !options.is_null() {
+                options.cast::<u8>().write_bytes(0, struct_size as usize);
+                put(options.cast::<u32>(), struct_size, "options")?;
+            }
+            Ok(())
+        })
+    };
+}
+
+impl aq_run_options {
+    /// The caller's options; NULL for the defaults.
+    pub(super) unsafe fn read(options: *const Self) -> Result<Self, Fault> {
+        if options.is_null() {
+            return Ok(Self {
+                struct_size: 0,
+                threads: 0,
+                progress: None,
+                log: None,
+                user_data: std::ptr::null_mut(),
+            });
+        }
+        // SAFETY: as the caller's.
+        unsafe { read(options, "options.struct_size") }
+    }
+
+    /// Calls `work` with options that call the caller's functions.
+    pub(super) unsafe fn with<R>(self, work: impl FnOnce(Options<'_>) -> R) -> R {
+        let user_data = self.user_data;
+        let mut progress = |progress: Progress| {
+            let told = aq_progress {
+                struct_size: size_of::<aq_progress>() as u32,
+                done: progress.done as u64,
+                total: progress.total as u64,
+            };
+            // SAFETY: the caller's function, called as the header says.
+            self.progress
+                .is_none_or(|tell| unsafe { tell(user_data, &told) })
+        };
+        let mut log = |level: Level, message: &str| {
+            let level = match level {
+                Level::Info => AQ_LOG_INFO,
+                Level::Warning => AQ_LOG_WARNING,
+            };
+            let message = CString::new(message.replace('\0', "\u{FFFD}")).unwrap_or_default();
+            // SAFETY: as above.
+            self.log
+                .is_none_or(|tell| unsafe { tell(user_data, level, message.as_ptr()) })
+        };
+        work(Options {
+            threads: self.threads as usize,
+            progress: Some(&mut progress),
+            log: Some(&mut log),
+            ..Options::default()
+        })
+    }
+}
+
+/// Gives the report to a caller who wants it.
+unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), Fault> {
+    if report.is_null() {
+        return Ok(());
+    }
+    // SAFETY: as the caller's.
+    unsafe { give(aq_report::new(found), report) }
+}
+
+/// Quantizes a safetensors file or folder into the Parquet file `output`: open, plan and run in
+/// one call. `config`, `options` and `report` may be NULL.
+///
+/// The output appears whole at its path, or not at all; its bytes depend on input and settings
+/// alone.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_quantize_file(
+    input: *const c_char,
+    output: *const c_char,
+    config: *const aq_config,
+    options: *const aq_run_options,
+    report: *mut *mut aq_report,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let input = Path::new(text(input, "input")?);
+            let output = Path::new(text(output, "output")?);
+            let config = config_or_default(config)?;
+            let found = aq_run_options::read(options)?
+                .with(|options| run::quantize_file(input, output, &config, options))?;
+            give_report(found, report)
+        })
+    }
+}
+
+/// Does a plan: quantizes a source into the Parquet file `output`, which appears whole at its
+/// path, or not at all. The plan must be one for this source. `options` and `report` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_run_to_path(
+    source: *const aq_source,
+    plan: *const aq_plan,
+    output: *const c_char,
+    options: *const aq_run_options,
+    report: *mut *mut aq_report,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (source, plan) = (borrow(source)?.source(), &borrow(plan)?.plan);
+            let output = Path::new(text(output, "output")?);
+            let found = aq_run_options::read(options)?
+                .with(|options| run::quantize(source, plan, output, options))?;
+            give_report(found, report)
+        })
+    }
+}
+
+/// Bytes that the file of a plan never exceeds: memory that is enough for aq_run_into.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_run_size_bound(
+    source: *const aq_source,
+    plan: *const aq_plan,
+    size: *mut usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (source, plan) = (borrow(source)?.source(), &borrow(plan)?.plan);
+            put(size, run::output_bound(source, plan)?, "size")
+        })
+    }
+}
+
+/// As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. On failure the
+/// memory holds nothing of use. aq_model_open_memory opens the result where it lies.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_run_into(
+    source: *const aq_source,
+    plan: *const aq_plan,
+    options: *const aq_run_options,
+    output: *mut c_void,
+    output_len: usize,
+    written: *mut usize,
+    report: *mut *mut aq_report,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (source, plan) = (borrow(source)?.source(), &borrow(plan)?.plan);
+            let output = bytes_mut(output.cast(), output_len, "output")?;
+            check_put(written, "written")?;
+            let found = aq_run_options::read(options)?
+                .with(|options| run::quantize_into(source, plan, output, options))?;
+            put(written, found.output_bytes as usize, "written")?;
+            give_report(found, report)
+        })
+    }
+}

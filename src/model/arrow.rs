@@ -1,0 +1,182 @@
+//! A model as an Arrow table: the columns of the file, one tile a batch, planes where they lie.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow_array::{
+    ArrayRef, BinaryArray, Float32Array, Int32Array, Int64Array, ListArray, RecordBatch,
+    RecordBatchReader, StringArray, UInt64Array, new_null_array,
+};
+use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
+use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
+use bytes::Bytes;
+use parquet::data_type::ByteArray;
+
+use super::{Model, TileRef};
+use crate::schema::RAW;
+
+/// Reads a model as record batches of one tile each, in file order. The columns and their types
+/// are those of the file (docs/format.md); the footer's metadata is the schema's. Planes are not
+/// copied: those of an uncompressed file are slices of the map, which stays as long as a batch.
+#[derive(Debug)]
+pub struct ArrowExport {
+    model: Arc<Model>,
+    schema: SchemaRef,
+    /// Tensor and tile of the next batch.
+    next: (usize, usize),
+}
+
+impl ArrowExport {
+    /// From the first tile on.
+    pub fn new(model: Arc<Model>) -> Self {
+        let metadata: HashMap<_, _> = model.metadata().clone().into_iter().collect();
+        let schema = Arc::new(Schema::new_with_metadata(fields(), metadata));
+        Self {
+            model,
+            schema,
+            next: (0, 0),
+        }
+    }
+}
+
+impl Iterator for ArrowExport {
+    type Item = Result<RecordBatch, ArrowError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        // Every tensor has a tile.
+        let (tensor, tile) = self.next;
+        let tiles = &self.model.tensors().get(tensor)?.tiles;
+        self.next = match tile + 1 < tiles.len() {
+            true => (tensor, tile + 1),
+            false => (tensor + 1, 0),
+        };
+        Some(batch(&self.model, &self.schema, tensor, tile))
+    }
+}
+
+impl RecordBatchReader for ArrowExport {
+    fn schema(&self) -> SchemaRef {
+        self.schema.clone()
+    }
+}
+
+fn fields() -> Vec<Field> {
+    use DataType::{Binary, Float32, Int32, Int64, UInt64, Utf8};
+    const REQUIRED: bool = false;
+    const NULLABLE: bool = true;
+    let required = |name: &str, kind| Field::new(name, kind, REQUIRED);
+    let nullable = |name: &str, kind| Field::new(name, kind, NULLABLE);
+    let list = |element| DataType::List(Arc::new(Field::new("element", element, REQUIRED)));
+    let rotation = vec![required("block", Int32), required("seed", UInt64)];
+    let activation = vec![
+        required("t_begin", Int32),
+        required("t_end", Int32),
+        required("scale", Float32),
+        required("zero_point", Float32),
+    ];
+    vec![
+        required("name", Utf8),
+        required("tile", Int32),
+        required("row_start", Int64),
+        required("row_count", Int64),
+        required("shape", list(Int64)),
+        required("source_dtype", Utf8),
+        required("format", Utf8),
+        nullable("scheme", Utf8),
+        nullable("group_size", Int32),
+        nullable("scale_dtype", Utf8),
+        required("codes", Binary),
+        nullable("scales", Binary),
+        nullable("biases", Binary),
+        nullable("input_scale", Binary),
+        nullable("rotation", DataType::Struct(rotation.into())),
+        nullable("activation", list(DataType::Struct(activation.into()))),
+        required("checksum", UInt64),
+        nullable("cosine", Float32),
+        nullable("sqnr_db", Float32),
+        nullable("bits_per_weight", Float32),
+    ]
+}
+
+fn batch(
+    model: &Model,
+    schema: &SchemaRef,
+    tensor: usize,
+    tile: usize,
+) -> Result<RecordBatch, ArrowError> {
+    let TileRef { tile, place } = &model.tensors[tensor].tiles[tile];
+    let failed = |error| ArrowError::ExternalError(Box::new(error));
+    let planes = model.checked_planes(tile, *place).map_err(failed)?;
+    let layout = tile.layout;
+    let text = |text: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![text])) };
+    let float = |value: Option<f32>| -> ArrayRef { Arc::new(Float32Array::from(vec![value])) };
+    let columns = schema
+        .fields()
+        .iter()
+        .map(|field| -> Result<ArrayRef, ArrowError> {
+            Ok(match field.name().as_str() {
+                "name" => text(Some(&tile.name)),
+                "tile" => Arc::new(Int32Array::from(vec![tile.tile as i32])),
+                "row_start" => Arc::new(Int64Array::from(vec![tile.row_start as i64])),
+                "row_count" => Arc::new(Int64Array::from(vec![tile.row_count as i64])),
+                "shape" => shape(tile.shape.dims(), field)?,
+                "source_dtype" => text(Some(tile.source_dtype.name())),
+                "format" => text(Some(layout.map_or(RAW, |l| l.format.name()))),
+                "scheme" => text(layout.map(|l| l.scheme.name())),
+                "group_size" => {
+                    let size = layout.map(|l| i32::from(l.group_size.get()));
+                    Arc::new(Int32Array::from(vec![size]))
+                }
+                "scale_dtype" => text(layout.map(|l| l.scale_dtype.name())),
+                "codes" => plane(Some(&planes.codes))?,
+                "scales" => plane(planes.scales.as_ref())?,
+                "biases" => plane(planes.biases.as_ref())?,
+                "checksum" => Arc::new(UInt64Array::from(vec![tile.checksum])),
+                "cosine" => float(tile.cosine),
+                "sqnr_db" => float(tile.sqnr_db),
+                "bits_per_weight" => float(tile.bits_per_weight),
+                // What this version does not write yet.
+                _ => new_null_array(field.data_type(), 1),
+            })
+        });
+    let columns = columns.collect::<Result<Vec<_>, _>>()?;
+    RecordBatch::try_new(schema.clone(), columns)
+}
+
+fn shape(dims: &[usize], field: &Field) -> Result<ArrayRef, ArrowError> {
+    let DataType::List(element) = field.data_type() else {
+        return Err(ArrowError::SchemaError("shape is no list".into()));
+    };
+    let dims: Vec<i64> = dims.iter().map(|&dim| dim as i64).collect();
+    let offsets = OffsetBuffer::from_lengths([dims.len()]);
+    let dims = Arc::new(Int64Array::from(dims));
+    Ok(Arc::new(ListArray::try_new(
+        element.clone(),
+        offsets,
+        dims,
+        None,
+    )?))
+}
+
+/// A column of one binary value that lies where the plane does.
+fn plane(plane: Option<&ByteArray>) -> Result<ArrayRef, ArrowError> {
+    /// What keeps the plane.
+    struct Owner(ByteArray);
+
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.data()
+        }
+    }
+
+    let Some(plane) = plane else {
+        return Ok(new_null_array(&DataType::Binary, 1));
+    };
+    let offsets = OffsetBuffer::from_lengths([plane.len()]);
+    let values = Buffer::from(Bytes::from_owner(Owner(plane.clone())));
+    Ok(Arc::new(BinaryArray::try_new(
+        offsets,
+        values,
+        None::<NullBuffer>,
+    )?))
+}

@@ -1,0 +1,260 @@
+//! Tensors in an Arrow table, used where they lie.
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float16Type, Float32Type, Int32Type, Int64Type};
+use arrow_array::{
+    Array, ArrayRef, BinaryArray, BinaryViewArray, GenericListArray, LargeBinaryArray,
+    OffsetSizeTrait, RecordBatch, RecordBatchReader,
+};
+use arrow_schema::DataType;
+use bytes::Bytes;
+
+use super::MemorySource;
+use crate::error::{Error, Result};
+use crate::tensor::Dtype;
+
+/// What stands for a file name in messages about Arrow tables.
+const PLACE: &str = "(arrow)";
+
+/// Takes in a table with one tensor a row:
+///
+/// | column | type |
+/// |---|---|
+/// | `name` | a string |
+/// | `shape` | a list of int64 (or int32) |
+/// | `dtype` | a string: f32, f16, bf16, …; only for binary `data` |
+/// | `data` | binary, little-endian values; or a list of float or half float |
+///
+/// Strings and binaries of any width, views too; lists with 32 or 64 bit offsets. Other columns
+/// are passed over, the schema's metadata is the source's. Values are not copied.
+///
+/// # Errors
+/// The reader fails, a column is missing or of another type, or a row is no tensor.
+pub fn from_arrow(reader: impl RecordBatchReader) -> Result<MemorySource<'static>> {
+    let mut source = MemorySource::new();
+    for (key, value) in reader.schema().metadata() {
+        source.add_metadata(key.clone(), value.clone());
+    }
+    for batch in reader {
+        let batch = batch.map_err(|error| refuse(error.to_string()))?;
+        let (names, shapes) = (column(&batch, "name")?, column(&batch, "shape")?);
+        let (data, dtypes) = (column(&batch, "data")?, column(&batch, "dtype").ok());
+        for row in 0..batch.num_rows() {
+            let name = text(names, row)
+                .ok_or_else(|| refuse("a row's name is null, or no string".to_owned()))?;
+            let refuse = |reason: String| Error::tensor(PLACE.as_ref(), name, reason);
+            let dims = dims(shapes, row).map_err(refuse)?;
+            let (dtype, values) = values(data, dtypes, row).map_err(refuse)?;
+            source.add(name, dtype, &dims, values)?;
+        }
+    }
+    Ok(source)
+}
+
+fn refuse(reason: String) -> Error {
+    Error::file(PLACE.as_ref(), reason)
+}
+
+/// A column of the batch, its offsets and text checked: it may come from anywhere.
+fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
+    let column = batch
+        .column_by_name(name)
+        .ok_or_else(|| refuse(format!("the table has no column '{name}'")))?;
+    let valid = column.to_data().validate_full();
+    valid.map_err(|error| refuse(format!("column '{name}' is damaged: {error}")))?;
+    Ok(column)
+}
+
+fn text(column: &ArrayRef, row: usize) -> Option<&str> {
+    if column.is_null(row) {
+        return None;
+    }
+    match column.data_type() {
+        DataType::Utf8 => Some(column.as_string::<i32>().value(row)),
+        DataType::LargeUtf8 => Some(column.as_string::<i64>().value(row)),
+        DataType::Utf8View => Some(column.as_string_view().value(row)),
+        _ => None,
+    }
+}
+
+fn dims(column: &ArrayRef, row: usize) -> Result<Vec<usize>, String> {
+    let numbers = match column.data_type() {
+        _ if column.is_null(row) => None,
+        DataType::List(_) => Some(column.as_list::<i32>().value(row)),
+        DataType::LargeList(_) => Some(column.as_list::<i64>().value(row)),
+        _ => None,
+    };
+    let numbers = numbers.ok_or("its shape is null, or no list")?;
+    let numbers: Vec<Option<i64>> = match numbers.data_type() {
+        DataType::Int64 => numbers.as_primitive::<Int64Type>().iter().collect(),
+        DataType::Int32 => {
+            let numbers = numbers.as_primitive::<Int32Type>().iter();
+            numbers.map(|number| number.map(i64::from)).collect()
+        }
+        other => return Err(format!("its shape is a list of {other}, not of int64")),
+    };
+    let dim = |number: Option<i64>| number.and_then(|number| usize::try_from(number).ok());
+    let dims: Option<Vec<usize>> = numbers.into_iter().map(dim).collect();
+    dims.ok_or("its shape has a null or a negative number".to_owned())
+}
+
+/// The values of a row, and of what dtype they are.
+fn values(
+    data: &ArrayRef,
+    dtypes: Option<&ArrayRef>,
+    row: usize,
+) -> Result<(Dtype, Bytes), String> {
+    if data.is_null(row) {
+        return Err("its data is null".to_owned());
+    }
+    let bytes = match data.data_type() {
+        DataType::List(_) => return floats(data.as_list::<i32>(), row),
+        DataType::LargeList(_) => return floats(data.as_list::<i64>(), row),
+        DataType::Binary => Bytes::from_owner(Cell(data.as_binary::<i32>().clone(), row)),
+        DataType::LargeBinary => Bytes::from_owner(Cell(data.as_binary::<i64>().clone(), row)),
+        DataType::BinaryView => Bytes::from_owner(Cell(data.as_binary_view().clone(), row)),
+        other => return Err(format!("its data is {other}, neither binary nor a list")),
+    };
+    let dtype = dtypes
+        .and_then(|dtypes| text(dtypes, row))
+        .ok_or("binary data needs a dtype")?;
+    let known = Dtype::from_name(dtype).or(Dtype::from_safetensors(dtype));
+    Ok((known.ok_or(format!("unknown dtype '{dtype}'"))?, bytes))
+}
+
+fn floats<O: OffsetSizeTrait>(
+    lists: &GenericListArray<O>,
+    row: usize,
+) -> Result<(Dtype, Bytes), String> {
+    let list = lists.value(row);
+    if list.null_count() > 0 {
+        return Err("its data has nulls".to_owned());
+    }
+    let (dtype, values) = match list.data_type() {
+        DataType::Float32 => {
+            let values = list.as_primitive::<Float32Type>().values();
+            (Dtype::F32, values.inner().clone())
+        }
+        DataType::Float16 => {
+            let values = list.as_primitive::<Float16Type>().values();
+            (Dtype::F16, values.inner().clone())
+        }
+        other => return Err(format!("its data is a list of {other}, not of floats")),
+    };
+    Ok((dtype, values.into()))
+}
+
+/// One value of an array of binaries, which it keeps.
+struct Cell<A>(A, usize);
+
+macro_rules! cell {
+    ($($array:ty),+) => {$(
+        impl AsRef<[u8]> for Cell<$array> {
+            fn as_ref(&self) -> &[u8] {
+                self.0.value(self.1)
+            }
+        }
+    )+};
+}
+
+cell!(BinaryArray, LargeBinaryArray, BinaryViewArray);
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::builder::{Float32Builder, Int64Builder, ListBuilder};
+    use arrow_array::{RecordBatchIterator, StringArray};
+
+    use super::*;
+    use crate::source::Source;
+
+    fn table(columns: Vec<(&str, ArrayRef)>) -> Result<MemorySource<'static>> {
+        let batch = RecordBatch::try_from_iter(columns).unwrap();
+        from_arrow(RecordBatchIterator::new(
+            [Ok(batch.clone())],
+            batch.schema(),
+        ))
+    }
+
+    fn lists<const N: usize>(rows: [&[i64]; N]) -> ArrayRef {
+        let mut builder = ListBuilder::new(Int64Builder::new());
+        for row in rows {
+            builder.values().append_slice(row);
+            builder.append(true);
+        }
+        Arc::new(builder.finish())
+    }
+
+    fn strings<const N: usize>(rows: [&str; N]) -> ArrayRef {
+        Arc::new(StringArray::from(rows.to_vec()))
+    }
+
+    #[test]
+    fn binaries_of_any_width_are_used_where_they_lie() {
+        let rows: Vec<&[u8]> = vec![&[1; 16], &[2, 0]];
+        let arrays: [ArrayRef; 3] = [
+            Arc::new(BinaryArray::from(rows.clone())),
+            Arc::new(LargeBinaryArray::from(rows.clone())),
+            Arc::new(BinaryViewArray::from(rows.clone())),
+        ];
+        for data in arrays {
+            let source = table(vec![
+                ("name", strings(["a", "b"])),
+                ("shape", lists([&[2, 2], &[]])),
+                ("dtype", strings(["f32", "BF16"])),
+                ("data", data),
+            ])
+            .unwrap();
+            assert_eq!(source.tensors()[0].shape.dims(), [2, 2]);
+            assert_eq!(source.tensors()[1].dtype, Dtype::BF16);
+            let mut read = [0; 2];
+            source.read(1, 0, &mut read).unwrap();
+            assert_eq!(read, [2, 0]);
+        }
+    }
+
+    #[test]
+    fn lists_of_floats_need_no_dtype() {
+        let mut data = ListBuilder::new(Float32Builder::new());
+        for row in [&[0.0][..], &[1.0, 2.0, 3.0]] {
+            data.values().append_slice(row);
+            data.append(true);
+        }
+        let source = table(vec![
+            ("name", strings(["a", "b"])),
+            ("shape", lists([&[1], &[3, 1]])),
+            ("data", Arc::new(data.finish())),
+        ])
+        .unwrap();
+        let mut read = [0; 4];
+        source.read(1, 4, &mut read).unwrap();
+        assert_eq!(f32::from_le_bytes(read), 2.0);
+    }
+
+    #[test]
+    fn what_is_no_tensor_is_refused_by_name() {
+        let message = |columns| table(columns).unwrap_err().to_string();
+        let data = || -> ArrayRef { Arc::new(BinaryArray::from(vec![&[0u8; 8][..]])) };
+        let (name, shape) = (|| ("name", strings(["w"])), || ("shape", lists([&[2]])));
+        assert!(message(vec![name(), shape()]).contains("no column 'data'"));
+        assert!(message(vec![name(), shape(), ("data", data())]).contains("'w': binary data"));
+        let typed = |dtype| {
+            vec![
+                name(),
+                shape(),
+                ("dtype", strings([dtype])),
+                ("data", data()),
+            ]
+        };
+        assert!(message(typed("f33")).contains("'w': unknown dtype 'f33'"));
+        assert!(message(typed("f16")).contains("'w': 8 bytes"));
+        assert!(table(typed("f32")).is_ok());
+        let negative = vec![name(), ("shape", lists([&[-2]])), ("data", data())];
+        assert!(message(negative).contains("'w': its shape has a null or a negative"));
+        let numbers = vec![name(), shape(), ("data", lists([&[2, 3]]))];
+        assert!(message(numbers).contains("'w': its data is a list of Int64"));
+        let unnamed = vec![("name", lists([&[1]])), shape(), ("data", data())];
+        assert!(message(unnamed).contains("name is null, or no string"));
+    }
+}
