@@ -2,6 +2,9 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    // For tests that call the C compiler.
+    let target = std::env::var("TARGET").unwrap_or_default();
+    println!("cargo:rustc-env=TARGET={target}");
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if os == "linux" {
         // The number changes when the C ABI does.

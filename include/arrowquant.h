@@ -16,8 +16,9 @@
  *   out belong to the handle they came from: they last until it is freed, or changed by a call
  *   that takes it without const.
  * - Structs that may grow begin with `uint32_t struct_size`, which the caller sets to its own
- *   `sizeof`. The library reads and writes no more than that, and takes defaults for the rest; 0
- *   is refused (in an `aq_error` it stands for today's size). A field of 0 means the default.
+ *   `sizeof`: `aq_tensor_info info = {.struct_size = sizeof info};`. The library reads and writes
+ *   no more than that, and takes defaults for the rest; 0 is refused (in an `aq_error` it stands
+ *   for today's size). An option of 0 has its default.
  * - Callbacks run on the thread that made the call, never on another. Returning false cancels:
  *   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback must not let
  *   an exception out.
@@ -128,9 +129,8 @@ typedef int32_t aq_gain;
 typedef int32_t aq_dtype;
 
 /**
- * How weights are quantized, and how planes are laid out. Start with `{ sizeof(aq_recipe),
- * AQ_FORMAT_INT4, 128 }`; what is 0 after that has its default. Decoding needs no method and no
- * gain.
+ * How weights are quantized, and how planes are laid out. Set struct_size, format and group_size;
+ * the rest may be 0, for the defaults. Decoding needs no method and no gain.
  */
 typedef struct aq_recipe {
   /** sizeof(aq_recipe). */
@@ -685,10 +685,7 @@ typedef int32_t aq_log_level;
  */
 typedef bool (*aq_log_fn)(void *user_data, aq_log_level level, const char *message);
 
-/**
- * How a run goes about it; nothing here changes the output. Start with `{
- * sizeof(aq_run_options) }`: what is 0 after that has its default.
- */
+/** How a run goes about it; nothing here changes the output. Start with aq_run_options_init. */
 typedef struct aq_run_options {
   /** sizeof(aq_run_options). */
   uint32_t struct_size;

@@ -7,6 +7,7 @@ mod damage;
 mod determinism;
 mod errors;
 mod header;
+mod native;
 mod python;
 mod rooms;
 mod sources;

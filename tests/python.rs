@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::common::*;
 
 /// A virtual environment with the packages the programs need, made once in `target/`.
-fn python() -> PathBuf {
+pub fn python() -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let requirements = root.join("tests/python/requirements.txt");
     let wanted = std::fs::read(&requirements).unwrap();

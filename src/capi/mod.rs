@@ -15,8 +15,9 @@
 //!   out belong to the handle they came from: they last until it is freed, or changed by a call
 //!   that takes it without const.
 //! - Structs that may grow begin with `uint32_t struct_size`, which the caller sets to its own
-//!   `sizeof`. The library reads and writes no more than that, and takes defaults for the rest; 0
-//!   is refused (in an `aq_error` it stands for today's size). A field of 0 means the default.
+//!   `sizeof`: `aq_tensor_info info = {.struct_size = sizeof info};`. The library reads and writes
+//!   no more than that, and takes defaults for the rest; 0 is refused (in an `aq_error` it stands
+//!   for today's size). An option of 0 has its default.
 //! - Callbacks run on the thread that made the call, never on another. Returning false cancels:
 //!   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback must not let
 //!   an exception out.

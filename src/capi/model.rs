@@ -196,6 +196,7 @@ pub unsafe extern "C" fn aq_model_find(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
+            check_put(index, "index")?;
             let model = &borrow(model)?.model;
             let name = text(name, "name")?;
             let found = model.find(name).ok_or_else(|| Error::Tensor {

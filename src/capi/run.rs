@@ -46,8 +46,7 @@ pub type aq_log_fn = Option<
     ) -> bool,
 >;
 
-/// How a run goes about it; nothing here changes the output. Start with `{
-/// sizeof(aq_run_options) }`: what is 0 after that has its default.
+/// How a run goes about it; nothing here changes the output. Start with aq_run_options_init.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_run_options {

@@ -206,9 +206,8 @@ pub(super) static DTYPES: Codes<Dtype> = Codes {
     ],
 };
 
-/// How weights are quantized, and how planes are laid out. Start with `{ sizeof(aq_recipe),
-/// AQ_FORMAT_INT4, 128 }`; what is 0 after that has its default. Decoding needs no method and no
-/// gain.
+/// How weights are quantized, and how planes are laid out. Set struct_size, format and group_size;
+/// the rest may be 0, for the defaults. Decoding needs no method and no gain.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_recipe {

@@ -1,5 +1,7 @@
 //! What several subjects need: files to quantize, and the program.
 
+pub mod native;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -1,0 +1,54 @@
+"""Quantizes a model, opens the result, shows its worst tensors, decodes one, and quantizes a matrix
+in memory.
+
+    python quantize.py model.safetensors model.parquet
+"""
+
+import array
+import sys
+
+import arrowquant
+
+
+def main(input, output):
+    # From file to file, to 4 bits.
+    def show_progress(done, total):
+        print(f"\r{100 * done / total:3.0f}%", end="", file=sys.stderr)
+        # Returning False would cancel.
+
+    report = arrowquant.quantize(input, output, bits=4, progress=show_progress)
+    print(file=sys.stderr)
+    total = report.totals
+    print(
+        f"{total.quantized} tensors quantized, {total.kept} kept: "
+        f"{total.bits_per_weight:.3f} bits a weight, cosine {total.cosine:.5f}"
+    )
+
+    # The worst three; kept tensors have no cosine.
+    worst = sorted((t for t in report if t.cosine is not None), key=lambda t: t.cosine)
+    for tensor in worst[:3]:
+        print(f"{tensor.cosine:.5f} {tensor.name}")
+
+    # The worst one's first row, as it is now.
+    with arrowquant.open(output) as model:
+        tensor = model[worst[0].name]
+        row = memoryview(tensor.dequantize(rows=slice(0, 1))).cast("B").cast("f")
+        print(f"{tensor.info.rows} x {tensor.info.cols}: {row[0]:.6f} {row[1]:.6f} {row[2]:.6f}")
+
+    # From memory to memory.
+    rows, cols = 4, 64
+    weights = array.array("f", (i * 37 % 101 / 50 - 1 for i in range(rows * cols)))
+    planes = arrowquant.quantize_rows(weights, rows=rows, cols=cols, bits=4, group_size=32)
+    print(
+        f"{len(weights) * 4} bytes to {len(planes.codes) + len(planes.scales)}: "
+        f"cosine {planes.quality.cosine:.5f}, {planes.quality.sqnr_db:.2f} dB"
+    )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: quantize.py IN.safetensors OUT.parquet")
+    try:
+        main(*sys.argv[1:])
+    except arrowquant.Error as error:
+        sys.exit(f"error {error.code}: {error}")

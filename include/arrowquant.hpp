@@ -1,0 +1,533 @@
+// arrowquant.h for C++17: handles that free themselves, exceptions, views.
+//
+// Header only, over the C functions, whose comments say what each does; this adds no behaviour of
+// its own. Handles can be moved, not copied. What a handle lends (views, names, JSON) lasts as
+// long as the handle. Threads: const member functions may be called by several at once.
+
+#ifndef ARROWQUANT_HPP
+#define ARROWQUANT_HPP
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "arrowquant.h"
+
+namespace arrowquant {
+
+// What a call that failed throws; what() names the file, the tensor and the reason.
+class Error : public std::runtime_error {
+ public:
+  Error(aq_status code, const char* message) : std::runtime_error(message), code_(code) {}
+  // One of the AQ_ERROR constants.
+  aq_status code() const noexcept { return code_; }
+
+ private:
+  aq_status code_;
+};
+
+// Values that belong to someone else.
+template <class T>
+class Span {
+ public:
+  Span() = default;
+  Span(T* data, std::size_t size) : data_(data), size_(size) {}
+  // Anything with data() and size(), such as a vector.
+  template <class C, class = decltype(static_cast<T*>(std::declval<C&>().data()))>
+  Span(C&& values) : data_(values.data()), size_(values.size()) {}
+
+  T* data() const noexcept { return data_; }
+  std::size_t size() const noexcept { return size_; }
+  std::size_t size_bytes() const noexcept { return size_ * sizeof(T); }
+  bool empty() const noexcept { return size_ == 0; }
+  T* begin() const noexcept { return data_; }
+  T* end() const noexcept { return data_ + size_; }
+  T& operator[](std::size_t i) const noexcept { return data_[i]; }
+
+ private:
+  T* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+using Bytes = Span<const std::byte>;
+
+namespace detail {
+
+// Calls a C function with an aq_error after its arguments.
+template <class F, class... Args>
+void call(F function, Args... args) {
+  aq_error error = AQ_ERROR_INIT;
+  const aq_status status = function(args..., &error);
+  if (status != AQ_OK) throw Error(status, error.message);
+}
+
+// A C struct that begins with its size.
+template <class T>
+T sized() {
+  T value{};
+  value.struct_size = sizeof(T);
+  return value;
+}
+
+template <class T, void (*Free)(T*)>
+struct Deleter {
+  void operator()(T* handle) const noexcept { Free(handle); }
+};
+
+template <class T, void (*Free)(T*)>
+using Handle = std::unique_ptr<T, Deleter<T, Free>>;
+
+inline std::string terminated(std::string_view text) { return std::string(text); }
+
+}  // namespace detail
+
+inline std::string_view version() { return aq_version(); }
+inline std::string_view isa_name() { return aq_isa_name(); }
+
+class Config {
+ public:
+  // "edge", "local" or "cloud".
+  explicit Config(std::string_view profile = "local") {
+    aq_config* made = nullptr;
+    detail::call(aq_config_new, detail::terminated(profile).c_str(), &made);
+    handle_.reset(made);
+  }
+
+  Config& set(std::string_view key, std::string_view value) {
+    detail::call(aq_config_set, handle_.get(), detail::terminated(key).c_str(),
+                 detail::terminated(value).c_str());
+    return *this;
+  }
+  Config& merge_yaml(std::string_view yaml) {
+    detail::call(aq_config_merge_yaml, handle_.get(), detail::terminated(yaml).c_str());
+    return *this;
+  }
+  Config& merge_yaml_file(std::string_view path) {
+    detail::call(aq_config_merge_yaml_file, handle_.get(), detail::terminated(path).c_str());
+    return *this;
+  }
+  Config& merge_env() {
+    detail::call(aq_config_merge_env, handle_.get());
+    return *this;
+  }
+  std::string get(std::string_view key) const {
+    const char* value = nullptr;
+    detail::call(aq_config_get, handle(), detail::terminated(key).c_str(), &value);
+    return value;
+  }
+  std::string to_yaml() const {
+    const char* yaml = nullptr;
+    detail::call(aq_config_to_yaml, handle(), &yaml);
+    return yaml;
+  }
+
+  const aq_config* handle() const noexcept { return handle_.get(); }
+
+ private:
+  detail::Handle<aq_config, aq_config_free> handle_;
+};
+
+// Belongs to the handle that gave it.
+struct TensorInfo {
+  std::string_view name;
+  aq_dtype dtype = AQ_DTYPE_DEFAULT;
+  Span<const std::size_t> dims;
+  std::size_t rows = 0, cols = 0, bytes = 0, tiles = 0;
+
+  explicit TensorInfo(const aq_tensor_info& info)
+      : name(info.name, info.name_len),
+        dtype(info.dtype),
+        dims(info.dims, info.n_dims),
+        rows(info.rows),
+        cols(info.cols),
+        bytes(info.bytes),
+        tiles(info.tiles) {}
+};
+
+class Source {
+ public:
+  // No tensors yet; add some.
+  Source() {
+    aq_source* made = nullptr;
+    detail::call(aq_source_new, &made);
+    handle_.reset(made);
+  }
+  static Source open(std::string_view path) {
+    aq_source* made = nullptr;
+    detail::call(aq_source_open, detail::terminated(path).c_str(), &made);
+    return Source(made);
+  }
+  // Takes the stream, whether it succeeds or not.
+  static Source from_arrow(ArrowArrayStream* stream) {
+    aq_source* made = nullptr;
+    detail::call(aq_source_from_arrow, stream, &made);
+    return Source(made);
+  }
+
+  // The values are not copied: they must outlive the source.
+  Source& add(std::string_view name, aq_dtype dtype, Span<const std::size_t> dims, const void* data,
+              std::size_t bytes) {
+    detail::call(aq_source_add_tensor, handle_.get(), detail::terminated(name).c_str(), dtype,
+                 dims.data(), dims.size(), data, bytes);
+    return *this;
+  }
+  Source& add(std::string_view name, Span<const std::size_t> dims, Span<const float> values) {
+    return add(name, AQ_DTYPE_F32, dims, values.data(), values.size_bytes());
+  }
+
+  std::size_t size() const noexcept { return aq_source_count(handle()); }
+  TensorInfo operator[](std::size_t index) const {
+    auto info = detail::sized<aq_tensor_info>();
+    detail::call(aq_source_tensor, handle(), index, &info);
+    return TensorInfo(info);
+  }
+
+  const aq_source* handle() const noexcept { return handle_.get(); }
+
+ private:
+  explicit Source(aq_source* made) : handle_(made) {}
+  detail::Handle<aq_source, aq_source_free> handle_;
+};
+
+class Plan {
+ public:
+  explicit Plan(const Source& source) : Plan(create(source.handle(), nullptr)) {}
+  Plan(const Source& source, const Config& config)
+      : Plan(create(source.handle(), config.handle())) {}
+  static Plan from_json(std::string_view json) {
+    aq_plan* made = nullptr;
+    detail::call(aq_plan_from_json, detail::terminated(json).c_str(), &made);
+    return Plan(made);
+  }
+
+  // As "keep", or "bits:8,group:64".
+  Plan& set(std::string_view tensor, std::string_view settings) {
+    detail::call(aq_plan_set, handle_.get(), detail::terminated(tensor).c_str(),
+                 detail::terminated(settings).c_str());
+    return *this;
+  }
+  std::size_t size() const noexcept { return aq_plan_count(handle()); }
+  aq_tensor_plan operator[](std::size_t index) const {
+    auto entry = detail::sized<aq_tensor_plan>();
+    detail::call(aq_plan_tensor, handle(), index, &entry);
+    return entry;
+  }
+  std::string to_json() const {
+    const char* json = nullptr;
+    detail::call(aq_plan_to_json, handle(), &json);
+    return json;
+  }
+
+  const aq_plan* handle() const noexcept { return handle_.get(); }
+
+ private:
+  explicit Plan(aq_plan* made) : handle_(made) {}
+  static aq_plan* create(const aq_source* source, const aq_config* config) {
+    aq_plan* made = nullptr;
+    detail::call(aq_plan_create, source, config, &made);
+    return made;
+  }
+  detail::Handle<aq_plan, aq_plan_free> handle_;
+};
+
+// How a run goes about it. The functions are called on the calling thread; false cancels (the call
+// throws an Error of AQ_ERROR_CANCELLED), and what they throw comes out of the call.
+struct Options {
+  std::uint32_t threads = 0;
+  std::function<bool(std::uint64_t done, std::uint64_t total)> progress = nullptr;
+  std::function<bool(aq_log_level level, std::string_view message)> log = nullptr;
+};
+
+namespace detail {
+
+// Options as C takes them, for the time of one call.
+class RunOptions {
+ public:
+  explicit RunOptions(const Options& options) : options_(options) {
+    aq_run_options_init(&c_, sizeof c_);
+    c_.threads = options.threads;
+    c_.user_data = this;
+    if (options.progress) {
+      c_.progress = [](void* self, const aq_progress* progress) {
+        auto& options = static_cast<RunOptions*>(self)->options_;
+        return guarded(self, [&] { return options.progress(progress->done, progress->total); });
+      };
+    }
+    if (options.log) {
+      c_.log = [](void* self, aq_log_level level, const char* message) {
+        auto& options = static_cast<RunOptions*>(self)->options_;
+        return guarded(self, [&] { return options.log(level, message); });
+      };
+    }
+  }
+
+  // As call, with the options' exceptions before the call's own.
+  template <class F, class... Args>
+  void call(F function, Args... args) {
+    aq_error error = AQ_ERROR_INIT;
+    const aq_status status = function(args..., &error);
+    if (thrown_) std::rethrow_exception(thrown_);
+    if (status != AQ_OK) throw Error(status, error.message);
+  }
+
+  const aq_run_options* get() const noexcept { return &c_; }
+
+ private:
+  // No exception may pass through the library.
+  template <class F>
+  static bool guarded(void* self, F function) noexcept {
+    try {
+      return function();
+    } catch (...) {
+      static_cast<RunOptions*>(self)->thrown_ = std::current_exception();
+      return false;
+    }
+  }
+
+  const Options& options_;
+  aq_run_options c_;
+  std::exception_ptr thrown_;
+};
+
+}  // namespace detail
+
+class Report {
+ public:
+  explicit Report(aq_report* made) : handle_(made) {}
+
+  std::size_t size() const noexcept { return aq_report_count(handle()); }
+  aq_tensor_report operator[](std::size_t index) const {
+    auto entry = detail::sized<aq_tensor_report>();
+    detail::call(aq_report_tensor, handle(), index, &entry);
+    return entry;
+  }
+  aq_report_total totals() const {
+    auto total = detail::sized<aq_report_total>();
+    detail::call(aq_report_totals, handle(), &total);
+    return total;
+  }
+  std::string to_json() const {
+    const char* json = nullptr;
+    detail::call(aq_report_to_json, handle(), &json);
+    return json;
+  }
+
+  const aq_report* handle() const noexcept { return handle_.get(); }
+
+ private:
+  detail::Handle<aq_report, aq_report_free> handle_;
+};
+
+inline Report quantize_file(std::string_view input, std::string_view output,
+                            const Config& config = Config(), const Options& options = {}) {
+  detail::RunOptions run(options);
+  aq_report* report = nullptr;
+  run.call(aq_quantize_file, detail::terminated(input).c_str(), detail::terminated(output).c_str(),
+           config.handle(), run.get(), &report);
+  return Report(report);
+}
+
+inline Report run_to_path(const Source& source, const Plan& plan, std::string_view output,
+                          const Options& options = {}) {
+  detail::RunOptions run(options);
+  aq_report* report = nullptr;
+  run.call(aq_run_to_path, source.handle(), plan.handle(), detail::terminated(output).c_str(),
+           run.get(), &report);
+  return Report(report);
+}
+
+// The bytes of the file.
+inline std::vector<std::byte> run_to_memory(const Source& source, const Plan& plan,
+                                            const Options& options = {}) {
+  detail::RunOptions run(options);
+  std::size_t size = 0;
+  detail::call(aq_run_size_bound, source.handle(), plan.handle(), &size);
+  std::vector<std::byte> output(size);
+  run.call(aq_run_into, source.handle(), plan.handle(), run.get(),
+           static_cast<void*>(output.data()), output.size(), &size,
+           static_cast<aq_report**>(nullptr));
+  output.resize(size);
+  return output;
+}
+
+class Verification {
+ public:
+  Verification(std::size_t failures, aq_verification* made) : failures_(failures), handle_(made) {}
+
+  // Tensors with a problem.
+  std::size_t failures() const noexcept { return failures_; }
+  std::size_t size() const noexcept { return aq_verification_count(handle_.get()); }
+  aq_tensor_check operator[](std::size_t index) const {
+    auto entry = detail::sized<aq_tensor_check>();
+    detail::call(aq_verification_tensor, handle_.get(), index, &entry);
+    return entry;
+  }
+  std::string to_json() const {
+    const char* json = nullptr;
+    detail::call(aq_verification_to_json, handle_.get(), &json);
+    return json;
+  }
+
+ private:
+  std::size_t failures_;
+  detail::Handle<aq_verification, aq_verification_free> handle_;
+};
+
+// Some rows of a tensor where they lie; lasts as long as the model.
+struct TensorView : aq_tensor_view {
+  Bytes code_bytes() const { return bytes(codes, codes_len); }
+  Bytes scale_bytes() const { return bytes(scales, scales_len); }
+  Bytes bias_bytes() const { return bytes(biases, biases_len); }
+
+ private:
+  static Bytes bytes(const void* data, std::size_t size) {
+    return {static_cast<const std::byte*>(data), size};
+  }
+};
+
+class Model {
+ public:
+  static Model open(std::string_view path) {
+    aq_model* made = nullptr;
+    detail::call(aq_model_open, detail::terminated(path).c_str(), &made);
+    return Model(made);
+  }
+  // The memory must outlive the model.
+  static Model open(Bytes file) {
+    aq_model* made = nullptr;
+    detail::call(aq_model_open_memory, static_cast<const void*>(file.data()), file.size(), &made);
+    return Model(made);
+  }
+
+  std::size_t size() const noexcept { return aq_model_count(handle()); }
+  TensorInfo operator[](std::size_t index) const {
+    auto info = detail::sized<aq_tensor_info>();
+    detail::call(aq_model_tensor, handle(), index, &info);
+    return TensorInfo(info);
+  }
+  std::size_t find(std::string_view name) const {
+    std::size_t index = 0;
+    detail::call(aq_model_find, handle(), detail::terminated(name).c_str(), &index);
+    return index;
+  }
+  TensorView view(std::size_t index, std::size_t tile = 0) const {
+    TensorView view{};
+    view.struct_size = sizeof(aq_tensor_view);
+    detail::call(aq_model_view, handle(), index, tile, static_cast<aq_tensor_view*>(&view));
+    return view;
+  }
+
+  // All rows of a tensor as f32.
+  std::vector<float> dequantize(std::size_t index) const {
+    const TensorInfo info = (*this)[index];
+    return dequantize(index, 0, info.rows);
+  }
+  std::vector<float> dequantize(std::size_t index, std::size_t row, std::size_t rows) const {
+    std::vector<float> weights(rows * (*this)[index].cols);
+    dequantize_into(index, row, rows, AQ_DTYPE_F32, weights.data(), weights.size() * sizeof(float));
+    return weights;
+  }
+  void dequantize_into(std::size_t index, std::size_t row, std::size_t rows, aq_dtype dtype,
+                       void* weights, std::size_t bytes) const {
+    detail::call(aq_model_dequantize_rows, handle(), index, row, rows, dtype, weights, bytes);
+  }
+  void dequantize_to_path(std::string_view output, aq_dtype dtype = AQ_DTYPE_DEFAULT,
+                          const Options& options = {}) const {
+    detail::RunOptions run(options);
+    run.call(aq_model_dequantize_to_path, handle(), detail::terminated(output).c_str(), dtype,
+             run.get());
+  }
+  // y of one or more vectors x, one after the other.
+  std::vector<float> matvec(std::size_t index, Span<const float> x) const {
+    const TensorInfo info = (*this)[index];
+    const std::size_t batch = info.cols ? x.size() / info.cols : 0;
+    std::vector<float> y(batch * info.rows);
+    detail::call(aq_model_matvec, handle(), index, x.data(), x.size(), batch, y.data(), y.size());
+    return y;
+  }
+
+  Verification verify(const Options& options = {}) const { return verify(nullptr, 0, options); }
+  Verification verify(const Source& original, double min_cosine = 0,
+                      const Options& options = {}) const {
+    return verify(original.handle(), min_cosine, options);
+  }
+  // Empty where there is none.
+  std::string metadata(std::string_view key) const {
+    const char* value = nullptr;
+    detail::call(aq_model_metadata, handle(), detail::terminated(key).c_str(), &value);
+    return value ? value : "";
+  }
+  // The caller releases the stream, which may outlive the model.
+  void export_arrow(ArrowArrayStream* stream) const {
+    detail::call(aq_model_export_arrow, handle(), stream);
+  }
+
+  const aq_model* handle() const noexcept { return handle_.get(); }
+
+ private:
+  explicit Model(aq_model* made) : handle_(made) {}
+  Verification verify(const aq_source* original, double min_cosine, const Options& options) const {
+    detail::RunOptions run(options);
+    std::size_t failures = 0;
+    aq_verification* made = nullptr;
+    run.call(aq_model_verify, handle(), original, min_cosine, run.get(), &failures, &made);
+    return {failures, made};
+  }
+  detail::Handle<aq_model, aq_model_free> handle_;
+};
+
+// ---- kernels over the caller's memory ----
+
+// A recipe with symmetric scales in f16 by least squares; change the fields as needed.
+inline aq_recipe recipe(aq_format format, std::uint32_t group_size = 128) {
+  auto made = detail::sized<aq_recipe>();
+  made.format = format;
+  made.group_size = group_size;
+  return made;
+}
+
+struct Planes {
+  std::vector<std::byte> codes, scales, biases;
+};
+
+// `weights` holds rows * cols values of `dtype`.
+inline Planes quantize_rows(const aq_recipe& recipe, const void* weights, std::size_t bytes,
+                            aq_dtype dtype, std::size_t rows, std::size_t cols,
+                            aq_quality* quality = nullptr) {
+  std::size_t codes = 0, scales = 0, biases = 0;
+  detail::call(aq_plane_sizes, &recipe, rows, cols, &codes, &scales, &biases);
+  Planes planes{std::vector<std::byte>(codes), std::vector<std::byte>(scales),
+                std::vector<std::byte>(biases)};
+  if (quality) quality->struct_size = sizeof *quality;
+  detail::call(aq_quantize_rows, &recipe, weights, bytes, dtype, rows, cols,
+               static_cast<const float*>(nullptr), static_cast<void*>(planes.codes.data()), codes,
+               static_cast<void*>(planes.scales.data()), scales,
+               static_cast<void*>(planes.biases.data()), biases, quality);
+  return planes;
+}
+inline Planes quantize_rows(const aq_recipe& recipe, Span<const float> weights, std::size_t rows,
+                            std::size_t cols, aq_quality* quality = nullptr) {
+  return quantize_rows(recipe, weights.data(), weights.size_bytes(), AQ_DTYPE_F32, rows, cols,
+                       quality);
+}
+
+inline std::vector<float> dequantize_rows(const aq_recipe& recipe, Bytes codes, Bytes scales,
+                                          Bytes biases, std::size_t rows, std::size_t cols) {
+  std::vector<float> weights(rows * cols);
+  detail::call(aq_dequantize_rows, &recipe, static_cast<const void*>(codes.data()), codes.size(),
+               static_cast<const void*>(scales.data()), scales.size(),
+               static_cast<const void*>(biases.data()), biases.size(), rows, cols, AQ_DTYPE_F32,
+               static_cast<void*>(weights.data()), weights.size() * sizeof(float));
+  return weights;
+}
+
+}  // namespace arrowquant
+
+#endif

@@ -1,0 +1,939 @@
+/* What the header promises, held against a library: every call with wrong arguments, structs of
+ * other sizes, many threads, cancelled runs, a failure inside. Prints what it checked.
+ *
+ * Usage: contract FOLDER (empty, is written into)
+ */
+#include <dirent.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "arrowquant.h"
+
+static int checks = 0;
+
+static void fail(int line, const char *what, const aq_error *err) {
+  fprintf(stderr, "contract.c:%d: %s (code %d, \"%s\")\n", line, what, (int)err->code, err->message);
+  exit(1);
+}
+
+/* A call must succeed, and say so. */
+#define OK(call)                                                                   \
+  do {                                                                             \
+    aq_error err = {sizeof err, 77, "left over"};                                  \
+    aq_status status = call;                                                       \
+    if (status != AQ_OK || err.code != AQ_OK || err.message[0])                    \
+      fail(__LINE__, #call, &err);                                                 \
+    checks++;                                                                      \
+  } while (0)
+
+/* A call must fail with this code, whose message says this, and also without an aq_error. */
+#define REFUSED_AS(expected, text, call)                                           \
+  do {                                                                             \
+    aq_error refusal = AQ_ERROR_INIT, *err = &refusal;                             \
+    aq_status status = call;                                                       \
+    if (status != (expected) || refusal.code != status || !strstr(refusal.message, text)) \
+      fail(__LINE__, #call, &refusal);                                             \
+    err = NULL;                                                                    \
+    if (call != status) fail(__LINE__, #call " without an error", &refusal);       \
+    checks++;                                                                      \
+  } while (0)
+
+#define REFUSED(text, call) REFUSED_AS(AQ_ERROR_ARGUMENT, text, call)
+
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    aq_error none = AQ_ERROR_INIT;                                                 \
+    if (!(condition)) fail(__LINE__, #condition, &none);                           \
+    checks++;                                                                      \
+  } while (0)
+
+static const char *const BAD_UTF8 = "caf\xe9.parquet";
+
+static char input[4200], folder[4200], output[4300], scratch[4300];
+
+/* A safetensors file of eight blocks, each of a matrix and a bias. */
+static void write_input(void) {
+  enum { BLOCKS = 8, ROWS = 40, COLS = 96 };
+  char header[4096] = "{";
+  size_t end = 0;
+  for (int block = 0; block < BLOCKS; block++) {
+    for (int bias = 0; bias < 2; bias++) {
+      size_t start = end, len = strlen(header);
+      end += (bias ? ROWS : ROWS * COLS) * sizeof(float);
+      snprintf(header + len, sizeof header - len,
+               "%s\"blocks.%d.attn.%s\":{\"dtype\":\"F32\",\"shape\":[%s],"
+               "\"data_offsets\":[%zu,%zu]}",
+               len > 1 ? "," : "", block, bias ? "bias" : "weight", bias ? "40" : "40,96", start, end);
+    }
+  }
+  strcat(header, "}");
+  uint64_t len = strlen(header);
+  FILE *file = fopen(input, "wb");
+  CHECK(file && fwrite(&len, 8, 1, file) && fwrite(header, len, 1, file));
+  for (size_t i = 0; i < end / sizeof(float); i++) {
+    float value = sinf((float)i) * sinf((float)(i * i % 1000));
+    fwrite(&value, sizeof value, 1, file);
+  }
+  CHECK(fclose(file) == 0);
+}
+
+/* Names in the folder. */
+static int count_files(void) {
+  DIR *dir = opendir(folder);
+  int count = 0;
+  for (struct dirent *entry; dir && (entry = readdir(dir));)
+    count += strcmp(entry->d_name, ".") && strcmp(entry->d_name, "..");
+  closedir(dir);
+  return count;
+}
+
+/* ---- configurations ---- */
+
+static void configs(void) {
+  aq_config *config = NULL;
+  const char *value = NULL;
+  REFUSED("config is NULL", aq_config_new(NULL, NULL, err));
+  REFUSED("not UTF-8 from byte 3", aq_config_new(BAD_UTF8, &config, err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "deployment_profile", aq_config_new("moon", &config, err));
+  CHECK(config == NULL); /* outputs are written only on success */
+  OK(aq_config_new("edge", &config, &err));
+  OK(aq_config_get(config, "bit_width", &value, &err));
+  CHECK(!strcmp(value, "2"));
+  OK(aq_config_set(config, "bit_width", "4", &err));
+  OK(aq_config_get(config, "bit_width", &value, &err));
+  CHECK(!strcmp(value, "4"));
+
+  REFUSED("aq_config is NULL", aq_config_set(NULL, "bit_width", "4", err));
+  REFUSED("key is NULL", aq_config_set(config, NULL, "4", err));
+  REFUSED("value is NULL", aq_config_set(config, "bit_width", NULL, err));
+  REFUSED("key is not UTF-8", aq_config_set(config, BAD_UTF8, "4", err));
+  REFUSED("value is not UTF-8", aq_config_set(config, "bit_width", BAD_UTF8, err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "'5'", aq_config_set(config, "bit_width", "5", err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "bits", aq_config_set(config, "bits", "4", err));
+  REFUSED("aq_config is NULL", aq_config_get(NULL, "bit_width", &value, err));
+  REFUSED("key is NULL", aq_config_get(config, NULL, &value, err));
+  REFUSED("value is NULL", aq_config_get(config, "bit_width", NULL, err));
+  REFUSED("key is not UTF-8", aq_config_get(config, BAD_UTF8, &value, err));
+  REFUSED("aq_config is NULL", aq_config_merge_yaml(NULL, "", err));
+  REFUSED("yaml is NULL", aq_config_merge_yaml(config, NULL, err));
+  REFUSED("yaml is not UTF-8", aq_config_merge_yaml(config, BAD_UTF8, err));
+  REFUSED("aq_config is NULL", aq_config_merge_yaml_file(NULL, "x.yaml", err));
+  REFUSED("path is NULL", aq_config_merge_yaml_file(config, NULL, err));
+  REFUSED("path is not UTF-8", aq_config_merge_yaml_file(config, BAD_UTF8, err));
+  REFUSED_AS(AQ_ERROR_IO, "/nowhere/x.yaml",
+             aq_config_merge_yaml_file(config, "/nowhere/x.yaml", err));
+  REFUSED("aq_config is NULL", aq_config_merge_env(NULL, err));
+  REFUSED("aq_config is NULL", aq_config_to_yaml(NULL, &value, err));
+  REFUSED("yaml is NULL", aq_config_to_yaml(config, NULL, err));
+
+  /* A document is taken in whole or not at all. */
+  REFUSED_AS(AQ_ERROR_CONFIG, "scheme",
+             aq_config_merge_yaml(config, "group_size: 64\nscheme: round\n", err));
+  OK(aq_config_get(config, "group_size", &value, &err));
+  CHECK(!strcmp(value, "256"));
+
+  OK(aq_config_merge_yaml(config, "group_size: 64\nrules: ['*.bias=keep']\n", &err));
+  OK(aq_config_to_yaml(config, &value, &err));
+  aq_config *copy = NULL;
+  OK(aq_config_new(NULL, &copy, &err));
+  OK(aq_config_merge_yaml(copy, value, &err));
+  OK(aq_config_get(copy, "rules", &value, &err));
+  CHECK(!strcmp(value, "*.bias=keep"));
+  OK(aq_config_get(copy, "group_size", &value, &err));
+  CHECK(!strcmp(value, "64"));
+  aq_config_free(copy);
+
+  /* Freed once: the second time is refused, and so is what is no config at all. */
+  aq_config_free(config);
+  aq_config_free(config);
+  aq_config_free(NULL);
+  REFUSED("freed already", aq_config_set(config, "bit_width", "4", err));
+}
+
+/* ---- sources and plans ---- */
+
+static aq_source *open_source(void) {
+  aq_source *source = NULL;
+  OK(aq_source_open(input, &source, &err));
+  return source;
+}
+
+static aq_plan *plan_for(const aq_source *source) {
+  aq_plan *plan = NULL;
+  OK(aq_plan_create(source, NULL, &plan, &err));
+  return plan;
+}
+
+static void sources(void) {
+  aq_source *source = NULL;
+  aq_tensor_info info = {.struct_size = sizeof info};
+  static const float values[6] = {1, 2, 3, 4, 5, 6};
+  const size_t dims[2] = {2, 3};
+  REFUSED("path is NULL", aq_source_open(NULL, &source, err));
+  REFUSED("source is NULL", aq_source_open(input, NULL, err));
+  REFUSED("path is not UTF-8", aq_source_open(BAD_UTF8, &source, err));
+  REFUSED_AS(AQ_ERROR_IO, "/nowhere.safetensors",
+             aq_source_open("/nowhere.safetensors", &source, err));
+  REFUSED("source is NULL", aq_source_new(NULL, err));
+  CHECK(source == NULL);
+
+  source = open_source();
+  size_t count = aq_source_count(source);
+  CHECK(count > 10);
+  CHECK(aq_source_count(NULL) == 0);
+  REFUSED("opened file", aq_source_add_tensor(source, "w", AQ_DTYPE_F32, dims, 2, values, 24, err));
+  REFUSED("aq_source is NULL", aq_source_tensor(NULL, 0, &info, err));
+  REFUSED("info.struct_size is NULL", aq_source_tensor(source, 0, NULL, err));
+  REFUSED("there is no tensor", aq_source_tensor(source, count, &info, err));
+  REFUSED("there is no tensor", aq_source_tensor(source, SIZE_MAX, &info, err));
+  for (size_t i = 0; i < count; i++) {
+    OK(aq_source_tensor(source, i, &info, &err));
+    CHECK(strlen(info.name) == info.name_len && info.tiles == 0);
+    size_t elements = 1;
+    for (size_t d = 0; d < info.n_dims; d++) elements *= info.dims[d];
+    CHECK(elements == info.rows * info.cols);
+  }
+
+  /* A handle of another kind is refused, not taken for one. */
+  REFUSED("not an aq_plan", aq_plan_set((aq_plan *)(void *)source, "w", "keep", err));
+  aq_config_free((aq_config *)(void *)source);
+  OK(aq_source_tensor(source, 0, &info, &err));
+  aq_source_free(source);
+  aq_source_free(source);
+  REFUSED("freed already", aq_source_tensor(source, 0, &info, err));
+
+  OK(aq_source_new(&source, &err));
+  REFUSED("aq_source is NULL", aq_source_add_tensor(NULL, "w", AQ_DTYPE_F32, dims, 2, values, 24, err));
+  REFUSED("name is NULL", aq_source_add_tensor(source, NULL, AQ_DTYPE_F32, dims, 2, values, 24, err));
+  REFUSED("name is not UTF-8",
+          aq_source_add_tensor(source, BAD_UTF8, AQ_DTYPE_F32, dims, 2, values, 24, err));
+  REFUSED("dims is NULL", aq_source_add_tensor(source, "w", AQ_DTYPE_F32, NULL, 2, values, 24, err));
+  REFUSED("data is NULL", aq_source_add_tensor(source, "w", AQ_DTYPE_F32, dims, 2, NULL, 24, err));
+  REFUSED("dtype is 0", aq_source_add_tensor(source, "w", 0, dims, 2, values, 24, err));
+  REFUSED("dtype is 23", aq_source_add_tensor(source, "w", 23, dims, 2, values, 24, err));
+  REFUSED("any memory",
+          aq_source_add_tensor(source, "w", AQ_DTYPE_F32, dims, 2, values, SIZE_MAX, err));
+  REFUSED_AS(AQ_ERROR_TENSOR, "'w': 23 bytes",
+             aq_source_add_tensor(source, "w", AQ_DTYPE_F32, dims, 2, values, 23, err));
+  const size_t huge[2] = {SIZE_MAX, 2};
+  REFUSED_AS(AQ_ERROR_TENSOR, "too large",
+             aq_source_add_tensor(source, "w", AQ_DTYPE_F32, huge, 2, values, 24, err));
+  OK(aq_source_add_tensor(source, "w", AQ_DTYPE_F32, dims, 2, values, 24, &err));
+  REFUSED_AS(AQ_ERROR_TENSOR, "added twice",
+             aq_source_add_tensor(source, "w", AQ_DTYPE_F32, dims, 2, values, 24, err));
+  OK(aq_source_add_tensor(source, "scalar", AQ_DTYPE_F32, NULL, 0, values, 4, &err));
+  CHECK(aq_source_count(source) == 2);
+  aq_source_free(source);
+
+  REFUSED("stream is NULL", aq_source_from_arrow(NULL, &source, err));
+  struct ArrowArrayStream released;
+  memset(&released, 0, sizeof released);
+  REFUSED("released already", aq_source_from_arrow(&released, &source, err));
+}
+
+static void plans(void) {
+  aq_source *source = open_source();
+  aq_config *config = NULL;
+  aq_plan *plan = NULL, *copy = NULL;
+  aq_tensor_plan entry = {.struct_size = sizeof entry};
+  const char *json = NULL;
+  OK(aq_config_new(NULL, &config, &err));
+  REFUSED("aq_source is NULL", aq_plan_create(NULL, config, &plan, err));
+  REFUSED("plan is NULL", aq_plan_create(source, config, NULL, err));
+  REFUSED("not an aq_config", aq_plan_create(source, (aq_config *)(void *)source, &plan, err));
+  OK(aq_plan_create(source, config, &plan, &err));
+  aq_config_free(config);
+  size_t count = aq_plan_count(plan);
+  CHECK(count == aq_source_count(source));
+  CHECK(aq_plan_count(NULL) == 0);
+  REFUSED("aq_plan is NULL", aq_plan_tensor(NULL, 0, &entry, err));
+  REFUSED("entry.struct_size is NULL", aq_plan_tensor(plan, 0, NULL, err));
+  REFUSED("there is no tensor", aq_plan_tensor(plan, count, &entry, err));
+  REFUSED("aq_plan is NULL", aq_plan_set(NULL, "w", "keep", err));
+  REFUSED("tensor is NULL", aq_plan_set(plan, NULL, "keep", err));
+  REFUSED("settings is NULL", aq_plan_set(plan, "w", NULL, err));
+  REFUSED("tensor is not UTF-8", aq_plan_set(plan, BAD_UTF8, "keep", err));
+  REFUSED("settings is not UTF-8", aq_plan_set(plan, "w", BAD_UTF8, err));
+  REFUSED_AS(AQ_ERROR_PLAN, "no tensor 'w'", aq_plan_set(plan, "w", "keep", err));
+  REFUSED("aq_plan is NULL", aq_plan_to_json(NULL, &json, err));
+  REFUSED("json is NULL", aq_plan_to_json(plan, NULL, err));
+  REFUSED("json is NULL", aq_plan_from_json(NULL, &copy, err));
+  REFUSED("plan is NULL", aq_plan_from_json("{}", NULL, err));
+  REFUSED("json is not UTF-8", aq_plan_from_json(BAD_UTF8, &copy, err));
+  REFUSED_AS(AQ_ERROR_PLAN, "plan", aq_plan_from_json("{}", &copy, err));
+
+  /* What is set is what the copy has. */
+  size_t target = count;
+  for (size_t i = 0; i < count && target == count; i++) {
+    OK(aq_plan_tensor(plan, i, &entry, &err));
+    if (entry.format == AQ_FORMAT_INT4) target = i;
+  }
+  CHECK(target < count);
+  char name[512];
+  snprintf(name, sizeof name, "%s", entry.name);
+  REFUSED_AS(AQ_ERROR_CONFIG, name, aq_plan_set(plan, name, "bits:3", err));
+  OK(aq_plan_set(plan, name, "bits:8,group:64,scheme:affine", &err));
+  OK(aq_plan_to_json(plan, &json, &err));
+  OK(aq_plan_from_json(json, &copy, &err));
+  OK(aq_plan_tensor(copy, target, &entry, &err));
+  CHECK(entry.format == AQ_FORMAT_INT8 && entry.group_size == 64);
+  CHECK(entry.scheme == AQ_SCHEME_AFFINE && !strcmp(entry.name, name));
+  aq_plan_free(copy);
+  aq_plan_free(plan);
+  aq_plan_free(plan);
+  aq_plan_free(NULL);
+  aq_source_free(source);
+}
+
+/* ---- runs ---- */
+
+struct steps {
+  int calls, stop_at, logged;
+  pthread_t thread;
+};
+
+static bool tell(void *user_data, const aq_progress *progress) {
+  struct steps *steps = user_data;
+  steps->calls++;
+  if (!pthread_equal(steps->thread, pthread_self()) || progress->done > progress->total) abort();
+  return steps->calls != steps->stop_at;
+}
+
+static bool hear(void *user_data, aq_log_level level, const char *message) {
+  struct steps *steps = user_data;
+  if (!pthread_equal(steps->thread, pthread_self()) || !*message || level < AQ_LOG_INFO) abort();
+  steps->logged++;
+  steps->calls++;
+  return steps->calls != steps->stop_at;
+}
+
+static void runs(void) {
+  aq_source *source = open_source();
+  aq_plan *plan = plan_for(source);
+  aq_report *report = NULL;
+  size_t size = 0, written = 0;
+  REFUSED("input is NULL", aq_quantize_file(NULL, output, NULL, NULL, NULL, err));
+  REFUSED("output is NULL", aq_quantize_file(input, NULL, NULL, NULL, NULL, err));
+  REFUSED("input is not UTF-8", aq_quantize_file(BAD_UTF8, output, NULL, NULL, NULL, err));
+  REFUSED("output is not UTF-8", aq_quantize_file(input, BAD_UTF8, NULL, NULL, NULL, err));
+  REFUSED_AS(AQ_ERROR_IO, "/nowhere", aq_quantize_file("/nowhere", output, NULL, NULL, NULL, err));
+  REFUSED_AS(AQ_ERROR_FILE, "no folder",
+             aq_quantize_file(input, "/nowhere/x.parquet", NULL, NULL, NULL, err));
+  REFUSED("aq_source is NULL", aq_run_to_path(NULL, plan, output, NULL, NULL, err));
+  REFUSED("aq_plan is NULL", aq_run_to_path(source, NULL, output, NULL, NULL, err));
+  REFUSED("output is NULL", aq_run_to_path(source, plan, NULL, NULL, NULL, err));
+  REFUSED("output is not UTF-8", aq_run_to_path(source, plan, BAD_UTF8, NULL, NULL, err));
+  REFUSED("aq_source is NULL", aq_run_size_bound(NULL, plan, &size, err));
+  REFUSED("aq_plan is NULL", aq_run_size_bound(source, NULL, &size, err));
+  REFUSED("size is NULL", aq_run_size_bound(source, plan, NULL, err));
+  OK(aq_run_size_bound(source, plan, &size, &err));
+  char *memory = malloc(size);
+  REFUSED("aq_source is NULL",
+          aq_run_into(NULL, plan, NULL, memory, size, &written, NULL, err));
+  REFUSED("aq_plan is NULL", aq_run_into(source, NULL, NULL, memory, size, &written, NULL, err));
+  REFUSED("output is NULL", aq_run_into(source, plan, NULL, NULL, size, &written, NULL, err));
+  REFUSED("written is NULL", aq_run_into(source, plan, NULL, memory, size, NULL, NULL, err));
+  CHECK(written == 0 && count_files() == 0);
+
+  /* Memory of another size than what was asked for. */
+  REFUSED_AS(AQ_ERROR_IO, "too small",
+             aq_run_into(source, plan, NULL, memory, 1000, &written, NULL, err));
+  REFUSED_AS(AQ_ERROR_IO, "too small", aq_run_into(source, plan, NULL, NULL, 0, &written, NULL, err));
+  OK(aq_run_into(source, plan, NULL, memory, size, &written, &report, &err));
+  CHECK(written > 8 * 40 * 96 / 2 && written <= size);
+  aq_report_total total = {.struct_size = sizeof total};
+  OK(aq_report_totals(report, &total, &err));
+  CHECK(total.output_bytes == written && total.cosine > 0.99 && total.sqnr_db > 20);
+  aq_report_free(report);
+
+  /* A file made of the same plan holds the same bytes. */
+  OK(aq_run_to_path(source, plan, output, NULL, NULL, &err));
+  FILE *file = fopen(output, "rb");
+  char *bytes = malloc(written + 1);
+  CHECK(file && fread(bytes, 1, written + 1, file) == written);
+  CHECK(!memcmp(bytes, memory, written));
+  fclose(file);
+  free(bytes);
+
+  /* Cancelled at every step, on one thread and on several: nothing new in the folder, and what
+   * was there is as it was. A rule that matches nothing gives the log something to say. */
+  aq_config *config = NULL;
+  OK(aq_config_new(NULL, &config, &err));
+  OK(aq_config_set(config, "rules", "no.such.tensor=keep", &err));
+  for (uint32_t threads = 1; threads <= 3; threads += 2) {
+    struct steps steps = {0, 0, 0, pthread_self()};
+    aq_run_options options;
+    aq_run_options_init(&options, sizeof options);
+    options.threads = threads;
+    options.progress = tell;
+    options.log = hear;
+    options.user_data = &steps;
+    OK(aq_quantize_file(input, output, config, &options, NULL, &err));
+    CHECK(steps.calls > 2 && steps.logged == 1);
+    int last = threads == 1 ? steps.calls : 2;
+    for (int step = 1; step <= last; step++) {
+      steps = (struct steps){0, step, 0, pthread_self()};
+      aq_error err = AQ_ERROR_INIT;
+      aq_status status = aq_quantize_file(input, scratch, config, &options, &report, &err);
+      if (status != AQ_ERROR_CANCELLED || strcmp(err.message, "cancelled"))
+        fail(__LINE__, "cancel", &err);
+      CHECK(steps.calls == step && count_files() == 1);
+    }
+    options.threads = 5000;
+    REFUSED_AS(AQ_ERROR_CONFIG, "5000",
+               aq_quantize_file(input, scratch, config, &options, NULL, err));
+  }
+  aq_config_free(config);
+  free(memory);
+  aq_plan_free(plan);
+  aq_source_free(source);
+}
+
+static void reports(void) {
+  aq_report *report = NULL;
+  aq_tensor_report entry = {.struct_size = sizeof entry};
+  aq_report_total total = {.struct_size = sizeof total};
+  const char *json = NULL;
+  OK(aq_quantize_file(input, output, NULL, NULL, &report, &err));
+  size_t count = aq_report_count(report);
+  CHECK(count > 10 && aq_report_count(NULL) == 0);
+  REFUSED("aq_report is NULL", aq_report_tensor(NULL, 0, &entry, err));
+  REFUSED("entry.struct_size is NULL", aq_report_tensor(report, 0, NULL, err));
+  REFUSED("there is no tensor", aq_report_tensor(report, count, &entry, err));
+  REFUSED("aq_report is NULL", aq_report_totals(NULL, &total, err));
+  REFUSED("total.struct_size is NULL", aq_report_totals(report, NULL, err));
+  REFUSED("aq_report is NULL", aq_report_to_json(NULL, &json, err));
+  REFUSED("json is NULL", aq_report_to_json(report, NULL, err));
+  OK(aq_report_totals(report, &total, &err));
+  size_t quantized = 0, bytes = 0;
+  for (size_t i = 0; i < count; i++) {
+    OK(aq_report_tensor(report, i, &entry, &err));
+    CHECK(isnan(entry.cosine) == (entry.format == AQ_FORMAT_RAW));
+    quantized += entry.format != AQ_FORMAT_RAW;
+    bytes += entry.format != AQ_FORMAT_RAW ? entry.bytes : 0;
+  }
+  CHECK(quantized == total.quantized && bytes == total.bytes);
+  OK(aq_report_to_json(report, &json, &err));
+  CHECK(json[0] == '{' && strstr(json, "\"cosine\""));
+  aq_report_free(report);
+  aq_report_free(report);
+  aq_report_free(NULL);
+}
+
+/* ---- models ---- */
+
+static void models(void) {
+  aq_model *model = NULL;
+  size_t index = 0, failures = 99;
+  aq_tensor_info info = {.struct_size = sizeof info};
+  aq_tensor_view view = {.struct_size = sizeof view};
+  const char *value = NULL;
+  REFUSED("path is NULL", aq_model_open(NULL, &model, err));
+  REFUSED("model is NULL", aq_model_open(output, NULL, err));
+  REFUSED("path is not UTF-8", aq_model_open(BAD_UTF8, &model, err));
+  REFUSED_AS(AQ_ERROR_FILE, "not a Parquet file", aq_model_open(input, &model, err));
+  REFUSED("data is NULL", aq_model_open_memory(NULL, 100, &model, err));
+  REFUSED("model is NULL", aq_model_open_memory("PAR1", 4, NULL, err));
+  REFUSED_AS(AQ_ERROR_FILE, "too short", aq_model_open_memory("PAR1", 4, &model, err));
+  REFUSED_AS(AQ_ERROR_FILE, "too short", aq_model_open_memory(NULL, 0, &model, err));
+  OK(aq_model_open(output, &model, &err));
+  size_t count = aq_model_count(model);
+  CHECK(count > 10 && aq_model_count(NULL) == 0);
+  REFUSED("aq_model is NULL", aq_model_tensor(NULL, 0, &info, err));
+  REFUSED("info.struct_size is NULL", aq_model_tensor(model, 0, NULL, err));
+  REFUSED("there is no tensor", aq_model_tensor(model, count, &info, err));
+  REFUSED("aq_model is NULL", aq_model_find(NULL, "x", &index, err));
+  REFUSED("name is NULL", aq_model_find(model, NULL, &index, err));
+  REFUSED("index is NULL", aq_model_find(model, "x", NULL, err));
+  REFUSED("name is not UTF-8", aq_model_find(model, BAD_UTF8, &index, err));
+  REFUSED_AS(AQ_ERROR_TENSOR, "'x': there is no such", aq_model_find(model, "x", &index, err));
+  REFUSED("aq_model is NULL", aq_model_view(NULL, 0, 0, &view, err));
+  REFUSED("view.struct_size is NULL", aq_model_view(model, 0, 0, NULL, err));
+  REFUSED("there is no tensor", aq_model_view(model, count, 0, &view, err));
+  REFUSED("there is no tile 1", aq_model_view(model, 0, 1, &view, err));
+  REFUSED("aq_model is NULL", aq_model_metadata(NULL, "arrowquant.config", &value, err));
+  REFUSED("key is NULL", aq_model_metadata(model, NULL, &value, err));
+  REFUSED("value is NULL", aq_model_metadata(model, "arrowquant.config", NULL, err));
+  REFUSED("key is not UTF-8", aq_model_metadata(model, BAD_UTF8, &value, err));
+  OK(aq_model_metadata(model, "arrowquant.format_version", &value, &err));
+  CHECK(!strcmp(value, "2"));
+  OK(aq_model_metadata(model, "no such key", &value, &err));
+  CHECK(value == NULL);
+
+  /* The first quantized tensor, as a view and decoded by both ways. */
+  for (index = 0; index < count; index++) {
+    OK(aq_model_view(model, index, 0, &view, &err));
+    if (view.format != AQ_FORMAT_RAW) break;
+  }
+  OK(aq_model_tensor(model, index, &info, &err));
+  size_t found = count;
+  OK(aq_model_find(model, info.name, &found, &err));
+  CHECK(found == index && view.rows == info.rows && view.cols == info.cols && info.tiles == 1);
+  size_t len = info.rows * info.cols * sizeof(float);
+  float *a = malloc(len), *b = malloc(len);
+  OK(aq_model_dequantize_rows(model, index, 0, info.rows, AQ_DTYPE_F32, a, len, &err));
+  aq_recipe recipe = {.struct_size = sizeof recipe,
+                      .format = view.format,
+                      .group_size = view.group_size,
+                      .scheme = view.scheme,
+                      .scale_dtype = view.scale_dtype};
+  OK(aq_dequantize_rows(&recipe, view.codes, view.codes_len, view.scales, view.scales_len,
+                        view.biases, view.biases_len, view.rows, view.cols, AQ_DTYPE_F32, b, len,
+                        &err));
+  CHECK(!memcmp(a, b, len));
+  CHECK(view.codes_stride * view.rows == view.codes_len);
+
+  REFUSED("aq_model is NULL",
+          aq_model_dequantize_rows(NULL, index, 0, 1, AQ_DTYPE_F32, a, info.cols * 4, err));
+  REFUSED("weights is NULL",
+          aq_model_dequantize_rows(model, index, 0, 1, AQ_DTYPE_F32, NULL, info.cols * 4, err));
+  REFUSED("weights is",
+          aq_model_dequantize_rows(model, index, 0, 1, AQ_DTYPE_F32, a, info.cols * 4 - 1, err));
+  REFUSED("weights is",
+          aq_model_dequantize_rows(model, index, 0, 1, AQ_DTYPE_F32, a, info.cols * 4 + 1, err));
+  REFUSED("are not in its",
+          aq_model_dequantize_rows(model, index, info.rows, 1, AQ_DTYPE_F32, a, len, err));
+  REFUSED("are not in its",
+          aq_model_dequantize_rows(model, index, 1, SIZE_MAX, AQ_DTYPE_F32, a, len, err));
+  REFUSED("dtype is 4", aq_model_dequantize_rows(model, index, 0, 1, AQ_DTYPE_F64, a, len, err));
+  REFUSED("there is no tensor",
+          aq_model_dequantize_rows(model, count, 0, 1, AQ_DTYPE_F32, a, len, err));
+
+  /* x = 1 gives the sums of the rows. */
+  float *x = malloc(2 * info.cols * sizeof *x), *y = malloc(2 * info.rows * sizeof *y);
+  for (size_t i = 0; i < 2 * info.cols; i++) x[i] = i < info.cols ? 1 : 2;
+  OK(aq_model_matvec(model, index, x, 2 * info.cols, 2, y, 2 * info.rows, &err));
+  for (size_t r = 0; r < info.rows; r++) {
+    double sum = 0, magnitude = 0;
+    for (size_t c = 0; c < info.cols; c++) {
+      sum += a[r * info.cols + c];
+      magnitude += fabs(a[r * info.cols + c]);
+    }
+    CHECK(fabs(y[r] - sum) <= magnitude / 131072);
+    CHECK(fabs(y[info.rows + r] - 2 * sum) <= 2 * magnitude / 131072);
+  }
+  REFUSED("aq_model is NULL", aq_model_matvec(NULL, index, x, info.cols, 1, y, info.rows, err));
+  REFUSED("x is NULL", aq_model_matvec(model, index, NULL, info.cols, 1, y, info.rows, err));
+  REFUSED("y is NULL", aq_model_matvec(model, index, x, info.cols, 1, NULL, info.rows, err));
+  REFUSED("x is", aq_model_matvec(model, index, x, info.cols - 1, 1, y, info.rows, err));
+  REFUSED("y is", aq_model_matvec(model, index, x, info.cols, 1, y, info.rows + 1, err));
+  REFUSED("x is", aq_model_matvec(model, index, x, info.cols, 2, y, info.rows, err));
+  REFUSED("x is not aligned",
+          aq_model_matvec(model, index, (float *)(void *)((char *)x + 1), info.cols, 1, y, info.rows, err));
+
+  /* Files back from a model. */
+  REFUSED("aq_model is NULL", aq_model_dequantize_to_path(NULL, scratch, 0, NULL, err));
+  REFUSED("output is NULL", aq_model_dequantize_to_path(model, NULL, 0, NULL, err));
+  REFUSED("output is not UTF-8", aq_model_dequantize_to_path(model, BAD_UTF8, 0, NULL, err));
+  REFUSED("dtype is 99", aq_model_dequantize_to_path(model, scratch, 99, NULL, err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "does not end in .safetensors",
+             aq_model_dequantize_to_path(model, scratch, 0, NULL, err));
+
+  /* Verification. */
+  aq_source *source = open_source();
+  aq_verification *verification = NULL;
+  aq_tensor_check check = {.struct_size = sizeof check};
+  REFUSED("aq_model is NULL", aq_model_verify(NULL, NULL, 0, NULL, &failures, NULL, err));
+  REFUSED("failures is NULL", aq_model_verify(model, NULL, 0, NULL, NULL, NULL, err));
+  OK(aq_model_verify(model, source, 0.9, NULL, &failures, &verification, &err));
+  CHECK(failures == 0 && aq_verification_count(verification) == count);
+  CHECK(aq_verification_count(NULL) == 0);
+  REFUSED("aq_verification is NULL", aq_verification_tensor(NULL, 0, &check, err));
+  REFUSED("entry.struct_size is NULL", aq_verification_tensor(verification, 0, NULL, err));
+  REFUSED("there is no tensor", aq_verification_tensor(verification, count, &check, err));
+  OK(aq_verification_tensor(verification, index, &check, &err));
+  CHECK(check.problem == NULL && check.cosine > 0.9);
+  REFUSED("aq_verification is NULL", aq_verification_to_json(NULL, &value, err));
+  REFUSED("json is NULL", aq_verification_to_json(verification, NULL, err));
+  OK(aq_verification_to_json(verification, &value, &err));
+  CHECK(value[0] == '{');
+  aq_verification_free(verification);
+  aq_verification_free(verification);
+  OK(aq_model_verify(model, source, 0.99999, NULL, &failures, NULL, &err));
+  CHECK(failures > 0);
+  aq_source_free(source);
+
+  /* A stream outlives its model. */
+  struct ArrowArrayStream stream;
+  REFUSED("aq_model is NULL", aq_model_export_arrow(NULL, &stream, err));
+  REFUSED("stream is NULL", aq_model_export_arrow(model, NULL, err));
+  OK(aq_model_export_arrow(model, &stream, &err));
+  aq_model_free(model);
+  aq_model_free(model);
+  aq_model_free(NULL);
+  struct ArrowSchema schema;
+  CHECK(stream.get_schema(&stream, &schema) == 0 && schema.n_children == 20);
+  schema.release(&schema);
+  size_t batches = 0;
+  for (;;) {
+    struct ArrowArray batch;
+    CHECK(stream.get_next(&stream, &batch) == 0);
+    if (!batch.release) break;
+    CHECK(batch.length == 1 && batch.n_children == 20);
+    batch.release(&batch);
+    batches++;
+  }
+  CHECK(batches >= count);
+
+  /* What is exported holds no weights to quantize: refused, and released all the same. */
+  aq_source *refused = NULL;
+  stream.release(&stream);
+  CHECK(stream.release == NULL);
+  OK(aq_model_open(output, &model, &err));
+  OK(aq_model_export_arrow(model, &stream, &err));
+  aq_error refusal = AQ_ERROR_INIT;
+  CHECK(aq_source_from_arrow(&stream, &refused, &refusal) == AQ_ERROR_FILE);
+  CHECK(strstr(refusal.message, "no column 'data'") && stream.release == NULL && refused == NULL);
+  aq_model_free(model);
+  free(a), free(b), free(x), free(y);
+}
+
+/* ---- kernels ---- */
+
+enum { ROWS = 3, COLS = 70 };
+
+static void kernels(void) {
+  float weights[ROWS * COLS], decoded[ROWS * COLS], y[ROWS], x[COLS] = {0};
+  unsigned char codes[ROWS * COLS], scales[ROWS * 5 * 4], biases[ROWS * 5 * 4];
+  for (int i = 0; i < ROWS * COLS; i++) weights[i] = sinf((float)i);
+  size_t c = 0, s = 0, b = 0;
+  aq_recipe recipe = {.struct_size = sizeof recipe,
+                      .format = AQ_FORMAT_INT4,
+                      .group_size = 16,
+                      .scheme = AQ_SCHEME_AFFINE};
+  aq_quality quality = {.struct_size = sizeof quality};
+
+  REFUSED("recipe is NULL", aq_plane_sizes(NULL, ROWS, COLS, &c, &s, &b, err));
+  REFUSED("codes is NULL", aq_plane_sizes(&recipe, ROWS, COLS, NULL, &s, &b, err));
+  REFUSED("scales is NULL", aq_plane_sizes(&recipe, ROWS, COLS, &c, NULL, &b, err));
+  REFUSED("biases is NULL", aq_plane_sizes(&recipe, ROWS, COLS, &c, &s, NULL, err));
+  REFUSED("any memory", aq_plane_sizes(&recipe, SIZE_MAX, 2, &c, &s, &b, err));
+  REFUSED("any memory", aq_plane_sizes(&recipe, 1, SIZE_MAX, &c, &s, &b, err));
+  CHECK(c == 0 && s == 0 && b == 0);
+  OK(aq_plane_sizes(&recipe, ROWS, COLS, &c, &s, &b, &err));
+  CHECK(c == ROWS * 35 && s == ROWS * 5 * 2 && b == s);
+
+  const struct { const char *text; aq_recipe recipe; } wrong[] = {
+      {"recipe is 0", {0, AQ_FORMAT_INT4, 16, 0, 0, 0, 0}},
+      {"format is 0", {sizeof recipe, AQ_FORMAT_RAW, 16, 0, 0, 0, 0}},
+      {"format is 3", {sizeof recipe, 3, 16, 0, 0, 0, 0}},
+      {"group_size is 17", {sizeof recipe, AQ_FORMAT_INT4, 17, 0, 0, 0, 0}},
+      {"scheme is 3", {sizeof recipe, AQ_FORMAT_INT4, 16, 3, 0, 0, 0}},
+      {"scale_dtype is 3", {sizeof recipe, AQ_FORMAT_INT4, 16, 0, AQ_DTYPE_BF16, 0, 0}},
+      {"method is -1", {sizeof recipe, AQ_FORMAT_INT4, 16, 0, 0, -1, 0}},
+      {"gain is 9", {sizeof recipe, AQ_FORMAT_INT4, 16, 0, 0, 0, 9}},
+      /* A struct that ends before its format has none. */
+      {"format is 0", {4, AQ_FORMAT_INT4, 16, 0, 0, 0, 0}},
+      {"format is 0", {7, AQ_FORMAT_INT4, 16, 0, 0, 0, 0}},
+  };
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+    REFUSED(wrong[i].text, aq_plane_sizes(&wrong[i].recipe, ROWS, COLS, &c, &s, &b, err));
+
+#define QUANTIZE(weights, weights_len, dtype, h, codes, c, scales, s, biases, b, quality) \
+  aq_quantize_rows(&recipe, weights, weights_len, dtype, ROWS, COLS, h, codes, c, scales, s, \
+                   biases, b, quality, err)
+  const size_t w = sizeof weights;
+  const aq_dtype f32 = AQ_DTYPE_F32;
+  REFUSED("recipe is NULL", aq_quantize_rows(NULL, weights, w, f32, ROWS, COLS, NULL, codes, c,
+                                             scales, s, biases, b, NULL, err));
+  REFUSED("weights is NULL", QUANTIZE(NULL, w, f32, NULL, codes, c, scales, s, biases, b, NULL));
+  REFUSED("codes is NULL", QUANTIZE(weights, w, f32, NULL, NULL, c, scales, s, biases, b, NULL));
+  REFUSED("scales is NULL", QUANTIZE(weights, w, f32, NULL, codes, c, NULL, s, biases, b, NULL));
+  REFUSED("biases is NULL", QUANTIZE(weights, w, f32, NULL, codes, c, scales, s, NULL, b, NULL));
+  REFUSED("weights is 839 long, needed are 840",
+          QUANTIZE(weights, w - 1, f32, NULL, codes, c, scales, s, biases, b, NULL));
+  REFUSED("weights is 840 long, needed are 420",
+          QUANTIZE(weights, w, AQ_DTYPE_F16, NULL, codes, c, scales, s, biases, b, NULL));
+  REFUSED("dtype is 14", QUANTIZE(weights, w, AQ_DTYPE_I64, NULL, codes, c, scales, s, biases, b, NULL));
+  REFUSED("codes is", QUANTIZE(weights, w, f32, NULL, codes, c + 1, scales, s, biases, b, NULL));
+  REFUSED("scales is", QUANTIZE(weights, w, f32, NULL, codes, c, scales, s - 1, biases, b, NULL));
+  REFUSED("biases is", QUANTIZE(weights, w, f32, NULL, codes, c, scales, s, NULL, 0, NULL));
+  quality.struct_size = 0;
+  REFUSED("quality.struct_size is 0",
+          QUANTIZE(weights, w, f32, NULL, codes, c, scales, s, biases, b, &quality));
+  quality.struct_size = sizeof quality;
+  float importance[COLS] = {0};
+  importance[7] = -1;
+  REFUSED("importance", QUANTIZE(weights, w, f32, importance, codes, c, scales, s, biases, b, NULL));
+  importance[7] = NAN;
+  REFUSED("importance", QUANTIZE(weights, w, f32, importance, codes, c, scales, s, biases, b, NULL));
+  weights[COLS + 5] = INFINITY;
+  REFUSED_AS(AQ_ERROR_TENSOR, "row 1, column 5 is inf",
+             QUANTIZE(weights, w, f32, NULL, codes, c, scales, s, biases, b, NULL));
+  /* A scale that f16 does not hold is the caller's to decide. */
+  weights[COLS + 5] = 1e30f;
+  REFUSED_AS(AQ_ERROR_TENSOR, "row 1 has weights so large",
+             QUANTIZE(weights, w, f32, NULL, codes, c, scales, s, biases, b, NULL));
+  aq_recipe wide = recipe;
+  wide.scale_dtype = AQ_DTYPE_F32;
+  OK(aq_plane_sizes(&wide, ROWS, COLS, &c, &s, &b, &err));
+  CHECK(s == ROWS * 5 * 4);
+  OK(aq_quantize_rows(&wide, weights, w, f32, ROWS, COLS, NULL, codes, c, scales, s, biases, b, NULL,
+                      &err));
+  weights[COLS + 5] = 0;
+  OK(aq_plane_sizes(&recipe, ROWS, COLS, &c, &s, &b, &err));
+  OK(aq_quantize_rows(&recipe, weights, w, f32, ROWS, COLS, NULL, codes, c, scales, s, biases, b,
+                      &quality, &err));
+  CHECK(quality.cosine > 0.99 && quality.sqnr_db > 20);
+  CHECK(quality.bits_per_weight == (double)(c + s + b) * 8 / (ROWS * COLS));
+
+#define DEQUANTIZE(codes, c, scales, s, biases, b, dtype, weights, len) \
+  aq_dequantize_rows(&recipe, codes, c, scales, s, biases, b, ROWS, COLS, dtype, weights, len, err)
+  REFUSED("recipe is NULL", aq_dequantize_rows(NULL, codes, c, scales, s, biases, b, ROWS, COLS, f32,
+                                               decoded, w, err));
+  REFUSED("codes is NULL", DEQUANTIZE(NULL, c, scales, s, biases, b, f32, decoded, w));
+  REFUSED("scales is NULL", DEQUANTIZE(codes, c, NULL, s, biases, b, f32, decoded, w));
+  REFUSED("biases is NULL", DEQUANTIZE(codes, c, scales, s, NULL, b, f32, decoded, w));
+  REFUSED("weights is NULL", DEQUANTIZE(codes, c, scales, s, biases, b, f32, NULL, w));
+  REFUSED("codes is", DEQUANTIZE(codes, c - 1, scales, s, biases, b, f32, decoded, w));
+  REFUSED("scales is", DEQUANTIZE(codes, c, scales, 0, biases, b, f32, decoded, w));
+  REFUSED("biases is", DEQUANTIZE(codes, c, scales, s, biases, b + 1, f32, decoded, w));
+  REFUSED("dtype is 0", DEQUANTIZE(codes, c, scales, s, biases, b, 0, decoded, w));
+  REFUSED("weights is", DEQUANTIZE(codes, c, scales, s, biases, b, AQ_DTYPE_BF16, decoded, w));
+  OK(aq_dequantize_rows(&recipe, codes, c, scales, s, biases, b, ROWS, COLS, f32, decoded, w, &err));
+  for (int i = 0; i < ROWS * COLS; i++) CHECK(fabsf(decoded[i] - weights[i]) < 0.1f);
+
+#define MATVEC(codes, c, scales, s, biases, b, x, xn, batch, y, yn) \
+  aq_matvec(&recipe, codes, c, scales, s, biases, b, ROWS, COLS, x, xn, batch, y, yn, err)
+  REFUSED("recipe is NULL", aq_matvec(NULL, codes, c, scales, s, biases, b, ROWS, COLS, x, COLS, 1, y,
+                                      ROWS, err));
+  REFUSED("codes is NULL", MATVEC(NULL, c, scales, s, biases, b, x, COLS, 1, y, ROWS));
+  REFUSED("scales is NULL", MATVEC(codes, c, NULL, s, biases, b, x, COLS, 1, y, ROWS));
+  REFUSED("biases is NULL", MATVEC(codes, c, scales, s, NULL, b, x, COLS, 1, y, ROWS));
+  REFUSED("x is NULL", MATVEC(codes, c, scales, s, biases, b, NULL, COLS, 1, y, ROWS));
+  REFUSED("y is NULL", MATVEC(codes, c, scales, s, biases, b, x, COLS, 1, NULL, ROWS));
+  REFUSED("codes is", MATVEC(codes, 0, scales, s, biases, b, x, COLS, 1, y, ROWS));
+  REFUSED("x is", MATVEC(codes, c, scales, s, biases, b, x, COLS - 1, 1, y, ROWS));
+  REFUSED("y is", MATVEC(codes, c, scales, s, biases, b, x, COLS, 1, y, ROWS - 1));
+  REFUSED("any memory", MATVEC(codes, c, scales, s, biases, b, x, COLS, SIZE_MAX, y, ROWS));
+  x[9] = 1; /* picks a column */
+  OK(aq_matvec(&recipe, codes, c, scales, s, biases, b, ROWS, COLS, x, COLS, 1, y, ROWS, &err));
+  for (int r = 0; r < ROWS; r++) CHECK(y[r] == decoded[r * COLS + 9]);
+  OK(aq_matvec(&recipe, codes, c, scales, s, biases, b, ROWS, COLS, NULL, 0, 0, NULL, 0, &err));
+
+  unsigned char plain[5] = {1, 2, 3, 0, 2}, packed[2], back[5];
+  REFUSED("format is 1", aq_pack(1, plain, 5, packed, 2, err));
+  REFUSED("codes is NULL", aq_pack(AQ_FORMAT_INT2, NULL, 5, packed, 2, err));
+  REFUSED("packed is NULL", aq_pack(AQ_FORMAT_INT2, plain, 5, NULL, 2, err));
+  REFUSED("packed is 1 long, needed are 2", aq_pack(AQ_FORMAT_INT2, plain, 5, packed, 1, err));
+  OK(aq_pack(AQ_FORMAT_INT2, plain, 5, packed, 2, &err));
+  CHECK(packed[0] == 0x39 && packed[1] == 0x02);
+  REFUSED("format is 0", aq_unpack(0, packed, 2, back, 5, err));
+  REFUSED("packed is NULL", aq_unpack(AQ_FORMAT_INT2, NULL, 2, back, 5, err));
+  REFUSED("codes is NULL", aq_unpack(AQ_FORMAT_INT2, packed, 2, NULL, 5, err));
+  REFUSED("packed is 2 long, needed are 3", aq_unpack(AQ_FORMAT_INT2, packed, 2, back, 9, err));
+  OK(aq_unpack(AQ_FORMAT_INT2, packed, 2, back, 5, &err));
+  CHECK(!memcmp(plain, back, 5));
+}
+
+/* ---- structs of other sizes ---- */
+
+static void sizes(void) {
+  /* An error one field shorter has no message; a longer one is written no further than ours. */
+  struct { aq_error known; char more[8]; } error;
+  memset(&error, 'x', sizeof error);
+  error.known.struct_size = 8;
+  CHECK(aq_fail("inside", &error.known) == AQ_ERROR_INTERNAL);
+  CHECK(error.known.code == AQ_ERROR_INTERNAL && error.known.message[0] == 'x');
+  error.known.struct_size = 8 + 5;
+  aq_fail("inside", &error.known);
+  CHECK(!strcmp(error.known.message, "inte") && error.known.message[5] == 'x');
+  error.known.struct_size = 4;
+  error.known.code = -7;
+  aq_fail("inside", &error.known);
+  CHECK(error.known.code == -7);
+  error.known.struct_size = sizeof error;
+  aq_fail("inside", &error.known);
+  CHECK(strstr(error.known.message, "inside") && error.more[0] == 'x');
+  CHECK(error.known.struct_size == sizeof error);
+  error.known.struct_size = 0;
+  aq_fail("again", &error.known);
+  CHECK(strstr(error.known.message, "again") && error.more[0] == 'x');
+
+  /* A message longer than its room is cut between characters. */
+  char longer[3000];
+  for (int i = 0; i < 2997; i += 3) memcpy(longer + i, "\xe2\x82\xac", 4);
+  aq_fail(longer, &error.known);
+  size_t len = strlen(error.known.message);
+  CHECK(len > 500 && len < 512 && !memcmp(error.known.message + len - 3, "\xe2\x82\xac", 3));
+
+  /* Options one field shorter and longer than today's. */
+  struct { aq_run_options known; void *more; } options;
+  struct steps steps = {0, 0, 0, pthread_self()};
+  memset(&options, 'x', sizeof options);
+  aq_run_options_init(&options.known, sizeof options);
+  CHECK(options.known.struct_size == sizeof options && options.more == NULL);
+  options.known.progress = tell;
+  options.known.user_data = &steps;
+  options.more = &steps;
+  OK(aq_quantize_file(input, output, NULL, &options.known, NULL, &err));
+  CHECK(steps.calls > 0);
+  memset(&options, 'x', sizeof options);
+  aq_run_options_init(&options.known, offsetof(aq_run_options, user_data));
+  CHECK(!memcmp(&options.known.user_data, "xxxx", 4)); /* not the caller's to give */
+  OK(aq_quantize_file(input, output, NULL, &options.known, NULL, &err));
+  /* Ends inside `threads`: as if it had none. */
+  options.known.struct_size = 6;
+  options.known.threads = 5000;
+  OK(aq_quantize_file(input, output, NULL, &options.known, NULL, &err));
+  options.known.struct_size = 0;
+  REFUSED("options.struct_size is 0",
+          aq_quantize_file(input, scratch, NULL, &options.known, NULL, err));
+  aq_run_options_init(NULL, sizeof options);
+  aq_run_options_init(&options.known, 0);
+  CHECK(options.known.struct_size == 0);
+
+  /* Outputs one field shorter and longer than today's. */
+  aq_source *source = open_source();
+  struct { aq_tensor_info known; char more[8]; } info;
+  memset(&info, 'x', sizeof info);
+  info.known.struct_size = sizeof info;
+  OK(aq_source_tensor(source, 0, &info.known, &err));
+  CHECK(info.known.tiles == 0 && info.more[0] == 'x' && info.known.struct_size == sizeof info);
+  memset(&info, 'x', sizeof info);
+  info.known.struct_size = offsetof(aq_tensor_info, tiles);
+  OK(aq_source_tensor(source, 0, &info.known, &err));
+  CHECK(info.known.tiles != 0 && info.known.bytes > 0);
+  info.known.struct_size = 4;
+  OK(aq_source_tensor(source, 0, &info.known, &err));
+  info.known.struct_size = 0;
+  REFUSED("info.struct_size is 0", aq_source_tensor(source, 0, &info.known, err));
+
+  aq_plan *plan = plan_for(source);
+  aq_tensor_plan entry = {0};
+  REFUSED("entry.struct_size is 0", aq_plan_tensor(plan, 0, &entry, err));
+  entry.struct_size = offsetof(aq_tensor_plan, name);
+  OK(aq_plan_tensor(plan, 0, &entry, &err));
+  CHECK(entry.name == NULL);
+  aq_plan_free(plan);
+  aq_source_free(source);
+
+  aq_model *model = NULL;
+  aq_tensor_view view = {0};
+  OK(aq_model_open(output, &model, &err));
+  REFUSED("view.struct_size is 0", aq_model_view(model, 0, 0, &view, err));
+  view.struct_size = offsetof(aq_tensor_view, bits_per_weight);
+  OK(aq_model_view(model, 0, 0, &view, &err));
+  CHECK(view.codes != NULL && view.bits_per_weight == 0);
+  aq_model_free(model);
+
+  /* A recipe one field shorter takes that field's default. */
+  aq_recipe recipe = {.struct_size = offsetof(aq_recipe, scale_dtype),
+                      .format = AQ_FORMAT_INT8,
+                      .group_size = 32,
+                      .scale_dtype = 99};
+  size_t c, s, b;
+  OK(aq_plane_sizes(&recipe, 1, 64, &c, &s, &b, &err));
+  CHECK(c == 64 && s == 4 && b == 0);
+  struct { aq_recipe known; int more; } grown = {{sizeof grown, AQ_FORMAT_INT8, 32, 0, 0, 0, 0}, 99};
+  OK(aq_plane_sizes(&grown.known, 1, 64, &c, &s, &b, &err));
+  CHECK(c == 64 && s == 4 && b == 0);
+}
+
+/* ---- threads ---- */
+
+struct shared {
+  const aq_model *model;
+  const aq_config *config;
+  const aq_source *source;
+  const aq_plan *plan;
+  uint64_t sum;
+};
+
+/* Everything that takes const handles, and a run of its own. */
+static void *use_everything(void *argument) {
+  struct shared *shared = argument;
+  for (int round = 0; round < 3; round++) {
+    for (size_t i = 0; i < aq_model_count(shared->model); i++) {
+      aq_tensor_view view = {.struct_size = sizeof view};
+      aq_tensor_info info = {.struct_size = sizeof info};
+      aq_error err = AQ_ERROR_INIT;
+      if (aq_model_tensor(shared->model, i, &info, &err)) abort();
+      if (aq_model_view(shared->model, i, 0, &view, &err)) abort();
+      for (size_t j = 0; j < view.codes_len; j += 97) shared->sum += ((const uint8_t *)view.codes)[j];
+      float *row = malloc((info.cols + 1) * sizeof *row);
+      if (info.rows && aq_model_dequantize_rows(shared->model, i, 0, 1, AQ_DTYPE_F32, row,
+                                                info.cols * sizeof *row, &err))
+        abort();
+      free(row);
+      size_t found;
+      if (aq_model_find(shared->model, info.name, &found, &err) || found != i) abort();
+      if (aq_model_find(shared->model, "missing", &found, &err) != AQ_ERROR_TENSOR) abort();
+    }
+    const char *text;
+    if (aq_config_to_yaml(shared->config, &text, NULL) || !strstr(text, "bit_width")) abort();
+    if (aq_plan_to_json(shared->plan, &text, NULL) || text[0] != '{') abort();
+    aq_source *mine;
+    if (aq_source_open(input, &mine, NULL)) abort();
+    aq_source_free(mine);
+  }
+  size_t size, written;
+  if (aq_run_size_bound(shared->source, shared->plan, &size, NULL)) abort();
+  char *memory = malloc(size);
+  aq_run_options options = {sizeof options, 2, NULL, NULL, NULL};
+  if (aq_run_into(shared->source, shared->plan, &options, memory, size, &written, NULL, NULL)) abort();
+  for (size_t i = 0; i < written; i += 31) shared->sum += (unsigned char)memory[i];
+  free(memory);
+  if (aq_fail("on a thread", NULL) != AQ_ERROR_INTERNAL) abort();
+  return NULL;
+}
+
+static void threads(void) {
+  enum { THREADS = 8 };
+  aq_source *source = open_source();
+  aq_plan *plan = plan_for(source);
+  aq_config *config = NULL;
+  aq_model *model = NULL;
+  OK(aq_config_new(NULL, &config, &err));
+  /* A compressed file, so that views are unpacked by whoever comes first. */
+  OK(aq_config_set(config, "compression", "zstd", &err));
+  OK(aq_quantize_file(input, output, config, NULL, NULL, &err));
+  OK(aq_model_open(output, &model, &err));
+  pthread_t handles[THREADS];
+  struct shared shared[THREADS];
+  for (int i = 0; i < THREADS; i++) {
+    shared[i] = (struct shared){model, config, source, plan, 0};
+    CHECK(pthread_create(&handles[i], NULL, use_everything, &shared[i]) == 0);
+  }
+  for (int i = 0; i < THREADS; i++) {
+    pthread_join(handles[i], NULL);
+    CHECK(shared[i].sum == shared[0].sum && shared[i].sum > 0);
+  }
+  aq_model_free(model);
+  aq_config_free(config);
+  aq_plan_free(plan);
+  aq_source_free(source);
+}
+
+int main(int argc, char **argv) {
+  if (argc != 2) {
+    fprintf(stderr, "usage: contract FOLDER\n");
+    return 2;
+  }
+  snprintf(input, sizeof input, "%.4000s/in.safetensors", argv[1]);
+  snprintf(folder, sizeof folder, "%.4000s/out", argv[1]);
+  snprintf(output, sizeof output, "%s/out.parquet", folder);
+  snprintf(scratch, sizeof scratch, "%s/never.parquet", folder);
+  CHECK(mkdir(folder, 0777) == 0);
+  write_input();
+
+  CHECK(aq_abi_version() == AQ_ABI_VERSION && strchr(aq_version(), '.') && *aq_isa_name());
+  REFUSED_AS(AQ_ERROR_INTERNAL, "internal error: on purpose", aq_fail("on purpose", err));
+  REFUSED_AS(AQ_ERROR_INTERNAL, "asked to fail", aq_fail(NULL, err));
+  REFUSED("message is not UTF-8", aq_fail(BAD_UTF8, err));
+  configs();
+  sources();
+  plans();
+  runs();
+  reports();
+  models();
+  kernels();
+  sizes();
+  threads();
+  printf("%d checks\n", checks);
+  return 0;
+}

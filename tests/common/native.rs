@@ -1,0 +1,105 @@
+//! C and C++ programs, compiled against the library this build made.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+use super::root;
+
+/// How a program gets the library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    Shared,
+    Static,
+}
+
+pub const LINKS: [Link; 2] = [Link::Shared, Link::Static];
+
+/// The folder of the libraries and the program.
+pub fn built() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_arrowquant"))
+        .parent()
+        .unwrap()
+}
+
+/// Cargo as it made this build: what it has built already it does not build again.
+pub fn cargo(command: &str) -> Command {
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.arg(command).arg("--quiet").current_dir(root());
+    let profile = built().file_name().unwrap().to_str().unwrap();
+    cargo
+        .arg("--profile")
+        .arg(if profile == "debug" { "dev" } else { profile });
+    cargo.arg("--target-dir").arg(built().parent().unwrap());
+    cargo
+}
+
+/// A folder where the shared library is found by its SONAME.
+pub fn library_folder() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared");
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["libarrowquant.so", "libarrowquant.so.0"] {
+            let link = folder.join(name);
+            let _ = std::fs::remove_file(&link);
+            std::os::unix::fs::symlink(built().join("libarrowquant.so"), link).unwrap();
+        }
+        folder
+    })
+}
+
+/// The C or C++ compiler, warnings being errors.
+pub fn compiler(standard: &str) -> Command {
+    let cpp = standard.starts_with("c++");
+    let found = cc::Build::new()
+        .cpp(cpp)
+        .target(env!("TARGET"))
+        .host(env!("TARGET"))
+        .opt_level(1)
+        .cargo_metadata(false)
+        .try_get_compiler();
+    let package = if cpp { "g++" } else { "gcc" };
+    let found = found.unwrap_or_else(|error| {
+        panic!("the tests need a C and a C++ compiler, such as the package {package}: {error}")
+    });
+    let mut command = found.to_command();
+    command.arg(format!("-std={standard}"));
+    command.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
+    command.arg("-I").arg(root().join("include"));
+    command
+}
+
+/// Runs a tool that comes with the compiler or the system.
+pub fn run(command: &mut Command, package: &str) -> Output {
+    command.output().unwrap_or_else(|error| {
+        panic!("{command:?}: {error}; the tests need the package {package}")
+    })
+}
+
+/// Expects success, and returns what was printed.
+pub fn succeed(command: &mut Command, package: &str) -> String {
+    let output = run(command, package);
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {stdout}{stderr}");
+    stdout
+}
+
+/// Compiles a program of one file and links the library to it.
+pub fn build(source: &Path, standard: &str, link: Link, program: &Path) {
+    let mut command = compiler(standard);
+    command.arg("-g").arg(source).arg("-o").arg(program);
+    match link {
+        Link::Shared => {
+            let folder = library_folder();
+            command.arg("-L").arg(folder).arg("-larrowquant");
+            command.arg(format!("-Wl,-rpath,{}", folder.display()));
+        }
+        Link::Static => {
+            command.arg(built().join("libarrowquant.a"));
+        }
+    }
+    command.args(["-lpthread", "-ldl", "-lm"]);
+    succeed(&mut command, "gcc or g++");
+}
