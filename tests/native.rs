@@ -63,7 +63,7 @@ fn the_examples_do_the_same_in_every_language() {
     let rust = built().join("examples/quantize");
     let rust = example(&mut Command::new(rust), &expected);
     assert!(
-        rust.starts_with("26 tensors quantized, 26 kept: 4.126 bits a weight, cosine 0.99695"),
+        rust.starts_with("23 tensors quantized, 29 kept: 4.126 bits a weight, cosine 0.99695"),
         "{rust}"
     );
     assert_eq!(rust.lines().count(), 6);
