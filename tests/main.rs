@@ -6,6 +6,7 @@ mod cli;
 mod damage;
 mod determinism;
 mod errors;
+mod firmware;
 mod header;
 mod native;
 mod python;

@@ -402,6 +402,7 @@ pub(super) unsafe fn read<T: Versioned>(from: *const T, what: &'static str) -> R
 }
 
 /// Checks that the caller's struct can be written, before the work whose result it is to hold.
+#[cfg(feature = "std")]
 pub(super) unsafe fn check_out<T: Versioned>(to: *mut T, what: &'static str) -> Result<(), Fault> {
     if to.is_null() {
         return Err(Fault::Null(what));
@@ -411,6 +412,7 @@ pub(super) unsafe fn check_out<T: Versioned>(to: *mut T, what: &'static str) -> 
 }
 
 /// Writes the fields that the caller's struct has, but its size.
+#[cfg(feature = "std")]
 pub(super) unsafe fn write<T: Versioned>(
     to: *mut T,
     value: T,

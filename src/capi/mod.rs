@@ -53,8 +53,7 @@ pub mod source;
 #[cfg(feature = "std")]
 pub mod verification;
 
-/// A firmware's own panic handler is in its C code's reach only as a hang; there is nothing here
-/// that unwinds.
+/// Nothing is known to panic here, where all arguments are checked; what does is a bug, and stops.
 #[cfg(all(feature = "firmware", not(feature = "std")))]
 #[panic_handler]
 fn halt(_: &core::panic::PanicInfo<'_>) -> ! {

@@ -1,0 +1,174 @@
+//! The library without the standard library decodes to the same bits.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use arrowquant::format::{
+    Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, unpack,
+};
+use arrowquant::kernel::{DecodeRow, DotRow, Isa, KernelTable, Planes};
+use arrowquant::quantize::{Matrix, PlanesMut, quantize_rows};
+
+use crate::common::native::*;
+use crate::common::*;
+
+const ROWS: usize = 3;
+
+/// What goes in for a quantized matrix, and what is to come out of it.
+fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (Vec<u8>, Vec<u8>) {
+    let table = KernelTable::of(Isa::Scalar).unwrap();
+    let layout = recipe.layout(scale_dtype);
+    let weights = noise(cols as u64, ROWS * cols);
+    let weights: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
+    let mut codes = vec![0; ROWS * layout.code_bytes(cols)];
+    let mut scales = vec![0; ROWS * layout.scale_bytes(cols)];
+    let mut biases = vec![0; ROWS * layout.bias_bytes(cols)];
+    let matrix = Matrix {
+        rows: ROWS,
+        cols,
+        float: Float::F32,
+        weights: &weights,
+    };
+    let planes = PlanesMut {
+        codes: &mut codes,
+        scales: &mut scales,
+        biases: &mut biases,
+    };
+    quantize_rows(table, &recipe, scale_dtype, matrix, None, planes).unwrap();
+
+    // The constants of the header.
+    let scheme = match recipe.scheme {
+        Scheme::Symmetric => 1,
+        Scheme::Affine => 2,
+    };
+    let dtype = match float {
+        Float::F32 => 1,
+        Float::F16 => 2,
+        Float::BF16 => 3,
+    };
+    let scales_are = match scale_dtype {
+        ScaleDtype::F32 => 1,
+        ScaleDtype::F16 => 2,
+    };
+    let numbers = [
+        recipe.format.bits(),
+        recipe.group_size.get().into(),
+        scheme,
+        scales_are,
+        dtype,
+        ROWS,
+        cols,
+        codes.len(),
+        scales.len(),
+        biases.len(),
+    ];
+    let numbers = numbers.iter().flat_map(|&n| (n as u64).to_le_bytes());
+    let input = numbers.chain([&codes, &scales, &biases].into_iter().flatten().copied());
+
+    let planes = Planes {
+        codes: &codes,
+        scales: &scales,
+        biases: &biases,
+    };
+    let x: Vec<f32> = (0..cols).map(|i| (i + 1) as f32).collect();
+    let (mut decoded, mut products) = (Vec::new(), Vec::new());
+    for row in 0..ROWS {
+        let planes = planes.row(layout, cols, row);
+        let mut weights = vec![0; cols * float.size()];
+        table.decode_row(DecodeRow {
+            layout,
+            cols,
+            planes,
+            float,
+            weights: &mut weights,
+        });
+        decoded.extend(weights);
+        products.extend(
+            table
+                .dot_row(DotRow {
+                    layout,
+                    planes,
+                    x: &x,
+                })
+                .to_le_bytes(),
+        );
+    }
+    let mut first = vec![0; cols];
+    unpack(recipe.format, &codes, &mut first);
+    (input.collect(), [decoded, products, first].concat())
+}
+
+#[test]
+fn the_firmware_library_decodes_to_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    // In a folder of its own: built with other features than these tests.
+    let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("firmware");
+    let mut build = Command::new(env!("CARGO"));
+    build
+        .current_dir(root())
+        .args(["rustc", "--quiet", "--lib", "--no-default-features"]);
+    build.args([
+        "--features",
+        "firmware",
+        "--crate-type",
+        "staticlib",
+        "--profile",
+        "firmware",
+    ]);
+    build.arg("--target-dir").arg(&target);
+    // Instrumented code would need the standard library.
+    build
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    build
+        .env_remove("LLVM_PROFILE_FILE")
+        .env_remove("RUSTC_WRAPPER");
+    succeed(&mut build, "cargo");
+    let program = folder.path().join("firmware");
+    let mut compile = compiler("c11");
+    compile
+        .arg(root().join("tests/c/firmware.c"))
+        .arg("-o")
+        .arg(&program);
+    compile.arg(target.join("firmware/libarrowquant.a"));
+    succeed(&mut compile, "gcc");
+
+    let (mut input, mut expected, mut cases) = (Vec::new(), Vec::new(), 0);
+    for &format in Format::ALL {
+        for &scheme in Scheme::ALL {
+            for &scale_dtype in ScaleDtype::ALL {
+                for &float in Float::ALL {
+                    for (group_size, cols) in [(16, 1), (16, 31), (128, 300), (0, 77), (64, 128)] {
+                        let recipe = Recipe {
+                            format,
+                            scheme,
+                            group_size: GroupSize::new(group_size).unwrap(),
+                            method: Method::Lsq,
+                            gain: Gain::of(format),
+                            scales: ScalePolicy::Auto,
+                        };
+                        let (given, wanted) = case(recipe, scale_dtype, float, cols);
+                        input.extend(given);
+                        expected.extend(wanted);
+                        cases += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(cases, 180);
+    let mut running = Command::new(&program);
+    running
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut running = running.spawn().unwrap();
+    let mut stdin = running.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || stdin.write_all(&input).unwrap());
+    let output = running.wait_with_output().unwrap();
+    writer.join().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    assert!(output.stdout == expected, "other bits");
+    assert_eq!(stderr, "packed is 3 long, needed are 5\n");
+}
