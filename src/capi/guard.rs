@@ -213,7 +213,7 @@ mod fence {
     use std::sync::Once;
 
     use super::Fault;
-    use crate::error::Error;
+    use crate::error::{Error, panics_are_quiet};
 
     thread_local! {
         static GUARDED: Cell<bool> = const { Cell::new(false) };
@@ -226,7 +226,7 @@ mod fence {
         HOOK.call_once(|| {
             let hook = take_hook();
             set_hook(Box::new(move |panic| {
-                if GUARDED.get() {
+                if GUARDED.get() || panics_are_quiet() {
                     PLACE.set(panic.location().map(|place| format!(" at {place}")));
                 } else {
                     hook(panic);
@@ -235,6 +235,7 @@ mod fence {
         });
         // A callback may call the library again.
         let before = GUARDED.replace(true);
+        PLACE.set(None);
         let result = catch_unwind(AssertUnwindSafe(body));
         GUARDED.set(before);
         result.unwrap_or_else(|panic| {

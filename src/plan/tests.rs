@@ -222,3 +222,52 @@ fn a_plan_for_another_model_is_refused() {
     let message = plan.check_matches(&model()[..3]).unwrap_err().to_string();
     assert!(message.contains("has 8 tensors, the source 3"), "{message}");
 }
+
+#[test]
+fn what_one_tensor_gets_can_be_set() {
+    let mut changed = plan(&Config::new()).unwrap();
+    let name = "blocks.0.attn.qkv.weight";
+    changed.set(name, "bits:8, group:64").unwrap();
+    let recipe = changed.entries[1].recipe.unwrap();
+    assert_eq!((recipe.format, recipe.group_size.get()), (Format::Int8, 64));
+    changed.set(name, "keep").unwrap();
+    assert_eq!(changed.entries[1].recipe, None);
+    let before = changed.clone();
+    for (tensor, settings, part) in [
+        ("nobody", "keep", "no tensor 'nobody'"),
+        (
+            name,
+            "bits:3",
+            "tensor 'blocks.0.attn.qkv.weight': bits: '3'",
+        ),
+        (name, "", "unknown"),
+        (name, "keep,bits:4", "keeps and quantizes at once"),
+    ] {
+        let message = changed.set(tensor, settings).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
+    assert_eq!(changed, before);
+    // What is set is recorded, so that the settings in the file are those it was made with.
+    let back = Plan::from_json(&changed.to_json().to_string()).unwrap();
+    assert_eq!(back, changed);
+}
+
+#[test]
+fn yaml_gives_the_same_settings_back() {
+    let mut config = with_rules(&["*.fc1.*=bits:8,gain:unit", r"re:layers\.[0-3]\..*=keep"]);
+    for (key, value) in [
+        ("deployment_profile", "edge"),
+        ("bit_width", "8"),
+        ("scheme", "affine"),
+        ("gain", "auto"),
+        ("compression", "zstd"),
+        ("num_threads", "7"),
+    ] {
+        config.set(key, value).unwrap();
+    }
+    let mut back = Config::new();
+    back.merge_yaml(&config.to_yaml().unwrap()).unwrap();
+    for (key, _) in KEYS {
+        assert_eq!(back.get(key).unwrap(), config.get(key).unwrap(), "{key}");
+    }
+}

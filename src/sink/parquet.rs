@@ -287,7 +287,9 @@ impl<'a> ParquetSink<'a> {
             .finish()
             .map_err(failed)?;
         let mut out = self.out.file;
-        out.write_all(&text).map_err(Error::io(&target, "write"))?;
+        // Flushed here, where an error is still one of the file system.
+        let written = out.write_all(&text).and_then(|()| out.flush());
+        written.map_err(Error::io(&target, "write"))?;
         let bytes = out.bytes_written() as u64;
         out.into_inner().map_err(failed)?.commit()?;
         Ok(bytes)
