@@ -27,6 +27,26 @@ fn the_contract_holds() {
     }
 }
 
+#[test]
+fn the_wrapper_for_cpp_adds_handles_exceptions_and_views() {
+    for (link, standard) in [(Link::Shared, "c++17"), (Link::Static, "c++20")] {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("wrapper");
+        build(
+            &root().join("tests/c/wrapper.cpp"),
+            standard,
+            link,
+            &program,
+        );
+        let mut command = Command::new(&program);
+        command
+            .arg(demo_model("dit-digits.safetensors"))
+            .arg(folder.path());
+        let printed = succeed(&mut command, "g++");
+        assert!(printed.starts_with("799 checks"), "{printed}");
+    }
+}
+
 /// A program of examples/ quantizes the digits model; what it prints.
 fn example(program: &mut Command, expected: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();

@@ -2,45 +2,71 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
+use crate::common::native::*;
 use crate::common::*;
 
-/// A virtual environment with the packages the programs need, made once in `target/`.
-pub fn python() -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let requirements = root.join("tests/python/requirements.txt");
-    let wanted = std::fs::read(&requirements).unwrap();
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
-    let python = match cfg!(windows) {
-        true => home.join("Scripts/python.exe"),
-        false => home.join("bin/python"),
-    };
-    let stamp = home.join("installed.txt");
-    if std::fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
-        return python;
-    }
-    let run = |command: &mut Command, help: &str| {
-        let output = command
-            .output()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}; {help}"));
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{command:?}: {stderr}; {help}");
-    };
-    let system = if cfg!(windows) { "python" } else { "python3" };
-    run(
-        Command::new(system)
-            .args(["-m", "venv", "--clear"])
-            .arg(&home),
-        "the tests need Python 3 with venv: install python3 and python3-venv",
-    );
-    run(
-        Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "-r"])
-            .arg(&requirements),
-        "the tests need numpy, pyarrow and duckdb from PyPI",
-    );
-    std::fs::write(stamp, wanted).unwrap();
-    python
+/// Python in a virtual environment with the packages that the tests need and with ours, made in
+/// `target/`.
+pub fn python() -> &'static Path {
+    static PYTHON: OnceLock<PathBuf> = OnceLock::new();
+    PYTHON.get_or_init(|| {
+        let requirements = root().join("tests/python/requirements.txt");
+        let wanted = std::fs::read(&requirements).unwrap();
+        let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python");
+        let python = match cfg!(windows) {
+            true => home.join("Scripts/python.exe"),
+            false => home.join("bin/python"),
+        };
+        let stamp = home.join("installed.txt");
+        if std::fs::read(&stamp).is_ok_and(|installed| installed != wanted) || !stamp.exists() {
+            let system = if cfg!(windows) { "python" } else { "python3" };
+            let mut make = Command::new(system);
+            make.args(["-m", "venv", "--clear"]).arg(&home);
+            succeed(&mut make, "python3 (3.9 or newer) with python3-venv");
+            let mut install = Command::new(&python);
+            install
+                .args(["-m", "pip", "install", "--quiet", "-r"])
+                .arg(&requirements);
+            succeed(
+                &mut install,
+                "python3-venv, and from PyPI those of tests/python/requirements.txt",
+            );
+            std::fs::write(stamp, wanted).unwrap();
+        }
+        // Ours each time, with the library that was just built.
+        let mut install = Command::new(&python);
+        install.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-build-isolation",
+            "--no-deps",
+        ]);
+        install
+            .args(["--force-reinstall", "--no-index"])
+            .arg(root().join("bindings/python"));
+        install.env("ARROWQUANT_LIBRARY", built().join("libarrowquant.so"));
+        succeed(&mut install, "python3-venv");
+        python
+    })
+}
+
+#[test]
+fn the_package_does_what_it_says() {
+    let mut pytest = Command::new(python());
+    pytest
+        .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
+        .arg(root().join("tests/python"));
+    pytest.env("AQ_CLI", env!("CARGO_BIN_EXE_arrowquant"));
+    let printed = succeed(&mut pytest, "python3");
+    let passed = regex::Regex::new(r"(\d+) passed")
+        .unwrap()
+        .captures(&printed);
+    let passed: usize = passed.unwrap()[1].parse().unwrap();
+    assert!(passed > 50 && !printed.contains("skipped"), "{printed}");
 }
 
 #[test]

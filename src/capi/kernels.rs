@@ -7,7 +7,7 @@
 use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard, put, read};
 use super::types::{FLOATS, FORMATS, aq_dtype, aq_format, aq_recipe, table};
 use crate::format::{self, Layout};
-use crate::kernel::{DecodeRow, DotRow, Planes};
+use crate::kernel::{DecodeRow, MatVec, Planes};
 
 /// Bytes of each plane of `rows` rows of `cols` weights: how much memory quantizing them needs.
 /// `biases` is 0 for a symmetric scheme.
@@ -24,8 +24,7 @@ pub unsafe extern "C" fn aq_plane_sizes(
     // SAFETY: by the header's conventions, here and in all that follow.
     unsafe {
         guard(err, || {
-            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
-            let sizes = plane_sizes(recipe.layout(scale_dtype), rows, cols)?;
+            let sizes = plane_sizes(layout(recipe)?, rows, cols)?;
             let outputs = [(codes, "codes"), (scales, "scales"), (biases, "biases")];
             if let Some((_, what)) = outputs.iter().find(|output| output.0.is_null()) {
                 return Err(Fault::Null(what));
@@ -167,14 +166,14 @@ pub unsafe extern "C" fn aq_dequantize_rows(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
-            let layout = recipe.layout(scale_dtype);
-            let planes = Planes {
-                codes: bytes(codes.cast(), codes_len, "codes")?,
-                scales: bytes(scales.cast(), scales_len, "scales")?,
-                biases: bytes(biases.cast(), biases_len, "biases")?,
-            };
-            check_planes(planes.lens(), plane_sizes(layout, rows, cols)?)?;
+            let layout = layout(recipe)?;
+            let planes = planes(
+                layout,
+                (rows, cols),
+                bytes(codes.cast(), codes_len, "codes")?,
+                bytes(scales.cast(), scales_len, "scales")?,
+                bytes(biases.cast(), biases_len, "biases")?,
+            )?;
             let float = FLOATS.read(dtype)?;
             let weights = bytes_mut::<u8>(weights.cast(), weights_len, "weights")?;
             check_len(
@@ -224,25 +223,26 @@ pub unsafe extern "C" fn aq_matvec(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
-            let layout = recipe.layout(scale_dtype);
-            let planes = Planes {
-                codes: bytes(codes.cast(), codes_len, "codes")?,
-                scales: bytes(scales.cast(), scales_len, "scales")?,
-                biases: bytes(biases.cast(), biases_len, "biases")?,
-            };
-            check_planes(planes.lens(), plane_sizes(layout, rows, cols)?)?;
+            let layout = layout(recipe)?;
+            let planes = planes(
+                layout,
+                (rows, cols),
+                bytes(codes.cast(), codes_len, "codes")?,
+                bytes(scales.cast(), scales_len, "scales")?,
+                bytes(biases.cast(), biases_len, "biases")?,
+            )?;
             let (x, y) = (bytes(x, x_count, "x")?, bytes_mut(y, y_count, "y")?);
             check_len("x", x.len(), matrix_len(batch, cols, 1)?)?;
             check_len("y", y.len(), matrix_len(batch, rows, 1)?)?;
-            let table = table()?;
-            for row in 0..if batch > 0 { rows } else { 0 } {
-                let planes = planes.row(layout, cols, row);
-                for b in 0..batch {
-                    let x = &x[b * cols..(b + 1) * cols];
-                    y[b * rows + row] = table.dot_row(DotRow { layout, planes, x });
-                }
-            }
+            table()?.matvec(MatVec {
+                layout,
+                cols,
+                planes,
+                rows: 0..rows,
+                x,
+                y,
+                y_rows: rows,
+            });
             Ok(())
         })
     }
@@ -293,6 +293,29 @@ pub unsafe extern "C" fn aq_unpack(
             Ok(())
         })
     }
+}
+
+unsafe fn layout(recipe: *const aq_recipe) -> Result<Layout, Fault> {
+    // SAFETY: as the caller's.
+    let (recipe, scale_dtype) = unsafe { read(recipe, "recipe")? }.read()?;
+    Ok(recipe.layout(scale_dtype))
+}
+
+/// The planes of a matrix of (rows, cols), each of the length it must have.
+fn planes<'a>(
+    layout: Layout,
+    (rows, cols): (usize, usize),
+    codes: &'a [u8],
+    scales: &'a [u8],
+    biases: &'a [u8],
+) -> Result<Planes<'a>, Fault> {
+    let found = [codes.len(), scales.len(), biases.len()];
+    check_planes(found, plane_sizes(layout, rows, cols)?)?;
+    Ok(Planes {
+        codes,
+        scales,
+        biases,
+    })
 }
 
 /// Bytes of the planes of a matrix.

@@ -13,7 +13,6 @@ use super::run::aq_run_options;
 use super::source::{aq_tensor_info, at, count};
 use super::types::*;
 use crate::error::Error;
-use crate::kernel::DotRow;
 use crate::model::{Model, TilePlanes};
 use crate::run;
 
@@ -364,24 +363,7 @@ pub unsafe extern "C" fn aq_model_matvec(
                     });
                 }
             }
-            let table = table()?;
-            for (number, tile) in tensor.tiles.iter().enumerate() {
-                let tile = &tile.tile;
-                let Some(layout) = tile.layout else {
-                    let reason = format!("tensor '{}' is not quantized", tensor.info.name);
-                    return Err(Error::Argument(reason).into());
-                };
-                let planes = model.planes(index, number)?;
-                for row in 0..if batch > 0 { tile.row_count } else { 0 } {
-                    let planes = planes.as_planes().row(layout, cols, row);
-                    for b in 0..batch {
-                        let x = &x[b * cols..(b + 1) * cols];
-                        y[b * rows + tile.row_start + row] =
-                            table.dot_row(DotRow { layout, planes, x });
-                    }
-                }
-            }
-            Ok(())
+            Ok(model.matvec(index, x, y)?)
         })
     }
 }

@@ -126,6 +126,26 @@ pub struct DotRow<'a> {
     pub x: &'a [f32],
 }
 
+/// Some rows of a quantized matrix, to multiply with vectors.
+#[derive(Debug)]
+pub struct MatVec<'a> {
+    /// How the planes are laid out.
+    pub layout: Layout,
+    /// Weights in a row.
+    pub cols: usize,
+    /// The quantized rows.
+    pub planes: Planes<'a>,
+    /// Which rows of the matrix these are.
+    pub rows: Range<usize>,
+    /// Vectors of `cols` values, one after the other.
+    pub x: &'a [f32],
+    /// Their products, one after the other, each with as many values as the matrix has rows;
+    /// those of these rows are written.
+    pub y: &'a mut [f32],
+    /// Rows of the whole matrix.
+    pub y_rows: usize,
+}
+
 /// Sums from which cosine and SQNR follow; they add up over groups, rows and tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ErrorSums {
@@ -264,6 +284,29 @@ impl KernelTable {
     }
 }
 
+impl KernelTable {
+    /// Multiplies some rows of a matrix with vectors; each product is that of
+    /// [`KernelTable::dot_row`].
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says.
+    pub fn matvec(&self, m: MatVec<'_>) {
+        let MatVec { layout, cols, .. } = m;
+        if m.y.is_empty() {
+            return;
+        }
+        let batch = m.y.len() / m.y_rows;
+        assert_eq!((m.x.len(), m.y.len()), (batch * cols, batch * m.y_rows));
+        for (i, row) in m.rows.enumerate() {
+            let planes = m.planes.row(layout, cols, i);
+            for b in 0..batch {
+                let x = &m.x[b * cols..(b + 1) * cols];
+                m.y[b * m.y_rows + row] = self.dot_row(DotRow { layout, planes, x });
+            }
+        }
+    }
+}
+
 impl<'a> Planes<'a> {
     /// The planes of one of these rows.
     ///
@@ -284,11 +327,6 @@ impl<'a> Planes<'a> {
             scales: slice(self.scales, layout.scale_bytes(cols)),
             biases: slice(self.biases, layout.bias_bytes(cols)),
         }
-    }
-
-    /// Bytes of each plane.
-    pub fn lens(&self) -> [usize; 3] {
-        [self.codes.len(), self.scales.len(), self.biases.len()]
     }
 
     fn check(&self, layout: Layout, cols: usize) {

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::error::{Error, MEMORY, Result};
 use crate::format::{Float, Layout, Scheme};
-use crate::kernel::{DecodeRow, KernelTable, Planes};
+use crate::kernel::{DecodeRow, KernelTable, MatVec, Planes};
 use crate::schema::{self, Tile, key};
 use crate::tensor::TensorInfo;
 
@@ -323,6 +323,35 @@ impl Model {
             if float != Float::F32 && !(0..out.len() / float.size()).all(finite) {
                 return Err(self.too_large(info, float));
             }
+        }
+        Ok(())
+    }
+
+    /// Multiplies a quantized tensor (folded to rows x cols) with vectors of `cols` values, one
+    /// after the other in `x`; `y` has `rows` values for each.
+    ///
+    /// # Errors
+    /// The tensor is not quantized, or its planes are damaged in size.
+    ///
+    /// # Panics
+    /// If there is no such tensor, or `x` and `y` are not of so many vectors each.
+    pub fn matvec(&self, tensor: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let table = choose_table()?;
+        let Tensor { info, tiles } = &self.tensors[tensor];
+        for (number, TileRef { tile, .. }) in tiles.iter().enumerate() {
+            let Some(layout) = tile.layout else {
+                return Err(Error::tensor(&self.path, &info.name, "it is not quantized"));
+            };
+            let planes = self.planes(tensor, number)?;
+            table.matvec(MatVec {
+                layout,
+                cols: info.shape.cols(),
+                planes: planes.as_planes(),
+                rows: tile.row_start..tile.row_start + tile.row_count,
+                x,
+                y: &mut *y,
+                y_rows: info.shape.rows(),
+            });
         }
         Ok(())
     }

@@ -715,6 +715,10 @@ static void kernels(void) {
   for (int r = 0; r < ROWS; r++) CHECK(y[r] == decoded[r * COLS + 9]);
   OK(aq_matvec(&recipe, codes, c, scales, s, biases, b, ROWS, COLS, NULL, 0, 0, NULL, 0, &err));
 
+  OK(aq_matvec(&recipe, NULL, 0, NULL, 0, NULL, 0, 0, COLS, x, COLS, 1, NULL, 0, &err));
+  OK(aq_matvec(&recipe, NULL, 0, NULL, 0, NULL, 0, ROWS, 0, NULL, 0, 1, y, ROWS, &err));
+  for (int r = 0; r < ROWS; r++) CHECK(y[r] == 0);
+
   unsigned char plain[5] = {1, 2, 3, 0, 2}, packed[2], back[5];
   REFUSED("format is 1", aq_pack(1, plain, 5, packed, 2, err));
   REFUSED("codes is NULL", aq_pack(AQ_FORMAT_INT2, NULL, 5, packed, 2, err));

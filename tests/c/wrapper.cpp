@@ -1,0 +1,161 @@
+// What arrowquant.hpp adds to the C functions: handles, exceptions, views.
+//
+// Usage: wrapper MODEL.safetensors FOLDER
+#include <arrowquant.hpp>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <type_traits>
+
+namespace aq = arrowquant;
+
+#define CHECK(condition)                                                      \
+  do {                                                                        \
+    if (!(condition)) {                                                       \
+      std::fprintf(stderr, "wrapper.cpp:%d: %s\n", __LINE__, #condition);     \
+      std::exit(1);                                                           \
+    }                                                                         \
+    checks++;                                                                 \
+  } while (0)
+
+static int checks = 0;
+
+template <class T>
+constexpr bool moves_only = std::is_move_constructible_v<T> && std::is_move_assignable_v<T> &&
+                            !std::is_copy_constructible_v<T> && !std::is_copy_assignable_v<T>;
+static_assert(moves_only<aq::Config> && moves_only<aq::Source> && moves_only<aq::Plan> &&
+              moves_only<aq::Report> && moves_only<aq::Model> && moves_only<aq::Verification>);
+
+// The Error that a call throws.
+template <class F>
+static aq::Error refused(F call) {
+  try {
+    call();
+  } catch (const aq::Error& error) {
+    return error;
+  }
+  return {AQ_OK, "nothing was thrown"};
+}
+
+static std::vector<std::byte> bytes_of(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  const std::vector<char> text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  std::vector<std::byte> bytes(text.size());
+  std::memcpy(bytes.data(), text.data(), text.size());
+  return bytes;
+}
+
+int main(int argc, char** argv) {
+  CHECK(argc == 3);
+  const std::string input = argv[1], folder = argv[2], output = folder + "/caf\xc3\xa9 out.parquet";
+
+  // Settings, and errors with their kind.
+  aq::Config config("edge");
+  CHECK(config.get("bit_width") == "2");
+  config.set("bit_width", "8").merge_yaml("scheme: affine\n");
+  CHECK(aq::Config().merge_yaml(config.to_yaml()).get("scheme") == "affine");
+  const auto error = refused([&] { config.set("bit_width", "9"); });
+  CHECK(error.code() == AQ_ERROR_CONFIG && std::strstr(error.what(), "'9'"));
+  CHECK(refused([] { aq::Source::open("/nowhere"); }).code() == AQ_ERROR_IO);
+
+  // One call, three ways, the same bytes.
+  int told = 0;
+  aq::Options options;
+  options.threads = 2;
+  options.progress = [&](std::uint64_t done, std::uint64_t total) {
+    told++;
+    return done <= total;
+  };
+  const aq::Report report = aq::quantize_file(input, output, config, options);
+  CHECK(told > 0 && report.totals().cosine > 0.9999 && report.to_json()[0] == '{');
+  const aq::Source source = aq::Source::open(input);
+  const aq::Plan plan(source, config);
+  CHECK(plan.size() == source.size() && report.size() == plan.size());
+  const auto file = aq::run_to_memory(source, plan);
+  CHECK(file == bytes_of(output));
+  const aq::Plan copy = aq::Plan::from_json(plan.to_json());
+  aq::run_to_path(source, copy, folder + "/copy.parquet");
+  CHECK(bytes_of(folder + "/copy.parquet") == file);
+
+  // Exceptions of callbacks come out as they are, and nothing is left behind.
+  options.progress = [](std::uint64_t, std::uint64_t) -> bool { throw std::string("mine"); };
+  bool caught = false;
+  try {
+    aq::quantize_file(input, folder + "/never.parquet", config, options);
+  } catch (const std::string& mine) {
+    caught = mine == "mine";
+  }
+  CHECK(caught && bytes_of(folder + "/never.parquet").empty());
+  options.progress = [](std::uint64_t, std::uint64_t) { return false; };
+  CHECK(refused([&] { aq::run_to_memory(source, plan, options); }).code() == AQ_ERROR_CANCELLED);
+  std::string heard;
+  options.progress = nullptr;
+  options.log = [&](aq_log_level, std::string_view message) { return heard += message, true; };
+  aq::quantize_file(input, folder + "/copy.parquet", aq::Config().set("rules", "typo=keep"), options);
+  CHECK(heard == "rule typo=keep matches no tensor");
+
+  // A model in memory, moved about; its views stay where they are.
+  aq::Model first = aq::Model::open(aq::Bytes(file));
+  const std::size_t index = first.find("blocks.0.attn.qkv.weight");
+  const aq::TensorView view = first.view(index);
+  aq::Model model = std::move(first);
+  CHECK(view.code_bytes().data() >= file.data() &&
+        view.code_bytes().end() <= file.data() + file.size());
+  const auto info = model[index];
+  CHECK(info.name == "blocks.0.attn.qkv.weight" && info.dims.size() == 2);
+  CHECK(info.dims[0] == info.rows && info.dims[1] == info.cols && view.format == AQ_FORMAT_INT8);
+  CHECK(view.scheme == AQ_SCHEME_AFFINE && view.bias_bytes().size() == view.scale_bytes().size());
+
+  // Decoded whole, by rows, by the kernel, and as a product with a unit vector.
+  const auto weights = model.dequantize(index);
+  CHECK(weights.size() == info.rows * info.cols);
+  const auto row = model.dequantize(index, 5, 1);
+  CHECK(std::equal(row.begin(), row.end(), weights.begin() + std::ptrdiff_t(5 * info.cols)));
+  auto recipe = aq::recipe(view.format, view.group_size);
+  recipe.scheme = view.scheme;
+  recipe.scale_dtype = view.scale_dtype;
+  CHECK(aq::dequantize_rows(recipe, view.code_bytes(), view.scale_bytes(), view.bias_bytes(),
+                            view.rows, view.cols) == weights);
+  std::vector<float> unit(info.cols);
+  unit[3] = 1;
+  const auto y = model.matvec(index, unit);
+  for (std::size_t r = 0; r < info.rows; r++) CHECK(y[r] == weights[r * info.cols + 3]);
+  CHECK(refused([&] { model.matvec(index, std::vector<float>(3)); }).code() == AQ_ERROR_ARGUMENT);
+
+  // Verified against the original, and against what is not.
+  CHECK(model.verify().failures() == 0);
+  const auto verification = model.verify(source, 0.999);
+  CHECK(verification.failures() == 0 && verification.size() == model.size());
+  CHECK(verification[index].cosine > 0.999 && verification.to_json()[0] == '{');
+  CHECK(model.verify(source, 0.99999999).failures() > 0);
+  CHECK(model.metadata("arrowquant.format_version") == "2" && model.metadata("nothing").empty());
+  model.dequantize_to_path(folder + "/back.safetensors", AQ_DTYPE_F32);
+  CHECK(aq::Source::open(folder + "/back.safetensors").size() == source.size());
+
+  // Tensors from memory; a kernel from vector to vector.
+  std::vector<float> values(12 * 40);
+  for (std::size_t i = 0; i < values.size(); i++) values[i] = std::sin(float(i));
+  const std::vector<std::size_t> dims = {12, 40};
+  aq::Source made;
+  made.add("made.weight", dims, values);
+  CHECK(made.size() == 1 && made[0].cols == 40 && made[0].bytes == values.size() * sizeof(float));
+  const auto made_file = aq::run_to_memory(made, aq::Plan(made).set("made.weight", "bits:8"));
+  aq_quality quality;
+  const auto planes = aq::quantize_rows(aq::recipe(AQ_FORMAT_INT8), values, 12, 40, &quality);
+  CHECK(quality.cosine > 0.9999 && planes.codes.size() == values.size() && planes.biases.empty());
+  const aq::Model made_model = aq::Model::open(aq::Bytes(made_file));
+  const auto codes = made_model.view(0).code_bytes();
+  CHECK(std::equal(codes.begin(), codes.end(), planes.codes.begin(), planes.codes.end()));
+
+  // A stream goes out and, holding no weights, is refused on its way in.
+  ArrowArrayStream stream;
+  made_model.export_arrow(&stream);
+  CHECK(refused([&] { aq::Source::from_arrow(&stream); }).code() == AQ_ERROR_FILE);
+  CHECK(stream.release == nullptr);
+
+  std::printf("%d checks, %s\n", checks, std::string(aq::version()).c_str());
+  return 0;
+}
