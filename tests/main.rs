@@ -8,6 +8,8 @@ mod determinism;
 mod errors;
 mod header;
 mod native;
+#[cfg(target_os = "linux")]
+mod packaging;
 mod python;
 mod rooms;
 mod sources;
