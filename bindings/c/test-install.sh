@@ -4,7 +4,7 @@
 #
 # Takes the options of install.sh, but for the folders. For another machine set RUN to what runs
 # its programs:
-#   CXX=aarch64-linux-gnu-g++ RUN="qemu-aarch64-static -L /usr/aarch64-linux-gnu" \
+#   RUN="qemu-aarch64-static -L /usr/aarch64-linux-gnu" \
 #       bindings/c/test-install.sh --target aarch64-unknown-linux-gnu
 set -eu
 
@@ -13,7 +13,7 @@ fail() {
     exit 1
 }
 need() {
-    command -v "$1" >/dev/null || fail "$1 is missing: install the package $2"
+    command -v "$1" >/dev/null || fail "$1 is missing: install the package $2${target:+ for $target}"
 }
 
 target=''
