@@ -10,6 +10,8 @@ mod firmware;
 mod header;
 mod memory;
 mod native;
+#[cfg(target_os = "linux")]
+mod packaging;
 mod python;
 mod readme;
 mod rooms;

@@ -15,11 +15,16 @@ pub enum Link {
 
 pub const LINKS: [Link; 2] = [Link::Shared, Link::Static];
 
-/// The folder of the libraries and the program.
+/// The folder of what was built.
 pub fn built() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_arrowquant"))
         .parent()
         .unwrap()
+}
+
+/// A library as it was built for the tests; one folder up is what `cargo build` made some time.
+pub fn library(name: &str) -> PathBuf {
+    built().join("deps").join(name)
 }
 
 /// Cargo as it made this build: what it has built already it does not build again.
@@ -43,7 +48,7 @@ pub fn library_folder() -> &'static Path {
         for name in ["libarrowquant.so", "libarrowquant.so.0"] {
             let link = folder.join(name);
             let _ = std::fs::remove_file(&link);
-            std::os::unix::fs::symlink(built().join("libarrowquant.so"), link).unwrap();
+            std::os::unix::fs::symlink(library("libarrowquant.so"), link).unwrap();
         }
         folder
     })
@@ -97,7 +102,7 @@ pub fn build(source: &Path, standard: &str, link: Link, program: &Path) {
             command.arg(format!("-Wl,-rpath,{}", folder.display()));
         }
         Link::Static => {
-            command.arg(built().join("libarrowquant.a"));
+            command.arg(library("libarrowquant.a"));
         }
     }
     command.args(["-lpthread", "-ldl", "-lm"]);
