@@ -65,7 +65,7 @@ typedef struct aq_error {
   uint32_t struct_size;
   /** The status that was returned. */
   aq_status code;
-  /** UTF-8 that names the file, the tensor and the reason; cut where it is too long. */
+  /** UTF-8 that names the file, the tensor and the reason; what is too long lacks its middle. */
   char message[AQ_MESSAGE_SIZE];
 } aq_error;
 
@@ -356,11 +356,17 @@ typedef struct aq_config aq_config;
  */
 aq_status aq_config_new(const char *profile, aq_config **config, aq_error *err);
 
+/** Makes another configuration with the same settings. */
+aq_status aq_config_clone(const aq_config *config, aq_config **copy, aq_error *err);
+
 /** Sets `key` to `value`. "rules" adds rules, separated by semicolons. */
 aq_status aq_config_set(aq_config *config,
                         const char *key,
                         const char *value,
                         aq_error *err);
+
+/** Adds one rule, such as "lm_head.*=keep" or "*.v_proj.weight=bits:8,group:64". */
+aq_status aq_config_add_rule(aq_config *config, const char *rule, aq_error *err);
 
 /** The value in force for `key`, as aq_config_set takes it. Belongs to the config. */
 aq_status aq_config_get(const aq_config *config,
@@ -563,6 +569,18 @@ aq_status aq_plan_tensor(const aq_plan *plan,
                          aq_error *err);
 
 /**
+ * The number of things that a plan does but were hardly meant, such as rules that match no tensor;
+ * 0 for NULL. Runs tell them to their log.
+ */
+size_t aq_plan_warning_count(const aq_plan *plan);
+
+/** Warning `index`, in a line. Belongs to the plan. */
+aq_status aq_plan_warning(const aq_plan *plan,
+                          size_t index,
+                          const char **warning,
+                          aq_error *err);
+
+/**
  * Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
  * bits, group, scheme, method, gain and scale_dtype.
  */
@@ -763,6 +781,9 @@ aq_status aq_run_into(const aq_source *source,
 /** A quantized file, opened. Any number of threads may use it. */
 typedef struct aq_model aq_model;
 
+/** Told once, on whatever thread lets go last, that memory is not used any more. */
+typedef void (*aq_release_fn)(void *user_data);
+
 /**
  * Some rows of a tensor, where they lie. Pointers last until the model is freed, and point into
  * the file's memory map unless the file is compressed: then planes are unpacked when first
@@ -822,11 +843,15 @@ typedef struct aq_tensor_view {
 aq_status aq_model_open(const char *path, aq_model **model, aq_error *err);
 
 /**
- * Opens such a file that lies in memory, which must stay as it is until the model, and every
- * Arrow array exported from it, is freed.
+ * Opens such a file that lies in memory, which must stay as it is until `release` is called, or,
+ * where that is NULL, until the model and every Arrow array exported from it are freed.
+ *
+ * `release` is called exactly once, also when the call fails.
  */
 aq_status aq_model_open_memory(const void *data,
                                size_t data_len,
+                               aq_release_fn release,
+                               void *user_data,
                                aq_model **model,
                                aq_error *err);
 
@@ -901,6 +926,16 @@ aq_status aq_model_metadata(const aq_model *model,
                             const char **value,
                             aq_error *err);
 
+/** The number of keys in the file's footer; 0 for NULL. */
+size_t aq_model_metadata_count(const aq_model *model);
+
+/** Key `index` of the footer, in alphabetic order, and its value. Both belong to the model. */
+aq_status aq_model_metadata_entry(const aq_model *model,
+                                  size_t index,
+                                  const char **key,
+                                  const char **value,
+                                  aq_error *err);
+
 /** Closes the file. Arrow streams and arrays that were exported from it keep what they need. */
 void aq_model_free(aq_model *model);
 
@@ -929,7 +964,7 @@ typedef struct aq_tensor_check {
 /**
  * Checks every checksum of a model. With an `original` (or NULL), also that both hold the same
  * tensors, that kept ones are equal, that quantized ones are as close to it as the file says, and
- * that no cosine is below `min_cosine` (0 or NaN: any will do). `options` may be NULL.
+ * that no cosine is below `min_cosine` (NaN or -1: any will do). `options` may be NULL.
  *
  * AQ_OK says that the check was done; `failures` counts the tensors with a problem.
  * `verification` may be NULL.

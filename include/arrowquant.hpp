@@ -122,6 +122,15 @@ class Config {
     detail::call(aq_config_get, handle(), detail::terminated(key).c_str(), &value);
     return value;
   }
+  Config& add_rule(std::string_view rule) {
+    detail::call(aq_config_add_rule, handle_.get(), detail::terminated(rule).c_str());
+    return *this;
+  }
+  Config clone() const {
+    aq_config* made = nullptr;
+    detail::call(aq_config_clone, handle(), &made);
+    return Config(made);
+  }
   std::string to_yaml() const {
     const char* yaml = nullptr;
     detail::call(aq_config_to_yaml, handle(), &yaml);
@@ -131,6 +140,7 @@ class Config {
   const aq_config* handle() const noexcept { return handle_.get(); }
 
  private:
+  explicit Config(aq_config* made) : handle_(made) {}
   detail::Handle<aq_config, aq_config_free> handle_;
 };
 
@@ -218,6 +228,16 @@ class Plan {
     auto entry = detail::sized<aq_tensor_plan>();
     detail::call(aq_plan_tensor, handle(), index, &entry);
     return entry;
+  }
+  // What it does but was hardly meant.
+  std::vector<std::string> warnings() const {
+    std::vector<std::string> warnings(aq_plan_warning_count(handle()));
+    for (std::size_t i = 0; i < warnings.size(); i++) {
+      const char* warning = nullptr;
+      detail::call(aq_plan_warning, handle(), i, &warning);
+      warnings[i] = warning;
+    }
+    return warnings;
   }
   std::string to_json() const {
     const char* json = nullptr;
@@ -399,10 +419,21 @@ class Model {
     detail::call(aq_model_open, detail::terminated(path).c_str(), &made);
     return Model(made);
   }
-  // The memory must outlive the model.
+  // The memory must outlive the model, and what was exported from it.
   static Model open(Bytes file) {
     aq_model* made = nullptr;
-    detail::call(aq_model_open_memory, static_cast<const void*>(file.data()), file.size(), &made);
+    detail::call(aq_model_open_memory, static_cast<const void*>(file.data()), file.size(),
+                 aq_release_fn{}, static_cast<void*>(nullptr), &made);
+    return Model(made);
+  }
+  // The memory is the model's.
+  static Model open(std::vector<std::byte>&& file) {
+    auto kept = std::make_unique<std::vector<std::byte>>(std::move(file));
+    const Bytes bytes(*kept);
+    aq_model* made = nullptr;
+    detail::call(aq_model_open_memory, static_cast<const void*>(bytes.data()), bytes.size(),
+                 aq_release_fn{[](void* kept) { delete static_cast<std::vector<std::byte>*>(kept); }},
+                 static_cast<void*>(kept.release()), &made);
     return Model(made);
   }
 
@@ -453,8 +484,8 @@ class Model {
     return y;
   }
 
-  Verification verify(const Options& options = {}) const { return verify(nullptr, 0, options); }
-  Verification verify(const Source& original, double min_cosine = 0,
+  Verification verify(const Options& options = {}) const { return verify(nullptr, -1, options); }
+  Verification verify(const Source& original, double min_cosine = -1,
                       const Options& options = {}) const {
     return verify(original.handle(), min_cosine, options);
   }

@@ -60,7 +60,7 @@ fn the_package_does_what_it_says() {
     pytest
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
         .arg(root().join("tests/python"));
-    pytest.env("AQ_CLI", env!("CARGO_BIN_EXE_arrowquant"));
+    pytest.env("ARROWQUANT_CLI", env!("CARGO_BIN_EXE_arrowquant"));
     let printed = succeed(&mut pytest, "python3");
     let passed = regex::Regex::new(r"(\d+) passed")
         .unwrap()

@@ -49,6 +49,24 @@ pub unsafe extern "C" fn aq_config_new(
     }
 }
 
+/// Makes another configuration with the same settings.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_config_clone(
+    config: *const aq_config,
+    copy: *mut *mut aq_config,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(copy, "copy")?;
+            let config = borrow(config)?.config.clone();
+            let strings = Strings::default();
+            give(aq_config { config, strings }, copy)
+        })
+    }
+}
+
 /// Sets `key` to `value`. "rules" adds rules, separated by semicolons.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_set(
@@ -64,6 +82,25 @@ pub unsafe extern "C" fn aq_config_set(
             config.change(|c| {
                 c.set(text(key, "key")?, text(value, "value")?)
                     .map_err(Into::into)
+            })
+        })
+    }
+}
+
+/// Adds one rule, such as "lm_head.*=keep" or "*.v_proj.weight=bits:8,group:64".
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_config_add_rule(
+    config: *mut aq_config,
+    rule: *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let config = borrow_mut(config)?;
+            config.change(|c| {
+                c.push_rule(text(rule, "rule")?.parse()?);
+                Ok(())
             })
         })
     }

@@ -37,7 +37,7 @@ pub struct aq_error {
     pub struct_size: u32,
     /// The status that was returned.
     pub code: aq_status,
-    /// UTF-8 that names the file, the tensor and the reason; cut where it is too long.
+    /// UTF-8 that names the file, the tensor and the reason; what is too long lacks its middle.
     pub message: [c_char; AQ_MESSAGE_SIZE],
 }
 
@@ -171,8 +171,7 @@ unsafe fn tell(err: *mut aq_error, code: aq_status, message: Option<&dyn fmt::Di
         room: room - 1,
     };
     if let Some(message) = message {
-        // An error is a full buffer.
-        let _ = write!(text, "{message}");
+        text.take(message);
     }
     // SAFETY: `len` is less than `room`, so message and NUL are within the size the caller
     // states.
@@ -182,11 +181,36 @@ unsafe fn tell(err: *mut aq_error, code: aq_status, message: Option<&dyn fmt::Di
     }
 }
 
-/// Text cut to whole characters, always followed by NUL.
+/// Text of whole characters, always followed by NUL.
 struct Text {
     bytes: [u8; AQ_MESSAGE_SIZE],
     len: usize,
     room: usize,
+}
+
+impl Text {
+    /// Takes in a message; one that is too long keeps its beginning and its end, which says why.
+    #[cfg(feature = "std")]
+    fn take(&mut self, message: &dyn fmt::Display) {
+        const GAP: &str = " ... ";
+        let message = message.to_string();
+        if message.len() <= self.room || self.room < 8 * GAP.len() {
+            let _ = self.write_str(&message);
+            return;
+        }
+        let half = (self.room - GAP.len()) / 2;
+        let head = message.floor_char_boundary(half);
+        let tail = message.ceil_char_boundary(message.len() - half);
+        for part in [&message[..head], GAP, &message[tail..]] {
+            let _ = self.write_str(part);
+        }
+    }
+
+    /// Takes in a message, as far as it fits; those of the kernels are short.
+    #[cfg(not(feature = "std"))]
+    fn take(&mut self, message: &dyn fmt::Display) {
+        let _ = write!(self, "{message}");
+    }
 }
 
 impl Write for Text {

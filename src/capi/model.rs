@@ -102,12 +102,31 @@ versioned!(aq_tensor_view {
     bits_per_weight
 });
 
+/// Told once, on whatever thread lets go last, that memory is not used any more.
+pub type aq_release_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
+
 /// The caller's memory that a model is opened in.
-struct Borrowed(&'static [u8]);
+struct Borrowed {
+    data: &'static [u8],
+    release: aq_release_fn,
+    user_data: *mut c_void,
+}
+
+// SAFETY: by the header's conventions `release` may be called by any thread.
+unsafe impl Send for Borrowed {}
 
 impl AsRef<[u8]> for Borrowed {
     fn as_ref(&self) -> &[u8] {
-        self.0
+        self.data
+    }
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        if let Some(release) = self.release {
+            // SAFETY: the caller's function, called as the header says.
+            unsafe { release(self.user_data) };
+        }
     }
 }
 
@@ -139,21 +158,30 @@ pub unsafe extern "C" fn aq_model_open(
     }
 }
 
-/// Opens such a file that lies in memory, which must stay as it is until the model, and every
-/// Arrow array exported from it, is freed.
+/// Opens such a file that lies in memory, which must stay as it is until `release` is called, or,
+/// where that is NULL, until the model and every Arrow array exported from it are freed.
+///
+/// `release` is called exactly once, also when the call fails.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_open_memory(
     data: *const c_void,
     data_len: usize,
+    release: aq_release_fn,
+    user_data: *mut c_void,
     model: *mut *mut aq_model,
     err: *mut aq_error,
 ) -> aq_status {
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
+            let mut file = Borrowed {
+                data: &[],
+                release,
+                user_data,
+            };
             check_put(model, "model")?;
-            let data = Borrowed(bytes(data.cast(), data_len, "data")?);
-            give_model(Model::from_bytes(data)?, model)
+            file.data = bytes(data.cast(), data_len, "data")?;
+            give_model(Model::from_bytes(file)?, model)
         })
     }
 }
@@ -410,6 +438,35 @@ pub unsafe extern "C" fn aq_model_metadata(
             let found = model.model.metadata().get(text(key, "key")?);
             let lent = found.map_or(std::ptr::null(), |text| model.strings.lend(text));
             put(value, lent, "value")
+        })
+    }
+}
+
+/// The number of keys in the file's footer; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_metadata_count(model: *const aq_model) -> usize {
+    // SAFETY: by the header's conventions.
+    unsafe { count(model, |model| model.model.metadata().len()) }
+}
+
+/// Key `index` of the footer, in alphabetic order, and its value. Both belong to the model.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_model_metadata_entry(
+    model: *const aq_model,
+    index: usize,
+    key: *mut *const c_char,
+    value: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(value, "value")?;
+            let model = borrow(model)?;
+            let entries: Vec<_> = model.model.metadata().iter().collect();
+            let found = at(&entries, index, "key")?;
+            put(key, model.strings.lend(found.0), "key")?;
+            put(value, model.strings.lend(found.1), "value")
         })
     }
 }

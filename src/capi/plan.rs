@@ -149,6 +149,33 @@ pub unsafe extern "C" fn aq_plan_tensor(
     }
 }
 
+/// The number of things that a plan does but were hardly meant, such as rules that match no tensor;
+/// 0 for NULL. Runs tell them to their log.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_warning_count(plan: *const aq_plan) -> usize {
+    // SAFETY: by the header's conventions.
+    unsafe { count(plan, |plan| plan.plan.warnings().len()) }
+}
+
+/// Warning `index`, in a line. Belongs to the plan.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_warning(
+    plan: *const aq_plan,
+    index: usize,
+    warning: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let plan = borrow(plan)?;
+            let warnings = plan.plan.warnings();
+            let found = at(&warnings, index, "warning")?;
+            put(warning, plan.strings.lend(found), "warning")
+        })
+    }
+}
+
 /// Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
 /// bits, group, scheme, method, gain and scale_dtype.
 #[unsafe(no_mangle)]

@@ -47,7 +47,7 @@ versioned!(aq_tensor_check {
 
 /// Checks every checksum of a model. With an `original` (or NULL), also that both hold the same
 /// tensors, that kept ones are equal, that quantized ones are as close to it as the file says, and
-/// that no cosine is below `min_cosine` (0 or NaN: any will do). `options` may be NULL.
+/// that no cosine is below `min_cosine` (NaN or -1: any will do). `options` may be NULL.
 ///
 /// AQ_OK says that the check was done; `failures` counts the tensors with a problem.
 /// `verification` may be NULL.
@@ -67,7 +67,7 @@ pub unsafe extern "C" fn aq_model_verify(
             check_put(failures, "failures")?;
             let model = &borrow(model)?.model;
             let original = borrow_or(original)?.map(|source| source.source());
-            let least = (min_cosine != 0.0 && !min_cosine.is_nan()).then_some(min_cosine);
+            let least = (!min_cosine.is_nan()).then_some(min_cosine);
             let found = aq_run_options::read(options)?
                 .with(|options| run::verify(model, original, least, options))?;
             put(failures, found.failures().count(), "failures")?;

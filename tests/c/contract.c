@@ -114,6 +114,12 @@ static void configs(void) {
   REFUSED("value is not UTF-8", aq_config_set(config, "bit_width", BAD_UTF8, err));
   REFUSED_AS(AQ_ERROR_CONFIG, "'5'", aq_config_set(config, "bit_width", "5", err));
   REFUSED_AS(AQ_ERROR_CONFIG, "bits", aq_config_set(config, "bits", "4", err));
+  REFUSED("aq_config is NULL", aq_config_add_rule(NULL, "a=keep", err));
+  REFUSED("rule is NULL", aq_config_add_rule(config, NULL, err));
+  REFUSED("rule is not UTF-8", aq_config_add_rule(config, BAD_UTF8, err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "rule 'a'", aq_config_add_rule(config, "a", err));
+  REFUSED("aq_config is NULL", aq_config_clone(NULL, &config, err));
+  REFUSED("copy is NULL", aq_config_clone(config, NULL, err));
   REFUSED("aq_config is NULL", aq_config_get(NULL, "bit_width", &value, err));
   REFUSED("key is NULL", aq_config_get(config, NULL, &value, err));
   REFUSED("value is NULL", aq_config_get(config, "bit_width", NULL, err));
@@ -139,6 +145,12 @@ static void configs(void) {
   OK(aq_config_merge_yaml(config, "group_size: 64\nrules: ['*.bias=keep']\n", &err));
   OK(aq_config_to_yaml(config, &value, &err));
   aq_config *copy = NULL;
+  OK(aq_config_clone(config, &copy, &err));
+  OK(aq_config_add_rule(copy, "re:a;b=keep", &err)); /* one rule, whatever is in it */
+  OK(aq_config_get(copy, "rules", &value, &err));
+  CHECK(!strcmp(value, "*.bias=keep;re:a;b=keep"));
+  aq_config_free(copy);
+  OK(aq_config_to_yaml(config, &value, &err));
   OK(aq_config_new(NULL, &copy, &err));
   OK(aq_config_merge_yaml(copy, value, &err));
   OK(aq_config_get(copy, "rules", &value, &err));
@@ -245,6 +257,7 @@ static void plans(void) {
   REFUSED("aq_source is NULL", aq_plan_create(NULL, config, &plan, err));
   REFUSED("plan is NULL", aq_plan_create(source, config, NULL, err));
   REFUSED("not an aq_config", aq_plan_create(source, (aq_config *)(void *)source, &plan, err));
+  OK(aq_config_add_rule(config, "typo=keep", &err));
   OK(aq_plan_create(source, config, &plan, &err));
   aq_config_free(config);
   size_t count = aq_plan_count(plan);
@@ -253,6 +266,13 @@ static void plans(void) {
   REFUSED("aq_plan is NULL", aq_plan_tensor(NULL, 0, &entry, err));
   REFUSED("entry.struct_size is NULL", aq_plan_tensor(plan, 0, NULL, err));
   REFUSED("there is no tensor", aq_plan_tensor(plan, count, &entry, err));
+  const char *warning = NULL;
+  CHECK(aq_plan_warning_count(plan) == 1 && aq_plan_warning_count(NULL) == 0);
+  OK(aq_plan_warning(plan, 0, &warning, &err));
+  CHECK(!strcmp(warning, "rule typo=keep matches no tensor"));
+  REFUSED("aq_plan is NULL", aq_plan_warning(NULL, 0, &warning, err));
+  REFUSED("there is no warning 1", aq_plan_warning(plan, 1, &warning, err));
+  REFUSED("warning is NULL", aq_plan_warning(plan, 0, NULL, err));
   REFUSED("aq_plan is NULL", aq_plan_set(NULL, "w", "keep", err));
   REFUSED("tensor is NULL", aq_plan_set(plan, NULL, "keep", err));
   REFUSED("settings is NULL", aq_plan_set(plan, "w", NULL, err));
@@ -426,6 +446,8 @@ static void reports(void) {
 
 /* ---- models ---- */
 
+static void let_go(void *user_data) { ++*(int *)user_data; }
+
 static void models(void) {
   aq_model *model = NULL;
   size_t index = 0, failures = 99;
@@ -436,10 +458,14 @@ static void models(void) {
   REFUSED("model is NULL", aq_model_open(output, NULL, err));
   REFUSED("path is not UTF-8", aq_model_open(BAD_UTF8, &model, err));
   REFUSED_AS(AQ_ERROR_FILE, "not a Parquet file", aq_model_open(input, &model, err));
-  REFUSED("data is NULL", aq_model_open_memory(NULL, 100, &model, err));
-  REFUSED("model is NULL", aq_model_open_memory("PAR1", 4, NULL, err));
-  REFUSED_AS(AQ_ERROR_FILE, "too short", aq_model_open_memory("PAR1", 4, &model, err));
-  REFUSED_AS(AQ_ERROR_FILE, "too short", aq_model_open_memory(NULL, 0, &model, err));
+  /* Memory is let go once, however a call ends. */
+  int released = 0;
+  REFUSED("data is NULL", aq_model_open_memory(NULL, 100, let_go, &released, &model, err));
+  REFUSED("model is NULL", aq_model_open_memory("PAR1", 4, let_go, &released, NULL, err));
+  REFUSED_AS(AQ_ERROR_FILE, "too short",
+             aq_model_open_memory("PAR1", 4, let_go, &released, &model, err));
+  REFUSED_AS(AQ_ERROR_FILE, "too short", aq_model_open_memory(NULL, 0, NULL, NULL, &model, err));
+  CHECK(released == 6); /* each was called twice */
   OK(aq_model_open(output, &model, &err));
   size_t count = aq_model_count(model);
   CHECK(count > 10 && aq_model_count(NULL) == 0);
@@ -463,6 +489,15 @@ static void models(void) {
   CHECK(!strcmp(value, "2"));
   OK(aq_model_metadata(model, "no such key", &value, &err));
   CHECK(value == NULL);
+  const char *key = NULL;
+  size_t keys = aq_model_metadata_count(model);
+  CHECK(keys >= 7 && aq_model_metadata_count(NULL) == 0);
+  REFUSED("aq_model is NULL", aq_model_metadata_entry(NULL, 0, &key, &value, err));
+  REFUSED("key is NULL", aq_model_metadata_entry(model, 0, NULL, &value, err));
+  REFUSED("value is NULL", aq_model_metadata_entry(model, 0, &key, NULL, err));
+  REFUSED("there is no key", aq_model_metadata_entry(model, keys, &key, &value, err));
+  OK(aq_model_metadata_entry(model, 0, &key, &value, &err));
+  CHECK(!strcmp(key, "arrowquant.config") && value[0] == '{');
 
   /* The first quantized tensor, as a view and decoded by both ways. */
   for (index = 0; index < count; index++) {
@@ -537,8 +572,8 @@ static void models(void) {
   aq_source *source = open_source();
   aq_verification *verification = NULL;
   aq_tensor_check check = {.struct_size = sizeof check};
-  REFUSED("aq_model is NULL", aq_model_verify(NULL, NULL, 0, NULL, &failures, NULL, err));
-  REFUSED("failures is NULL", aq_model_verify(model, NULL, 0, NULL, NULL, NULL, err));
+  REFUSED("aq_model is NULL", aq_model_verify(NULL, NULL, -1, NULL, &failures, NULL, err));
+  REFUSED("failures is NULL", aq_model_verify(model, NULL, -1, NULL, NULL, NULL, err));
   OK(aq_model_verify(model, source, 0.9, NULL, &failures, &verification, &err));
   CHECK(failures == 0 && aq_verification_count(verification) == count);
   CHECK(aq_verification_count(NULL) == 0);
@@ -579,10 +614,26 @@ static void models(void) {
   }
   CHECK(batches >= count);
 
+  /* So does memory that a model was opened in, until the last array is gone. */
+  FILE *file = fopen(output, "rb");
+  char *bytes = malloc(1 << 20);
+  len = file ? fread(bytes, 1, 1 << 20, file) : 0;
+  fclose(file);
+  struct ArrowArray batch;
+  stream.release(&stream);
+  released = 0;
+  OK(aq_model_open_memory(bytes, len, let_go, &released, &model, &err));
+  OK(aq_model_export_arrow(model, &stream, &err));
+  aq_model_free(model);
+  CHECK(stream.get_next(&stream, &batch) == 0 && released == 0);
+  stream.release(&stream);
+  CHECK(released == 0);
+  batch.release(&batch);
+  CHECK(released == 1);
+  free(bytes);
+
   /* What is exported holds no weights to quantize: refused, and released all the same. */
   aq_source *refused = NULL;
-  stream.release(&stream);
-  CHECK(stream.release == NULL);
   OK(aq_model_open(output, &model, &err));
   OK(aq_model_export_arrow(model, &stream, &err));
   aq_error refusal = AQ_ERROR_INIT;
@@ -758,12 +809,16 @@ static void sizes(void) {
   aq_fail("again", &error.known);
   CHECK(strstr(error.known.message, "again") && error.more[0] == 'x');
 
-  /* A message longer than its room is cut between characters. */
-  char longer[3000];
+  /* A message longer than its room keeps both ends, in whole characters. */
+  char longer[3010];
   for (int i = 0; i < 2997; i += 3) memcpy(longer + i, "\xe2\x82\xac", 4);
+  strcat(longer, "!");
   aq_fail(longer, &error.known);
+  const char *gap = strstr(error.known.message, " ... ");
   size_t len = strlen(error.known.message);
-  CHECK(len > 500 && len < 512 && !memcmp(error.known.message + len - 3, "\xe2\x82\xac", 3));
+  CHECK(len > 500 && len < 512 && !strncmp(error.known.message, "internal error: ", 16));
+  CHECK(gap && !memcmp(gap - 3, "\xe2\x82\xac", 3) && !memcmp(gap + 5, "\xe2\x82\xac", 3));
+  CHECK(strstr(error.known.message, "! at src/capi/guard.rs:"));
 
   /* Options one field shorter and longer than today's. */
   struct { aq_run_options known; void *more; } options;

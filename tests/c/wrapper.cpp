@@ -59,6 +59,8 @@ int main(int argc, char** argv) {
   CHECK(aq::Config().merge_yaml(config.to_yaml()).get("scheme") == "affine");
   const auto error = refused([&] { config.set("bit_width", "9"); });
   CHECK(error.code() == AQ_ERROR_CONFIG && std::strstr(error.what(), "'9'"));
+  CHECK(config.clone().add_rule("re:a;b=keep").get("rules") == "re:a;b=keep");
+  CHECK(aq::Plan(aq::Source(), config.clone().add_rule("x=keep")).warnings().size() == 1);
   CHECK(refused([] { aq::Source::open("/nowhere"); }).code() == AQ_ERROR_IO);
 
   // One call, three ways, the same bytes.
@@ -146,7 +148,7 @@ int main(int argc, char** argv) {
   aq_quality quality;
   const auto planes = aq::quantize_rows(aq::recipe(AQ_FORMAT_INT8), values, 12, 40, &quality);
   CHECK(quality.cosine > 0.9999 && planes.codes.size() == values.size() && planes.biases.empty());
-  const aq::Model made_model = aq::Model::open(aq::Bytes(made_file));
+  const aq::Model made_model = aq::Model::open(std::vector<std::byte>(made_file));
   const auto codes = made_model.view(0).code_bytes();
   CHECK(std::equal(codes.begin(), codes.end(), planes.codes.begin(), planes.codes.end()));
 

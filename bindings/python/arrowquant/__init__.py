@@ -1,0 +1,164 @@
+"""Quantizes the weights of diffusion models to INT2, INT4 and INT8, and measures what it did.
+
+    import arrowquant
+
+    report = arrowquant.quantize("in.safetensors", "out.parquet", bits=4, progress=True)
+    with arrowquant.open("out.parquet") as model:
+        weights = model["blocks.0.attn.qkv.weight"].dequantize()
+"""
+
+from __future__ import annotations
+
+import ctypes as _ctypes
+import os as _os
+from collections.abc import Mapping as _Mapping
+from typing import Any as _Any, Union as _Union
+
+from ._library import encode_path as _encode_path, lib as _lib
+from ._run import Log, Progress, Run as _Run
+from .config import Config
+from .errors import (
+    ArgumentError,
+    Cancelled,
+    ChecksumError,
+    ConfigError,
+    Error,
+    FileError,
+    InternalError,
+    IOFailure,
+    MissingFile,
+    PlanError,
+    TensorError,
+    UnknownKey,
+    UnknownTensor,
+)
+from .kernels import (
+    Planes,
+    Quality,
+    Quantized,
+    Recipe,
+    dequantize_rows,
+    matvec,
+    pack,
+    plane_sizes,
+    quantize_rows,
+    unpack,
+)
+from .model import Metadata, Model, Tensor, Tile, open_model as open
+from .plan import Plan, PlanEntry
+from .report import Report, TensorCheck, TensorReport, Totals, Verification
+from .source import Source, TensorInfo
+
+__version__: str = _lib.aq_version().decode()
+
+
+def isa_name() -> str:
+    """The instruction set whose kernels are in use: the best of this machine, or a lesser one that
+    the environment variable AQ_ISA asks for."""
+    return str(_lib.aq_isa_name().decode())
+
+
+def quantize(
+    input: _Any,
+    output: _Union[str, _os.PathLike[str]],
+    *,
+    config: _Union[Config, _Mapping[str, _Any], None] = None,
+    progress: _Union[bool, Progress, None] = None,
+    log: _Union[Log, None] = None,
+    threads: int = 0,
+    **settings: _Any,
+) -> Report:
+    """Quantizes a model into the Parquet file `output`, which appears whole at its path, or not at
+    all.
+
+    `input` is the path of a safetensors file or of a folder of shards, a `Source`, a mapping of
+    names to arrays (anything with the buffer protocol), or an Arrow table (anything with
+    `__arrow_c_stream__`).
+
+    Settings are those of `Config`, over those of `config`: `bits=4`, `group_size=64`,
+    `method="lsq"`, `keep=["lm_head.*"]`, `rules=["*.v_proj.weight=bits:8"]` and so on.
+
+    `progress` is True for a bar on standard error, or a callable that is told bytes done and bytes
+    in all, some 20 times a second. `log` is a callable that is told what is worth telling, with a
+    level of the `logging` module, such as `logging.getLogger("...").log`. If either returns False,
+    the run ends with `Cancelled`; an exception in them ends it, too, and is raised here. (None is
+    no False.) `threads` are what the settings say where 0, and by default all of the machine's.
+    """
+    wanted = Config.of(config, settings)
+    if not isinstance(input, (str, _os.PathLike)):
+        source = Source.of(input)
+        threads = threads or int(wanted["num_threads"])
+        plan = Plan.create(source, wanted)
+        return plan.run(source, output, progress=progress, log=log, threads=threads)
+    paths = _encode_path(input, "input"), _encode_path(output, "output")
+    run = _Run(progress, log, threads)
+    report = _ctypes.c_void_p()
+    with wanted._open().shared() as handle:
+        options, out = _ctypes.byref(run.options), _ctypes.byref(report)
+        run.call(_lib.aq_quantize_file, *paths, handle, options, out)
+    return Report._take(report)
+
+
+def quantize_to_bytes(
+    input: _Any,
+    *,
+    config: _Union[Config, _Mapping[str, _Any], None] = None,
+    progress: _Union[bool, Progress, None] = None,
+    log: _Union[Log, None] = None,
+    threads: int = 0,
+    **settings: _Any,
+) -> tuple[bytearray, Report]:
+    """As `quantize`, into memory: the same bytes as the file would have, which `open` opens where
+    they lie."""
+    wanted = Config.of(config, settings)
+    source = Source.of(input)
+    threads = threads or int(wanted["num_threads"])
+    plan = Plan.create(source, wanted)
+    return plan.run_to_bytes(source, progress=progress, log=log, threads=threads)
+
+
+__all__ = [
+    "ArgumentError",
+    "Cancelled",
+    "ChecksumError",
+    "Config",
+    "ConfigError",
+    "Error",
+    "FileError",
+    "IOFailure",
+    "InternalError",
+    "Log",
+    "Metadata",
+    "MissingFile",
+    "Model",
+    "Plan",
+    "PlanEntry",
+    "PlanError",
+    "Planes",
+    "Progress",
+    "Quality",
+    "Quantized",
+    "Recipe",
+    "Report",
+    "Source",
+    "Tensor",
+    "TensorCheck",
+    "TensorError",
+    "TensorInfo",
+    "TensorReport",
+    "Tile",
+    "Totals",
+    "UnknownKey",
+    "UnknownTensor",
+    "Verification",
+    "dequantize_rows",
+    "isa_name",
+    "matvec",
+    "open",
+    "pack",
+    "plane_sizes",
+    "quantize",
+    "quantize_rows",
+    "quantize_to_bytes",
+    "unpack",
+]

@@ -1,0 +1,366 @@
+"""`python -m arrowquant`: what the program `arrowquant` does, in brief.
+
+Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, Sequence
+
+import arrowquant
+from arrowquant import Config, ConfigError, Error, Plan, Source
+
+# Flag and key of every setting.
+SETTINGS = {
+    "--profile": ("deployment_profile", "defaults for where the model is to run: edge, local, cloud"),
+    "--bits": ("bit_width", "bits of a weight: 2, 4 or 8"),
+    "--group-size": ("group_size", "weights per scale: a multiple of 16 up to 1024, 0 for the row"),
+    "--scheme": ("scheme", "symmetric or affine"),
+    "--method": ("method", "how scales are chosen: minmax or lsq"),
+    "--gain": ("gain", "whether amplitude is restored: unit, lsq (no) or auto"),
+    "--scale-dtype": ("scale_dtype", "how scales are stored: auto, f16 or f32"),
+    "--on-nonfinite": ("on_nonfinite", "tensors that hold NaN or infinity: error or keep"),
+    "--compression": ("compression", "none or zstd"),
+    "--threads": ("num_threads", "threads; 0 is all of the machine's"),
+}
+
+
+class _Rule(argparse.Action):
+    """--keep and --rule make one list, in their order."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        rules = getattr(namespace, self.dest) or []
+        rule = f"{values}=keep" if option == "--keep" else values
+        setattr(namespace, self.dest, [*rules, rule])
+
+
+def _number_of_threads(text: str) -> int:
+    return int(Config(num_threads=text)["num_threads"])
+
+
+def _cosine(text: str) -> float:
+    value = float(text)
+    if not -1 <= value <= 1:
+        raise ValueError
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m arrowquant",
+        description="Quantizes the weights of diffusion models to INT2, INT4 and INT8.",
+    )
+    parser.add_argument("--version", action="version", version=arrowquant.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+
+    def add_json(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--json", action="store_true", help="as JSON")
+
+    def add_settings(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--config", metavar="FILE", help="settings in YAML")
+        for flag, (key, help) in SETTINGS.items():
+            to.add_argument(flag, dest=key, help=help)
+        to.add_argument("--keep", action=_Rule, dest="rules", metavar="PATTERN", default=[])
+        to.add_argument(
+            "--rule", action=_Rule, dest="rules", metavar="PATTERN=bits:8,group:64",
+            help="treat tensors whose name matches otherwise; later rules win",
+        )
+
+    def add_threads(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--threads", type=_number_of_threads, default=0, help="0 is all")
+
+    quantize = command("quantize", "quantize a safetensors file, or a folder of shards")
+    quantize.add_argument("input")
+    quantize.add_argument("output", help="the file to write, ending in .parquet")
+    add_settings(quantize)
+    quantize.add_argument("--plan", metavar="FILE", help="do this plan, which `plan --json` printed")
+    quantize.add_argument("--report", metavar="FILE.json", help="write what was measured")
+    quantize.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    plan = command("plan", "show what each tensor would get, before any work")
+    plan.add_argument("input")
+    add_settings(plan)
+    add_json(plan)
+
+    inspect = command("inspect", "show the tensors of a quantized file")
+    inspect.add_argument("file")
+    add_json(inspect)
+
+    verify = command("verify", "check a quantized file's checksums, and its error")
+    verify.add_argument("file")
+    verify.add_argument("--against", metavar="ORIGINAL", help="the model it was made from")
+    verify.add_argument(
+        "--min-cosine", type=_cosine, metavar="X", help="fail tensors whose cosine is below this"
+    )
+    add_threads(verify)
+    add_json(verify)
+
+    dequantize = command("dequantize", "decode a quantized file to safetensors")
+    dequantize.add_argument("file")
+    dequantize.add_argument("output", help="the safetensors file to write")
+    dequantize.add_argument("--dtype", choices=("f32", "f16", "bf16"), help="default: as they were")
+    add_threads(dequantize)
+    return parser
+
+
+def _config(args: argparse.Namespace) -> Config:
+    """The settings, later ones over earlier: profile, YAML, environment, flags."""
+    config = Config()
+    if args.config is not None:
+        config.merge_yaml_file(args.config)
+    config.merge_env()
+    for flag, (key, _) in SETTINGS.items():
+        value = getattr(args, key)
+        if value is not None:
+            try:
+                config.set(key, value)
+            except ConfigError as error:
+                raise ConfigError(f"{flag}{str(error)[len(key):]}") from None
+    config.set("rules", args.rules)
+    return config
+
+
+def _json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _printable(text: str) -> str:
+    """Text on one line: names in a file may hold any character."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "-" if value is None or value == float("inf") else f"{value:.{digits}f}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as they need to be; those of figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    words = ("tensor", "dtype", "format", "how")
+    for row in rows:
+        cells = [
+            cell.ljust(width) if head in words else cell.rjust(width)
+            for head, cell, width in zip(rows[0], row, widths)
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def _log(level: int, message: str) -> None:
+    if level >= logging.WARNING:
+        print(f"warning: {_printable(message)}", file=sys.stderr)
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    if args.plan is not None:
+        clash = [flag for flag, (key, _) in SETTINGS.items() if getattr(args, key) is not None]
+        clash = [flag for flag in clash if flag != "--threads"]
+        clash += ["--config"] if args.config else []
+        clash += ["--keep or --rule"] if args.rules else []
+        if clash:
+            raise ConfigError(f"--plan cannot be used with {', '.join(clash)}")
+    config = _config(args)
+    source = Source.open(args.input)
+    if args.plan is None:
+        plan = Plan.create(source, config)
+    else:
+        plan = Plan.from_json(Path(args.plan).read_text(encoding="utf-8"))
+    if args.report is not None:
+        # Before the work, so that hours are not lost to a mistyped name.
+        report_path = Path(args.report)
+        if report_path.resolve() == Path(args.output).resolve():
+            raise ConfigError(f"--report: '{args.report}' is the output")
+        if report_path.exists() and os.path.samefile(args.report, args.input):
+            raise ConfigError(f"--report: '{args.report}' is the input")
+        if not report_path.parent.is_dir():
+            raise ConfigError(f"--report: there is no folder {report_path.parent}")
+    report = plan.run(
+        source,
+        args.output,
+        progress=not args.quiet and sys.stderr.isatty(),
+        log=None if args.quiet else _log,
+        threads=int(config["num_threads"]),
+    )
+    if args.report is not None:
+        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
+        Path(args.report).write_text(text + "\n", encoding="utf-8")
+    if not args.quiet:
+        total = report.totals
+        print(
+            f"{args.output}: {total.output_bytes} of {total.source_bytes} bytes, "
+            f"{total.seconds:.2f} s\n"
+            f"{total.quantized} tensors quantized to {_figure(total.bits_per_weight, 3)} bits per "
+            f"weight, cosine {_figure(total.cosine, 5)}, SQNR {_figure(total.sqnr_db, 2)} dB; "
+            f"{total.kept} kept"
+        )
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    plan = Plan.create(Source.open(args.input), _config(args))
+    for warning in plan.warnings:
+        _log(logging.WARNING, warning)
+    if args.json:
+        _json(json.loads(plan.to_json()))
+        return 0
+    rows = [("tensor", "format", "group", "bits/weight", "bytes", "how")]
+    for entry in plan:
+        how = f"{entry.scheme} {entry.method}, gain {entry.gain}; " if entry.method else ""
+        rows.append(
+            (
+                _printable(entry.name),
+                "keep" if entry.format == "raw" else entry.format,
+                "-" if entry.group_size is None else str(entry.group_size),
+                _figure(entry.bits_per_weight, 3),
+                str(entry.bytes),
+                _printable(how + entry.reason),
+            )
+        )
+    _table(rows)
+    return 0
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    with arrowquant.open(args.file) as model:
+        found = _inspection(model, os.path.getsize(args.file))
+    if args.json:
+        _json(found)
+        return 0
+    rows = [("tensor", "dtype", "format", "shape", "group", "bits/weight", "cosine", "SQNR dB")]
+    for tensor in found["tensors"]:
+        rows.append(
+            (
+                _printable(tensor["name"]),
+                tensor["dtype"],
+                tensor["format"],
+                "x".join(map(str, tensor["shape"])) or "scalar",
+                "-" if tensor["group_size"] is None else str(tensor["group_size"]),
+                _figure(tensor["bits_per_weight"], 3),
+                _figure(tensor["cosine"], 5),
+                _figure(tensor["sqnr_db"], 2),
+            )
+        )
+    _table(rows)
+    print(f"{len(found['tensors'])} tensors, {found['file_bytes']} bytes in the file")
+    return 0
+
+
+def _inspection(model: arrowquant.Model, file_bytes: int) -> dict[str, Any]:
+    """What `arrowquant inspect --json` prints."""
+
+    def metadata(name: str) -> Any:
+        text = model.metadata.get(f"arrowquant.{name}", "")
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text
+
+    summary = metadata("summary")
+    source_bytes = sum(tensor.info.bytes for tensor in model.values())
+    tensors = []
+    for tensor in model.values():
+        info, tiles = tensor.info, tensor.tiles
+        planes = [p for tile in tiles for p in (tile.codes, tile.scales, tile.biases) if p is not None]
+        size = sum(plane.nbytes for plane in planes)
+        weights = info.rows * info.cols
+        scale_dtypes: list[str] = []
+        for tile in tiles:
+            if tile.scale_dtype is not None and scale_dtypes[-1:] != [tile.scale_dtype]:
+                scale_dtypes.append(tile.scale_dtype)
+        measured = summary["tensors"][info.name] if summary else {}
+        tensors.append(
+            {
+                "name": info.name,
+                "shape": info.shape,
+                "dtype": info.dtype,
+                "format": tiles[0].format,
+                "scheme": tiles[0].scheme,
+                "group_size": tiles[0].group_size,
+                "scale_dtypes": scale_dtypes,
+                "tiles": len(tiles),
+                "bytes": size,
+                "bits_per_weight": 8 * size / weights if weights else None,
+                "cosine": measured.get("cosine"),
+                "sqnr_db": measured.get("sqnr_db"),
+            }
+        )
+    return {
+        "file_bytes": file_bytes,
+        "source_bytes": source_bytes,
+        "compression_ratio": source_bytes / file_bytes,
+        "modality": metadata("modality"),
+        "config": metadata("config"),
+        "source": metadata("source"),
+        "generator": metadata("generator"),
+        "total": summary["total"] if summary else None,
+        "tensors": tensors,
+    }
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if args.min_cosine is not None and args.against is None:
+        raise ConfigError("--min-cosine needs --against")
+    with arrowquant.open(args.file) as model:
+        found = model.verify(
+            args.against,
+            args.min_cosine,
+            threads=args.threads,
+            progress=sys.stderr.isatty(),
+        )
+    if args.json:
+        _json(found.to_dict())
+        return 0 if found else 1
+    if args.against is not None:
+        measured = [check for check in found if check.cosine is not None]
+        rows = [("tensor", "cosine", "SQNR dB")]
+        rows += [
+            (_printable(check.name), _figure(check.cosine, 5), _figure(check.sqnr_db, 2))
+            for check in measured
+        ]
+        _table(rows)
+    for check in found.failures:
+        print(f"FAILED {_printable(check.name)}: {_printable(check.problem or '')}")
+    failed = len(found.failures)
+    print(f"{failed} of {len(found)} tensors failed" if failed else f"{len(found)} tensors verified")
+    return 0 if found else 1
+
+
+def _dequantize(args: argparse.Namespace) -> int:
+    with arrowquant.open(args.file) as model:
+        progress = sys.stderr.isatty()
+        model.dequantize(args.output, args.dtype, threads=args.threads, progress=progress)
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does one command; returns its exit code."""
+    args = _parser().parse_args(arguments)
+    commands = {
+        "quantize": _quantize,
+        "plan": _plan,
+        "inspect": _inspect,
+        "verify": _verify,
+        "dequantize": _dequantize,
+    }
+    try:
+        return commands[args.command](args)
+    except BrokenPipeError:
+        # A reader that stops reading is no failure; what is left must not be flushed to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (Error, OSError) as error:
+        message = " ".join(line.strip() for line in str(error).splitlines())
+        print(f"error: {_printable(message)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""What is wanted of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Callable, Union
+
+from ._library import Owner, call, encode, encode_path, lib, make, text_of
+from .errors import ConfigError, UnknownKey
+
+KEYS = (
+    "deployment_profile",
+    "bit_width",
+    "group_size",
+    "scheme",
+    "method",
+    "gain",
+    "scale_dtype",
+    "on_nonfinite",
+    "compression",
+    "num_threads",
+    "rules",
+)
+
+_ALIASES = {"profile": "deployment_profile", "bits": "bit_width", "threads": "num_threads"}
+
+_NUMBERS = ("bit_width", "group_size", "num_threads")
+
+
+class Config(Owner):
+    """What is wanted of a run: settings by key, of which later ones win; rules add up.
+
+    Keys are those of the README's table. `bits`, `profile` and `threads` stand for `bit_width`,
+    `deployment_profile` and `num_threads`; `keep=["lm_head.*"]` adds rules that keep what matches.
+
+        config = Config("edge", bits=4, rules=["*.v_proj.weight=bits:8,group:64"])
+        config["method"] = "minmax"
+
+    No environment variable is read unless `merge_env` or `from_env` is called.
+    """
+
+    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+        name = None if profile is None else encode(profile, "profile")
+        self._handle = make(lib.aq_config_free, lib.aq_config_new, name)
+        self.update(settings)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Config:
+        """The settings of a YAML document, a mapping of keys."""
+        config = cls()
+        config.merge_yaml(text)
+        return config
+
+    @classmethod
+    def from_yaml_file(cls, path: str | os.PathLike[str]) -> Config:
+        """The settings of a YAML file."""
+        config = cls()
+        config.merge_yaml_file(path)
+        return config
+
+    @classmethod
+    def from_env(cls) -> Config:
+        """The settings of the environment: AQ_BIT_WIDTH=2 and so on."""
+        config = cls()
+        config.merge_env()
+        return config
+
+    @classmethod
+    def of(cls, config: Union[Config, Mapping[str, Any], None], settings: Mapping[str, Any]) -> Config:
+        """`config`, and `settings` over it: another one unless there are none."""
+        if isinstance(config, Config) and not settings:
+            return config
+        result = config.copy() if isinstance(config, Config) else cls()
+        if config is not None and not isinstance(config, Config):
+            if not isinstance(config, Mapping):
+                raise TypeError(f"config must be a Config or a mapping, not {type(config).__name__}")
+            result.update(config)
+        result.update(settings)
+        return result
+
+    def copy(self) -> Config:
+        """Another one with the same settings."""
+        copy = Config.__new__(Config)
+        with self._open().shared() as handle:
+            copy._handle = make(lib.aq_config_free, lib.aq_config_clone, handle)
+        return copy
+
+    def _change(self, function: Any, *args: Any) -> None:
+        with self._open().exclusive() as handle:
+            call(function, handle, *args)
+
+    def _read(self, function: Callable[..., Any], *args: Any) -> str:
+        with self._open().shared() as handle:
+            return text_of(function, handle, *args) or ""
+
+    def __getitem__(self, key: str) -> int | str:
+        """The value in force: a number where the key has numbers; rules are separated by `;`."""
+        key = _ALIASES.get(key, key)
+        try:
+            value = self._read(lib.aq_config_get, encode(key, "key"))
+        except ConfigError as error:
+            raise UnknownKey(str(error)) from None
+        return int(value) if key in _NUMBERS else value
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value in force, or `default` for an unknown key."""
+        return self[key] if key in self else default
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.set(key, value)
+
+    def set(self, key: str, value: Any) -> None:
+        """Sets one key; `rules` and `keep` add to the rules that are there.
+
+        Rules are a list, each as text or as a mapping (`{"pattern": "*.v_proj.*", "bits": 8}`),
+        or text with several separated by `;`.
+        """
+        key = _ALIASES.get(key, key)
+        if key == "keep":
+            patterns = [value] if isinstance(value, str) else list(value)
+            key, value = "rules", [f"{pattern}=keep" for pattern in patterns]
+        if key == "rules" and not isinstance(value, str):
+            # JSON is YAML. Each is one rule, whatever is in it.
+            rules = json.dumps({"rules": list(value)}, ensure_ascii=False)
+            self._change(lib.aq_config_merge_yaml, encode(rules, "rules"))
+            return
+        self._change(lib.aq_config_set, encode(key, "key"), encode(str(value), key))
+
+    def update(self, settings: Mapping[str, Any] = {}, **more: Any) -> None:
+        """Sets several keys, in their order."""
+        for key, value in {**settings, **more}.items():
+            self.set(key, value)
+
+    def __contains__(self, key: object) -> bool:
+        return _ALIASES.get(key, key) in KEYS if isinstance(key, str) else False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(KEYS)
+
+    def __len__(self) -> int:
+        return len(KEYS)
+
+    def keys(self) -> tuple[str, ...]:
+        """All keys."""
+        return KEYS
+
+    def items(self) -> list[tuple[str, int | str]]:
+        """All keys and the values in force."""
+        return [(key, self[key]) for key in KEYS]
+
+    def merge_yaml(self, text: str) -> None:
+        """Takes in a YAML document, a mapping of keys."""
+        self._change(lib.aq_config_merge_yaml, encode(text, "YAML"))
+
+    def merge_yaml_file(self, path: str | os.PathLike[str]) -> None:
+        """Takes in a YAML file."""
+        self._change(lib.aq_config_merge_yaml_file, encode_path(path, "path"))
+
+    def merge_env(self) -> None:
+        """Takes in the environment variables AQ_BIT_WIDTH and so on."""
+        self._change(lib.aq_config_merge_env)
+
+    def to_yaml(self) -> str:
+        """All settings in force, as `from_yaml` takes them."""
+        return self._read(lib.aq_config_to_yaml)
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<arrowquant.Config, closed>"
+        return f"<arrowquant.Config {dict(self.items())}>"

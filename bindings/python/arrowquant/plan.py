@@ -1,0 +1,221 @@
+"""What each tensor will get, before any work."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Union
+
+from ._buffers import Memory
+from ._library import (
+    DTYPES,
+    FORMATS,
+    GAINS,
+    METHODS,
+    SCHEMES,
+    Handle,
+    Owner,
+    aq_tensor_plan,
+    call,
+    encode,
+    encode_path,
+    lib,
+    make,
+    name_at,
+    name_of,
+    text_of,
+)
+from ._run import Log, Progress, Run
+from .config import Config
+from .report import Report, number
+from .source import Source
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """What one tensor will get."""
+
+    name: str
+    #: "int2", "int4", "int8", or "raw" for a tensor that is kept; the next five are then None.
+    format: str
+    #: Weights that share a scale; 0 for a whole row.
+    group_size: int | None
+    #: "symmetric" or "affine".
+    scheme: str | None
+    #: "f16" or "f32"; "auto" is f16, and f32 for tiles that need it.
+    scale_dtype: str | None
+    #: "minmax" or "lsq".
+    method: str | None
+    #: "unit" or "lsq".
+    gain: str | None
+    #: Why, in a few words.
+    reason: str
+    #: Bytes of its values in the source.
+    source_bytes: int
+    #: Predicted bytes of its planes.
+    bytes: int
+    #: The same per weight, in bits; None without weights.
+    bits_per_weight: float | None
+
+
+def _entry(found: aq_tensor_plan) -> PlanEntry:
+    kept = found.format == FORMATS["raw"]
+    return PlanEntry(
+        name=name_at(found.name, found.name_len),
+        format=str(name_of(FORMATS, found.format)),
+        group_size=None if kept else found.group_size,
+        scheme=name_of(SCHEMES, found.scheme),
+        scale_dtype=None if kept else name_of(DTYPES, found.scale_dtype) or "auto",
+        method=name_of(METHODS, found.method),
+        gain=None if kept else name_of(GAINS, found.gain),
+        reason=found.reason.decode(),
+        source_bytes=found.source_bytes,
+        bytes=found.bytes,
+        bits_per_weight=number(found.bits_per_weight),
+    )
+
+
+class Plan(Owner):
+    """What each tensor of a source will get: `create` it, look at its entries, change some with
+    `set`, then `run` it. It holds on to no source."""
+
+    def __init__(self) -> None:
+        raise TypeError("a plan is made by Plan.create or Plan.from_json")
+
+    @classmethod
+    def _around(cls, handle: Handle) -> Plan:
+        plan = cls.__new__(cls)
+        plan._handle = handle
+        return plan
+
+    @classmethod
+    def create(
+        cls,
+        source: Any,
+        config: Union[Config, Mapping[str, Any], None] = None,
+        **settings: Any,
+    ) -> Plan:
+        """The plan for a source (or what `quantize` takes as its input). `settings` are config
+        keys, over `config`."""
+        wanted = Config.of(config, settings)
+        with Source.of(source)._open().shared() as tensors, wanted._open().shared() as handle:
+            return cls._around(make(lib.aq_plan_free, lib.aq_plan_create, tensors, handle))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Reads what `to_json` gave, edited or not."""
+        return cls._around(
+            make(lib.aq_plan_free, lib.aq_plan_from_json, encode(text, "the plan's JSON"))
+        )
+
+    def to_json(self) -> str:
+        """The plan as JSON, as `arrowquant plan --json` prints it."""
+        with self._open().shared() as handle:
+            return text_of(lib.aq_plan_to_json, handle) or ""
+
+    def set(self, tensor: str, settings: str) -> None:
+        """Changes what one tensor will get: "keep", or like "bits:8,group:64" with any of bits,
+        group, scheme, method, gain and scale_dtype."""
+        with self._open().exclusive() as handle:
+            call(lib.aq_plan_set, handle, encode(tensor, "tensor"), encode(settings, "settings"))
+
+    def __len__(self) -> int:
+        with self._open().shared() as handle:
+            return int(lib.aq_plan_count(handle))
+
+    @property
+    def entries(self) -> tuple[PlanEntry, ...]:
+        """What each tensor will get, in the order of the source."""
+        with self._open().shared() as handle:
+            entries = []
+            for index in range(lib.aq_plan_count(handle)):
+                found = aq_tensor_plan()
+                call(lib.aq_plan_tensor, handle, index, ctypes.byref(found))
+                entries.append(_entry(found))
+            return tuple(entries)
+
+    def __iter__(self) -> Iterator[PlanEntry]:
+        return iter(self.entries)
+
+    def __getitem__(self, index: int | str) -> PlanEntry:
+        """By index, or by the tensor's name."""
+        entries = self.entries
+        if not isinstance(index, str):
+            return entries[index]
+        for entry in entries:
+            if entry.name == index:
+                return entry
+        raise KeyError(index)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What it does but was hardly meant, such as rules that match no tensor."""
+        with self._open().shared() as plan:
+            count = lib.aq_plan_warning_count(plan)
+            return tuple(text_of(lib.aq_plan_warning, plan, i) or "" for i in range(count))
+
+    def run(
+        self,
+        source: Any,
+        output: str | os.PathLike[str],
+        *,
+        progress: Union[bool, Progress, None] = None,
+        log: Log | None = None,
+        threads: int = 0,
+    ) -> Report:
+        """Does the plan: quantizes `source` into the Parquet file `output`, which appears whole at
+        its path, or not at all. `threads` are all of the machine's where 0. Other parameters as
+        for `quantize`."""
+        path = encode_path(output, "output")
+        run = Run(progress, log, threads)
+        report = ctypes.c_void_p()
+        with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
+            out = ctypes.byref(report)
+            run.call(lib.aq_run_to_path, tensors, plan, path, ctypes.byref(run.options), out)
+        return Report._take(report)
+
+    def size_bound(self, source: Any) -> int:
+        """Bytes that the file never exceeds."""
+        size = ctypes.c_size_t()
+        with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
+            call(lib.aq_run_size_bound, tensors, plan, ctypes.byref(size))
+        return size.value
+
+    def run_to_bytes(
+        self,
+        source: Any,
+        *,
+        progress: Union[bool, Progress, None] = None,
+        log: Log | None = None,
+        threads: int = 0,
+    ) -> tuple[bytearray, Report]:
+        """As `run`, into memory: the bytes of the file, which `arrowquant.open` opens where they
+        lie."""
+        source = Source.of(source)
+        run = Run(progress, log, threads)
+        report, written = ctypes.c_void_p(), ctypes.c_size_t()
+        output = bytearray(self.size_bound(source))
+        memory = Memory(output, "output")
+        with source._open().shared() as tensors, self._open().shared() as plan:
+            run.call(
+                lib.aq_run_into,
+                tensors,
+                plan,
+                ctypes.byref(run.options),
+                memory,
+                memory.nbytes,
+                ctypes.byref(written),
+                ctypes.byref(report),
+            )
+        measured = Report._take(report)
+        # While it is viewed, it cannot be cut.
+        memory.view.release()
+        del output[written.value :]
+        return output, measured
+
+    def __repr__(self) -> str:
+        if self.closed:
+            return "<arrowquant.Plan, closed>"
+        return f"<arrowquant.Plan of {len(self)} tensors>"

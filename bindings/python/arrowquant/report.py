@@ -1,0 +1,225 @@
+"""What a run measured, and what checking a file found."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ._library import (
+    FORMATS,
+    Handle,
+    aq_report_total,
+    aq_tensor_check,
+    aq_tensor_report,
+    call,
+    lib,
+    name_at,
+    name_of,
+    text_of,
+)
+
+
+def number(value: float) -> float | None:
+    """What the C API says with NaN."""
+    return None if math.isnan(value) else value
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What was measured of one tensor."""
+
+    name: str
+    #: "int2", "int4", "int8", or "raw" for a tensor that was kept.
+    format: str
+    #: Why it was treated so, in a few words.
+    reason: str
+    #: Bytes of its planes.
+    bytes: int
+    #: Scales and biases counted; None without weights.
+    bits_per_weight: float | None
+    #: Cosine of the angle to the original; None when kept.
+    cosine: float | None
+    #: Signal to quantization noise in dB; infinite without error, None when kept.
+    sqnr_db: float | None
+    #: Tiles whose scales did not fit f16 and are f32.
+    f32_scale_tiles: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Figures over all quantized tensors of a run."""
+
+    #: Threads that worked.
+    threads: int
+    #: Number of quantized tensors.
+    quantized: int
+    #: Number of kept tensors.
+    kept: int
+    #: Bytes of all tensors in the source.
+    source_bytes: int
+    #: Bytes of the file.
+    output_bytes: int
+    #: Quantized weights.
+    weights: int
+    #: Bytes of their planes.
+    bytes: int
+    #: Their bits per weight, scales and biases counted; None without any.
+    bits_per_weight: float | None
+    #: Cosine over all of them; None without any.
+    cosine: float | None
+    #: Signal to quantization noise over all of them in dB; infinite without error, None without
+    #: any.
+    sqnr_db: float | None
+    #: Wall time.
+    seconds: float
+
+
+class Report:
+    """What a run measured, on the weights as they decode from the file: `totals`, and one entry a
+    tensor, in the order of the plan."""
+
+    def __init__(self, totals: Totals, tensors: tuple[TensorReport, ...], json_text: str) -> None:
+        self.totals = totals
+        self.tensors = tensors
+        self._json = json_text
+
+    @classmethod
+    def _take(cls, pointer: ctypes.c_void_p) -> Report:
+        """Reads all of a handle, and frees it."""
+        handle = Handle(pointer.value, lib.aq_report_free)
+        found = aq_report_total()
+        call(lib.aq_report_totals, handle, ctypes.byref(found))
+        totals = Totals(
+            threads=found.threads,
+            quantized=found.quantized,
+            kept=found.kept,
+            source_bytes=found.source_bytes,
+            output_bytes=found.output_bytes,
+            weights=found.weights,
+            bytes=found.bytes,
+            bits_per_weight=number(found.bits_per_weight),
+            cosine=number(found.cosine),
+            sqnr_db=number(found.sqnr_db),
+            seconds=found.seconds,
+        )
+        tensors = []
+        for index in range(lib.aq_report_count(handle)):
+            entry = aq_tensor_report()
+            call(lib.aq_report_tensor, handle, index, ctypes.byref(entry))
+            tensors.append(
+                TensorReport(
+                    name=name_at(entry.name, entry.name_len),
+                    format=str(name_of(FORMATS, entry.format)),
+                    reason=entry.reason.decode(),
+                    bytes=entry.bytes,
+                    bits_per_weight=number(entry.bits_per_weight),
+                    cosine=number(entry.cosine),
+                    sqnr_db=number(entry.sqnr_db),
+                    f32_scale_tiles=entry.f32_scale_tiles,
+                )
+            )
+        return cls(totals, tuple(tensors), text_of(lib.aq_report_to_json, handle) or "")
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __iter__(self) -> Iterator[TensorReport]:
+        return iter(self.tensors)
+
+    def __getitem__(self, index: int | str) -> TensorReport:
+        """By index, or by the tensor's name."""
+        if not isinstance(index, str):
+            return self.tensors[index]
+        for tensor in self.tensors:
+            if tensor.name == index:
+                return tensor
+        raise KeyError(index)
+
+    def to_json(self) -> str:
+        """All of it as JSON, as `arrowquant quantize --report` writes it."""
+        return self._json
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as Python objects."""
+        return json.loads(self._json)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        total = self.totals
+        return (
+            f"<arrowquant.Report: {total.quantized} tensors quantized, {total.kept} kept, "
+            f"cosine {total.cosine}>"
+        )
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """What checking one tensor found."""
+
+    name: str
+    #: What is wrong with it, or None.
+    problem: str | None
+    #: Measured against the original; None without one, and for kept tensors.
+    cosine: float | None
+    #: Measured against the original in dB; infinite without error, None where cosine is.
+    sqnr_db: float | None
+
+
+class Verification:
+    """What checking a file found: one entry a tensor, those of the file first, then those that it
+    lacks. True when nothing is wrong."""
+
+    def __init__(self, tensors: tuple[TensorCheck, ...], json_text: str) -> None:
+        self.tensors = tensors
+        self._json = json_text
+
+    @classmethod
+    def _take(cls, pointer: ctypes.c_void_p) -> Verification:
+        """Reads all of a handle, and frees it."""
+        handle = Handle(pointer.value, lib.aq_verification_free)
+        tensors = []
+        for index in range(lib.aq_verification_count(handle)):
+            entry = aq_tensor_check()
+            call(lib.aq_verification_tensor, handle, index, ctypes.byref(entry))
+            tensors.append(
+                TensorCheck(
+                    name=name_at(entry.name, entry.name_len),
+                    problem=None if entry.problem is None else entry.problem.decode(),
+                    cosine=number(entry.cosine),
+                    sqnr_db=number(entry.sqnr_db),
+                )
+            )
+        return cls(tuple(tensors), text_of(lib.aq_verification_to_json, handle) or "")
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[TensorCheck, ...]:
+        """The tensors with a problem."""
+        return tuple(tensor for tensor in self.tensors if tensor.problem is not None)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __iter__(self) -> Iterator[TensorCheck]:
+        return iter(self.tensors)
+
+    def to_json(self) -> str:
+        """All of it as JSON, as `arrowquant verify --json` prints it."""
+        return self._json
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as Python objects."""
+        return json.loads(self._json)  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<arrowquant.Verification: {len(self.failures)} of {len(self)} tensors failed>"
