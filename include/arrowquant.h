@@ -20,8 +20,10 @@
  *   no more than that, and takes defaults for the rest; 0 is refused (in an `aq_error` it stands
  *   for today's size). An option of 0 has its default.
  * - Callbacks run on the thread that made the call, never on another. Returning false cancels:
- *   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback must not let
- *   an exception out.
+ *   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback may call the
+ *   library, but not change or free what its own call uses, and must not let an exception out,
+ *   jump out, or end its thread.
+ * - After fork() in a process with other threads the child may only exec().
  * - Pointers to data need no alignment, unless they are of another type than void.
  * - No failure inside the library crosses into the caller: what should never happen is an
  *   AQ_ERROR_INTERNAL with a message.
@@ -762,8 +764,9 @@ aq_status aq_run_size_bound(const aq_source *source,
                             aq_error *err);
 
 /**
- * As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. On failure the
- * memory holds nothing of use. aq_model_open_memory opens the result where it lies.
+ * As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. Memory that is
+ * too small is an AQ_ERROR_IO; on any failure it holds nothing of use. It must not overlap the
+ * tensors of the source. aq_model_open_memory opens the result where it lies.
  */
 aq_status aq_run_into(const aq_source *source,
                       const aq_plan *plan,

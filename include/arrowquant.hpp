@@ -1,8 +1,9 @@
 // arrowquant.h for C++17: handles that free themselves, exceptions, views.
 //
 // Header only, over the C functions, whose comments say what each does; this adds no behaviour of
-// its own. Handles can be moved, not copied. What a handle lends (views, names, JSON) lasts as
-// long as the handle. Threads: const member functions may be called by several at once.
+// its own. Handles can be moved, not copied. What a handle lends (views, names) lasts until it is
+// freed, or changed by a function that is not const. Threads: const member functions may be called
+// by several at once.
 
 #ifndef ARROWQUANT_HPP
 #define ARROWQUANT_HPP
@@ -84,7 +85,18 @@ struct Deleter {
 template <class T, void (*Free)(T*)>
 using Handle = std::unique_ptr<T, Deleter<T, Free>>;
 
-inline std::string terminated(std::string_view text) { return std::string(text); }
+// Text as C takes it.
+inline std::string terminated(std::string_view text) {
+  if (text.find('\0') != text.npos) throw Error(AQ_ERROR_ARGUMENT, "text with a NUL in it");
+  return std::string(text);
+}
+
+// A handle where C would take NULL for "none": one that was moved away is no such thing.
+template <class T>
+const T* there(const T* handle) {
+  if (!handle) throw Error(AQ_ERROR_ARGUMENT, "an object that was moved away");
+  return handle;
+}
 
 }  // namespace detail
 
@@ -191,9 +203,12 @@ class Source {
   Source& add(std::string_view name, Span<const std::size_t> dims, Span<const float> values) {
     return add(name, AQ_DTYPE_F32, dims, values.data(), values.size_bytes());
   }
+  // Values that would be gone.
+  Source& add(std::string_view, Span<const std::size_t>, std::vector<float>&&) = delete;
 
   std::size_t size() const noexcept { return aq_source_count(handle()); }
-  TensorInfo operator[](std::size_t index) const {
+  TensorInfo operator[](std::size_t index) const&& = delete;  // its names would be gone
+  TensorInfo operator[](std::size_t index) const& {
     auto info = detail::sized<aq_tensor_info>();
     detail::call(aq_source_tensor, handle(), index, &info);
     return TensorInfo(info);
@@ -210,7 +225,7 @@ class Plan {
  public:
   explicit Plan(const Source& source) : Plan(create(source.handle(), nullptr)) {}
   Plan(const Source& source, const Config& config)
-      : Plan(create(source.handle(), config.handle())) {}
+      : Plan(create(source.handle(), detail::there(config.handle()))) {}
   static Plan from_json(std::string_view json) {
     aq_plan* made = nullptr;
     detail::call(aq_plan_from_json, detail::terminated(json).c_str(), &made);
@@ -224,7 +239,8 @@ class Plan {
     return *this;
   }
   std::size_t size() const noexcept { return aq_plan_count(handle()); }
-  aq_tensor_plan operator[](std::size_t index) const {
+  aq_tensor_plan operator[](std::size_t index) const&& = delete;  // its names would be gone
+  aq_tensor_plan operator[](std::size_t index) const& {
     auto entry = detail::sized<aq_tensor_plan>();
     detail::call(aq_plan_tensor, handle(), index, &entry);
     return entry;
@@ -276,14 +292,14 @@ class RunOptions {
     c_.user_data = this;
     if (options.progress) {
       c_.progress = [](void* self, const aq_progress* progress) {
-        auto& options = static_cast<RunOptions*>(self)->options_;
-        return guarded(self, [&] { return options.progress(progress->done, progress->total); });
+        auto& tell = static_cast<RunOptions*>(self)->options_.progress;
+        return guarded(self, [&] { return tell(progress->done, progress->total); });
       };
     }
     if (options.log) {
       c_.log = [](void* self, aq_log_level level, const char* message) {
-        auto& options = static_cast<RunOptions*>(self)->options_;
-        return guarded(self, [&] { return options.log(level, message); });
+        auto& tell = static_cast<RunOptions*>(self)->options_.log;
+        return guarded(self, [&] { return tell(level, message); });
       };
     }
   }
@@ -323,7 +339,8 @@ class Report {
   explicit Report(aq_report* made) : handle_(made) {}
 
   std::size_t size() const noexcept { return aq_report_count(handle()); }
-  aq_tensor_report operator[](std::size_t index) const {
+  aq_tensor_report operator[](std::size_t index) const&& = delete;  // its names would be gone
+  aq_tensor_report operator[](std::size_t index) const& {
     auto entry = detail::sized<aq_tensor_report>();
     detail::call(aq_report_tensor, handle(), index, &entry);
     return entry;
@@ -350,7 +367,7 @@ inline Report quantize_file(std::string_view input, std::string_view output,
   detail::RunOptions run(options);
   aq_report* report = nullptr;
   run.call(aq_quantize_file, detail::terminated(input).c_str(), detail::terminated(output).c_str(),
-           config.handle(), run.get(), &report);
+           detail::there(config.handle()), run.get(), &report);
   return Report(report);
 }
 
@@ -384,7 +401,8 @@ class Verification {
   // Tensors with a problem.
   std::size_t failures() const noexcept { return failures_; }
   std::size_t size() const noexcept { return aq_verification_count(handle_.get()); }
-  aq_tensor_check operator[](std::size_t index) const {
+  aq_tensor_check operator[](std::size_t index) const&& = delete;  // its names would be gone
+  aq_tensor_check operator[](std::size_t index) const& {
     auto entry = detail::sized<aq_tensor_check>();
     detail::call(aq_verification_tensor, handle_.get(), index, &entry);
     return entry;
@@ -438,7 +456,8 @@ class Model {
   }
 
   std::size_t size() const noexcept { return aq_model_count(handle()); }
-  TensorInfo operator[](std::size_t index) const {
+  TensorInfo operator[](std::size_t index) const&& = delete;  // its names would be gone
+  TensorInfo operator[](std::size_t index) const& {
     auto info = detail::sized<aq_tensor_info>();
     detail::call(aq_model_tensor, handle(), index, &info);
     return TensorInfo(info);
@@ -448,7 +467,8 @@ class Model {
     detail::call(aq_model_find, handle(), detail::terminated(name).c_str(), &index);
     return index;
   }
-  TensorView view(std::size_t index, std::size_t tile = 0) const {
+  TensorView view(std::size_t index, std::size_t tile = 0) const&& = delete;
+  TensorView view(std::size_t index, std::size_t tile = 0) const& {
     TensorView view{};
     view.struct_size = sizeof(aq_tensor_view);
     detail::call(aq_model_view, handle(), index, tile, static_cast<aq_tensor_view*>(&view));
@@ -487,7 +507,7 @@ class Model {
   Verification verify(const Options& options = {}) const { return verify(nullptr, -1, options); }
   Verification verify(const Source& original, double min_cosine = -1,
                       const Options& options = {}) const {
-    return verify(original.handle(), min_cosine, options);
+    return verify(detail::there(original.handle()), min_cosine, options);
   }
   // Empty where there is none.
   std::string metadata(std::string_view key) const {

@@ -58,7 +58,7 @@ pub(super) enum Fault {
     /// The named argument or field has a value that it cannot have.
     Value {
         what: &'static str,
-        found: i32,
+        found: i64,
         allowed: &'static str,
     },
     /// Something else about the arguments.
@@ -251,7 +251,7 @@ mod fence {
             let hook = take_hook();
             set_hook(Box::new(move |panic| {
                 if GUARDED.get() || panics_are_quiet() {
-                    PLACE.set(panic.location().map(|place| format!(" at {place}")));
+                    remember(panic.location().map(|place| format!(" at {place}")));
                 } else {
                     hook(panic);
                 }
@@ -259,14 +259,23 @@ mod fence {
         });
         // A callback may call the library again.
         let before = GUARDED.replace(true);
-        PLACE.set(None);
+        remember(None);
         let result = catch_unwind(AssertUnwindSafe(body));
         GUARDED.set(before);
         result.unwrap_or_else(|panic| {
-            let place = PLACE.take().unwrap_or_default();
+            let place = PLACE
+                .try_with(RefCell::take)
+                .ok()
+                .flatten()
+                .unwrap_or_default();
             let message = format!("{}{place}", text(panic.as_ref()));
             Err(Error::Internal(message).into())
         })
+    }
+
+    /// Handles are freed at the end of a thread, too, when its variables are gone already.
+    fn remember(place: Option<String>) {
+        let _ = PLACE.try_with(|remembered| remembered.replace(place));
     }
 
     fn text(panic: &(dyn Any + Send)) -> &str {

@@ -70,12 +70,10 @@ pub(super) unsafe fn borrow_or<'a, T: Handle>(handle: *const T) -> Result<Option
 
 /// Frees a handle. NULL, and what is no live handle of this kind, is left alone.
 pub(super) unsafe fn free<T: Handle>(handle: *mut T) -> Result<(), Fault> {
-    if handle.is_null() {
-        return Ok(());
-    }
-    check(handle)?;
     let mut live = LIVE.write().unwrap_or_else(PoisonError::into_inner);
-    if live.remove(&key(handle)).is_some() {
+    if live.get(&key(handle)) == Some(&TypeId::of::<T>()) {
+        live.remove(&key(handle));
+        // What is behind it may call the caller, who may call the library.
         drop(live);
         // SAFETY: made by `give`, and only whoever removed the address gets here.
         drop(unsafe { Box::from_raw(handle) });

@@ -115,6 +115,8 @@ pub unsafe extern "C" fn aq_quantize_rows(
             if !quality.is_null() {
                 check_out(quality, "quality.struct_size")?;
             }
+            // Rows of nothing are not counted through.
+            let rows = if cols == 0 { 0 } else { rows };
             let matrix = Matrix {
                 rows,
                 cols,

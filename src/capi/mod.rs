@@ -19,8 +19,10 @@
 //!   no more than that, and takes defaults for the rest; 0 is refused (in an `aq_error` it stands
 //!   for today's size). An option of 0 has its default.
 //! - Callbacks run on the thread that made the call, never on another. Returning false cancels:
-//!   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback must not let
-//!   an exception out.
+//!   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback may call the
+//!   library, but not change or free what its own call uses, and must not let an exception out,
+//!   jump out, or end its thread.
+//! - After fork() in a process with other threads the child may only exec().
 //! - Pointers to data need no alignment, unless they are of another type than void.
 //! - No failure inside the library crosses into the caller: what should never happen is an
 //!   AQ_ERROR_INTERNAL with a message.

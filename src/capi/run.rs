@@ -119,7 +119,8 @@ impl aq_run_options {
                 Level::Info => AQ_LOG_INFO,
                 Level::Warning => AQ_LOG_WARNING,
             };
-            let message = CString::new(message.replace('\0', "\u{FFFD}")).unwrap_or_default();
+            let line = message.replace(char::is_control, "\u{FFFD}");
+            let message = CString::new(line).unwrap_or_default();
             // SAFETY: as above.
             self.log
                 .is_none_or(|tell| unsafe { tell(user_data, level, message.as_ptr()) })
@@ -209,8 +210,9 @@ pub unsafe extern "C" fn aq_run_size_bound(
     }
 }
 
-/// As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. On failure the
-/// memory holds nothing of use. aq_model_open_memory opens the result where it lies.
+/// As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. Memory that is
+/// too small is an AQ_ERROR_IO; on any failure it holds nothing of use. It must not overlap the
+/// tensors of the source. aq_model_open_memory opens the result where it lies.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_run_into(
     source: *const aq_source,

@@ -1,6 +1,7 @@
 //! aq_source: tensors to quantize, from files or memory.
 
 use std::ffi::{c_char, c_void};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
@@ -187,9 +188,19 @@ pub unsafe extern "C" fn aq_source_from_arrow(
             if stream.release().is_none() {
                 return Err(Fault::Argument("the stream was released already"));
             }
-            let refuse = |error| Error::Argument(format!("the stream cannot be read: {error}"));
-            let reader = RecordBatchStreamReader::try_new(stream).map_err(refuse)?;
-            let tensors = source::from_arrow(reader)?;
+            // What breaks the rules of the interface is met by assertions there.
+            let refuse = |reason: String| Error::File {
+                path: "(arrow)".into(),
+                reason,
+            };
+            let read = || {
+                let reader = RecordBatchStreamReader::try_new(stream);
+                source::from_arrow(reader.map_err(|error| refuse(error.to_string()))?)
+            };
+            let tensors = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+                let reason = "the stream breaks the rules of the Arrow C data interface";
+                Err(refuse(reason.to_owned()))
+            })?;
             give(aq_source::new(Kind::Memory(tensors)), source)
         })
     }

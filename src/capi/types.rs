@@ -110,7 +110,7 @@ impl<T: Copy + PartialEq> Codes<T> {
         let row = self.rows.iter().find(|row| row.0 == code);
         row.map(|row| row.1).ok_or(Fault::Value {
             what: self.what,
-            found: code,
+            found: code.into(),
             allowed: self.allowed,
         })
     }
@@ -249,7 +249,7 @@ impl aq_recipe {
             },
             group_size: GroupSize::new(self.group_size.into()).ok_or(Fault::Value {
                 what: "group_size",
-                found: self.group_size as i32,
+                found: self.group_size.into(),
                 allowed: "0 or a multiple of 16 up to 1024",
             })?,
             method: match self.method {

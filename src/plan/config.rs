@@ -110,6 +110,15 @@ impl Config {
     /// # Errors
     /// The file cannot be read; else as [`Config::merge_yaml`], naming the file.
     pub fn merge_yaml_file(&mut self, path: &Path) -> Result<()> {
+        /// More than anyone writes.
+        const LARGEST: u64 = 16 << 20;
+        let status = std::fs::metadata(path).map_err(Error::io(path, "read"))?;
+        if !status.is_file() || status.len() > LARGEST {
+            return Err(Error::file(
+                path,
+                "not a YAML file: too large, or not a file at all",
+            ));
+        }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
         let merged = self.merge_yaml(&text);
         merged.map_err(|error| error.within(&path.display().to_string()))

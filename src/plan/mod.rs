@@ -38,7 +38,10 @@ impl PlanEntry {
     pub fn bytes(&self) -> usize {
         let shape = &self.tensor.shape;
         match &self.recipe {
-            Some(recipe) => shape.rows() * recipe.planned_layout().row_bytes(shape.cols()),
+            Some(recipe) => {
+                let row = recipe.planned_layout().row_bytes(shape.cols());
+                shape.rows().saturating_mul(row)
+            }
             None => self.source_bytes(),
         }
     }
@@ -107,12 +110,17 @@ impl Plan {
 
     /// Predicted bytes of all planes.
     pub fn total_bytes(&self) -> usize {
-        self.entries.iter().map(PlanEntry::bytes).sum()
+        self.sum(PlanEntry::bytes)
     }
 
     /// Bytes of all tensors in the source.
     pub fn source_bytes(&self) -> usize {
-        self.entries.iter().map(PlanEntry::source_bytes).sum()
+        self.sum(PlanEntry::source_bytes)
+    }
+
+    fn sum(&self, bytes: impl Fn(&PlanEntry) -> usize) -> usize {
+        let entries = self.entries.iter();
+        entries.fold(0, |sum: usize, entry| sum.saturating_add(bytes(entry)))
     }
 
     /// The plan as JSON, from which [`Plan::from_json`] makes the same plan.
@@ -178,20 +186,17 @@ impl Plan {
     /// There is no such tensor, a setting is not allowed, or the tensor's dtype is never
     /// quantized. The plan is then as it was.
     pub fn set(&mut self, tensor: &str, settings: &str) -> Result<()> {
-        let named = |entry: &&PlanEntry| entry.tensor.name == tensor;
-        if !self.entries.iter().any(|entry| named(&entry)) {
+        let mut entries = self.entries.iter_mut();
+        let Some(entry) = entries.find(|entry| entry.tensor.name == tensor) else {
             return Err(Error::Plan(format!("has no tensor '{tensor}'")));
-        }
+        };
         let rule = Rule::new(Pattern::literal(tensor)?).with_settings(settings);
         let mut config = restore_config(&self.config, self.compression.name())?;
         config.push_rule(rule.map_err(|error| error.within(&format!("tensor '{tensor}'")))?);
-        let tensors = self.entries.iter();
-        let changed = Self::new(tensors.map(|e| (&e.tensor, Path::new("plan"))), &config)?;
-        let unused_rules = std::mem::take(&mut self.unused_rules);
-        *self = Self {
-            unused_rules,
-            ..changed
-        };
+        // The rule is for this tensor alone.
+        let mut used = vec![false; config.rules().len()];
+        *entry = decide(&entry.tensor, Path::new("plan"), &config, &mut used)?;
+        self.config = config.to_json();
         Ok(())
     }
 
@@ -410,12 +415,19 @@ impl EntryJson {
         if recipe.is_some() && (dtype.float().is_none() || shape.dims().is_empty()) {
             return Err(refuse(format!("{dtype} {shape} is never quantized")));
         }
+        let tensor = TensorInfo {
+            name: self.name,
+            dtype,
+            shape,
+        };
+        if tensor.bytes().is_none() {
+            return Err(refuse(format!(
+                "{dtype} {} has no whole bytes, or too many",
+                tensor.shape
+            )));
+        }
         Ok(PlanEntry {
-            tensor: TensorInfo {
-                name: self.name,
-                dtype,
-                shape,
-            },
+            tensor,
             recipe,
             reason: self.reason,
         })

@@ -62,7 +62,15 @@ impl FromStr for Pattern {
 impl Pattern {
     /// The pattern that matches this name alone.
     pub fn literal(name: &str) -> Result<Self> {
-        glob::Pattern::escape(name).parse()
+        if name.is_empty() {
+            return "re:^$".parse();
+        }
+        let glob = glob::Pattern::escape(name);
+        match glob.strip_prefix("re:") {
+            // Not to be taken for a regular expression.
+            Some(rest) => format!("[r]e:{rest}").parse(),
+            None => glob.parse(),
+        }
     }
 }
 

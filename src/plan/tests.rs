@@ -271,3 +271,41 @@ fn yaml_gives_the_same_settings_back() {
         assert_eq!(back.get(key).unwrap(), config.get(key).unwrap(), "{key}");
     }
 }
+
+#[test]
+fn a_tensor_of_any_name_can_be_set_alone() {
+    let names = [
+        "re:w",
+        "re:(",
+        "",
+        "new",
+        "w.w",
+        "a[b]*?",
+        "x=y;z,keep",
+        "[r]e:w",
+    ];
+    let tensors = names.map(|name| tensor(name, Dtype::F16, &[4, 64]));
+    let new = || Plan::new(tensors.iter().map(|t| (t, Path::new("m"))), &Config::new()).unwrap();
+    for name in names {
+        let mut plan = new();
+        plan.set(name, "keep").unwrap();
+        for entry in &plan.entries {
+            assert_eq!(entry.recipe.is_none(), entry.tensor.name == name, "{name}");
+        }
+        let back = Plan::from_json(&plan.to_json().to_string()).unwrap();
+        assert_eq!(back, plan, "{name}");
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused() {
+    let text = r#"{"arrowquant_plan": 1, "compression": "none", "config": {}, "tensors": [
+        {"name": "w", "shape": [4000000000000000000, 1], "dtype": "f32", "format": "int8",
+         "scheme": "affine", "group_size": 16, "method": "lsq", "gain": "lsq",
+         "scale_dtype": "f32"}]}"#;
+    let message = Plan::from_json(text).unwrap_err().to_string();
+    assert!(
+        message.contains("'w': f32 [4000000000000000000, 1]"),
+        "{message}"
+    );
+}

@@ -59,7 +59,10 @@ pub(super) fn with_pool<R>(threads: usize, body: impl FnOnce(&Pool<'_>) -> Resul
                 })
             },
         )
-        .map_err(|error| Error::Internal(format!("cannot start threads: {error}")))?
+        .map_err(|error| {
+            let threads = resolve(threads);
+            Error::config("threads", format!("cannot start {threads}: {error}"))
+        })?
 }
 
 /// The number of threads meant by `threads`.

@@ -1,5 +1,6 @@
 //! Checks a quantized file: its checksums, and what it says against the original.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
@@ -12,6 +13,7 @@ use crate::format::rows_per_piece;
 use crate::kernel::{ErrorSums, KernelTable};
 use crate::model::{Model, choose_table};
 use crate::quantize::{Matrix, measure_rows};
+use crate::schema::Tile;
 use crate::source::Source;
 
 /// Measured and stored cosines further apart than this are not of the same weights.
@@ -59,14 +61,14 @@ pub fn verify(
     options: Options<'_>,
 ) -> Result<Verification> {
     let table = choose_table()?;
-    let partner = |name: &str| {
-        original.and_then(|source| source.tensors().iter().position(|t| t.name == name))
-    };
+    let theirs = original.map_or(&[][..], |source| source.tensors());
+    let theirs = theirs.iter().enumerate();
+    let partners: HashMap<&str, usize> = theirs.map(|(i, t)| (t.name.as_str(), i)).collect();
     let mut jobs = Vec::new();
     let mut checks = Vec::new();
     for (tensor, entry) in model.tensors().iter().enumerate() {
         let info = &entry.info;
-        let partner = partner(&info.name);
+        let partner = partners.get(info.name.as_str()).copied();
         let problem = match (original, partner) {
             (Some(_), None) => Some("the original has no such tensor".to_owned()),
             (Some(source), Some(index)) if source.tensors()[index] != *info => {
@@ -91,7 +93,9 @@ pub fn verify(
         });
     }
     let done = AtomicUsize::new(0);
-    let mut counter = Counter::new(&done, model.file_bytes(), options.progress);
+    let tiles = model.tensors().iter().flat_map(|tensor| &tensor.tiles);
+    let total = tiles.map(|tile| plane_bytes(&tile.tile)).sum();
+    let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
         pool.in_order(
             jobs.into_iter().map(|job| (0, job)),
@@ -145,6 +149,10 @@ pub fn verify(
     Ok(Verification { tensors })
 }
 
+fn plane_bytes(tile: &Tile) -> usize {
+    tile.plane_bytes().unwrap_or_default().iter().sum()
+}
+
 struct Job {
     tensor: usize,
     tile: usize,
@@ -169,6 +177,7 @@ fn check_tile(
         problem: None,
     };
     let tile = &model.tensors()[job.tensor].tiles[job.tile].tile;
+    done.fetch_add(plane_bytes(tile), Ordering::Relaxed);
     let planes = match model.check_tile(job.tensor, job.tile) {
         Ok(planes) => planes,
         Err(Error::Checksum { tile, .. }) => {
@@ -182,8 +191,6 @@ fn check_tile(
             return Ok(check);
         }
     };
-    let bytes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
-    done.fetch_add(bytes, Ordering::Relaxed);
     let (Some(source), Some(partner)) = (original, job.partner) else {
         return Ok(check);
     };

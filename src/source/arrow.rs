@@ -3,8 +3,7 @@
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Int32Type, Int64Type};
 use arrow_array::{
-    Array, ArrayRef, BinaryArray, BinaryViewArray, GenericListArray, LargeBinaryArray,
-    OffsetSizeTrait, RecordBatch, RecordBatchReader,
+    Array, ArrayRef, BinaryArray, BinaryViewArray, LargeBinaryArray, RecordBatch, RecordBatchReader,
 };
 use arrow_schema::DataType;
 use bytes::Bytes;
@@ -25,8 +24,8 @@ const PLACE: &str = "(arrow)";
 /// | `dtype` | a string: f32, f16, bf16, …; only for binary `data` |
 /// | `data` | binary, little-endian values; or a list of float or half float |
 ///
-/// Strings and binaries of any width, views too; lists with 32 or 64 bit offsets. Other columns
-/// are passed over, the schema's metadata is the source's. Values are not copied.
+/// Strings and binaries of any width, views too, strings by a dictionary; lists with 32 or 64 bit
+/// offsets or of a fixed size. Other columns are passed over, the schema's metadata is the source's. Values are not copied.
 ///
 /// # Errors
 /// The reader fails, a column is missing or of another type, or a row is no tensor.
@@ -37,14 +36,18 @@ pub fn from_arrow(reader: impl RecordBatchReader) -> Result<MemorySource<'static
     }
     for batch in reader {
         let batch = batch.map_err(|error| refuse(error.to_string()))?;
-        let (names, shapes) = (column(&batch, "name")?, column(&batch, "shape")?);
-        let (data, dtypes) = (column(&batch, "data")?, column(&batch, "dtype").ok());
-        for row in 0..batch.num_rows() {
-            let name = text(names, row)
-                .ok_or_else(|| refuse("a row's name is null, or no string".to_owned()))?;
+        let names = texts(column(&batch, "name")?);
+        let (shapes, data) = (column(&batch, "shape")?, column(&batch, "data")?);
+        let dtypes = match batch.column_by_name("dtype") {
+            Some(_) => texts(column(&batch, "dtype")?),
+            None => vec![None; batch.num_rows()],
+        };
+        for (row, name) in names.into_iter().enumerate() {
+            let name =
+                name.ok_or_else(|| refuse("a row's name is null, or no string".to_owned()))?;
             let refuse = |reason: String| Error::tensor(PLACE.as_ref(), name, reason);
             let dims = dims(shapes, row).map_err(refuse)?;
-            let (dtype, values) = values(data, dtypes, row).map_err(refuse)?;
+            let (dtype, values) = values(data, dtypes[row], row).map_err(refuse)?;
             source.add(name, dtype, &dims, values)?;
         }
     }
@@ -65,15 +68,23 @@ fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     Ok(column)
 }
 
-fn text(column: &ArrayRef, row: usize) -> Option<&str> {
-    if column.is_null(row) {
-        return None;
-    }
+/// The strings of a column; none where it holds nulls or something else.
+fn texts(column: &ArrayRef) -> Vec<Option<&str>> {
     match column.data_type() {
-        DataType::Utf8 => Some(column.as_string::<i32>().value(row)),
-        DataType::LargeUtf8 => Some(column.as_string::<i64>().value(row)),
-        DataType::Utf8View => Some(column.as_string_view().value(row)),
-        _ => None,
+        DataType::Utf8 => column.as_string::<i32>().iter().collect(),
+        DataType::LargeUtf8 => column.as_string::<i64>().iter().collect(),
+        DataType::Utf8View => column.as_string_view().iter().collect(),
+        DataType::Dictionary(_, _) => {
+            let dictionary = column.as_any_dictionary();
+            let values = texts(dictionary.values());
+            let keys = dictionary.normalized_keys().into_iter().enumerate();
+            let of = |(row, key): (usize, usize)| match column.is_null(row) {
+                true => None,
+                false => values.get(key).copied().flatten(),
+            };
+            keys.map(of).collect()
+        }
+        _ => vec![None; column.len()],
     }
 }
 
@@ -82,6 +93,7 @@ fn dims(column: &ArrayRef, row: usize) -> Result<Vec<usize>, String> {
         _ if column.is_null(row) => None,
         DataType::List(_) => Some(column.as_list::<i32>().value(row)),
         DataType::LargeList(_) => Some(column.as_list::<i64>().value(row)),
+        DataType::FixedSizeList(_, _) => Some(column.as_fixed_size_list().value(row)),
         _ => None,
     };
     let numbers = numbers.ok_or("its shape is null, or no list")?;
@@ -99,34 +111,25 @@ fn dims(column: &ArrayRef, row: usize) -> Result<Vec<usize>, String> {
 }
 
 /// The values of a row, and of what dtype they are.
-fn values(
-    data: &ArrayRef,
-    dtypes: Option<&ArrayRef>,
-    row: usize,
-) -> Result<(Dtype, Bytes), String> {
+fn values(data: &ArrayRef, dtype: Option<&str>, row: usize) -> Result<(Dtype, Bytes), String> {
     if data.is_null(row) {
         return Err("its data is null".to_owned());
     }
     let bytes = match data.data_type() {
-        DataType::List(_) => return floats(data.as_list::<i32>(), row),
-        DataType::LargeList(_) => return floats(data.as_list::<i64>(), row),
+        DataType::List(_) => return floats(data.as_list::<i32>().value(row)),
+        DataType::LargeList(_) => return floats(data.as_list::<i64>().value(row)),
+        DataType::FixedSizeList(_, _) => return floats(data.as_fixed_size_list().value(row)),
         DataType::Binary => Bytes::from_owner(Cell(data.as_binary::<i32>().clone(), row)),
         DataType::LargeBinary => Bytes::from_owner(Cell(data.as_binary::<i64>().clone(), row)),
         DataType::BinaryView => Bytes::from_owner(Cell(data.as_binary_view().clone(), row)),
         other => return Err(format!("its data is {other}, neither binary nor a list")),
     };
-    let dtype = dtypes
-        .and_then(|dtypes| text(dtypes, row))
-        .ok_or("binary data needs a dtype")?;
+    let dtype = dtype.ok_or("binary data needs a dtype, a string")?;
     let known = Dtype::from_name(dtype).or(Dtype::from_safetensors(dtype));
     Ok((known.ok_or(format!("unknown dtype '{dtype}'"))?, bytes))
 }
 
-fn floats<O: OffsetSizeTrait>(
-    lists: &GenericListArray<O>,
-    row: usize,
-) -> Result<(Dtype, Bytes), String> {
-    let list = lists.value(row);
+fn floats(list: ArrayRef) -> Result<(Dtype, Bytes), String> {
     if list.null_count() > 0 {
         return Err("its data has nulls".to_owned());
     }
@@ -230,6 +233,29 @@ mod tests {
         let mut read = [0; 4];
         source.read(1, 4, &mut read).unwrap();
         assert_eq!(f32::from_le_bytes(read), 2.0);
+    }
+
+    #[test]
+    fn strings_may_come_by_a_dictionary_and_lists_in_one_size() {
+        use arrow_array::{DictionaryArray, FixedSizeListArray, types::Int8Type};
+        let names: DictionaryArray<Int8Type> = ["b", "a"].into_iter().collect();
+        let dtypes: DictionaryArray<Int8Type> = ["f16", "f16"].into_iter().collect();
+        let shapes = [
+            Some(vec![Some(1i64), Some(2)]),
+            Some(vec![Some(2), Some(1)]),
+        ];
+        let shapes = FixedSizeListArray::from_iter_primitive::<Int64Type, _, _>(shapes, 2);
+        let data = BinaryArray::from(vec![&[0u8; 4][..], &[1; 4]]);
+        let source = table(vec![
+            ("name", Arc::new(names)),
+            ("shape", Arc::new(shapes)),
+            ("dtype", Arc::new(dtypes)),
+            ("data", Arc::new(data)),
+        ])
+        .unwrap();
+        assert_eq!(source.tensors()[0].name, "b");
+        assert_eq!(source.tensors()[1].shape.dims(), [2, 1]);
+        assert_eq!(source.tensors()[1].dtype, Dtype::F16);
     }
 
     #[test]

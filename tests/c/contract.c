@@ -767,6 +767,7 @@ static void kernels(void) {
   OK(aq_matvec(&recipe, codes, c, scales, s, biases, b, ROWS, COLS, NULL, 0, 0, NULL, 0, &err));
 
   OK(aq_matvec(&recipe, NULL, 0, NULL, 0, NULL, 0, 0, COLS, x, COLS, 1, NULL, 0, &err));
+  OK(aq_quantize_rows(&recipe, NULL, 0, f32, SIZE_MAX, 0, NULL, NULL, 0, NULL, 0, NULL, 0, NULL, &err));
   OK(aq_matvec(&recipe, NULL, 0, NULL, 0, NULL, 0, ROWS, 0, NULL, 0, 1, y, ROWS, &err));
   for (int r = 0; r < ROWS; r++) CHECK(y[r] == 0);
 
@@ -968,6 +969,10 @@ static void threads(void) {
   aq_source_free(source);
 }
 
+/* Handles may be freed when the library's thread-local variables are gone. */
+static aq_config *kept_to_the_end;
+static void at_the_end(void) { aq_config_free(kept_to_the_end); }
+
 int main(int argc, char **argv) {
   if (argc != 2) {
     fprintf(stderr, "usage: contract FOLDER\n");
@@ -984,6 +989,8 @@ int main(int argc, char **argv) {
   REFUSED_AS(AQ_ERROR_INTERNAL, "internal error: on purpose", aq_fail("on purpose", err));
   REFUSED_AS(AQ_ERROR_INTERNAL, "asked to fail", aq_fail(NULL, err));
   REFUSED("message is not UTF-8", aq_fail(BAD_UTF8, err));
+  CHECK(atexit(at_the_end) == 0);
+  OK(aq_config_new(NULL, &kept_to_the_end, &err));
   configs();
   sources();
   plans();

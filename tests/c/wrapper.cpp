@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <optional>
 #include <type_traits>
 
 namespace aq = arrowquant;
@@ -22,6 +23,9 @@ namespace aq = arrowquant;
   } while (0)
 
 static int checks = 0;
+
+// Freed when the program ends, after the library's own thread-local variables.
+static std::optional<aq::Config> kept_to_the_end;
 
 template <class T>
 constexpr bool moves_only = std::is_move_constructible_v<T> && std::is_move_assignable_v<T> &&
@@ -62,6 +66,15 @@ int main(int argc, char** argv) {
   CHECK(config.clone().add_rule("re:a;b=keep").get("rules") == "re:a;b=keep");
   CHECK(aq::Plan(aq::Source(), config.clone().add_rule("x=keep")).warnings().size() == 1);
   CHECK(refused([] { aq::Source::open("/nowhere"); }).code() == AQ_ERROR_IO);
+
+  kept_to_the_end.emplace("cloud");
+
+  // Text is taken whole or not at all, and what was moved away is not the default.
+  using namespace std::string_view_literals;
+  CHECK(refused([&] { config.set("rules", "a=keep\0b"sv); }).code() == AQ_ERROR_ARGUMENT);
+  aq::Config moved = config.clone();
+  const aq::Config there = std::move(moved);
+  CHECK(refused([&] { aq::Plan(aq::Source(), moved); }).code() == AQ_ERROR_ARGUMENT);
 
   // One call, three ways, the same bytes.
   int told = 0;

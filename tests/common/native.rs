@@ -68,7 +68,8 @@ pub fn compiler(standard: &str) -> Command {
     let found = found.unwrap_or_else(|error| {
         panic!("the tests need a C and a C++ compiler, such as the package {package}: {error}")
     });
-    let mut command = found.to_command();
+    let mut command = Command::new(found.path());
+    command.args(found.args()).envs(found.get_envs());
     command.arg(format!("-std={standard}"));
     command.args(["-Wall", "-Wextra", "-Wpedantic", "-Werror"]);
     command.arg("-I").arg(root().join("include"));
@@ -77,8 +78,10 @@ pub fn compiler(standard: &str) -> Command {
 
 /// Runs a tool that comes with the compiler or the system.
 pub fn run(command: &mut Command, package: &str) -> Output {
-    command.output().unwrap_or_else(|error| {
-        panic!("{command:?}: {error}; the tests need the package {package}")
+    let output = command.output();
+    output.unwrap_or_else(|error| {
+        let tool = command.get_program();
+        panic!("{tool:?}: {error}; the tests need the package {package}")
     })
 }
 
@@ -87,7 +90,13 @@ pub fn succeed(command: &mut Command, package: &str) -> String {
     let output = run(command, package);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {stdout}{stderr}");
+    let (tool, args) = (command.get_program(), command.get_args());
+    assert!(
+        output.status.success(),
+        "{tool:?} {:?}: {}\n{stdout}{stderr}",
+        args.collect::<Vec<_>>(),
+        output.status
+    );
     stdout
 }
 

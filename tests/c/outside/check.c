@@ -74,7 +74,7 @@ static int file(void) {
   if (aq_run_into(source, plan, &options, bytes, len, &len, NULL, &err))
     return failed("aq_run_into", &err);
   memset(decoded, 0, sizeof decoded);
-  if (aq_model_open_memory(bytes, len, &model, &err) ||
+  if (aq_model_open_memory(bytes, len, NULL, NULL, &model, &err) ||
       aq_model_dequantize_rows(model, 0, 0, ROWS, AQ_DTYPE_F32, decoded, sizeof decoded, &err))
     return failed("aq_model", &err);
   aq_model_free(model);
