@@ -299,8 +299,8 @@ aq_status aq_dequantize_rows(const aq_recipe *recipe,
                              aq_error *err);
 
 /**
- * Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: y[b][r] is
- * the sum over c of w[r][c] * x[b][c]. `x` has batch * cols values, `y` batch * rows. Each y is
+ * Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: `y[b][r]` is
+ * the sum over c of `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. Each y is
  * within 2^-17 of the sum of |w * x| of the exact one; unlike all else it may differ between
  * instruction sets.
  */
