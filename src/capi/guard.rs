@@ -133,25 +133,17 @@ pub(super) unsafe fn guard(
     err: *mut aq_error,
     body: impl FnOnce() -> Result<(), Fault>,
 ) -> aq_status {
-    let told = match fence::catch(body) {
-        Ok(()) => (AQ_OK, None),
-        Err(fault) => (fault.status(), Some(fault)),
-    };
+    let fault = fence::catch(body).err();
+    let status = fault.as_ref().map_or(AQ_OK, Fault::status);
     if !err.is_null() {
         // SAFETY: it is not null, so by the header's conventions an `aq_error` of the caller's.
-        unsafe {
-            tell(
-                err,
-                told.0,
-                told.1.as_ref().map(|fault| fault as &dyn fmt::Display),
-            )
-        };
+        unsafe { tell(err, status, fault.as_ref()) };
     }
-    told.0
+    status
 }
 
 /// Writes as much of code and message as the caller's struct has room for.
-unsafe fn tell(err: *mut aq_error, code: aq_status, message: Option<&dyn fmt::Display>) {
+unsafe fn tell(err: *mut aq_error, code: aq_status, fault: Option<&Fault>) {
     // SAFETY: the caller's struct has at least this field; it need not be aligned.
     let size = match unsafe { (&raw const (*err).struct_size).read_unaligned() } as usize {
         0 => size_of::<aq_error>(),
@@ -170,8 +162,8 @@ unsafe fn tell(err: *mut aq_error, code: aq_status, message: Option<&dyn fmt::Di
         len: 0,
         room: room - 1,
     };
-    if let Some(message) = message {
-        text.take(message);
+    if let Some(fault) = fault {
+        text.take(fault);
     }
     // SAFETY: `len` is less than `room`, so message and NUL are within the size the caller
     // states.
@@ -191,9 +183,9 @@ struct Text {
 impl Text {
     /// Takes in a message; one that is too long keeps its beginning and its end, which says why.
     #[cfg(feature = "std")]
-    fn take(&mut self, message: &dyn fmt::Display) {
+    fn take(&mut self, fault: &Fault) {
         const GAP: &str = " ... ";
-        let message = message.to_string();
+        let message = fault.to_string();
         if message.len() <= self.room || self.room < 8 * GAP.len() {
             let _ = self.write_str(&message);
             return;
@@ -208,8 +200,8 @@ impl Text {
 
     /// Takes in a message, as far as it fits; those of the kernels are short.
     #[cfg(not(feature = "std"))]
-    fn take(&mut self, message: &dyn fmt::Display) {
-        let _ = write!(self, "{message}");
+    fn take(&mut self, fault: &Fault) {
+        let _ = write!(self, "{fault}");
     }
 }
 

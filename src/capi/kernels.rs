@@ -350,7 +350,8 @@ fn check_planes(found: [usize; 3], expected: [usize; 3]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn check_len(what: &'static str, found: usize, expected: usize) -> Result<(), Fault> {
+/// The named argument must be as long as this.
+pub(super) fn check_len(what: &'static str, found: usize, expected: usize) -> Result<(), Fault> {
     match found == expected {
         true => Ok(()),
         false => Err(Fault::Length {

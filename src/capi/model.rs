@@ -9,6 +9,7 @@ use super::guard::{
     Fault, aq_error, aq_status, bytes, bytes_mut, check_put, guard, put, text, versioned, write,
 };
 use super::handle::{Handle, Strings, borrow, free, give};
+use super::kernels::check_len;
 use super::run::aq_run_options;
 use super::source::{aq_tensor_info, at, count};
 use super::types::*;
@@ -346,14 +347,7 @@ pub unsafe extern "C" fn aq_model_dequantize_rows(
             };
             let weights = bytes_mut(weights.cast(), weights_len, "weights")?;
             let expected = rows * shape.cols() * float.size();
-            if weights.len() != expected {
-                let found = weights.len();
-                return Err(Fault::Length {
-                    what: "weights",
-                    expected,
-                    found,
-                });
-            }
+            check_len("weights", weights.len(), expected)?;
             Ok(model.dequantize_rows(index, row_start..end, float, weights)?)
         })
     }
@@ -383,13 +377,7 @@ pub unsafe extern "C" fn aq_model_matvec(
                 let expected = size
                     .checked_mul(batch)
                     .ok_or(Fault::Argument("batch is too large"))?;
-                if found != expected {
-                    return Err(Fault::Length {
-                        what,
-                        expected,
-                        found,
-                    });
-                }
+                check_len(what, found, expected)?;
             }
             Ok(model.matvec(index, x, y)?)
         })

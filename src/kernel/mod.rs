@@ -282,9 +282,7 @@ impl KernelTable {
         // SAFETY: as in `quantize_row`.
         unsafe { (self.dot)(row) }
     }
-}
 
-impl KernelTable {
     /// Multiplies some rows of a matrix with vectors; each product is that of
     /// [`KernelTable::dot_row`].
     ///

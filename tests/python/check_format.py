@@ -1,5 +1,5 @@
 """Reads files of the arrowquant program with pyarrow and DuckDB, decodes them with a decoder
-written from docs/format.md, and quantizes the same weights with numpy.
+written from docs/format.md (common.py), and quantizes the same weights with numpy.
 
 Usage: check_format.py ARROWQUANT MODEL.safetensors
 """
@@ -7,103 +7,26 @@ Usage: check_format.py ARROWQUANT MODEL.safetensors
 import itertools
 import json
 import pathlib
-import struct
 import subprocess
 import sys
 import tempfile
 
+import common
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
+from common import BITS, SCALES, minmax, read_safetensors, to_bf16, unpack, write_safetensors
 
 PROGRAM, MODEL = sys.argv[1:3]
 SHAPES = [(1, 1), (3, 17), (5, 129), (4, 704), (6, 5, 3, 3), (40,), (2, 0), (0, 3), (33, 256)]
-BITS = {"int2": 2, "int4": 4, "int8": 8}
-ZERO_POINT = {"int2": 1.5, "int4": 8.0, "int8": 128.0}
-
-
-SCALES = {"f16": "<f2", "f32": "<f4"}
-
-
-# The decoder of docs/format.md.
-def unpack(codes, bits, rows, cols):
-    per_row = -(-cols * bits // 8)
-    data = np.frombuffer(codes, np.uint8).reshape(rows, per_row)
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((data[:, :, None] >> shifts) & ((1 << bits) - 1)).reshape(rows, per_row * (8 // bits))[:, :cols]
 
 
 def decode(tile):
     shape = tile["shape"]
     cols = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
-    rows, fmt = tile["row_count"], tile["format"]
-    q = unpack(tile["codes"], BITS[fmt], rows, cols).astype(np.float32)
-    group = tile["group_size"] or max(cols, 1)
-    groups = -(-cols // group)
-    dtype = SCALES[tile["scale_dtype"]]
-    spread = lambda plane: np.repeat(
-        np.frombuffer(plane, dtype).astype(np.float32).reshape(rows, groups), group, axis=1
-    )[:, :cols]
-    if tile["scheme"] == "symmetric":
-        return spread(tile["scales"]) * (q - np.float32(ZERO_POINT[fmt]))
-    return spread(tile["scales"]) * q + spread(tile["biases"])
-
-
-# minmax, from the formulas of docs/format.md.
-def minmax(w, fmt, scheme, group, dtype):
-    rows, cols = w.shape
-    bits, z = BITS[fmt], np.float32(ZERO_POINT[fmt])
-    group = group or max(cols, 1)
-    codes, scales, biases = [], [], []
-    for start in range(0, cols, group):
-        x = w[:, start : start + group]
-        low, high = x.min(axis=1), x.max(axis=1)
-        if scheme == "affine":
-            scale, bias, zero = (high - low) / np.float32(2**bits - 1), low, np.float32(0)
-        else:
-            extreme = np.where(high >= -low, high, low)
-            scale = np.abs(extreme) / z if bits == 2 else -extreme / z
-            bias, zero = np.zeros(rows, np.float32), z
-        scales.append(scale.astype(dtype))
-        biases.append(bias.astype(dtype))
-        scale, bias = scales[-1].astype(np.float32), biases[-1].astype(np.float32)
-        with np.errstate(divide="ignore"):
-            inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
-        exact = (x - bias[:, None]) * inverse[:, None] + zero
-        codes.append(np.rint(np.clip(exact, 0, 2**bits - 1)).astype(np.uint8))
-    stack = lambda planes: np.stack(planes, axis=1) if planes else np.zeros((rows, 0), dtype)
-    codes = np.concatenate(codes, axis=1) if codes else np.zeros((rows, 0), np.uint8)
-    return codes, stack(scales), stack(biases)
-
-
-NUMPY = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "BF16": "<u2"}
-
-
-def read_safetensors(path):
-    data = pathlib.Path(path).read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        tensors[name] = np.frombuffer(data[begin:end], NUMPY[entry["dtype"]]).reshape(entry["shape"])
-    return tensors
-
-
-def write_safetensors(path, tensors):
-    header, end = {}, 0
-    for name, (dtype, shape, data) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + len(data)]}
-        end += len(data)
-    text = json.dumps(header).encode()
-    body = b"".join(data for _, _, data in tensors.values())
-    pathlib.Path(path).write_bytes(struct.pack("<Q", len(text)) + text + body)
-
-
-def to_bf16(x):
-    """Upper halves, so that every value is exact in f32."""
-    return (x.view("<u4") >> 16).astype("<u2")
+    planes = tile["codes"], tile["scales"], tile["biases"]
+    layout = tile["format"], tile["group_size"], tile["scheme"], tile["scale_dtype"]
+    return common.decode(*planes, tile["row_count"], cols, *layout)
 
 
 def run(*args):
@@ -118,7 +41,7 @@ def tensors_of_every_shape():
         raw = {"F32": x, "F16": x.astype("<f2"), "BF16": to_bf16(x)}[dtype]
         exact = (raw.astype("<u4") << 16).view("<f4") if dtype == "BF16" else raw.astype("<f4")
         name = f"{dtype}.{'x'.join(map(str, shape))}.weight"
-        tensors[name] = (dtype, list(shape), raw.tobytes())
+        tensors[name] = (dtype, raw)
         cols = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
         rows = (shape[0] if len(shape) > 1 else 1) if x.size else 0
         weights[name] = exact.reshape(rows, cols)

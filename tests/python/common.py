@@ -94,11 +94,11 @@ def decode_tile(tile):
     )
 
 
-def minmax(w, format, scheme, group):
-    """Codes one a byte, and f16 scales and biases, by the formulas of docs/format.md."""
+def minmax(w, format, scheme, group, dtype="<f2"):
+    """Codes one a byte, and scales and biases of `dtype`, by the formulas of docs/format.md."""
     rows, cols = w.shape
     bits, z = BITS[format], np.float32(ZERO_POINT[format])
-    group = group or cols
+    group = group or max(cols, 1)
     codes, scales, biases = [], [], []
     for start in range(0, cols, group):
         x = w[:, start : start + group]
@@ -109,12 +109,16 @@ def minmax(w, format, scheme, group):
             extreme = np.where(high >= -low, high, low)
             scale = np.abs(extreme) / z if bits == 2 else -extreme / z
             bias, zero = np.zeros(rows, np.float32), z
-        scales.append(scale.astype("<f2"))
-        biases.append(bias.astype("<f2"))
+        scales.append(scale.astype(dtype))
+        biases.append(bias.astype(dtype))
         scale, bias = scales[-1].astype(np.float32), biases[-1].astype(np.float32)
-        exact = (x - bias[:, None]) * (np.float32(1) / scale)[:, None] + zero
+        with np.errstate(divide="ignore"):
+            inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale)
+        exact = (x - bias[:, None]) * inverse[:, None] + zero
         codes.append(np.rint(np.clip(exact, 0, 2**bits - 1)).astype(np.uint8))
-    return np.concatenate(codes, axis=1), np.stack(scales, axis=1), np.stack(biases, axis=1)
+    stack = lambda planes: np.stack(planes, axis=1) if planes else np.zeros((rows, 0), dtype)
+    codes = np.concatenate(codes, axis=1) if codes else np.zeros((rows, 0), np.uint8)
+    return codes, stack(scales), stack(biases)
 
 
 def cosine(a, b):
