@@ -211,8 +211,9 @@ uint32_t aq_abi_version(void);
 
 /**
  * The instruction set whose kernels are in use: the best of this machine, or a lesser one that
- * the environment variable AQ_ISA asks for. "unknown" when that names none there is; calls that
- * need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
+ * the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
+ * "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" when AQ_ISA names none there is;
+ * calls that need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
  */
 const char *aq_isa_name(void);
 
@@ -256,7 +257,7 @@ aq_status aq_plane_sizes(const aq_recipe *recipe,
  *
  * `importance` weighs the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
  * Codes, scales and biases must be as long as aq_plane_sizes says, and no output may overlap
- * another or an input. `quality` may be NULL.
+ * another or an input. `quality` may be NULL: nothing is measured then, which is faster.
  *
  * Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and where
  * the scale dtype does not hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing
@@ -279,6 +280,28 @@ aq_status aq_quantize_rows(const aq_recipe *recipe,
                            aq_error *err);
 #endif
 
+#if defined(AQ_STD)
+/**
+ * Measures how far `b` is from the original `a`: two arrays of as many values, each f32, f16 or
+ * bf16, their lengths in bytes. Both outputs are required.
+ *
+ * `cosine` is that of the angle between them: 1 if neither has a value but 0, and 0 if one of them
+ * has none. `sqnr_db` is the signal to quantization noise ratio in dB: infinite without any
+ * difference, and minus infinite where only `a` has no value but 0.
+ *
+ * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity.
+ */
+aq_status aq_compare(const void *a,
+                     size_t a_len,
+                     aq_dtype a_dtype,
+                     const void *b,
+                     size_t b_len,
+                     aq_dtype b_dtype,
+                     double *cosine,
+                     double *sqnr_db,
+                     aq_error *err);
+#endif
+
 /**
  * Decodes `rows` rows of `cols` weights as f32, f16 or bf16 (the f32 result rounded half to
  * even). Lengths as for aq_quantize_rows; no output may overlap an input. Whatever the planes
@@ -299,28 +322,6 @@ aq_status aq_dequantize_rows(const aq_recipe *recipe,
                              aq_error *err);
 
 /**
- * Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: `y[b][r]` is
- * the sum over c of `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. Each y is
- * within 2^-17 of the sum of |w * x| of the exact one; unlike all else it may differ between
- * instruction sets.
- */
-aq_status aq_matvec(const aq_recipe *recipe,
-                    const void *codes,
-                    size_t codes_len,
-                    const void *scales,
-                    size_t scales_len,
-                    const void *biases,
-                    size_t biases_len,
-                    size_t rows,
-                    size_t cols,
-                    const float *x,
-                    size_t x_count,
-                    size_t batch,
-                    float *y,
-                    size_t y_count,
-                    aq_error *err);
-
-/**
  * Packs `count` codes of one row, one a byte in, into the layout of a codes plane. Bits of a code
  * above the format's are passed over. `packed` has ceil(count * bits / 8) bytes.
  */
@@ -338,6 +339,98 @@ aq_status aq_unpack(aq_format format,
                     uint8_t *codes,
                     size_t count,
                     aq_error *err);
+
+/*
+ * Products of quantized matrices with vectors.
+ *
+ * The vectors are f32 (aq_matvec), or signed bytes that aq_quantize_activations makes of f32
+ * (aq_matvec_int8), which is also called dynamic activations. Planes are those of the kernels
+ * above; nothing here allocates or starts threads either, and any number of threads may work on
+ * different rows at once, each with a y of its own.
+ */
+
+/**
+ * Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: `y[b][r]` is
+ * the sum over c of `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` may not
+ * overlap an input. Fastest where planes and `x` begin at multiples of 64 bytes; that is not needed.
+ *
+ * Each y is within 2^-17 of the sum of |w * x| of the exact one; unlike all else, this and
+ * aq_matvec_int8 may differ between instruction sets.
+ */
+aq_status aq_matvec(const aq_recipe *recipe,
+                    const void *codes,
+                    size_t codes_len,
+                    const void *scales,
+                    size_t scales_len,
+                    const void *biases,
+                    size_t biases_len,
+                    size_t rows,
+                    size_t cols,
+                    const float *x,
+                    size_t x_count,
+                    size_t batch,
+                    float *y,
+                    size_t y_count,
+                    aq_error *err);
+
+#if defined(AQ_STD)
+/**
+ * Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with any matrix of the same `cols`
+ * whose recipe has the same format and group_size; the rest of `recipe` does not matter.
+ *
+ * The groups of a vector are those of a row of the matrix: ceil(cols / group_size), or one for a
+ * group_size of 0. In each the largest magnitude becomes 127, all others in proportion, rounded
+ * half to even. There are batch * cols `values`, in an order that depends on the format, and
+ * batch * groups `scales` (x is about scale * value) and `sums` (scale * the sum of the group's
+ * values). No output may overlap another or the input.
+ *
+ * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity. The outputs then hold nothing of use.
+ */
+aq_status aq_quantize_activations(const aq_recipe *recipe,
+                                  const float *x,
+                                  size_t x_count,
+                                  size_t cols,
+                                  size_t batch,
+                                  int8_t *values,
+                                  size_t values_count,
+                                  float *scales,
+                                  size_t scales_count,
+                                  float *sums,
+                                  size_t sums_count,
+                                  aq_error *err);
+#endif
+
+#if defined(AQ_STD)
+/**
+ * As aq_matvec, with vectors that aq_quantize_activations made: counts are as there, and no value
+ * is -128. Codes and values are multiplied as integers, by the CPU's own instructions for that
+ * where it has some (AVX-512 VNNI, NEON's dot products).
+ *
+ * These products are exact, and each y is within 2^-17 of the sum over groups of largest |w| times
+ * sum of |x|, for w and x as quantized, of the exact one; the largest |w| is that which a code of
+ * the group could stand for. What x lost when it was quantized, up to half a scale for each value,
+ * comes on top.
+ */
+aq_status aq_matvec_int8(const aq_recipe *recipe,
+                         const void *codes,
+                         size_t codes_len,
+                         const void *scales,
+                         size_t scales_len,
+                         const void *biases,
+                         size_t biases_len,
+                         size_t rows,
+                         size_t cols,
+                         const int8_t *x_values,
+                         size_t x_values_count,
+                         const float *x_scales,
+                         size_t x_scales_count,
+                         const float *x_sums,
+                         size_t x_sums_count,
+                         size_t batch,
+                         float *y,
+                         size_t y_count,
+                         aq_error *err);
+#endif
 
 #ifdef AQ_STD
 

@@ -579,6 +579,71 @@ inline std::vector<float> dequantize_rows(const aq_recipe& recipe, Bytes codes, 
   return weights;
 }
 
+struct Comparison {
+  double cosine = 0, sqnr_db = 0;
+};
+
+// Of b against the original a, each of its own dtype.
+inline Comparison compare(Bytes a, aq_dtype a_dtype, Bytes b, aq_dtype b_dtype) {
+  Comparison found;
+  detail::call(aq_compare, static_cast<const void*>(a.data()), a.size(), a_dtype,
+               static_cast<const void*>(b.data()), b.size(), b_dtype, &found.cosine,
+               &found.sqnr_db);
+  return found;
+}
+inline Comparison compare(Span<const float> a, Span<const float> b) {
+  const auto bytes = [](Span<const float> values) {
+    return Bytes(reinterpret_cast<const std::byte*>(values.data()), values.size_bytes());
+  };
+  return compare(bytes(a), AQ_DTYPE_F32, bytes(b), AQ_DTYPE_F32);
+}
+
+// y of one or more vectors x of `cols` values, one after the other.
+inline std::vector<float> matvec(const aq_recipe& recipe, Bytes codes, Bytes scales, Bytes biases,
+                                 std::size_t rows, std::size_t cols, Span<const float> x) {
+  const std::size_t batch = cols ? x.size() / cols : 0;
+  std::vector<float> y(batch * rows);
+  detail::call(aq_matvec, &recipe, static_cast<const void*>(codes.data()), codes.size(),
+               static_cast<const void*>(scales.data()), scales.size(),
+               static_cast<const void*>(biases.data()), biases.size(), rows, cols, x.data(),
+               x.size(), batch, y.data(), y.size());
+  return y;
+}
+
+// Vectors of signed bytes.
+struct Activations {
+  std::vector<std::int8_t> values;
+  std::vector<float> scales, sums;
+};
+
+// `x` is one or more vectors of `cols` values, one after the other.
+inline Activations quantize_activations(const aq_recipe& recipe, Span<const float> x,
+                                        std::size_t cols) {
+  const std::size_t batch = cols ? x.size() / cols : 0;
+  const std::size_t span = recipe.group_size ? recipe.group_size : cols;
+  const std::size_t groups = cols ? batch * ((cols + span - 1) / span) : 0;
+  Activations made{std::vector<std::int8_t>(x.size()), std::vector<float>(groups),
+                   std::vector<float>(groups)};
+  detail::call(aq_quantize_activations, &recipe, x.data(), x.size(), cols, batch,
+               made.values.data(), made.values.size(), made.scales.data(), groups,
+               made.sums.data(), groups);
+  return made;
+}
+
+// As matvec.
+inline std::vector<float> matvec_int8(const aq_recipe& recipe, Bytes codes, Bytes scales,
+                                      Bytes biases, std::size_t rows, std::size_t cols,
+                                      const Activations& x) {
+  const std::size_t batch = cols ? x.values.size() / cols : 0;
+  std::vector<float> y(batch * rows);
+  detail::call(aq_matvec_int8, &recipe, static_cast<const void*>(codes.data()), codes.size(),
+               static_cast<const void*>(scales.data()), scales.size(),
+               static_cast<const void*>(biases.data()), biases.size(), rows, cols, x.values.data(),
+               x.values.size(), x.scales.data(), x.scales.size(), x.sums.data(), x.sums.size(),
+               batch, y.data(), y.size());
+  return y;
+}
+
 }  // namespace arrowquant
 
 #endif

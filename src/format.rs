@@ -333,6 +333,7 @@ impl Layout {
     }
 
     /// Whether every code of a group with this scale and bias decodes to a finite f32.
+    #[inline(always)]
     pub fn decodable(&self, scale: f32, bias: f32) -> bool {
         let top = f32::from(self.format.max_code());
         match self.scheme {

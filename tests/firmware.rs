@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use arrowquant::format::{
     Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, unpack,
 };
-use arrowquant::kernel::{DecodeRow, DotRow, Isa, KernelTable, Planes};
+use arrowquant::kernel::{DecodeRow, Isa, KernelTable, MatVec, Planes};
 use arrowquant::quantize::{Matrix, PlanesMut, quantize_rows};
 
 use crate::common::native::*;
@@ -34,7 +34,7 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
         scales: &mut scales,
         biases: &mut biases,
     };
-    quantize_rows(table, &recipe, scale_dtype, matrix, None, planes).unwrap();
+    quantize_rows(table, &recipe, scale_dtype, matrix, None, false, planes).unwrap();
 
     // The constants of the header.
     let scheme = match recipe.scheme {
@@ -71,7 +71,7 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
         biases: &biases,
     };
     let x: Vec<f32> = (0..cols).map(|i| (i + 1) as f32).collect();
-    let (mut decoded, mut products) = (Vec::new(), Vec::new());
+    let mut decoded = Vec::new();
     for row in 0..ROWS {
         let planes = planes.row(layout, cols, row);
         let mut weights = vec![0; cols * float.size()];
@@ -83,16 +83,18 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
             weights: &mut weights,
         });
         decoded.extend(weights);
-        products.extend(
-            table
-                .dot_row(DotRow {
-                    layout,
-                    planes,
-                    x: &x,
-                })
-                .to_le_bytes(),
-        );
     }
+    let mut y = [0.0; ROWS];
+    table.matvec(MatVec {
+        layout,
+        cols,
+        planes,
+        rows: 0..ROWS,
+        x: &x,
+        y: &mut y,
+        y_rows: ROWS,
+    });
+    let products = y.map(f32::to_le_bytes).concat();
     let mut first = vec![0; cols];
     unpack(recipe.format, &codes, &mut first);
     (input.collect(), [decoded, products, first].concat())

@@ -14,6 +14,7 @@ const SECTIONS: &[&str] = &[
     "guard",
     "types",
     "kernels",
+    "products",
     "config",
     "source",
     "plan",

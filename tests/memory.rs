@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use arrow_array::RecordBatchReader;
-use arrowquant::format::Float;
 use arrowquant::model::{ArrowExport, Model};
 use arrowquant::run::{self, Level, Options};
 use arrowquant::source::{self, MemorySource, Source};
@@ -167,55 +166,6 @@ fn exported_batches_are_the_views() {
         assert_eq!(codes.buffers()[1].as_slice(), planes.codes());
         if !planes.codes().is_empty() {
             assert!(model.is_mapped(codes.buffers()[1].as_slice()));
-        }
-    }
-}
-
-#[test]
-fn dot_products_are_as_exact_as_said() {
-    use arrowquant::kernel::{DotRow, KernelTable};
-
-    let folder = tempfile::tempdir().unwrap();
-    let input = folder.path().join("m.safetensors");
-    let output = folder.path().join("m.parquet");
-    let table = KernelTable::choose().unwrap();
-    for cols in [1, 15, 16, 17, 300, 5000] {
-        let tensors = [f32_tensor("w", &[3, cols], &noise(7, 3 * cols))];
-        std::fs::write(&input, safetensors(&tensors)).unwrap();
-        for (bits, scheme) in [("2", "symmetric"), ("4", "affine"), ("8", "symmetric")] {
-            for group_size in ["0", "128"] {
-                let settings = [
-                    ("bit_width", bits),
-                    ("scheme", scheme),
-                    ("group_size", group_size),
-                ];
-                quantize(&input, &output, &settings).unwrap();
-                let model = Model::open(&output).unwrap();
-                let layout = model.tensors()[0].tiles[0].tile.layout.unwrap();
-                let planes = model.planes(0, 0).unwrap();
-                let x = noise(8, cols);
-                let mut weights = vec![0; 3 * cols * 4];
-                model
-                    .dequantize_rows(0, 0..3, Float::F32, &mut weights)
-                    .unwrap();
-                for row in 0..3 {
-                    let terms = (0..cols).map(|i| {
-                        f64::from(Float::F32.get(&weights, row * cols + i)) * f64::from(x[i])
-                    });
-                    let magnitude: f64 = terms.clone().map(f64::abs).sum();
-                    let exact: f64 = terms.sum();
-                    let planes = planes.as_planes().row(layout, cols, row);
-                    let found = f64::from(table.dot_row(DotRow {
-                        layout,
-                        planes,
-                        x: &x,
-                    }));
-                    assert!(
-                        (found - exact).abs() <= magnitude / 131_072.0,
-                        "{found} {exact}"
-                    );
-                }
-            }
         }
     }
 }

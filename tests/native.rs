@@ -43,18 +43,19 @@ fn the_wrapper_for_cpp_adds_handles_exceptions_and_views() {
             .arg(demo_model("dit-digits.safetensors"))
             .arg(folder.path());
         let printed = succeed(&mut command, "g++");
-        assert!(printed.starts_with("803 checks"), "{printed}");
+        assert!(printed.starts_with("805 checks"), "{printed}");
     }
 }
 
 /// A program of examples/ quantizes the digits model; what it prints.
-fn example(program: &mut Command, expected: &[u8]) -> String {
+fn example(program: &mut Command, settings: &[&str], expected: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.parquet");
     let printed = succeed(
         program
             .arg(demo_model("dit-digits.safetensors"))
-            .arg(&output),
+            .arg(&output)
+            .args(settings),
         "gcc",
     );
     assert!(
@@ -67,44 +68,48 @@ fn example(program: &mut Command, expected: &[u8]) -> String {
 #[test]
 fn the_examples_do_the_same_in_every_language() {
     let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("cli.parquet");
-    let input = demo_model("dit-digits.safetensors");
-    arrowquant_ok([
-        Path::new("quantize"),
-        input.as_path(),
-        &output,
-        Path::new("--bits"),
-        Path::new("4"),
-    ]);
-    let expected = std::fs::read(output).unwrap();
-
     // Not built yet when only some tests are asked for.
     succeed(cargo("build").args(["--example", "quantize"]), "cargo");
     let rust = built().join("examples/quantize");
-    let rust = example(&mut Command::new(rust), &expected);
-    assert!(
-        rust.starts_with("23 tensors quantized, 29 kept: 4.126 bits a weight, cosine 0.99695"),
-        "{rust}"
-    );
-    assert_eq!(rust.lines().count(), 6);
+    let mut others = Vec::new();
     for link in LINKS {
         for (file, standard) in [("quantize.c", "c11"), ("quantize.cpp", "c++17")] {
             let program = folder.path().join(format!("{file}-{link:?}"));
-            build(
-                &root().join("examples").join(file),
-                standard,
-                link,
-                &program,
-            );
-            assert_eq!(
-                example(&mut Command::new(program), &expected),
-                rust,
-                "{file} {link:?}"
-            );
+            let source = root().join("examples").join(file);
+            build(&source, standard, link, &program);
+            others.push(vec![program]);
         }
     }
-    let python = crate::python::python();
-    let mut script = Command::new(python);
-    script.arg(root().join("examples/quantize.py"));
-    assert_eq!(example(&mut script, &expected), rust);
+    others.push(vec![
+        crate::python::python().to_owned(),
+        root().join("examples/quantize.py"),
+    ]);
+
+    let by_settings = [
+        (
+            &["--bits", "4"][..],
+            &[][..],
+            "23 tensors quantized, 29 kept: 4.126 bits a weight, cosine 0.99695",
+        ),
+        (
+            &["--bits", "2", "--method", "minmax"],
+            &["bit_width=2", "method=minmax"],
+            "23 tensors quantized, 29 kept: 2.1",
+        ),
+    ];
+    for (flags, settings, start) in by_settings {
+        let output = folder.path().join("cli.parquet");
+        let input = demo_model("dit-digits.safetensors");
+        let paths = [Path::new("quantize"), &input, &output];
+        arrowquant_ok(paths.into_iter().chain(flags.iter().map(Path::new)));
+        let expected = std::fs::read(output).unwrap();
+        let printed = example(&mut Command::new(&rust), settings, &expected);
+        assert!(printed.starts_with(start), "{printed}");
+        assert_eq!(printed.lines().count(), 6);
+        for program in &others {
+            let mut command = Command::new(&program[0]);
+            let other = example(command.args(&program[1..]), settings, &expected);
+            assert_eq!(other, printed, "{program:?}");
+        }
+    }
 }

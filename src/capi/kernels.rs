@@ -4,10 +4,12 @@
 //! affine. Each holds one row after the other; docs/format.md has the layout. Nothing here
 //! allocates or starts threads, and any number of threads may work on different rows at once.
 
+use core::ffi::c_void;
+
 use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard, put, read};
 use super::types::{FLOATS, FORMATS, aq_dtype, aq_format, aq_recipe, table};
 use crate::format::{self, Layout};
-use crate::kernel::{DecodeRow, MatVec, Planes};
+use crate::kernel::{DecodeRow, Planes};
 
 /// Bytes of each plane of `rows` rows of `cols` weights: how much memory quantizing them needs.
 /// `biases` is 0 for a symmetric scheme.
@@ -64,7 +66,7 @@ super::guard::versioned!(aq_quality {
 ///
 /// `importance` weighs the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
 /// Codes, scales and biases must be as long as aq_plane_sizes says, and no output may overlap
-/// another or an input. `quality` may be NULL.
+/// another or an input. `quality` may be NULL: nothing is measured then, which is faster.
 ///
 /// Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and where
 /// the scale dtype does not hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing
@@ -73,17 +75,17 @@ super::guard::versioned!(aq_quality {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_rows(
     recipe: *const aq_recipe,
-    weights: *const core::ffi::c_void,
+    weights: *const c_void,
     weights_len: usize,
     dtype: aq_dtype,
     rows: usize,
     cols: usize,
     importance: *const f32,
-    codes: *mut core::ffi::c_void,
+    codes: *mut c_void,
     codes_len: usize,
-    scales: *mut core::ffi::c_void,
+    scales: *mut c_void,
     scales_len: usize,
-    biases: *mut core::ffi::c_void,
+    biases: *mut c_void,
     biases_len: usize,
     quality: *mut aq_quality,
     err: *mut aq_error,
@@ -129,8 +131,18 @@ pub unsafe extern "C" fn aq_quantize_rows(
                 biases,
             };
             let importance = (!importance.is_empty()).then_some(importance);
-            let outcome = quantize_rows(table()?, &recipe, scale_dtype, matrix, importance, planes)
-                .map_err(Fault::Rows)?;
+            let measure = !quality.is_null();
+            let table = table()?;
+            let outcome = quantize_rows(
+                table,
+                &recipe,
+                scale_dtype,
+                matrix,
+                importance,
+                measure,
+                planes,
+            )
+            .map_err(Fault::Rows)?;
             if !quality.is_null() {
                 let bits = sizes.iter().sum::<usize>() as f64 * 8.0;
                 let measured = aq_quality {
@@ -146,22 +158,68 @@ pub unsafe extern "C" fn aq_quantize_rows(
     }
 }
 
+/// Measures how far `b` is from the original `a`: two arrays of as many values, each f32, f16 or
+/// bf16, their lengths in bytes. Both outputs are required.
+///
+/// `cosine` is that of the angle between them: 1 if neither has a value but 0, and 0 if one of them
+/// has none. `sqnr_db` is the signal to quantization noise ratio in dB: infinite without any
+/// difference, and minus infinite where only `a` has no value but 0.
+///
+/// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity.
+#[cfg(feature = "std")]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_compare(
+    a: *const c_void,
+    a_len: usize,
+    a_dtype: aq_dtype,
+    b: *const c_void,
+    b_len: usize,
+    b_dtype: aq_dtype,
+    cosine: *mut f64,
+    sqnr_db: *mut f64,
+    err: *mut aq_error,
+) -> aq_status {
+    use super::guard::check_put;
+    use crate::kernel::CompareRow;
+
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (original, decoded) = (FLOATS.read(a_dtype)?, FLOATS.read(b_dtype)?);
+            let a = bytes::<u8>(a.cast(), a_len, "a")?;
+            let b = bytes::<u8>(b.cast(), b_len, "b")?;
+            let count = a.len() / original.size();
+            check_len("a", a.len(), count * original.size())?;
+            check_len("b", b.len(), matrix_len(1, count, decoded.size())?)?;
+            check_put(cosine, "cosine")?;
+            check_put(sqnr_db, "sqnr_db")?;
+            let sums = table()?.compare(CompareRow {
+                original: (original, a),
+                decoded: (decoded, b),
+            });
+            let sums = sums.ok_or(Fault::Argument("a or b has a NaN or an infinity"))?;
+            put(cosine, sums.cosine(), "cosine")?;
+            put(sqnr_db, sums.sqnr_db().unwrap_or(f64::INFINITY), "sqnr_db")
+        })
+    }
+}
+
 /// Decodes `rows` rows of `cols` weights as f32, f16 or bf16 (the f32 result rounded half to
 /// even). Lengths as for aq_quantize_rows; no output may overlap an input. Whatever the planes
 /// hold is decoded: scales that make no finite weights are not looked for.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_dequantize_rows(
     recipe: *const aq_recipe,
-    codes: *const core::ffi::c_void,
+    codes: *const c_void,
     codes_len: usize,
-    scales: *const core::ffi::c_void,
+    scales: *const c_void,
     scales_len: usize,
-    biases: *const core::ffi::c_void,
+    biases: *const c_void,
     biases_len: usize,
     rows: usize,
     cols: usize,
     dtype: aq_dtype,
-    weights: *mut core::ffi::c_void,
+    weights: *mut c_void,
     weights_len: usize,
     err: *mut aq_error,
 ) -> aq_status {
@@ -172,9 +230,9 @@ pub unsafe extern "C" fn aq_dequantize_rows(
             let planes = planes(
                 layout,
                 (rows, cols),
-                bytes(codes.cast(), codes_len, "codes")?,
-                bytes(scales.cast(), scales_len, "scales")?,
-                bytes(biases.cast(), biases_len, "biases")?,
+                (codes, codes_len),
+                (scales, scales_len),
+                (biases, biases_len),
             )?;
             let float = FLOATS.read(dtype)?;
             let weights = bytes_mut::<u8>(weights.cast(), weights_len, "weights")?;
@@ -200,56 +258,6 @@ pub unsafe extern "C" fn aq_dequantize_rows(
     }
 }
 
-/// Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: `y[b][r]` is
-/// the sum over c of `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. Each y is
-/// within 2^-17 of the sum of |w * x| of the exact one; unlike all else it may differ between
-/// instruction sets.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_matvec(
-    recipe: *const aq_recipe,
-    codes: *const core::ffi::c_void,
-    codes_len: usize,
-    scales: *const core::ffi::c_void,
-    scales_len: usize,
-    biases: *const core::ffi::c_void,
-    biases_len: usize,
-    rows: usize,
-    cols: usize,
-    x: *const f32,
-    x_count: usize,
-    batch: usize,
-    y: *mut f32,
-    y_count: usize,
-    err: *mut aq_error,
-) -> aq_status {
-    // SAFETY: by the header's conventions.
-    unsafe {
-        guard(err, || {
-            let layout = layout(recipe)?;
-            let planes = planes(
-                layout,
-                (rows, cols),
-                bytes(codes.cast(), codes_len, "codes")?,
-                bytes(scales.cast(), scales_len, "scales")?,
-                bytes(biases.cast(), biases_len, "biases")?,
-            )?;
-            let (x, y) = (bytes(x, x_count, "x")?, bytes_mut(y, y_count, "y")?);
-            check_len("x", x.len(), matrix_len(batch, cols, 1)?)?;
-            check_len("y", y.len(), matrix_len(batch, rows, 1)?)?;
-            table()?.matvec(MatVec {
-                layout,
-                cols,
-                planes,
-                rows: 0..rows,
-                x,
-                y,
-                y_rows: rows,
-            });
-            Ok(())
-        })
-    }
-}
-
 /// Packs `count` codes of one row, one a byte in, into the layout of a codes plane. Bits of a code
 /// above the format's are passed over. `packed` has ceil(count * bits / 8) bytes.
 #[unsafe(no_mangle)]
@@ -257,7 +265,7 @@ pub unsafe extern "C" fn aq_pack(
     format: aq_format,
     codes: *const u8,
     count: usize,
-    packed: *mut core::ffi::c_void,
+    packed: *mut c_void,
     packed_len: usize,
     err: *mut aq_error,
 ) -> aq_status {
@@ -278,7 +286,7 @@ pub unsafe extern "C" fn aq_pack(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_unpack(
     format: aq_format,
-    packed: *const core::ffi::c_void,
+    packed: *const c_void,
     packed_len: usize,
     codes: *mut u8,
     count: usize,
@@ -297,27 +305,31 @@ pub unsafe extern "C" fn aq_unpack(
     }
 }
 
-unsafe fn layout(recipe: *const aq_recipe) -> Result<Layout, Fault> {
+pub(super) unsafe fn layout(recipe: *const aq_recipe) -> Result<Layout, Fault> {
     // SAFETY: as the caller's.
     let (recipe, scale_dtype) = unsafe { read(recipe, "recipe")? }.read()?;
     Ok(recipe.layout(scale_dtype))
 }
 
-/// The planes of a matrix of (rows, cols), each of the length it must have.
-fn planes<'a>(
+/// The planes of a matrix of (rows, cols), by address and length, each of the length it must have.
+pub(super) unsafe fn planes<'a>(
     layout: Layout,
     (rows, cols): (usize, usize),
-    codes: &'a [u8],
-    scales: &'a [u8],
-    biases: &'a [u8],
+    codes: (*const c_void, usize),
+    scales: (*const c_void, usize),
+    biases: (*const c_void, usize),
 ) -> Result<Planes<'a>, Fault> {
-    let found = [codes.len(), scales.len(), biases.len()];
+    // SAFETY: as the caller's.
+    let planes = unsafe {
+        Planes {
+            codes: bytes(codes.0.cast(), codes.1, "codes")?,
+            scales: bytes(scales.0.cast(), scales.1, "scales")?,
+            biases: bytes(biases.0.cast(), biases.1, "biases")?,
+        }
+    };
+    let found = [planes.codes.len(), planes.scales.len(), planes.biases.len()];
     check_planes(found, plane_sizes(layout, rows, cols)?)?;
-    Ok(Planes {
-        codes,
-        scales,
-        biases,
-    })
+    Ok(planes)
 }
 
 /// Bytes of the planes of a matrix.
@@ -336,7 +348,7 @@ fn plane_sizes(layout: Layout, rows: usize, cols: usize) -> Result<[usize; 3], F
     Ok(sizes)
 }
 
-fn matrix_len(rows: usize, cols: usize, size: usize) -> Result<usize, Fault> {
+pub(super) fn matrix_len(rows: usize, cols: usize, size: usize) -> Result<usize, Fault> {
     let len = rows.checked_mul(cols).and_then(|len| len.checked_mul(size));
     len.filter(|&len| len <= isize::MAX as usize)
         .ok_or(Fault::Argument("rows * cols is larger than any memory"))

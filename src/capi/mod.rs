@@ -34,6 +34,7 @@
 
 pub mod guard;
 pub mod kernels;
+pub mod products;
 pub mod types;
 
 #[cfg(feature = "std")]

@@ -86,8 +86,9 @@ pub extern "C" fn aq_abi_version() -> u32 {
 }
 
 /// The instruction set whose kernels are in use: the best of this machine, or a lesser one that
-/// the environment variable AQ_ISA asks for. "unknown" when that names none there is; calls that
-/// need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
+/// the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
+/// "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" when AQ_ISA names none there is;
+/// calls that need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_isa_name() -> *const c_char {
     let name = KernelTable::choose().map(|table| table.isa().c_name());

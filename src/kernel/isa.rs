@@ -3,17 +3,64 @@
 use core::ffi::CStr;
 use core::fmt;
 
-/// An instruction set with a kernel table of its own, weakest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Isa {
+macro_rules! isas {
+    ($(#[doc = $doc:literal] $(#[cfg($($cfg:tt)*)])? $isa:ident = $name:literal, $available:expr;)+) => {
+        /// An instruction set with a kernel table of its own, weakest first.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Isa {
+            $(#[doc = $doc] $(#[cfg($($cfg)*)])? $isa,)+
+        }
+
+        impl Isa {
+            /// Every instruction set this build has kernels for.
+            pub const ALL: &'static [Self] = &[$($(#[cfg($($cfg)*)])? Self::$isa),+];
+
+            /// The same as [`Isa::name`], for C.
+            pub const fn c_name(self) -> &'static CStr {
+                match self {
+                    $($(#[cfg($($cfg)*)])? Self::$isa => $name,)+
+                }
+            }
+
+            /// Whether this machine has it.
+            pub fn available(self) -> bool {
+                match self {
+                    $($(#[cfg($($cfg)*)])? Self::$isa => $available,)+
+                }
+            }
+        }
+    };
+}
+
+isas! {
     /// Plain Rust: the specification that all others reproduce bit for bit.
-    Scalar,
+    Scalar = c"scalar", true;
+    /// AVX2 with FMA and F16C.
+    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    Avx2 = c"avx2", std::is_x86_feature_detected!("avx2")
+        && std::is_x86_feature_detected!("fma")
+        && std::is_x86_feature_detected!("f16c");
+    /// AVX-512 F, BW and VL.
+    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    Avx512 = c"avx512", Self::Avx2.available()
+        && std::is_x86_feature_detected!("avx512f")
+        && std::is_x86_feature_detected!("avx512bw")
+        && std::is_x86_feature_detected!("avx512vl");
+    /// The same with VBMI and VNNI.
+    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    Avx512Vnni = c"avx512vnni", Self::Avx512.available()
+        && std::is_x86_feature_detected!("avx512vbmi")
+        && std::is_x86_feature_detected!("avx512vnni");
+    /// NEON.
+    #[cfg(all(feature = "std", target_arch = "aarch64"))]
+    Neon = c"neon", std::arch::is_aarch64_feature_detected!("neon");
+    /// The same with the dot product instructions.
+    #[cfg(all(feature = "std", target_arch = "aarch64"))]
+    NeonDotprod = c"neon-dotprod", Self::Neon.available()
+        && std::arch::is_aarch64_feature_detected!("dotprod");
 }
 
 impl Isa {
-    /// Every instruction set this build has kernels for.
-    pub const ALL: &'static [Self] = &[Self::Scalar];
-
     /// The name `AQ_ISA` and reports use.
     pub const fn name(self) -> &'static str {
         match self.c_name().to_str() {
@@ -22,16 +69,10 @@ impl Isa {
         }
     }
 
-    /// The same, for C.
-    pub const fn c_name(self) -> &'static CStr {
-        match self {
-            Self::Scalar => c"scalar",
-        }
-    }
-
     /// The strongest instruction set of this machine that there are kernels for.
     pub fn detect() -> Self {
-        Self::Scalar
+        let mut available = Self::ALL.iter().copied().filter(|isa| isa.available());
+        available.next_back().unwrap_or(Self::Scalar)
     }
 
     /// What is used: [`Isa::detect`], lowered (never raised) by `AQ_ISA`. Decided at the first

@@ -1,19 +1,34 @@
-//! Sixteen f32 lanes: what an instruction set must offer. Everything in `rows.rs` and `group.rs`
-//! is written over this trait, so that every ISA computes the same bits.
+//! Sixteen f32 lanes: what an instruction set must offer. Every kernel is written once over this
+//! trait, so that every ISA computes the same bits.
 //!
-//! No operation fuses a multiplication with an addition. Lane i of an accumulator takes the
-//! elements i mod 16 of a group, and `fold` adds lanes in one fixed tree: i with i + 8, then
-//! i + 4, i + 2, i + 1.
+//! Nothing that is stored or decoded fuses a multiplication with an addition, but where the
+//! product is exact. Lane i of an accumulator takes the elements i mod 16 of a group, and `fold`
+//! adds lanes in one fixed tree: i with i + 8, then i + 4, i + 2, i + 1.
 
 /// Number of lanes.
 pub const LANES: usize = 16;
+
+/// Vectors whose codes are packed together, since narrowing takes longest.
+pub const BLOCK: usize = 4;
 
 /// Adding and subtracting 1.5 * 2^23 rounds |x| < 2^22 to an integer, half to even, on any ISA
 /// and in `core`.
 const ROUNDING: f32 = 12_582_912.0;
 
+/// Upper ends of a set of integers.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds<T> {
+    /// The largest.
+    pub largest: T,
+    /// The largest when read as signed numbers.
+    pub signed: T,
+}
+
 /// Sixteen f32 values.
 pub trait Lanes: Copy {
+    /// Sums that fit the registers beside what else a loop needs, a power of two.
+    const SUMS: usize;
+
     /// All lanes `x`.
     fn splat(x: f32) -> Self;
     /// The lanes in order.
@@ -34,6 +49,11 @@ pub trait Lanes: Copy {
     /// As little-endian bf16, rounded half to even.
     fn store_bf16(self, bytes: &mut [u8; 32]);
 
+    /// The bounds of 16-bit words.
+    fn bounds16(words: &[[u8; 32]]) -> Bounds<u16>;
+    /// The bounds of 32-bit words.
+    fn bounds32(words: &[[u8; 64]]) -> Bounds<u32>;
+
     /// Lane by lane `self + other`.
     fn add(self, other: Self) -> Self;
     /// Lane by lane `self - other`.
@@ -45,17 +65,30 @@ pub trait Lanes: Copy {
     /// Lane by lane the larger; of two zeros either, of a number and NaN either.
     fn max(self, other: Self) -> Self;
 
-    /// Integers 0 to 3 as sixteen 2-bit codes, LSB first.
-    fn pack2(self) -> [u8; 4];
-    /// Integers 0 to 15 as sixteen 4-bit codes, LSB first.
-    fn pack4(self) -> [u8; 8];
-    /// Integers 0 to 255 as sixteen bytes.
-    fn pack8(self) -> [u8; 16];
-    /// The inverse of [`Lanes::pack2`].
-    fn unpack2(packed: &[u8; 4]) -> Self;
-    /// The inverse of [`Lanes::pack4`].
-    fn unpack4(packed: &[u8; 8]) -> Self;
-    /// The inverse of [`Lanes::pack8`].
+    /// Lane by lane the magnitude.
+    fn abs(self) -> Self;
+    /// Lane by lane `self + addend` where `x > threshold`, else `self`.
+    fn add_where_above(self, x: Self, threshold: Self, addend: Self) -> Self;
+
+    /// Lane by lane `self * other + addend`, fused or not. For products that f32 holds exactly,
+    /// where that makes no difference, and for products of matrices, where it may.
+    #[inline(always)]
+    fn mul_add(self, other: Self, addend: Self) -> Self {
+        self.mul(other).add(addend)
+    }
+
+    /// 64 numbers up to 3, rounded half to even, those below 0 being 0, as 2-bit codes, LSB
+    /// first.
+    fn pack2(codes: [Self; BLOCK]) -> [u8; 16];
+    /// The same up to 15, as 4-bit codes.
+    fn pack4(codes: [Self; BLOCK]) -> [u8; 32];
+    /// The same up to 255, as bytes.
+    fn pack8(codes: [Self; BLOCK]) -> [u8; 64];
+    /// The lanes of `table` that sixteen 2-bit codes name. Lane i + 4 of it is lane i.
+    fn look_up2(table: Self, packed: &[u8; 4]) -> Self;
+    /// The lanes of `table` that sixteen 4-bit codes name.
+    fn look_up4(table: Self, packed: &[u8; 8]) -> Self;
+    /// Sixteen bytes as numbers.
     fn unpack8(packed: &[u8; 16]) -> Self;
 
     /// Rounds |x| < 2^22 to integers, half to even.
@@ -75,30 +108,14 @@ pub trait Lanes: Copy {
     /// The sum of the lanes.
     #[inline(always)]
     fn fold_add(self) -> f32 {
-        fold(self.to_array(), |a, b| a + b)
-    }
-
-    /// The smallest lane, never -0.
-    #[inline(always)]
-    fn fold_min(self) -> f32 {
-        fold(self.to_array(), |a, b| if b < a { b } else { a }) + 0.0
-    }
-
-    /// The largest lane, never -0.
-    #[inline(always)]
-    fn fold_max(self) -> f32 {
-        fold(self.to_array(), |a, b| if b > a { b } else { a }) + 0.0
-    }
-}
-
-#[inline(always)]
-fn fold(mut lanes: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            lanes[i] = f(lanes[i], lanes[i + width]);
+        let mut lanes = self.to_array();
+        let mut width = LANES / 2;
+        while width > 0 {
+            for i in 0..width {
+                lanes[i] += lanes[i + width];
+            }
+            width /= 2;
         }
-        width /= 2;
+        lanes[0]
     }
-    lanes[0]
 }

@@ -5,20 +5,30 @@
 //! of `rows.rs` and `group.rs` over that ISA's `Lanes`, and is tested against the scalar one,
 //! which is the specification.
 
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+mod avx2;
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+mod avx512;
+mod dot;
+mod element;
+mod fit;
 mod group;
 #[cfg(test)]
 mod harness;
 mod isa;
-pub(crate) mod lanes;
+mod lanes;
+mod moments;
+#[cfg(all(feature = "std", target_arch = "aarch64"))]
+mod neon;
 mod rows;
-pub(crate) mod scalar;
+mod scalar;
+mod tables;
 
 pub use isa::{Isa, UnknownIsa};
 
 use core::ops::Range;
 
-use crate::format::{Float, Layout};
-use lanes::Lanes;
+use crate::format::{Float, Layout, Scheme};
 
 /// How a group's scale and bias are found.
 #[derive(Debug, Clone, Copy)]
@@ -44,8 +54,8 @@ pub struct QuantizeRow<'a> {
     pub weights: &'a [u8],
     /// Importance of each input channel, `cols` finite numbers >= 0; `None` is 1 everywhere.
     pub importance: Option<&'a [f32]>,
-    /// Whether to compute the sums of [`RowSums`].
-    pub sums: bool,
+    /// What else to find out on the way.
+    pub sums: Sums<'a>,
     /// `layout.code_bytes(cols)` bytes.
     pub codes: &'a mut [u8],
     /// `layout.scale_bytes(cols)` bytes.
@@ -54,15 +64,45 @@ pub struct QuantizeRow<'a> {
     pub biases: &'a mut [u8],
 }
 
-/// What is found out about a row while it is quantized.
+/// Sums that are taken while a row is quantized, from the values in registers.
+#[derive(Debug)]
+pub enum Sums<'a> {
+    /// None.
+    None,
+    /// Adds what unit gain follows from, weighed by importance.
+    Gain(&'a mut GainSums),
+    /// Sets the moments of each group, and adds what unit gain follows from; both unweighed.
+    Moments(&'a mut [Moments], &'a mut GainSums),
+    /// Adds the errors of the weights as they decode: those of [`KernelTable::error_row`].
+    Error(&'a mut ErrorSums),
+}
+
+/// What unit gain follows from.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct RowSums {
-    /// Largest magnitude of a weight.
-    pub largest: f32,
-    /// `sum h w^2`, if asked for.
+pub struct GainSums {
+    /// `sum h w^2`.
     pub signal: f64,
-    /// `sum h w y`, y being the decoded weights, if asked for.
+    /// `sum h w y`, y being the decoded weights.
     pub product: f64,
+}
+
+/// Sums over a group of its weights w and the distance u of their codes from the middle: q - z
+/// when symmetric, q - max_code / 2 when affine. Whatever scale and bias the group has in the
+/// end, its errors follow from them.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Moments {
+    /// Weights in the group.
+    pub len: f64,
+    /// `sum w^2`.
+    pub signal: f64,
+    /// `sum w`; 0 when symmetric.
+    pub sum: f64,
+    /// `sum w u`.
+    pub product: f64,
+    /// `sum u`; 0 when symmetric.
+    pub code_sum: f64,
+    /// `sum u^2`.
+    pub code_square: f64,
 }
 
 /// Why a row cannot be quantized.
@@ -113,17 +153,30 @@ pub struct ErrorRow<'a> {
     pub float: Float,
     /// The original row.
     pub weights: &'a [u8],
+    /// Those of the row's groups, where they are at hand.
+    pub moments: Option<&'a [Moments]>,
 }
 
-/// One row to multiply with a vector.
+/// Scales and biases to multiply.
 #[derive(Debug)]
-pub struct DotRow<'a> {
+pub struct RescaleRow<'a> {
     /// How the planes are laid out.
     pub layout: Layout,
-    /// The quantized row.
-    pub planes: Planes<'a>,
-    /// As many values as the row has weights.
-    pub x: &'a [f32],
+    /// The factor.
+    pub gain: f32,
+    /// Packed scales.
+    pub scales: &'a mut [u8],
+    /// Packed biases; empty when symmetric.
+    pub biases: &'a mut [u8],
+}
+
+/// Values to compare with others.
+#[derive(Debug)]
+pub struct CompareRow<'a> {
+    /// Little-endian values and their type.
+    pub original: (Float, &'a [u8]),
+    /// As many values.
+    pub decoded: (Float, &'a [u8]),
 }
 
 /// Some rows of a quantized matrix, to multiply with vectors.
@@ -144,6 +197,52 @@ pub struct MatVec<'a> {
     pub y: &'a mut [f32],
     /// Rows of the whole matrix.
     pub y_rows: usize,
+}
+
+/// As [`MatVec`], with vectors of bytes.
+#[derive(Debug)]
+pub struct ByteMatVec<'a> {
+    /// How the planes are laid out.
+    pub layout: Layout,
+    /// Weights in a row.
+    pub cols: usize,
+    /// The quantized rows.
+    pub planes: Planes<'a>,
+    /// Which rows of the matrix these are.
+    pub rows: Range<usize>,
+    /// The vectors, in groups of the layout's size.
+    pub x: Activations<'a>,
+    /// As in [`MatVec`].
+    pub y: &'a mut [f32],
+    /// Rows of the whole matrix.
+    pub y_rows: usize,
+}
+
+/// Vectors quantized to signed bytes, group by group: `x = scale * value`.
+#[derive(Debug, Clone, Copy)]
+pub struct Activations<'a> {
+    /// One vector after the other, in an order of their own: where the codes of `n` bytes of a row
+    /// of the matrix begin, n being 32 or what is left of a group, first stand the values for the
+    /// lowest bits of these bytes, then those for the next.
+    pub values: &'a [i8],
+    /// For each group of each vector its scale.
+    pub scales: &'a [f32],
+    /// The same times the sum of the group's values.
+    pub sums: &'a [f32],
+}
+
+/// Where quantized vectors go.
+#[derive(Debug)]
+pub struct ActivationsMut<'a> {
+    /// That of the matrix they are for: its group size, and its format, which decides the order of
+    /// the values.
+    pub layout: Layout,
+    /// As many as there are inputs.
+    pub values: &'a mut [i8],
+    /// As many as there are groups in all vectors.
+    pub scales: &'a mut [f32],
+    /// As many as there are scales.
+    pub sums: &'a mut [f32],
 }
 
 /// Sums from which cosine and SQNR follow; they add up over groups, rows and tiles.
@@ -187,33 +286,23 @@ impl ErrorSums {
 }
 
 /// The kernels of one instruction set. Holding a table proves that the machine has it.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct KernelTable {
     isa: Isa,
-    quantize: unsafe fn(QuantizeRow<'_>) -> Result<RowSums, RowFault>,
+    quantize: unsafe fn(QuantizeRow<'_>) -> Result<f32, RowFault>,
     decode: unsafe fn(DecodeRow<'_>),
     error: unsafe fn(ErrorRow<'_>) -> ErrorSums,
-    dot: unsafe fn(DotRow<'_>) -> f32,
+    rescale: unsafe fn(RescaleRow<'_>) -> Result<(), RowFault>,
+    compare: unsafe fn(CompareRow<'_>) -> Option<ErrorSums>,
+    matvec: unsafe fn(MatVec<'_>),
+    quantize_activations: unsafe fn(&[f32], usize, ActivationsMut<'_>) -> bool,
+    matvec_bytes: unsafe fn(ByteMatVec<'_>),
 }
 
 impl KernelTable {
-    /// The table over lanes that any machine of this architecture has.
-    pub(crate) const fn portable<L: Lanes>(isa: Isa) -> Self {
-        Self {
-            isa,
-            quantize: rows::quantize::<L>,
-            decode: rows::decode::<L>,
-            error: rows::error::<L>,
-            dot: rows::dot::<L>,
-        }
-    }
-
     /// The table of `isa`, or `None` when this machine lacks it.
     pub fn of(isa: Isa) -> Option<&'static Self> {
-        static SCALAR: KernelTable = KernelTable::portable::<scalar::Scalar>(Isa::Scalar);
-        match isa {
-            Isa::Scalar => Some(&SCALAR),
-        }
+        isa.available().then(|| tables::table_of(isa))
     }
 
     /// The best table of this machine, lowered by `AQ_ISA` where that is set.
@@ -229,17 +318,21 @@ impl KernelTable {
         self.isa
     }
 
-    /// Quantizes one row; group by group the weights are read from cache.
+    /// Quantizes one row and returns the largest magnitude of a weight. The weights are read from
+    /// cache after the first time, group by group.
     ///
     /// # Errors
     /// The weights cannot be quantized in this layout; the planes then hold nothing of use.
     ///
     /// # Panics
     /// If a slice is not as long as its field says.
-    pub fn quantize_row(&self, row: QuantizeRow<'_>) -> Result<RowSums, RowFault> {
+    pub fn quantize_row(&self, row: QuantizeRow<'_>) -> Result<f32, RowFault> {
         let QuantizeRow { layout, cols, .. } = row;
         assert_eq!(row.weights.len(), cols * row.float.size());
         assert_eq!(row.importance.map_or(cols, <[f32]>::len), cols);
+        if let Sums::Moments(moments, _) = &row.sums {
+            assert_eq!(moments.len(), layout.group_size.count(cols));
+        }
         let planes = Planes {
             codes: row.codes,
             scales: row.scales,
@@ -268,40 +361,102 @@ impl KernelTable {
     pub fn error_row(&self, row: ErrorRow<'_>) -> ErrorSums {
         assert_eq!(row.weights.len(), row.cols * row.float.size());
         row.planes.check(row.layout, row.cols);
+        let groups = row.layout.group_size.count(row.cols);
+        assert_eq!(row.moments.map_or(groups, <[Moments]>::len), groups);
         // SAFETY: as in `quantize_row`.
         unsafe { (self.error)(row) }
     }
 
-    /// The dot product of one quantized row with a vector. Unlike all else it may differ between
-    /// instruction sets, by no more than 2^-17 of `sum |w x|` from the exact one.
+    /// Multiplies the scales and biases of a row, and rounds them to storage.
+    ///
+    /// # Errors
+    /// One no longer fits its storage, or would decode to infinity.
     ///
     /// # Panics
-    /// If a slice is not as long as its field says.
-    pub fn dot_row(&self, row: DotRow<'_>) -> f32 {
-        row.planes.check(row.layout, row.x.len());
+    /// If the planes are not as long as each other, where there are biases.
+    pub fn rescale_row(&self, row: RescaleRow<'_>) -> Result<(), RowFault> {
+        if row.layout.scheme == Scheme::Affine {
+            assert_eq!(row.scales.len(), row.biases.len());
+        }
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.dot)(row) }
+        unsafe { (self.rescale)(row) }
     }
 
-    /// Multiplies some rows of a matrix with vectors; each product is that of
-    /// [`KernelTable::dot_row`].
+    /// Compares two arrays, or returns `None` where one has a NaN or infinity.
+    ///
+    /// # Panics
+    /// If they are not as long as each other.
+    pub fn compare(&self, row: CompareRow<'_>) -> Option<ErrorSums> {
+        let counts = [row.original, row.decoded].map(|(float, bytes)| {
+            assert!(bytes.len().is_multiple_of(float.size()));
+            bytes.len() / float.size()
+        });
+        assert_eq!(counts[0], counts[1]);
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.compare)(row) }
+    }
+
+    /// Multiplies some rows of a matrix with vectors. Unlike all else the products may differ
+    /// between instruction sets, by no more than 2^-17 of `sum |w x|` from the exact ones.
     ///
     /// # Panics
     /// If a slice is not as long as its field says.
     pub fn matvec(&self, m: MatVec<'_>) {
-        let MatVec { layout, cols, .. } = m;
+        let cols = m.cols;
         if m.y.is_empty() {
             return;
         }
         let batch = m.y.len() / m.y_rows;
         assert_eq!((m.x.len(), m.y.len()), (batch * cols, batch * m.y_rows));
-        for (i, row) in m.rows.enumerate() {
-            let planes = m.planes.row(layout, cols, i);
-            for b in 0..batch {
-                let x = &m.x[b * cols..(b + 1) * cols];
-                m.y[b * m.y_rows + row] = self.dot_row(DotRow { layout, planes, x });
-            }
+        assert!(m.rows.end <= m.y_rows);
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.matvec)(m) }
+    }
+
+    /// Quantizes vectors of `cols` values to signed bytes, for [`KernelTable::matvec_bytes`]: by
+    /// group, symmetric, the largest magnitude becoming 127. Returns false where there is a NaN
+    /// or infinity.
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says.
+    pub fn quantize_activations(&self, x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool {
+        let batch = x.len() / cols.max(1);
+        let groups = out.layout.group_size.count(cols);
+        assert_eq!(x.len(), batch * cols);
+        assert_eq!(
+            (out.values.len(), out.scales.len()),
+            (x.len(), batch * groups)
+        );
+        assert_eq!(out.sums.len(), out.scales.len());
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.quantize_activations)(x, cols, out) }
+    }
+
+    /// As [`KernelTable::matvec`], with vectors quantized in groups of the layout's size. Codes
+    /// and bytes are multiplied exactly; what follows is within 2^-17 of the sum over groups of
+    /// the largest magnitude that a code of the group could stand for, times the sum of the
+    /// magnitudes of its values.
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says.
+    pub fn matvec_bytes(&self, m: ByteMatVec<'_>) {
+        let ByteMatVec {
+            layout, cols, x, ..
+        } = m;
+        if m.y.is_empty() {
+            return;
         }
+        let batch = m.y.len() / m.y_rows;
+        let groups = layout.group_size.count(cols);
+        assert_eq!(
+            (x.values.len(), x.scales.len()),
+            (batch * cols, batch * groups)
+        );
+        assert_eq!(x.sums.len(), x.scales.len());
+        assert_eq!(m.y.len(), batch * m.y_rows);
+        assert!(m.rows.end <= m.y_rows);
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.matvec_bytes)(m) }
     }
 }
 

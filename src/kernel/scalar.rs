@@ -1,8 +1,12 @@
-//! The lanes in plain Rust: the specification of every kernel.
+//! The lanes in plain Rust: the specification of every kernel. What takes much code is a function
+//! of its own, or it would be there hundreds of times.
+
+use core::ops::BitXor;
 
 use half::{bf16, f16};
 
-use super::lanes::{LANES, Lanes};
+use super::dot::{BYTES, ByteDot};
+use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use crate::format::{self, Format};
 
 /// Sixteen floats in an array.
@@ -29,22 +33,47 @@ impl Scalar {
         }
     }
 
-    #[inline(always)]
-    fn pack<const BYTES: usize>(self, format: Format) -> [u8; BYTES] {
+    #[inline(never)]
+    fn pack<const BYTES: usize>(format: Format, codes: [Self; BLOCK]) -> [u8; BYTES] {
+        let codes = codes.map(|codes| codes.round().0.map(|lane| lane as u8));
         let mut packed = [0; BYTES];
-        format::pack(format, &self.0.map(|lane| lane as u8), &mut packed);
+        format::pack(format, codes.as_flattened(), &mut packed);
         packed
     }
 
-    #[inline(always)]
-    fn unpack(format: Format, packed: &[u8]) -> Self {
-        let mut codes = [0; LANES];
-        format::unpack(format, packed, &mut codes);
-        Self(codes.map(f32::from))
+    #[inline(never)]
+    fn look_up(format: Format, table: Self, packed: &[u8]) -> Self {
+        Self(unpack::<LANES>(format, packed).map(|code| table.0[usize::from(code)]))
     }
 }
 
+/// The bounds of words with this sign bit.
+#[inline(always)]
+fn bounds<T>(words: impl Iterator<Item = T> + Clone, sign: T) -> Bounds<T>
+where
+    T: Copy + Ord + BitXor<Output = T> + Default,
+{
+    let start = Bounds {
+        largest: T::default(),
+        signed: sign,
+    };
+    words.fold(start, |bounds, word| Bounds {
+        largest: bounds.largest.max(word),
+        // With the sign flipped, signed numbers compare as unsigned ones.
+        signed: (bounds.signed ^ sign).max(word ^ sign) ^ sign,
+    })
+}
+
+#[inline(always)]
+fn unpack<const COUNT: usize>(format: Format, packed: &[u8]) -> [u8; COUNT] {
+    let mut codes = [0; COUNT];
+    format::unpack(format, packed, &mut codes);
+    codes
+}
+
 impl Lanes for Scalar {
+    const SUMS: usize = 2;
+
     #[inline(always)]
     fn splat(x: f32) -> Self {
         Self([x; LANES])
@@ -65,7 +94,7 @@ impl Lanes for Scalar {
         Self::load(bytes, f32::from_le_bytes)
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn load_f16(bytes: &[u8; 32]) -> Self {
         Self::load(bytes, |b| f16::from_le_bytes(b).to_f32())
     }
@@ -81,14 +110,32 @@ impl Lanes for Scalar {
         self.store(bytes, f32::to_le_bytes);
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_f16(self, bytes: &mut [u8; 32]) {
         self.store(bytes, |x| f16::from_f32(x).to_le_bytes());
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn store_bf16(self, bytes: &mut [u8; 32]) {
         self.store(bytes, |x| bf16::from_f32(x).to_le_bytes());
+    }
+
+    #[inline(never)]
+    fn bounds16(words: &[[u8; 32]]) -> Bounds<u16> {
+        let words = words.as_flattened().as_chunks().0;
+        bounds(
+            words.iter().map(|bytes| u16::from_le_bytes(*bytes)),
+            1 << 15,
+        )
+    }
+
+    #[inline(never)]
+    fn bounds32(words: &[[u8; 64]]) -> Bounds<u32> {
+        let words = words.as_flattened().as_chunks().0;
+        bounds(
+            words.iter().map(|bytes| u32::from_le_bytes(*bytes)),
+            1 << 31,
+        )
     }
 
     #[inline(always)]
@@ -117,32 +164,72 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
-    fn pack2(self) -> [u8; 4] {
-        self.pack(Format::Int2)
+    fn abs(self) -> Self {
+        Self(self.0.map(f32::abs))
     }
 
     #[inline(always)]
-    fn pack4(self) -> [u8; 8] {
-        self.pack(Format::Int4)
+    fn add_where_above(self, x: Self, threshold: Self, addend: Self) -> Self {
+        Self(core::array::from_fn(|i| {
+            let above = x.0[i] > threshold.0[i];
+            self.0[i] + if above { addend.0[i] } else { 0.0 }
+        }))
     }
 
     #[inline(always)]
-    fn pack8(self) -> [u8; 16] {
-        self.pack(Format::Int8)
+    fn pack2(codes: [Self; BLOCK]) -> [u8; 16] {
+        Self::pack(Format::Int2, codes)
     }
 
     #[inline(always)]
-    fn unpack2(packed: &[u8; 4]) -> Self {
-        Self::unpack(Format::Int2, packed)
+    fn pack4(codes: [Self; BLOCK]) -> [u8; 32] {
+        Self::pack(Format::Int4, codes)
     }
 
     #[inline(always)]
-    fn unpack4(packed: &[u8; 8]) -> Self {
-        Self::unpack(Format::Int4, packed)
+    fn pack8(codes: [Self; BLOCK]) -> [u8; 64] {
+        Self::pack(Format::Int8, codes)
+    }
+
+    #[inline(always)]
+    fn look_up2(table: Self, packed: &[u8; 4]) -> Self {
+        Self::look_up(Format::Int2, table, packed)
+    }
+
+    #[inline(always)]
+    fn look_up4(table: Self, packed: &[u8; 8]) -> Self {
+        Self::look_up(Format::Int4, table, packed)
     }
 
     #[inline(always)]
     fn unpack8(packed: &[u8; 16]) -> Self {
-        Self::unpack(Format::Int8, packed)
+        Self(packed.map(f32::from))
+    }
+}
+
+impl ByteDot for Scalar {
+    type Lanes = Self;
+    type Codes = [u8; BYTES];
+    type Sums = [i32; LANES];
+
+    #[inline(always)]
+    fn zero() -> Self::Sums {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn unpack(format: Format, phase: usize, packed: &[u8; BYTES]) -> Self::Codes {
+        packed.map(|byte| byte >> (phase * format.bits()) & format.max_code())
+    }
+
+    #[inline(always)]
+    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8; BYTES]) -> Self::Sums {
+        let product = |i: usize| i32::from(codes[i]) * i32::from(x[i]);
+        core::array::from_fn(|lane| sums[lane] + product(lane) + product(lane + LANES))
+    }
+
+    #[inline(always)]
+    fn lanes(sums: Self::Sums) -> Self {
+        Self(sums.map(|sum| sum as f32))
     }
 }

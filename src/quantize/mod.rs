@@ -1,11 +1,13 @@
 //! How codes and scales are chosen, over whole rows: the kernels fit and pack one row, this
 //! room says from which trials, restores the amplitude, and decides how scales are stored.
 
-mod gain;
 mod lsq;
 
-use crate::format::{Float, Gain, Layout, Method, Recipe, ScaleDtype};
-use crate::kernel::{ErrorRow, ErrorSums, Fit, KernelTable, Planes, QuantizeRow, RowFault};
+use crate::format::{Float, Format, Gain, Layout, Method, Recipe, ScaleDtype};
+use crate::kernel::{
+    ErrorRow, ErrorSums, Fit, GainSums, KernelTable, Moments, Planes, QuantizeRow, RescaleRow,
+    RowFault, Sums,
+};
 
 /// Rows of weights, row-major.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +43,7 @@ pub struct PlanesMut<'a> {
 /// What quantizing some rows came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Outcome {
-    /// Measured on the weights as they decode from the stored planes.
+    /// Measured on the weights as they decode from the stored planes; zeros if not asked for.
     pub error: ErrorSums,
     /// Largest magnitude of a stored scale.
     pub largest_scale: f32,
@@ -98,8 +100,8 @@ impl Fault {
     }
 }
 
-/// Quantizes whole rows and measures the result. Allocates nothing; may be called on disjoint
-/// rows from any number of threads, with the same bytes as in one call.
+/// Quantizes whole rows and, where `measure` is set, measures the result. Allocates nothing; may
+/// be called on disjoint rows from any number of threads, with the same bytes as in one call.
 ///
 /// `importance` weighs the input channels (`cols` finite numbers >= 0) in the choice of scales
 /// and in unit gain.
@@ -116,52 +118,118 @@ pub fn quantize_rows(
     scale_dtype: ScaleDtype,
     matrix: Matrix<'_>,
     importance: Option<&[f32]>,
+    measure: bool,
     planes: PlanesMut<'_>,
 ) -> Result<Outcome, Fault> {
     let layout = recipe.layout(scale_dtype);
     let cols = matrix.cols;
     let mut outcome = Outcome::default();
+    let mut rows = Rows {
+        table,
+        recipe,
+        layout,
+        cols,
+        float: matrix.float,
+        importance,
+        measure,
+        moments: [Moments::default(); HELD],
+    };
     for row in 0..matrix.rows {
-        let codes = row_mut(planes.codes, row, layout.code_bytes(cols));
-        let scales = row_mut(planes.scales, row, layout.scale_bytes(cols));
-        let biases = row_mut(planes.biases, row, layout.bias_bytes(cols));
-        let weights = matrix.row(row);
-        let sums = table
-            .quantize_row(QuantizeRow {
-                layout,
-                fit: fit(recipe),
-                cols,
-                float: matrix.float,
-                weights,
-                importance,
-                sums: recipe.gain == Gain::Unit,
-                codes,
-                scales,
-                biases,
-            })
-            .map_err(|fault| locate(fault, row, matrix))?;
-        if recipe.gain == Gain::Unit {
-            gain::apply(layout, sums, scales, biases)
-                .map_err(|fault| locate(fault, row, matrix))?;
-        }
-        outcome.largest_weight = outcome.largest_weight.max(sums.largest);
-        for group in 0..layout.group_size.count(cols) {
-            let scale = scale_dtype.get(scales, group).abs();
-            outcome.largest_scale = outcome.largest_scale.max(scale);
-        }
-        outcome.error.add(table.error_row(ErrorRow {
-            layout,
-            cols,
-            planes: Planes {
-                codes,
-                scales,
-                biases,
-            },
-            float: matrix.float,
-            weights,
-        }));
+        let planes = PlanesMut {
+            codes: row_mut(planes.codes, row, layout.code_bytes(cols)),
+            scales: row_mut(planes.scales, row, layout.scale_bytes(cols)),
+            biases: row_mut(planes.biases, row, layout.bias_bytes(cols)),
+        };
+        let done = rows.quantize(matrix.row(row), planes);
+        outcome.add(done.map_err(|fault| locate(fault, row, matrix))?);
     }
     Ok(outcome)
+}
+
+/// Groups of a row whose moments are held between quantizing and measuring it; those of a row of
+/// more are taken again.
+const HELD: usize = 256;
+
+/// What quantizing one row after the other needs.
+struct Rows<'a> {
+    table: &'a KernelTable,
+    recipe: &'a Recipe,
+    layout: Layout,
+    cols: usize,
+    float: Float,
+    importance: Option<&'a [f32]>,
+    measure: bool,
+    moments: [Moments; HELD],
+}
+
+impl Rows<'_> {
+    fn quantize(&mut self, weights: &[u8], planes: PlanesMut<'_>) -> Result<Outcome, RowFault> {
+        let Self { layout, cols, .. } = *self;
+        let PlanesMut {
+            codes,
+            scales,
+            biases,
+        } = planes;
+        let unit_gain = self.recipe.gain == Gain::Unit;
+        let mut gain = GainSums::default();
+        let mut error = ErrorSums::default();
+        let moments = self.moments.get_mut(..layout.group_size.count(cols));
+        let few_bits = layout.format != Format::Int8;
+        let mut held = false;
+        let sums = match moments {
+            Some(moments)
+                if few_bits && (self.measure || unit_gain) && self.importance.is_none() =>
+            {
+                held = true;
+                Sums::Moments(moments, &mut gain)
+            }
+            _ if unit_gain => Sums::Gain(&mut gain),
+            _ if self.measure && !few_bits => Sums::Error(&mut error),
+            _ => Sums::None,
+        };
+        let measured = matches!(sums, Sums::Error(_));
+        let largest_weight = self.table.quantize_row(QuantizeRow {
+            layout,
+            fit: fit(self.recipe),
+            cols,
+            float: self.float,
+            weights,
+            importance: self.importance,
+            sums,
+            codes,
+            scales,
+            biases,
+        })?;
+        // Least-squares codes shrink the signal: `<w, q> = |q|^2 < |w|^2`, and the loss of
+        // amplitude adds up from layer to layer. Unit gain gives it back; codes and cosine stay.
+        if unit_gain && gain.product > 0.0 {
+            self.table.rescale_row(RescaleRow {
+                layout,
+                gain: (gain.signal / gain.product) as f32,
+                scales,
+                biases,
+            })?;
+        }
+        if self.measure && !measured {
+            error = self.table.error_row(ErrorRow {
+                layout,
+                cols,
+                planes: Planes {
+                    codes,
+                    scales,
+                    biases,
+                },
+                float: self.float,
+                weights,
+                moments: held.then(|| &self.moments[..layout.group_size.count(cols)]),
+            });
+        }
+        Ok(Outcome {
+            error,
+            largest_scale: largest_scale(layout.scale_dtype, scales),
+            largest_weight,
+        })
+    }
 }
 
 /// Compares quantized rows with their originals, on the weights as decoded; the sums are those
@@ -184,6 +252,7 @@ pub fn measure_rows(
             planes: planes.row(layout, cols, row),
             float: matrix.float,
             weights: matrix.row(row),
+            moments: None,
         }));
     }
     sums
@@ -201,6 +270,28 @@ fn fit(recipe: &Recipe) -> Fit<'static> {
     match recipe.method {
         Method::MinMax => Fit::MinMax,
         Method::Lsq => Fit::LeastSquares(lsq::ratios(recipe.format, recipe.scheme)),
+    }
+}
+
+/// The largest magnitude in a plane of finite scales: that of the largest bits but the sign.
+fn largest_scale(dtype: ScaleDtype, scales: &[u8]) -> f32 {
+    match dtype {
+        ScaleDtype::F16 => {
+            let bits = scales
+                .as_chunks()
+                .0
+                .iter()
+                .map(|bytes| u16::from_le_bytes(*bytes));
+            half::f16::from_bits(bits.fold(0, |most, bits| most.max(bits & 0x7FFF))).to_f32()
+        }
+        ScaleDtype::F32 => {
+            let bits = scales
+                .as_chunks()
+                .0
+                .iter()
+                .map(|bytes| u32::from_le_bytes(*bytes));
+            f32::from_bits(bits.fold(0, |most, bits| most.max(bits & 0x7FFF_FFFF)))
+        }
     }
 }
 

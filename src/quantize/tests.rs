@@ -91,7 +91,15 @@ fn quantize(
         scales: &mut quantized.scales,
         biases: &mut quantized.biases,
     };
-    quantized.outcome = quantize_rows(table(), recipe, scale_dtype, matrix, importance, planes)?;
+    quantized.outcome = quantize_rows(
+        table(),
+        recipe,
+        scale_dtype,
+        matrix,
+        importance,
+        true,
+        planes,
+    )?;
     Ok(quantized)
 }
 

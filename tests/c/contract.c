@@ -647,6 +647,107 @@ static void models(void) {
 
 enum { ROWS = 3, COLS = 70 };
 
+/* What is left of weights, and products with vectors of bytes. */
+static void products(const float *weights, const float *decoded) {
+  const size_t w = ROWS * COLS * sizeof(float);
+  const aq_dtype f32 = AQ_DTYPE_F32;
+  double cosine = 77, sqnr_db = 77;
+  REFUSED("a is NULL", aq_compare(NULL, w, f32, decoded, w, f32, &cosine, &sqnr_db, err));
+  REFUSED("b is NULL", aq_compare(weights, w, f32, NULL, w, f32, &cosine, &sqnr_db, err));
+  REFUSED("cosine is NULL", aq_compare(weights, w, f32, decoded, w, f32, NULL, &sqnr_db, err));
+  REFUSED("sqnr_db is NULL", aq_compare(weights, w, f32, decoded, w, f32, &cosine, NULL, err));
+  REFUSED("dtype is 14", aq_compare(weights, w, AQ_DTYPE_I64, decoded, w, f32, &cosine, &sqnr_db, err));
+  REFUSED("dtype is 0", aq_compare(weights, w, f32, decoded, w, 0, &cosine, &sqnr_db, err));
+  REFUSED("a is 839 long", aq_compare(weights, w - 1, f32, decoded, w, f32, &cosine, &sqnr_db, err));
+  REFUSED("b is 839 long", aq_compare(weights, w, f32, decoded, w - 1, f32, &cosine, &sqnr_db, err));
+  REFUSED("b is 840 long, needed are 420",
+          aq_compare(weights, w, f32, decoded, w, AQ_DTYPE_BF16, &cosine, &sqnr_db, err));
+  const float bad[2][2] = {{0, NAN}, {-INFINITY, 0}};
+  for (int i = 0; i < 2; i++) {
+    REFUSED("infinity", aq_compare(weights, 8, f32, bad[i], 8, f32, &cosine, &sqnr_db, err));
+    REFUSED("infinity", aq_compare(bad[i], 8, f32, weights, 8, f32, &cosine, &sqnr_db, err));
+  }
+  CHECK(cosine == 77 && sqnr_db == 77);
+  const float a[2] = {3, 4};
+  const uint16_t halves[2] = {0x4200, 0}; /* 3 and 0 in f16 */
+  OK(aq_compare(a, 8, f32, halves, 4, AQ_DTYPE_F16, &cosine, &sqnr_db, &err));
+  CHECK(fabs(cosine - 0.6) < 1e-12 && fabs(sqnr_db - 10 * log10(25.0 / 16)) < 1e-12);
+  OK(aq_compare(a, 8, f32, a, 8, f32, &cosine, &sqnr_db, &err));
+  CHECK(cosine == 1 && isinf(sqnr_db) && sqnr_db > 0);
+  OK(aq_compare(NULL, 0, f32, NULL, 0, AQ_DTYPE_BF16, &cosine, &sqnr_db, &err));
+  CHECK(cosine == 1 && isinf(sqnr_db));
+
+  /* One row of twenty: a group of 16, and one of 4. */
+  aq_recipe recipe = {.struct_size = sizeof recipe,
+                      .format = AQ_FORMAT_INT8,
+                      .group_size = 16,
+                      .scheme = AQ_SCHEME_SYMMETRIC,
+                      .scale_dtype = AQ_DTYPE_F32};
+  enum { N = 20, BATCH = 2 };
+  float x[BATCH * N] = {0}, scales[BATCH * 2], sums[BATCH * 2];
+  int8_t values[BATCH * N];
+#define ACTIVATIONS(x, xn, batch, values, n, scales, s, sums, t) \
+  aq_quantize_activations(&recipe, x, xn, N, batch, values, n, scales, s, sums, t, err)
+  REFUSED("recipe is NULL", aq_quantize_activations(NULL, x, 2 * N, N, BATCH, values, 2 * N, scales, 4,
+                                                    sums, 4, err));
+  REFUSED("x is NULL", ACTIVATIONS(NULL, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 4));
+  REFUSED("values is NULL", ACTIVATIONS(x, 2 * N, BATCH, NULL, 2 * N, scales, 4, sums, 4));
+  REFUSED("scales is NULL", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, NULL, 4, sums, 4));
+  REFUSED("sums is NULL", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 4, NULL, 4));
+  REFUSED("x is 39 long, needed are 40",
+          ACTIVATIONS(x, 2 * N - 1, BATCH, values, 2 * N, scales, 4, sums, 4));
+  REFUSED("values is 20", ACTIVATIONS(x, 2 * N, BATCH, values, N, scales, 4, sums, 4));
+  REFUSED("scales is 2", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 2, sums, 4));
+  REFUSED("sums is 3", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 3));
+  REFUSED("any memory", ACTIVATIONS(x, 2 * N, SIZE_MAX, values, 2 * N, scales, 4, sums, 4));
+  for (int i = 0; i < 2; i++) {
+    x[N + 17] = bad[i][!i];
+    REFUSED("infinity", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 4));
+  }
+  x[N + 17] = 0;
+  /* Largest magnitudes of 127 and 254, so that scales are 1 and 2; the second vector is zeros. */
+  x[0] = -127, x[1] = 2.5f, x[2] = 3.5f, x[16] = 254, x[17] = -10;
+  OK(aq_quantize_activations(&recipe, x, 2 * N, N, BATCH, values, 2 * N, scales, 4, sums, 4, &err));
+  CHECK(values[0] == -127 && values[1] == 2 && values[2] == 4 && values[3] == 0);
+  CHECK(values[16] == 127 && values[17] == -5 && values[18] == 0);
+  CHECK(scales[0] == 1 && scales[1] == 2 && scales[2] == 0 && scales[3] == 0);
+  CHECK(sums[0] == -121 && sums[1] == 244 && sums[2] == 0 && sums[3] == 0);
+
+  unsigned char codes[N];
+  float w_scales[2] = {0.5f, 0.25f}, y[BATCH] = {77, 77};
+  memset(codes, 128, sizeof codes);
+  codes[0] = 130, codes[2] = 0, codes[17] = 132; /* 1, -64 and 1 */
+#define MATVEC_INT8(codes, c, scales, s, v, n, xs, xsn, xt, xtn, batch, y, yn) \
+  aq_matvec_int8(&recipe, codes, c, scales, s, NULL, 0, 1, N, v, n, xs, xsn, xt, xtn, batch, y, yn, err)
+  REFUSED("recipe is NULL", aq_matvec_int8(NULL, codes, N, w_scales, 8, NULL, 0, 1, N, values, N, scales,
+                                           2, sums, 2, 1, y, 1, err));
+  REFUSED("codes is NULL", MATVEC_INT8(NULL, N, w_scales, 8, values, N, scales, 2, sums, 2, 1, y, 1));
+  REFUSED("scales is NULL", MATVEC_INT8(codes, N, NULL, 8, values, N, scales, 2, sums, 2, 1, y, 1));
+  REFUSED("x_values is NULL", MATVEC_INT8(codes, N, w_scales, 8, NULL, N, scales, 2, sums, 2, 1, y, 1));
+  REFUSED("x_scales is NULL", MATVEC_INT8(codes, N, w_scales, 8, values, N, NULL, 2, sums, 2, 1, y, 1));
+  REFUSED("x_sums is NULL", MATVEC_INT8(codes, N, w_scales, 8, values, N, scales, 2, NULL, 2, 1, y, 1));
+  REFUSED("y is NULL", MATVEC_INT8(codes, N, w_scales, 8, values, N, scales, 2, sums, 2, 1, NULL, 1));
+  REFUSED("codes is", MATVEC_INT8(codes, N - 1, w_scales, 8, values, N, scales, 2, sums, 2, 1, y, 1));
+  REFUSED("scales is", MATVEC_INT8(codes, N, w_scales, 4, values, N, scales, 2, sums, 2, 1, y, 1));
+  REFUSED("x_values is", MATVEC_INT8(codes, N, w_scales, 8, values, N, scales, 4, sums, 4, 2, y, 2));
+  REFUSED("x_scales is", MATVEC_INT8(codes, N, w_scales, 8, values, N, scales, 1, sums, 2, 1, y, 1));
+  REFUSED("x_sums is", MATVEC_INT8(codes, N, w_scales, 8, values, N, scales, 2, sums, 4, 1, y, 1));
+  REFUSED("y is", MATVEC_INT8(codes, N, w_scales, 8, values, N, scales, 2, sums, 2, 1, y, 2));
+  REFUSED("any memory",
+          MATVEC_INT8(codes, N, w_scales, 8, values, N, scales, 2, sums, 2, SIZE_MAX, y, 1));
+  CHECK(y[0] == 77);
+  /* -127 * 1 + 4 * -64 + -10 * 1; all of it without rounding. */
+  OK(aq_matvec_int8(&recipe, codes, N, w_scales, 8, NULL, 0, 1, N, values, 2 * N, scales, 4, sums, 4,
+                    BATCH, y, BATCH, &err));
+  CHECK(y[0] == -393 && y[1] == 0);
+  OK(aq_matvec_int8(&recipe, NULL, 0, NULL, 0, NULL, 0, 0, N, values, N, scales, 2, sums, 2, 1, NULL, 0,
+                    &err));
+  OK(aq_quantize_activations(&recipe, NULL, 0, 0, 1, NULL, 0, NULL, 0, NULL, 0, &err));
+  y[0] = 77;
+  OK(aq_matvec_int8(&recipe, NULL, 0, NULL, 0, NULL, 0, 1, 0, NULL, 0, NULL, 0, NULL, 0, 1, y, 1, &err));
+  CHECK(y[0] == 0);
+}
+
 static void kernels(void) {
   float weights[ROWS * COLS], decoded[ROWS * COLS], y[ROWS], x[COLS] = {0};
   unsigned char codes[ROWS * COLS], scales[ROWS * 5 * 4], biases[ROWS * 5 * 4];
@@ -770,6 +871,8 @@ static void kernels(void) {
   OK(aq_quantize_rows(&recipe, NULL, 0, f32, SIZE_MAX, 0, NULL, NULL, 0, NULL, 0, NULL, 0, NULL, &err));
   OK(aq_matvec(&recipe, NULL, 0, NULL, 0, NULL, 0, ROWS, 0, NULL, 0, 1, y, ROWS, &err));
   for (int r = 0; r < ROWS; r++) CHECK(y[r] == 0);
+
+  products(weights, decoded);
 
   unsigned char plain[5] = {1, 2, 3, 0, 2}, packed[2], back[5];
   REFUSED("format is 1", aq_pack(1, plain, 5, packed, 2, err));

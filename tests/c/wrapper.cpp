@@ -161,6 +161,14 @@ int main(int argc, char** argv) {
   aq_quality quality;
   const auto planes = aq::quantize_rows(aq::recipe(AQ_FORMAT_INT8), values, 12, 40, &quality);
   CHECK(quality.cosine > 0.9999 && planes.codes.size() == values.size() && planes.biases.empty());
+  const auto int8 = aq::recipe(AQ_FORMAT_INT8);
+  const auto decoded = aq::dequantize_rows(int8, planes.codes, planes.scales, planes.biases, 12, 40);
+  const auto compared = aq::compare(values, decoded);
+  CHECK(std::abs(compared.sqnr_db - quality.sqnr_db) < 1e-6);
+  const auto product = aq::matvec(int8, planes.codes, planes.scales, planes.biases, 12, 40, values);
+  const auto acts = aq::quantize_activations(int8, values, 40);
+  const auto fast = aq::matvec_int8(int8, planes.codes, planes.scales, planes.biases, 12, 40, acts);
+  CHECK(product.size() == 12 * 12 && aq::compare(product, fast).cosine > 0.9999);
   const aq::Model made_model = aq::Model::open(std::vector<std::byte>(made_file));
   const auto codes = made_model.view(0).code_bytes();
   CHECK(std::equal(codes.begin(), codes.end(), planes.codes.begin(), planes.codes.end()));

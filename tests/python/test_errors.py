@@ -195,6 +195,7 @@ def test_internal_errors():
 def test_argument_errors(packed, small):
     w = noise(1, 4, 32)
     q = aq.quantize_rows(w)
+    wide, narrow = aq.quantize_rows(w, bits=8, group_size=16), aq.quantize_rows(w[:, :16].copy())
     tensor = aq.open(packed)[NAME]
     for use, parts in [
         (lambda: aq.quantize_rows(w[:, ::2]), ["weights is not C-contiguous"]),
@@ -223,6 +224,14 @@ def test_argument_errors(packed, small):
         (lambda: aq.matvec(q, w[0, :5].copy()), ["x has shape (5,)", "32 columns"]),
         (lambda: aq.matvec(q, noise(1, 2, 5)), ["vectors of 5", "32 columns"]),
         (lambda: tensor.matvec(w[0]), ["200 columns"]),
+        (lambda: aq.quantize_activations(w[0].astype("<f8"), q), ["x must be f32"]),
+        (lambda: aq.quantize_activations(noise(1, 2, 5), q), ["vectors of 5", "32 columns"]),
+        (lambda: aq.quantize_activations(w * np.float32("nan"), q), ["x has a NaN"]),
+        (lambda: aq.matvec_int8(q, aq.quantize_activations(w, wide)), ["int8", "groups of 16", "int4"]),
+        (lambda: aq.matvec_int8(q, aq.quantize_activations(w[:, :16].copy(), narrow)), ["vectors of 16"]),
+        (lambda: aq.compare(w, w[0]), ["b is 128 long, needed are 512"]),
+        (lambda: aq.compare(w, w.view("<u2")), ["dtype of b", "'u16'"]),
+        (lambda: aq.compare(w * np.float32("inf"), w), ["a or b has a NaN or an infinity"]),
         (lambda: tensor.dequantize("f64"), ["'f64'"]),
         (lambda: tensor.dequantize(rows=slice(0, 4, 2)), ["step of 2"]),
         (lambda: aq.pack(b"\1", 3), ["'int3'"]),

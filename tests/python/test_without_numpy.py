@@ -40,6 +40,9 @@ planes = aq.quantize_rows(weights, rows=4, bits=8, group_size=16, scheme="affine
 y = aq.dequantize_rows(planes)
 assert type(y) is array.array and y.typecode == "f" and len(y) == 256
 assert max(abs(a - b) for a, b in zip(weights, y)) < 0.01
+assert aq.compare(weights, y).cosine > 0.9999
+acts = aq.quantize_activations(weights[:64], like=planes)
+assert acts.values.typecode == "b" and acts.sums.typecode == "f"
 assert type(tensor.dequantize()) is array.array and type(tensor.dequantize("f16")) is bytes
 file, _ = aq.quantize_to_bytes({"w.weight": tensor.dequantize()}, bits=8)
 assert len(aq.open(file)["w.weight"].dequantize()) == 2000
@@ -59,6 +62,7 @@ print(json.dumps({
     "bf16": text(tensor.dequantize("bf16")),
     "rows": text(tensor.dequantize(rows=slice(3, 5))),
     "y": text(tensor.matvec(x)),
+    "int8": text(aq.matvec_int8(planes, acts)),
     "kernel": [text(planes.codes), text(planes.scales), text(planes.biases), text(y)],
     "packed": text(aq.pack(array.array("B", [1, 2, 3]), 2)),
     "unpacked": text(aq.unpack(b"\\x39", 3, 2)),
@@ -90,4 +94,6 @@ def test_all_works_without_numpy(python, tmp_path):
     kernel = aq.quantize_rows(weights, bits=8, group_size=16, scheme="affine")
     parts = [kernel.codes, kernel.scales, kernel.biases, aq.dequantize_rows(kernel).tobytes()]
     assert [base64.b64decode(part) for part in found["kernel"]] == parts
+    acts = aq.quantize_activations(weights[0], like=kernel)
+    assert data("int8") == aq.matvec_int8(kernel, acts).tobytes()
     assert data("packed") == b"\x39" and data("unpacked") == b"\1\2\3"

@@ -33,14 +33,19 @@ from .errors import (
     UnknownTensor,
 )
 from .kernels import (
+    Activations,
+    Comparison,
     Planes,
     Quality,
     Quantized,
     Recipe,
+    compare,
     dequantize_rows,
     matvec,
+    matvec_int8,
     pack,
     plane_sizes,
+    quantize_activations,
     quantize_rows,
     unpack,
 )
@@ -54,7 +59,8 @@ __version__: str = _lib.aq_version().decode()
 
 def isa_name() -> str:
     """The instruction set whose kernels are in use: the best of this machine, or a lesser one that
-    the environment variable AQ_ISA asks for."""
+    the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
+    "avx512vnni", on AArch64 "neon" or "neon-dotprod"."""
     return str(_lib.aq_isa_name().decode())
 
 
@@ -118,9 +124,11 @@ def quantize_to_bytes(
 
 
 __all__ = [
+    "Activations",
     "ArgumentError",
     "Cancelled",
     "ChecksumError",
+    "Comparison",
     "Config",
     "ConfigError",
     "Error",
@@ -151,13 +159,16 @@ __all__ = [
     "UnknownKey",
     "UnknownTensor",
     "Verification",
+    "compare",
     "dequantize_rows",
     "isa_name",
     "matvec",
+    "matvec_int8",
     "open",
     "pack",
     "plane_sizes",
     "quantize",
+    "quantize_activations",
     "quantize_rows",
     "quantize_to_bytes",
     "unpack",

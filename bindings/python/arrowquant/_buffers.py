@@ -135,27 +135,30 @@ def need_numpy() -> ModuleType:
 
 
 # bf16 is no type of numpy's: its bits are.
-NUMPY_DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2"}
+NUMPY_DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i8": "i1"}
+
+# What `array.array` calls the types it has.
+_ARRAY_TYPES = {"f32": "f", "i8": "b"}
 
 
 class Output:
-    """New memory for floats that the library writes: a numpy array, or without numpy an
-    `array.array` of f32, or bytes of f16 and bf16."""
+    """New memory for numbers that the library writes: a numpy array, or without numpy an
+    `array.array` of f32 or i8, or bytes of f16 and bf16."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self._numpy = numpy_or_none()
-        self._f32 = dtype == "f32"
+        self._type = _ARRAY_TYPES.get(dtype)
         self._data: Any
         if self._numpy is not None:
             self._data = self._numpy.empty(shape, NUMPY_DTYPES[dtype])
         else:
             data = bytearray(math.prod(shape) * ITEM_BYTES[dtype])
-            self._data = array.array("f", data) if self._f32 else data
+            self._data = array.array(self._type, data) if self._type else data
         self.memory = Memory(self._data, "output")
 
     def result(self) -> Any:
         """What was written."""
-        if self._numpy is None and not self._f32:
+        if self._numpy is None and not self._type:
             return bytes(self._data)
         return self._data
 

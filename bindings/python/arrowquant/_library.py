@@ -280,9 +280,15 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_quantize_rows": [_RECIPE, c_void_p, c_size_t, c_int32, c_size_t, c_size_t, c_void_p]
     + _PLANES
     + [POINTER(aq_quality)],
+    "aq_compare": [c_void_p, c_size_t, c_int32] * 2 + [POINTER(c_double)] * 2,
     "aq_dequantize_rows": [_RECIPE, *_PLANES, c_size_t, c_size_t, c_int32, c_void_p, c_size_t],
     "aq_matvec": [_RECIPE, *_PLANES, c_size_t, c_size_t]
     + [c_void_p, c_size_t, c_size_t, c_void_p, c_size_t],
+    "aq_quantize_activations": [_RECIPE, c_void_p, c_size_t, c_size_t, c_size_t]
+    + [c_void_p, c_size_t] * 3,
+    "aq_matvec_int8": [_RECIPE, *_PLANES, c_size_t, c_size_t]
+    + [c_void_p, c_size_t] * 3
+    + [c_size_t, c_void_p, c_size_t],
     "aq_pack": [c_int32, c_void_p, c_size_t, c_void_p, c_size_t],
     "aq_unpack": [c_int32, c_void_p, c_size_t, c_void_p, c_size_t],
     "aq_config_new": [c_char_p, _OUT],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, Callable, Optional, Union
+import threading
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Optional, Union
 
 from ._library import aq_log_fn, aq_progress_fn, aq_run_options, call
 from .errors import ArgumentError, Cancelled
@@ -61,7 +63,8 @@ class Run:
         """Calls a function of the library to which `options` were given."""
         failure: BaseException | None = None
         try:
-            call(function, *args)
+            with self._ctrl_c():
+                call(function, *args)
         except Cancelled as error:
             # Nobody asked for it: Ctrl-C came on the way into the callback.
             failure = error if self._stopped else KeyboardInterrupt()
@@ -81,6 +84,28 @@ class Run:
         finally:
             # No cycle through the traceback.
             del raised, failure
+
+
+    @contextmanager
+    def _ctrl_c(self) -> Iterator[None]:
+        """Notices Ctrl-C on the way into a callback, where it can be raised to nobody: ctypes tells the
+        hook, and what it then returns to the library is left to chance."""
+        if threading.current_thread() is not threading.main_thread():
+            yield  # Signals are the main thread's.
+            return
+        before = sys.unraisablehook
+
+        def hook(unraisable: Any) -> None:
+            if issubclass(unraisable.exc_type, KeyboardInterrupt):
+                self._raised = unraisable.exc_value or KeyboardInterrupt()
+            else:
+                before(unraisable)
+
+        sys.unraisablehook = hook
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
 
 
 class Bar:

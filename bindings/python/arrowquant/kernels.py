@@ -273,6 +273,115 @@ def matvec(planes: HasPlanes, x: Any) -> Any:
     return output.result()
 
 
+@dataclass(frozen=True)
+class Activations:
+    """A vector, or several, quantized to signed bytes group by group: x is about scale * value.
+
+    `values` (i8), `scales` and `sums` (f32) are numpy arrays or, without numpy, `array.array`s.
+    """
+
+    #: As many as there are values in x, in an order that depends on the recipe's format.
+    values: Any
+    #: For each group of each vector its scale.
+    scales: Any
+    #: The scale times the sum of the group's values.
+    sums: Any
+    #: Of the matrix they were made for.
+    recipe: Recipe
+    #: That of x: [cols] or [batch, cols].
+    shape: tuple[int, ...]
+
+
+def quantize_activations(x: Any, like: HasPlanes) -> Activations:
+    """Quantizes a vector of f32, or several, [batch, cols], for `matvec_int8` with the matrix `like`,
+    or any other of as many columns whose recipe has the same format and group size.
+
+    In each group of the matrix's the largest magnitude becomes 127, all others in proportion.
+    """
+    recipe = _recipe_of(like)
+    vectors, batch, _ = vectors_of(x, like.rows, like.cols)
+    groups = recipe.groups(like.cols)
+    scaled = (groups,) if len(vectors.shape) == 1 else (batch, groups)
+    values, scales, sums = Output(vectors.shape, "i8"), Output(scaled, "f32"), Output(scaled, "f32")
+    call(
+        lib.aq_quantize_activations,
+        ctypes.byref(recipe._struct()),
+        vectors,
+        vectors.nbytes // 4,
+        like.cols,
+        batch,
+        values.memory,
+        values.memory.nbytes,
+        scales.memory,
+        scales.memory.nbytes // 4,
+        sums.memory,
+        sums.memory.nbytes // 4,
+    )
+    return Activations(values.result(), scales.result(), sums.result(), recipe, vectors.shape)
+
+
+def matvec_int8(planes: HasPlanes, x: Activations) -> Any:
+    """As `matvec`, with vectors of signed bytes: codes and bytes are multiplied as integers, which
+    is exact, and faster than f32 where the CPU has instructions for that."""
+    recipe = _recipe_of(planes)
+    memories = _planes(planes)
+    if x.shape[-1] != planes.cols:
+        raise ArgumentError(f"x has vectors of {x.shape[-1]}, the matrix has {planes.cols} columns")
+    # What another format or group size makes of the same vectors may be as long.
+    ours, theirs = ((r.format, r.group_size) for r in (recipe, x.recipe))
+    if ours != theirs:
+        raise ArgumentError(
+            f"x was quantized for {theirs[0]} in groups of {theirs[1]}, the matrix is {ours[0]} "
+            f"in groups of {ours[1]}"
+        )
+    values, scales, sums = Memory(x.values, "values"), _f32(x.scales, "scales"), _f32(x.sums, "sums")
+    output = Output((*x.shape[:-1], planes.rows), "f32")
+    call(
+        lib.aq_matvec_int8,
+        ctypes.byref(recipe._struct()),
+        *_arguments(memories),
+        planes.rows,
+        planes.cols,
+        values,
+        values.nbytes,
+        scales,
+        scales.nbytes // 4,
+        sums,
+        sums.nbytes // 4,
+        1 if len(x.shape) == 1 else x.shape[0],
+        output.memory,
+        output.memory.nbytes // 4,
+    )
+    return output.result()
+
+
+class Comparison(NamedTuple):
+    """How far values are from their originals."""
+
+    #: Cosine of the angle between them.
+    cosine: float
+    #: Signal to quantization noise in dB; infinite without any difference.
+    sqnr_db: float
+
+
+def compare(
+    a: Any, b: Any, *, a_dtype: str | None = None, b_dtype: str | None = None
+) -> Comparison:
+    """Measures how far `b` is from the original `a`: buffers of as many values, each f32, f16 or
+    bf16 (16 bit numbers with `a_dtype="bf16"`), whatever their shapes.
+
+    Raises ArgumentError for values that are NaN or infinite.
+    """
+    arguments: list[Any] = []
+    for what, data, dtype in (("a", a, a_dtype), ("b", b, b_dtype)):
+        memory = Memory(data, what)
+        kind = dtype or memory.dtype or "unknown"
+        arguments += [memory, memory.nbytes, code_of(_FLOATS, kind, f"dtype of {what}")]
+    cosine, sqnr_db = ctypes.c_double(), ctypes.c_double()
+    call(lib.aq_compare, *arguments, ctypes.byref(cosine), ctypes.byref(sqnr_db))
+    return Comparison(cosine.value, sqnr_db.value)
+
+
 def pack(codes: Any, bits: int) -> bytearray:
     """Packs codes of one row, one a byte, as a codes plane has them."""
     format = code_of(_QUANTIZED, f"int{bits}", "format")

@@ -1,0 +1,301 @@
+//! Floats and codes in memory, over [`Lanes`].
+
+use core::ops::Range;
+
+use super::lanes::{BLOCK, Bounds, LANES, Lanes};
+use crate::format::{Float, Format};
+
+/// A floating-point type in memory.
+pub(super) trait Element {
+    const FLOAT: Float;
+    const SIZE: usize = Self::FLOAT.size();
+    /// Whether f32 holds the product of a value with an integer below 2^9.
+    const SHORT: bool;
+    /// Its bits.
+    type Bits: Bits;
+    /// The bits of infinity: those of finite magnitudes are smaller.
+    const INFINITY: Self::Bits;
+    fn value(bits: Self::Bits) -> f32;
+    fn load<L: Lanes>(bytes: &[u8]) -> L;
+    fn store<L: Lanes>(lanes: L, bytes: &mut [u8]);
+}
+
+/// The bits of a float: sign and magnitude.
+pub(super) trait Bits: Copy + Ord {
+    /// The sign bit alone: -0, and the smallest signed number.
+    const SIGN: Self;
+    fn read(bytes: &[u8], index: usize) -> Self;
+    fn without_sign(self) -> Self;
+    fn flipped(self) -> Self;
+    /// The bounds of `bytes`, whole vectors of 16.
+    fn bounds<L: Lanes>(bytes: &[u8]) -> Bounds<Self>;
+}
+
+impl<T: Bits> Bounds<T> {
+    /// Of one number more.
+    #[inline(always)]
+    fn with(self, bits: T) -> Self {
+        // With the sign flipped, signed numbers compare as unsigned ones.
+        let higher = bits.flipped() > self.signed.flipped();
+        Self {
+            largest: self.largest.max(bits),
+            signed: if higher { bits } else { self.signed },
+        }
+    }
+}
+
+/// A packed code in memory.
+pub(super) trait Code {
+    const FORMAT: Format;
+    /// Writes the codes, or as many as there is room for.
+    fn pack<L: Lanes>(codes: [L; BLOCK], packed: &mut [u8]);
+    /// `map` of sixteen codes, or of as many as there are.
+    fn unpack<L: Lanes>(map: &impl CodeMap<L>, packed: &[u8]) -> L;
+}
+
+/// What codes are turned into.
+pub(super) trait CodeMap<L> {
+    fn of(&self, codes: L) -> L;
+    /// `of` the codes 0, 1, 2 and on, as far as there are such.
+    fn table(&self) -> L;
+}
+
+pub(super) struct F32;
+pub(super) struct F16;
+pub(super) struct BF16;
+pub(super) struct Int2;
+pub(super) struct Int4;
+pub(super) struct Int8;
+
+macro_rules! element {
+    ($type:ident, $bits:ty, $infinity:literal, $short:literal, $load:ident, $store:ident, $value:expr) => {
+        impl Element for $type {
+            const FLOAT: Float = Float::$type;
+            const SHORT: bool = $short;
+            type Bits = $bits;
+            const INFINITY: $bits = $infinity;
+            #[inline(always)]
+            fn value(bits: $bits) -> f32 {
+                $value(bits)
+            }
+            #[inline(always)]
+            fn load<L: Lanes>(bytes: &[u8]) -> L {
+                L::$load(bytes.first_chunk().expect("16 values"))
+            }
+            #[inline(always)]
+            fn store<L: Lanes>(lanes: L, bytes: &mut [u8]) {
+                lanes.$store(bytes.first_chunk_mut().expect("16 values"));
+            }
+        }
+    };
+}
+
+macro_rules! bits {
+    ($type:ty, $bounds:ident) => {
+        impl Bits for $type {
+            const SIGN: Self = 1 << (<$type>::BITS - 1);
+            #[inline(always)]
+            fn read(bytes: &[u8], index: usize) -> Self {
+                const SIZE: usize = size_of::<$type>();
+                let bytes = &bytes[index * SIZE..index * SIZE + SIZE];
+                Self::from_le_bytes(*bytes.first_chunk().expect("a whole value"))
+            }
+            #[inline(always)]
+            fn without_sign(self) -> Self {
+                self & !Self::SIGN
+            }
+            #[inline(always)]
+            fn flipped(self) -> Self {
+                self ^ Self::SIGN
+            }
+            #[inline(always)]
+            fn bounds<L: Lanes>(bytes: &[u8]) -> Bounds<Self> {
+                L::$bounds(bytes.as_chunks().0)
+            }
+        }
+    };
+}
+
+macro_rules! code {
+    ($type:ident, $pack:ident, |$map:ident, $packed:ident| $unpack:expr) => {
+        impl Code for $type {
+            const FORMAT: Format = Format::$type;
+            #[inline(always)]
+            fn pack<L: Lanes>(codes: [L; BLOCK], packed: &mut [u8]) {
+                let bytes = L::$pack(codes);
+                match packed.first_chunk_mut() {
+                    Some(whole) => *whole = bytes,
+                    None => packed.copy_from_slice(&bytes[..packed.len()]),
+                }
+            }
+            #[inline(always)]
+            fn unpack<L: Lanes>($map: &impl CodeMap<L>, packed: &[u8]) -> L {
+                let $packed = &match packed.first_chunk() {
+                    Some(whole) => *whole,
+                    None => {
+                        let mut bytes = [0; LANES * Self::FORMAT.bits() / 8];
+                        bytes[..packed.len()].copy_from_slice(packed);
+                        bytes
+                    }
+                };
+                $unpack
+            }
+        }
+    };
+}
+
+bits!(u16, bounds16);
+bits!(u32, bounds32);
+element!(
+    F32,
+    u32,
+    0x7F80_0000,
+    false,
+    load_f32,
+    store_f32,
+    f32::from_bits
+);
+element!(F16, u16, 0x7C00, true, load_f16, store_f16, |bits| {
+    half::f16::from_bits(bits).to_f32()
+});
+element!(BF16, u16, 0x7F80, true, load_bf16, store_bf16, |bits| {
+    f32::from_bits(u32::from(bits) << 16)
+});
+code!(Int2, pack2, |map, packed| L::look_up2(map.table(), packed));
+code!(Int4, pack4, |map, packed| L::look_up4(map.table(), packed));
+code!(Int8, pack8, |map, packed| map.of(L::unpack8(packed)));
+
+/// Sixteen values from element `at`, `n` of them in the row, the others +0.
+#[inline(always)]
+pub(super) fn load<L: Lanes, E: Element>(bytes: &[u8], at: usize, n: usize) -> L {
+    let bytes = &bytes[at * E::SIZE..(at + n) * E::SIZE];
+    if n == LANES {
+        E::load(bytes)
+    } else {
+        let mut padded = [0; LANES * 4];
+        padded[..bytes.len()].copy_from_slice(bytes);
+        E::load(&padded)
+    }
+}
+
+/// Writes `n` values from element `at`.
+#[inline(always)]
+pub(super) fn store<L: Lanes, E: Element>(lanes: L, bytes: &mut [u8], at: usize, n: usize) {
+    let bytes = &mut bytes[at * E::SIZE..(at + n) * E::SIZE];
+    if n == LANES {
+        E::store(lanes, bytes);
+    } else {
+        let mut padded = [0; LANES * 4];
+        E::store(lanes, &mut padded);
+        bytes.copy_from_slice(&padded[..bytes.len()]);
+    }
+}
+
+/// Sixteen of the numbers from `at`, `n` of them there, the others +0.
+#[inline(always)]
+pub(super) fn load_slice<L: Lanes>(values: &[f32], at: usize, n: usize) -> L {
+    let values = &values[at..at + n];
+    match values.first_chunk() {
+        Some(whole) => L::from_array(*whole),
+        None => {
+            let mut padded = [0.0; LANES];
+            padded[..n].copy_from_slice(values);
+            L::from_array(padded)
+        }
+    }
+}
+
+/// Does something for each vector from `$start` to `$end`: at which offset, and of how many
+/// elements. Whole vectors have a loop of their own, which knows that they are whole, so that what
+/// the last, shorter one needs does not stand in their way.
+macro_rules! each_vector {
+    ($start:expr, $end:expr, |$at:ident, $n:ident| $body:expr) => {{
+        use $crate::kernel::lanes::LANES;
+        let ($at, end) = ($start, $end);
+        let whole = $at + (end - $at) / LANES * LANES;
+        let mut next = $at;
+        while next < whole {
+            let ($at, $n) = (next, LANES);
+            $body;
+            next += LANES;
+        }
+        if whole < end {
+            let ($at, $n) = (whole, end - whole);
+            $body;
+        }
+    }};
+}
+pub(super) use each_vector;
+
+/// As [`each_vector`], with a loop for blocks of [`BLOCK`] vectors before: `$w` is how many there
+/// are, and `$n` the elements of the last.
+macro_rules! each_block {
+    ($start:expr, $end:expr, |$at:ident, $n:ident, $w:ident| $body:expr) => {{
+        use $crate::kernel::lanes::{BLOCK, LANES};
+        let ($at, end) = ($start, $end);
+        let blocks = $at + (end - $at) / (LANES * BLOCK) * (LANES * BLOCK);
+        let mut next = $at;
+        while next < blocks {
+            const $w: usize = BLOCK;
+            let ($at, $n) = (next, LANES);
+            $body;
+            next += LANES * BLOCK;
+        }
+        $crate::kernel::element::each_vector!(blocks, end, |$at, $n| {
+            const $w: usize = 1;
+            $body
+        });
+    }};
+}
+pub(super) use each_block;
+
+/// Offset and length of each piece of `STEP` elements of a range; the last may be shorter. (Unlike
+/// `step_by` it does not divide, which takes longer than the work on a small group.)
+pub(super) struct Pieces<const STEP: usize>(pub(super) Range<usize>);
+
+impl<const STEP: usize> Iterator for Pieces<STEP> {
+    type Item = (usize, usize);
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<(usize, usize)> {
+        let Range { start, end } = self.0;
+        if start >= end {
+            return None;
+        }
+        self.0.start += STEP;
+        Some((start, STEP.min(end - start)))
+    }
+}
+
+/// Smallest and largest value, or `None` when one is NaN or infinite.
+///
+/// On the bits, which are sign and magnitude. As unsigned numbers the largest is the most
+/// negative value where there is any below zero, as signed ones the largest is the highest value
+/// where there is any above.
+#[inline(always)]
+pub(super) fn range<L: Lanes, E: Element>(bytes: &[u8]) -> Option<(f32, f32)> {
+    let (whole, rest) = bytes.split_at(bytes.len() / (LANES * E::SIZE) * (LANES * E::SIZE));
+    let mut bounds = E::Bits::bounds::<L>(whole);
+    for i in 0..rest.len() / E::SIZE {
+        bounds = bounds.with(E::Bits::read(rest, i));
+    }
+    let Bounds { largest, signed } = bounds;
+    let (mut low, mut high) = (largest, signed);
+    // All of one sign: the other end is the smallest magnitude.
+    if largest < E::Bits::SIGN {
+        low = smallest::<E>(bytes);
+    } else if signed >= E::Bits::SIGN {
+        high = smallest::<E>(bytes);
+    }
+    let finite = low.without_sign() < E::INFINITY && high.without_sign() < E::INFINITY;
+    // -0 becomes +0.
+    finite.then(|| (E::value(low) + 0.0, E::value(high) + 0.0))
+}
+
+/// The smallest bits. Few groups are all of one sign.
+#[cold]
+#[inline(never)]
+fn smallest<E: Element>(bytes: &[u8]) -> E::Bits {
+    let bits = (0..bytes.len() / E::SIZE).map(|i| E::Bits::read(bytes, i));
+    bits.min().unwrap_or(E::Bits::SIGN)
+}

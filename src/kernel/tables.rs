@@ -1,0 +1,124 @@
+//! One table of kernels for each instruction set.
+
+use super::dot;
+#[cfg(all(feature = "std", target_arch = "aarch64"))]
+use super::neon::{Dotprod, Neon};
+use super::rows;
+use super::scalar::Scalar;
+use super::{
+    ActivationsMut, ByteMatVec, CompareRow, DecodeRow, ErrorRow, ErrorSums, Isa, KernelTable,
+    MatVec, QuantizeRow, RescaleRow, RowFault,
+};
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+use super::{
+    avx2::Avx2,
+    avx512::{Avx512, VnniBytes},
+};
+
+/// A kernel compiled for the target features that are named, so that what the lanes do becomes
+/// single instructions.
+macro_rules! kernel {
+    ($($features:literal)?, $kernel:path, ($($arg:ident: $type:ty),+) $(-> $result:ty)?) => {{
+        $(#[target_feature(enable = $features)])?
+        fn kernel($($arg: $type),+) $(-> $result)? {
+            $kernel($($arg),+)
+        }
+        kernel
+    }};
+}
+
+/// The table over some lanes.
+macro_rules! table {
+    ($isa:expr, $lanes:ty, $bytes:ty $(, $features:literal)?) => {
+        KernelTable {
+            isa: $isa,
+            quantize: kernel!(
+                $($features)?,
+                rows::quantize::<$lanes>,
+                (row: QuantizeRow<'_>) -> Result<f32, RowFault>
+            ),
+            decode: kernel!($($features)?, rows::decode::<$lanes>, (row: DecodeRow<'_>)),
+            error: kernel!($($features)?, rows::error::<$lanes>, (row: ErrorRow<'_>) -> ErrorSums),
+            rescale: kernel!(
+                $($features)?,
+                rows::rescale::<$lanes>,
+                (row: RescaleRow<'_>) -> Result<(), RowFault>
+            ),
+            compare: kernel!(
+                $($features)?,
+                rows::compare::<$lanes>,
+                (row: CompareRow<'_>) -> Option<ErrorSums>
+            ),
+            matvec: kernel!($($features)?, dot::matvec::<$lanes>, (m: MatVec<'_>)),
+            quantize_activations: kernel!(
+                $($features)?,
+                dot::quantize_activations::<$lanes>,
+                (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
+            ),
+            matvec_bytes: kernel!($($features)?, dot::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)),
+        }
+    };
+}
+#[cfg(test)]
+pub(super) use {kernel, table};
+
+const SCALAR: KernelTable = table!(Isa::Scalar, Scalar, Scalar);
+
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+const AVX2: KernelTable = table!(Isa::Avx2, Avx2, Avx2, "avx2,fma,f16c");
+
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+const AVX512: KernelTable = table!(
+    Isa::Avx512,
+    Avx512<false>,
+    Avx2,
+    "avx512f,avx512bw,avx512vl,avx2,fma,f16c"
+);
+
+/// Only products gain from more.
+#[cfg(all(feature = "std", target_arch = "x86_64"))]
+const AVX512_VNNI: KernelTable = KernelTable {
+    isa: Isa::Avx512Vnni,
+    matvec: kernel!(
+        "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,fma,f16c",
+        dot::matvec::<Avx512<true>>,
+        (m: MatVec<'_>)
+    ),
+    matvec_bytes: kernel!(
+        "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
+        dot::matvec_bytes::<VnniBytes>,
+        (m: ByteMatVec<'_>)
+    ),
+    ..AVX512
+};
+
+#[cfg(all(feature = "std", target_arch = "aarch64"))]
+const NEON: KernelTable = table!(Isa::Neon, Neon, Neon, "neon");
+
+#[cfg(all(feature = "std", target_arch = "aarch64"))]
+const NEON_DOTPROD: KernelTable = KernelTable {
+    isa: Isa::NeonDotprod,
+    matvec_bytes: kernel!(
+        "neon,dotprod",
+        dot::matvec_bytes::<Dotprod>,
+        (m: ByteMatVec<'_>)
+    ),
+    ..NEON
+};
+
+/// The table of an instruction set, which the machine must have.
+pub(super) fn table_of(isa: Isa) -> &'static KernelTable {
+    match isa {
+        Isa::Scalar => &SCALAR,
+        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        Isa::Avx2 => &AVX2,
+        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        Isa::Avx512 => &AVX512,
+        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        Isa::Avx512Vnni => &AVX512_VNNI,
+        #[cfg(all(feature = "std", target_arch = "aarch64"))]
+        Isa::Neon => &NEON,
+        #[cfg(all(feature = "std", target_arch = "aarch64"))]
+        Isa::NeonDotprod => &NEON_DOTPROD,
+    }
+}
