@@ -15,7 +15,7 @@ use crate::format::{ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile
 use crate::model::choose_table;
 use crate::plan::{Compression, Config, OnNonFinite, Plan};
 use crate::schema::Tile;
-use crate::sink::{Destination, Footer, ParquetSink, StagedFile};
+use crate::sink::{Buffers, Destination, Footer, ParquetSink, StagedFile};
 use crate::source::{self, Source};
 
 /// Bytes of tiles in flight by default.
@@ -177,6 +177,7 @@ fn quantize_to<'out>(
             compress,
             done: &done,
             buffers: Mutex::default(),
+            planes: Buffers::new(options.budget / 4),
         };
         let mut tallies: Vec<TensorTally> =
             plan.entries.iter().map(|_| TensorTally::new()).collect();

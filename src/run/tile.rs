@@ -11,7 +11,7 @@ use crate::kernel::{ErrorSums, KernelTable};
 use crate::plan::Plan;
 use crate::quantize::{Fault, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
 use crate::schema::{self, Tile};
-use crate::sink::{PlaneBuffer, TilePlanes};
+use crate::sink::{Buffers, PlaneBuffer, TilePlanes};
 use crate::source::Source;
 
 /// Read buffers larger than this are not kept for reuse.
@@ -55,7 +55,10 @@ pub(super) struct Work<'a> {
     pub(super) pool: &'a Pool<'a>,
     pub(super) compress: bool,
     pub(super) done: &'a AtomicUsize,
+    /// To read into.
     pub(super) buffers: Mutex<Vec<Vec<u8>>>,
+    /// To quantize into.
+    pub(super) planes: Buffers,
 }
 
 /// A piece of a tile: some of its rows, and where their planes go.
@@ -77,7 +80,7 @@ impl Work<'_> {
     fn kept_tile(&self, job: Job, pulse: Pulse<'_>) -> Result<Finished> {
         let mut tile = job.tile;
         let [len, ..] = tile.plane_bytes().unwrap_or_default();
-        let mut values = PlaneBuffer::new(len);
+        let mut values = self.planes.take(len);
         // In steps, so that progress is seen.
         let start = tile.row_start * job.row_bytes;
         for (i, step) in values.bytes_mut().chunks_mut(8 << 20).enumerate() {
@@ -108,13 +111,15 @@ impl Work<'_> {
             tensor, mut tile, ..
         } = job;
         let cols = tile.shape.cols();
-        let mut codes = PlaneBuffer::new(tile.row_count * recipe.format.row_bytes(cols));
+        let mut codes = self
+            .planes
+            .take(tile.row_count * recipe.format.row_bytes(cols));
         let mut scale_dtype = recipe.planned_layout().scale_dtype;
         let auto = recipe.scales == ScalePolicy::Auto;
         let (scales, biases, outcome) = loop {
             let layout = recipe.layout(scale_dtype);
-            let mut scales = PlaneBuffer::new(tile.row_count * layout.scale_bytes(cols));
-            let mut biases = PlaneBuffer::new(tile.row_count * layout.bias_bytes(cols));
+            let mut scales = self.planes.take(tile.row_count * layout.scale_bytes(cols));
+            let mut biases = self.planes.take(tile.row_count * layout.bias_bytes(cols));
             let planes = PlanesMut {
                 codes: codes.bytes_mut(),
                 scales: scales.bytes_mut(),
@@ -195,7 +200,15 @@ impl Work<'_> {
                 if counts {
                     self.done.fetch_add(matrix.weights.len(), Ordering::Relaxed);
                 }
-                quantize_rows(self.table, recipe, scale_dtype, matrix, None, piece.planes)
+                quantize_rows(
+                    self.table,
+                    recipe,
+                    scale_dtype,
+                    matrix,
+                    None,
+                    true,
+                    piece.planes,
+                )
             });
             *piece.outcome = Some(quantized.map(|outcome| outcome.map_err(|f| f.moved_down(row))));
         });

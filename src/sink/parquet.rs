@@ -24,13 +24,10 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnDescPtr, SchemaDescPtr};
 use serde_json::Value;
 
+use super::buffer::{PREFIX, PlaneBuffer};
 use super::destination::Destination;
 use crate::error::{Error, Result};
 use crate::schema::{Column, FORMAT_VERSION, GENERATOR, RAW, Tile, key, parquet_schema};
-
-/// Definition levels of one present value (u32 length, RLE run of one, level 1), then the u32
-/// length of the value.
-const PREFIX: usize = 6 + 4;
 
 /// Uncompressed planes larger than this start at a multiple of [`ALIGNMENT`] in the file.
 const ALIGNED_FROM: usize = 64 << 10;
@@ -47,37 +44,15 @@ const SHARED_BYTES: usize = 16 << 20;
 /// Level of `compression: zstd`.
 const ZSTD_LEVEL: i32 = 3;
 
-/// A plane being filled, with room in front for what Parquet puts before a value.
-#[derive(Debug)]
-pub struct PlaneBuffer(Vec<u8>);
-
-impl PlaneBuffer {
-    /// `len` zero bytes.
-    pub fn new(len: usize) -> Self {
-        Self(vec![0; PREFIX + len])
-    }
-
-    /// The plane.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0[PREFIX..]
-    }
-
-    /// The plane, to fill.
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0[PREFIX..]
-    }
-
-    /// The plane as a page of a column, compressed if asked.
-    ///
-    /// # Errors
-    /// zstd fails.
-    fn into_plane(mut self, nullable: bool, compress: bool) -> std::io::Result<Plane> {
-        let plane_bytes = self.bytes().len();
-        self.0[..PREFIX - 4].copy_from_slice(&[2, 0, 0, 0, 2, 1]);
-        self.0[PREFIX - 4..PREFIX].copy_from_slice(&(plane_bytes as u32).to_le_bytes());
-        let body = Bytes::from(self.0).slice(if nullable { 0 } else { PREFIX - 4 }..);
-        Plane::new(body, plane_bytes, compress)
-    }
+/// The plane as a page of a column, compressed if asked.
+///
+/// # Errors
+/// zstd fails.
+fn page(mut buffer: PlaneBuffer, nullable: bool, compress: bool) -> std::io::Result<Plane> {
+    let plane_bytes = buffer.bytes().len();
+    buffer.write_prefix();
+    let body = Bytes::from_owner(buffer).slice(if nullable { 0 } else { PREFIX - 4 }..);
+    Plane::new(body, plane_bytes, compress)
 }
 
 /// A finished page body.
@@ -123,10 +98,10 @@ impl TilePlanes {
         compress: bool,
     ) -> std::io::Result<Self> {
         Ok(Self {
-            codes: codes.into_plane(false, compress)?,
-            scales: Some(scales.into_plane(true, compress)?),
+            codes: page(codes, false, compress)?,
+            scales: Some(page(scales, true, compress)?),
             biases: biases
-                .map(|plane| plane.into_plane(true, compress))
+                .map(|plane| page(plane, true, compress))
                 .transpose()?,
         })
     }
@@ -138,7 +113,7 @@ impl TilePlanes {
     pub fn kept(values: PlaneBuffer, compress: bool) -> std::io::Result<Self> {
         let compress = compress && values.bytes().len() >= SMALL;
         Ok(Self {
-            codes: values.into_plane(false, compress)?,
+            codes: page(values, false, compress)?,
             scales: None,
             biases: None,
         })

@@ -18,6 +18,44 @@ const SUFFIX: &str = ".partial";
 pub struct StagedFile {
     target: PathBuf,
     file: NamedTempFile,
+    begun: WriteBack,
+}
+
+/// Has the system write to disk what has come together, instead of all at the end, when the run
+/// would wait for it.
+#[derive(Debug, Default)]
+struct WriteBack {
+    written: u64,
+    begun: u64,
+}
+
+impl WriteBack {
+    /// Bytes that come together.
+    const STEP: u64 = 8 << 20;
+
+    fn wrote(&mut self, file: &File, bytes: u64) {
+        self.written += bytes;
+        let waiting = self.written - self.begun;
+        if waiting < Self::STEP {
+            return;
+        }
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::fd::AsRawFd;
+            // SAFETY: the file is open. It is advice, so that it may fail.
+            unsafe {
+                libc::sync_file_range(
+                    file.as_raw_fd(),
+                    self.begun as i64,
+                    waiting as i64,
+                    libc::SYNC_FILE_RANGE_WRITE,
+                );
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = file;
+        self.begun = self.written;
+    }
 }
 
 impl StagedFile {
@@ -52,6 +90,7 @@ impl StagedFile {
                 return Ok(Self {
                     target: target.to_owned(),
                     file,
+                    begun: WriteBack::default(),
                 });
             }
         }
@@ -87,7 +126,9 @@ impl StagedFile {
 
 impl Write for StagedFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.file.as_file_mut().write(bytes)
+        let written = self.file.as_file_mut().write(bytes)?;
+        self.begun.wrote(self.file.as_file(), written as u64);
+        Ok(written)
     }
 
     fn flush(&mut self) -> io::Result<()> {
