@@ -2,10 +2,13 @@
  * in memory.
  *
  *   cc quantize.c -larrowquant -o quantize && ./quantize model.safetensors model.parquet
+ *
+ * Settings may follow, as in the README's table: bit_width=8 method=minmax.
  */
 #include <arrowquant.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Ends the program where a call failed. */
 static void must(aq_status status, const aq_error *err) {
@@ -27,16 +30,21 @@ static int by_cosine(const void *a, const void *b) {
 }
 
 int main(int argc, char **argv) {
-  if (argc != 3) {
-    fprintf(stderr, "usage: quantize IN.safetensors OUT.parquet\n");
+  if (argc < 3) {
+    fprintf(stderr, "usage: quantize IN.safetensors OUT.parquet [KEY=VALUE]...\n");
     return 2;
   }
   aq_error err = AQ_ERROR_INIT;
 
-  /* From file to file, to 4 bits. */
+  /* From file to file, to 4 bits unless settings say otherwise. */
   aq_config *config;
   must(aq_config_new(NULL, &config, &err), &err);
   must(aq_config_set(config, "bit_width", "4", &err), &err);
+  for (int i = 3; i < argc; i++) {
+    char *value = strchr(argv[i], '=');
+    if (value) *value++ = '\0';
+    must(aq_config_set(config, argv[i], value ? value : "", &err), &err);
+  }
   aq_run_options options;
   aq_run_options_init(&options, sizeof options);
   options.progress = show_progress;

@@ -2,15 +2,23 @@
 // in memory.
 //
 //   c++ -std=c++17 quantize.cpp -larrowquant -o quantize && ./quantize model.safetensors model.parquet
+//
+// Settings may follow, as in the README's table: bit_width=8 method=minmax.
 #include <algorithm>
 #include <arrowquant.hpp>
 #include <cstdio>
+#include <string>
 #include <vector>
 
-static int run(const char* input, const char* output) {
-  // From file to file, to 4 bits.
+static int run(const char* input, const char* output, const std::vector<std::string>& settings) {
+  // From file to file, to 4 bits unless settings say otherwise.
   arrowquant::Config config;
   config.set("bit_width", "4");
+  for (const std::string& setting : settings) {
+    const auto equals = setting.find('=');
+    const bool has_value = equals != std::string::npos;
+    config.set(setting.substr(0, equals), has_value ? setting.substr(equals + 1) : "");
+  }
   arrowquant::Options options;
   options.progress = [](std::uint64_t done, std::uint64_t total) {
     std::fprintf(stderr, "\r%3.0f%%", 100.0 * double(done) / double(total));
@@ -56,12 +64,12 @@ static int run(const char* input, const char* output) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fprintf(stderr, "usage: quantize IN.safetensors OUT.parquet\n");
+  if (argc < 3) {
+    std::fprintf(stderr, "usage: quantize IN.safetensors OUT.parquet [KEY=VALUE]...\n");
     return 2;
   }
   try {
-    return run(argv[1], argv[2]);
+    return run(argv[1], argv[2], {argv + 3, argv + argc});
   } catch (const arrowquant::Error& error) {
     std::fprintf(stderr, "error %d: %s\n", error.code(), error.what());
     return 1;

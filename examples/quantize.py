@@ -2,6 +2,8 @@
 in memory.
 
     python quantize.py model.safetensors model.parquet
+
+Settings may follow, as in the README's table: bit_width=8 method=minmax.
 """
 
 import array
@@ -10,13 +12,18 @@ import sys
 import arrowquant
 
 
-def main(input, output):
-    # From file to file, to 4 bits.
+def main(input, output, *settings):
+    # From file to file, to 4 bits unless settings say otherwise.
+    config = arrowquant.Config(bits=4)
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        config[key] = value
+
     def show_progress(done, total):
         print(f"\r{100 * done / total:3.0f}%", end="", file=sys.stderr)
         # Returning False would cancel.
 
-    report = arrowquant.quantize(input, output, bits=4, progress=show_progress)
+    report = arrowquant.quantize(input, output, config=config, progress=show_progress)
     print(file=sys.stderr)
     total = report.totals
     print(
@@ -46,8 +53,8 @@ def main(input, output):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: quantize.py IN.safetensors OUT.parquet")
+    if len(sys.argv) < 3:
+        sys.exit("usage: quantize.py IN.safetensors OUT.parquet [KEY=VALUE]...")
     try:
         main(*sys.argv[1:])
     except arrowquant.Error as error:

@@ -2,6 +2,8 @@
 //! matrix in memory.
 //!
 //!     cargo run --release --example quantize -- model.safetensors model.parquet
+//!
+//! Settings may follow, as in the README's table: bit_width=8 method=minmax.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,11 +20,11 @@ use arrowquant::run::{self, Options, Progress};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
-    let [_, input, output] = &args[..] else {
-        eprintln!("usage: quantize IN.safetensors OUT.parquet");
+    let [_, input, output, settings @ ..] = &args[..] else {
+        eprintln!("usage: quantize IN.safetensors OUT.parquet [KEY=VALUE]...");
         return ExitCode::from(2);
     };
-    match work(Path::new(input), Path::new(output)) {
+    match work(Path::new(input), Path::new(output), settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error {}: {error}", error.code());
@@ -31,10 +33,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn work(input: &Path, output: &Path) -> Result<()> {
-    // From file to file, to 4 bits.
+fn work(input: &Path, output: &Path, settings: &[String]) -> Result<()> {
+    // From file to file, to 4 bits unless settings say otherwise.
     let mut config = Config::new();
     config.set("bit_width", "4")?;
+    for setting in settings {
+        let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+        config.set(key, value)?;
+    }
     let mut show_progress = |progress: Progress| {
         eprint!(
             "\r{:3.0}%",
@@ -108,7 +114,7 @@ fn work(input: &Path, output: &Path) -> Result<()> {
         biases: &mut [],
     };
     let table = KernelTable::choose().expect("AQ_ISA is not set, or to a name there is");
-    let outcome = quantize_rows(table, &recipe, ScaleDtype::F16, matrix, None, planes)
+    let outcome = quantize_rows(table, &recipe, ScaleDtype::F16, matrix, None, true, planes)
         .expect("finite weights of usual size");
     println!(
         "{} bytes to {}: cosine {:.5}, {:.2} dB",
