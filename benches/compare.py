@@ -28,7 +28,7 @@ def figures(results: dict[str, Any]) -> Iterator[tuple[str, float, bool, bool]]:
     """Name, value, whether more is better, and whether it is ours."""
     for section, parts in results["sections"].items():
         for part, rows in parts.items():
-            for row in [] if isinstance(rows, str) else rows:
+            for row in rows:
                 for path, more, divisor, unit in FIGURES:
                     value: Any = row
                     for key in path:

@@ -45,8 +45,6 @@ class Programs:
     library: Path
     #: Callers of examples/ by the name of their language, as they begin a command line.
     callers: dict[str, Argv]
-    #: Whether `quantize` takes --streaming.
-    streaming: bool
 
     @classmethod
     def build(cls, target: Path, folder: Path, say: Progress) -> Programs:
@@ -73,8 +71,7 @@ class Programs:
         callers["Python ctypes"] = [sys.executable, ROOT / "examples/quantize.py"]
         cli = built / "arrowquant"
         suffix = "dylib" if sys.platform == "darwin" else "so"
-        streaming = "--streaming" in run([cli, "quantize", "--help"])
-        return cls(cli, built / f"libarrowquant.{suffix}", callers, streaming)
+        return cls(cli, built / f"libarrowquant.{suffix}", callers)
 
     def python(self) -> dict[str, str]:
         """The environment of Python programs that import our package."""

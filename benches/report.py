@@ -231,12 +231,6 @@ TABLES = (
     memory,
     streaming,
 )
-# Parts of results that may be a text instead, why there are none.
-ABSENT = {
-    ("simd", "ratios"): "Kernels (benches/ratios.rs)",
-    ("parallel", "ratios"): "Kernels on several threads (benches/ratios.rs)",
-    ("memory", "streaming"): "Streaming",
-}
 HEADINGS = {
     "speed": "Speed",
     "simd": "Instruction sets",
@@ -260,16 +254,6 @@ def tables(results: dict[str, Any]) -> list[Table]:
     return [table for make in TABLES for table in make(results) if table.rows]
 
 
-def absent(results: dict[str, Any], section: str) -> list[str]:
-    """What a section has no figures of, and why."""
-    parts = results["sections"][section]
-    return [
-        f"{title}: {parts[part]}."
-        for (of, part), title in ABSENT.items()
-        if of == section and isinstance(parts.get(part), str)
-    ]
-
-
 def closing(results: dict[str, Any]) -> Table:
     """Targets."""
     body = [[target.text, target.figure, target.verdict] for target in targets(results)]
@@ -291,7 +275,6 @@ def text(results: dict[str, Any]) -> str:
     parts = ["\n".join([results["command"], *machine(results)])]
     for section in results["sections"]:
         parts += [table.text() for table in tables(results) if table.section == section]
-        parts += absent(results, section)
     return "\n\n\n".join([*parts, closing(results).text()]) + "\n"
 
 
@@ -309,5 +292,4 @@ def markdown(results: dict[str, Any], charts: list[str], folder: str) -> str:
             if name in charts:
                 parts.append(f"![{title}]({folder}{name}.png)")
         parts += [table.markdown() for table in tables(results) if table.section == section]
-        parts += absent(results, section)
     return "\n\n".join(parts) + "\n"

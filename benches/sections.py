@@ -15,7 +15,6 @@ from measure import Case, Progress, Row, measure, run
 from models import Model
 from programs import ROOT, Programs, yardsticks
 
-NOT_IN_THIS_BUILD = "not in this build"
 # Outputs by size of the bf16 model: the largest is that of 8 bits; a copy is as large as the model.
 QUANTIZED, COPIED = 0.6, 1.0
 
@@ -88,8 +87,7 @@ def steps(bench: Bench) -> list[Row]:
             step(width, "native, scalar", "--threads", "1", AQ_ISA="scalar")
             step(width, "+ SIMD", "--threads", "1")
             step(width, "+ threads")
-            if bench.programs.streaming:
-                step(width, "+ streaming", "--streaming")
+            step(width, "+ streaming", "--streaming")
         return measure(cases, bench.runs, bench.say)
 
 
@@ -120,10 +118,8 @@ def parallel(bench: Bench) -> list[Row]:
         return measure(cases, bench.runs, bench.say)
 
 
-def streaming(bench: Bench) -> list[Row] | str:
-    """Tensor after tensor with bounded memory, against the usual way."""
-    if not bench.programs.streaming:
-        return NOT_IN_THIS_BUILD
+def streaming(bench: Bench) -> list[Row]:
+    """With little held in memory, against the usual way."""
     model = models.TEN_LAYERS if bench.quick else models.HUNDRED_LAYERS
     with bench.written(model) as path:
         cases = [
@@ -133,10 +129,8 @@ def streaming(bench: Bench) -> list[Row] | str:
         return measure(cases, bench.runs, bench.say)
 
 
-def ratios(bench: Bench, only: str) -> list[Row] | str:
+def ratios(bench: Bench, only: str) -> list[Row]:
     """Kernels alone, in memory: what the Rust bench measures."""
-    if not (ROOT / "benches/ratios.rs").exists():
-        return NOT_IN_THIS_BUILD
     bench.say(f"cargo bench --bench ratios --only {only}")
     path = bench.folder / "ratios.json"
     quick = ["--quick"] if bench.quick else []

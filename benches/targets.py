@@ -31,8 +31,8 @@ class Target:
 
 def rows_of(results: dict[str, Any], section: str, part: str) -> list[Row]:
     """Rows of results, none where they were not measured."""
-    rows = results["sections"].get(section, {}).get(part, [])
-    return [] if isinstance(rows, str) else rows
+    rows: list[Row] = results["sections"].get(section, {}).get(part, [])
+    return rows
 
 
 def against(rows: list[Row], figure: str, yardstick: str, **what: Any) -> list[tuple[Row, float]]:

@@ -85,6 +85,11 @@ fn bytes_of_several_tiles_do_not_depend_on_threads_or_budget() {
         let found = bytes_of(&input, &settings, threads, budget);
         assert!(found == expected, "{threads} threads");
     }
+    let streaming = [&settings[..], &[("streaming_mode", "true")]].concat();
+    assert!(
+        bytes_of(&input, &streaming, 2, usize::MAX) == expected,
+        "streaming"
+    );
     let output = folder.path().join("large.parquet");
     std::fs::write(&output, expected).unwrap();
     let model = arrowquant::model::Model::open(&output).unwrap();

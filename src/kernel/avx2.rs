@@ -6,7 +6,7 @@
 
 use core::arch::x86_64::*;
 
-use super::dot::{BYTES, ByteDot};
+use super::dot::ByteDot;
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use crate::format::Format;
 
@@ -83,7 +83,7 @@ impl Avx2 {
 /// Of bounds. With some bits flipped, the bound that is wanted becomes the smallest.
 impl Avx2 {
     #[inline(always)]
-    fn least_word(words: __m256i, flip: u16) -> u16 {
+    pub(super) fn least_word(words: __m256i, flip: u16) -> u16 {
         op!({
             let words = _mm256_xor_si256(words, _mm256_set1_epi16(flip as i16));
             let high = _mm256_extracti128_si256::<1>(words);
@@ -376,10 +376,20 @@ impl Lanes for Avx2 {
     }
 }
 
+/// The first 32 of them.
+#[inline(always)]
+pub(super) fn load_bytes<T>(bytes: &[T]) -> __m256i {
+    const { assert!(size_of::<T>() == 1) };
+    let bytes: &[T; 32] = bytes.first_chunk().expect("32 bytes");
+    op!(_mm256_loadu_si256(bytes.as_ptr().cast()))
+}
+
 impl ByteDot for Avx2 {
     type Lanes = Self;
+    type Long = Self;
     type Codes = __m256i;
     type Sums = __m256i;
+    const WIDTH: usize = 32;
 
     #[inline(always)]
     fn zero() -> __m256i {
@@ -387,9 +397,9 @@ impl ByteDot for Avx2 {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8; BYTES]) -> __m256i {
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> __m256i {
         op!({
-            let bytes = _mm256_loadu_si256(packed.as_ptr().cast());
+            let bytes = load_bytes(packed);
             let shift = _mm_cvtsi32_si128((phase * format.bits()) as i32);
             // Bits that come from the next byte are masked.
             let mask = _mm256_set1_epi8(format.max_code() as i8);
@@ -398,18 +408,17 @@ impl ByteDot for Avx2 {
     }
 
     #[inline(always)]
-    fn add(format: Format, sums: __m256i, codes: __m256i, x: &[i8; BYTES]) -> __m256i {
+    fn add(format: Format, sums: __m256i, codes: __m256i, x: &[i8]) -> __m256i {
         op!({
             let products = match format {
                 // Two products of a code below 16 fit 16 bits.
                 Format::Int2 | Format::Int4 => {
-                    let x = _mm256_loadu_si256(x.as_ptr().cast());
-                    let pairs = _mm256_maddubs_epi16(codes, x);
+                    let pairs = _mm256_maddubs_epi16(codes, load_bytes(x));
                     _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
                 }
                 Format::Int8 => {
-                    let low = _mm_loadu_si128(x.as_ptr().cast());
-                    let high = _mm_loadu_si128(x[16..].as_ptr().cast());
+                    let x = load_bytes(x);
+                    let (low, high) = (_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
                     _mm256_add_epi32(
                         _mm256_madd_epi16(
                             _mm256_cvtepu8_epi16(_mm256_castsi256_si128(codes)),

@@ -6,8 +6,8 @@
 
 use core::arch::x86_64::*;
 
-use super::avx2::Avx2;
-use super::dot::{BYTES, ByteDot};
+use super::avx2::{Avx2, load_bytes};
+use super::dot::ByteDot;
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use crate::format::Format;
 
@@ -31,6 +31,15 @@ impl<const VBMI: bool> Avx512<VBMI> {
             Avx2(_mm512_castps512_ps256(self.0), _mm256_castpd_ps(high))
         })
     }
+}
+
+/// The halves of a register.
+#[inline(always)]
+fn halves_of(words: __m512i) -> (__m256i, __m256i) {
+    op!((
+        _mm512_castsi512_si256(words),
+        _mm512_extracti64x4_epi64::<1>(words)
+    ))
 }
 
 /// Codes as bytes, negative ones saturating at 0: in each quarter of the register, four from each vector in turn.
@@ -121,12 +130,45 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
 
     #[inline(always)]
     fn bounds16(words: &[[u8; 32]]) -> Bounds<u16> {
-        Avx2::bounds16(words)
+        op!({
+            let (pairs, rest) = words.as_chunks::<2>();
+            let mut largest = _mm512_setzero_si512();
+            let mut signed = _mm512_set1_epi16(i16::MIN);
+            for pair in pairs {
+                let words = _mm512_loadu_si512(pair.as_ptr().cast());
+                largest = _mm512_max_epu16(largest, words);
+                signed = _mm512_max_epi16(signed, words);
+            }
+            for words in rest {
+                let words = _mm512_broadcast_i64x4(_mm256_loadu_si256(words.as_ptr().cast()));
+                largest = _mm512_max_epu16(largest, words);
+                signed = _mm512_max_epi16(signed, words);
+            }
+            let (low, high) = halves_of(largest);
+            let largest = _mm256_max_epu16(low, high);
+            let (low, high) = halves_of(signed);
+            Bounds {
+                largest: Avx2::least_word(largest, u16::MAX),
+                signed: Avx2::least_word(_mm256_max_epi16(low, high), i16::MAX as u16),
+            }
+        })
     }
 
     #[inline(always)]
     fn bounds32(words: &[[u8; 64]]) -> Bounds<u32> {
-        Avx2::bounds32(words)
+        op!({
+            let mut largest = _mm512_setzero_si512();
+            let mut signed = _mm512_set1_epi32(i32::MIN);
+            for words in words {
+                let words = _mm512_loadu_si512(words.as_ptr().cast());
+                largest = _mm512_max_epu32(largest, words);
+                signed = _mm512_max_epi32(signed, words);
+            }
+            Bounds {
+                largest: _mm512_reduce_max_epu32(largest),
+                signed: _mm512_reduce_max_epi32(signed) as u32,
+            }
+        })
     }
 
     #[inline(always)]
@@ -277,13 +319,18 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
     }
 }
 
-/// Byte products by VNNI, in half the register: as fast, and groups are often too short for more.
+/// Byte products by VNNI in half the register, for groups too short to fill it.
 pub struct VnniBytes;
+
+/// The same in the whole register.
+pub struct VnniLong;
 
 impl ByteDot for VnniBytes {
     type Lanes = Avx512<false>;
+    type Long = VnniLong;
     type Codes = __m256i;
     type Sums = __m256i;
+    const WIDTH: usize = 32;
 
     #[inline(always)]
     fn zero() -> __m256i {
@@ -291,20 +338,58 @@ impl ByteDot for VnniBytes {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8; BYTES]) -> __m256i {
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> __m256i {
         <Avx2 as ByteDot>::unpack(format, phase, packed)
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: __m256i, codes: __m256i, x: &[i8; BYTES]) -> __m256i {
-        op!({
-            let x = _mm256_loadu_si256(x.as_ptr().cast());
-            _mm256_dpbusd_epi32(sums, codes, x)
-        })
+    fn add(_: Format, sums: __m256i, codes: __m256i, x: &[i8]) -> __m256i {
+        op!(_mm256_dpbusd_epi32(sums, codes, load_bytes(x)))
     }
 
     #[inline(always)]
     fn lanes(sums: __m256i) -> Avx512<false> {
         Avx512(op!(_mm512_cvtepi32_ps(_mm512_zextsi256_si512(sums))))
+    }
+}
+
+/// The first 64 of them.
+#[inline(always)]
+fn load_long<T>(bytes: &[T]) -> __m512i {
+    const { assert!(size_of::<T>() == 1) };
+    let bytes: &[T; 64] = bytes.first_chunk().expect("64 bytes");
+    op!(_mm512_loadu_si512(bytes.as_ptr().cast()))
+}
+
+impl ByteDot for VnniLong {
+    type Lanes = Avx512<false>;
+    type Long = Self;
+    type Codes = __m512i;
+    type Sums = __m512i;
+    const WIDTH: usize = 64;
+
+    #[inline(always)]
+    fn zero() -> __m512i {
+        op!(_mm512_setzero_si512())
+    }
+
+    #[inline(always)]
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> __m512i {
+        op!({
+            let shift = _mm_cvtsi32_si128((phase * format.bits()) as i32);
+            // Bits that come from the next byte are masked.
+            let mask = _mm512_set1_epi8(format.max_code() as i8);
+            _mm512_and_si512(_mm512_srl_epi16(load_long(packed), shift), mask)
+        })
+    }
+
+    #[inline(always)]
+    fn add(_: Format, sums: __m512i, codes: __m512i, x: &[i8]) -> __m512i {
+        op!(_mm512_dpbusd_epi32(sums, codes, load_long(x)))
+    }
+
+    #[inline(always)]
+    fn lanes(sums: __m512i) -> Avx512<false> {
+        Avx512(op!(_mm512_cvtepi32_ps(sums)))
     }
 }

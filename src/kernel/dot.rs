@@ -2,44 +2,35 @@
 //! With f32 vectors the weights are decoded in registers; with vectors of bytes, quantized as
 //! they come, the codes are multiplied as integers.
 
-use super::element::{
-    Code, CodeMap, F32, Int2, Int4, Int8, Pieces, each_vector, load_slice, range,
-};
-use super::group::{Decoder, Grid, table_codes};
+use super::element::{Code, CodeMap, Element, F32, Pieces, each_vector, load_slice, with_code};
+use super::group::table_codes;
 use super::lanes::{BLOCK, LANES, Lanes};
 use super::rows::load_scales;
-use super::{Activations, ActivationsMut, ByteMatVec, MatVec};
+use super::{Activations, ActivationsMut, ByteMatVec, MatVec, Planes};
 use crate::format::{Format, GroupSize, Layout, Scheme};
 
 /// Whole rows that share one scale are multiplied in pieces of this many weights, the longest that
 /// any other group has.
 const LONGEST: usize = 1024;
 
+/// The most products that one lane adds up in f32.
+const SPAN: usize = 1 << 6;
+
 /// Vectors that are multiplied with a row while it is decoded once.
 const BATCH: usize = 4;
 
-macro_rules! dispatch {
-    ($m:ident, $function:ident, $lanes:ident) => {
-        match $m.layout.format {
-            Format::Int2 => $function::<$lanes, Int2>($m),
-            Format::Int4 => $function::<$lanes, Int4>($m),
-            Format::Int8 => $function::<$lanes, Int8>($m),
-        }
-    };
-}
-
 #[inline(always)]
 pub(super) fn matvec<L: Lanes>(m: MatVec<'_>) {
-    dispatch!(m, matvec_rows, L);
+    with_code!(L, m.layout, |c| matvec_rows::<L, _>(m, c))
 }
 
 #[inline(always)]
 pub(super) fn matvec_bytes<D: ByteDot>(m: ByteMatVec<'_>) {
-    dispatch!(m, matvec_bytes_rows, D);
+    with_code!(D, m.layout, |c| matvec_bytes_rows::<D, _>(m, c))
 }
 
 #[inline(always)]
-fn matvec_rows<L: Lanes, C: Code>(m: MatVec<'_>) {
+fn matvec_rows<L: Lanes, C: Code>(m: MatVec<'_>, code: C) {
     let MatVec { layout, cols, .. } = m;
     let batch = m.y.len() / m.y_rows;
     let x = |b: usize| &m.x[b * cols..(b + 1) * cols];
@@ -49,14 +40,14 @@ fn matvec_rows<L: Lanes, C: Code>(m: MatVec<'_>) {
         while b < batch {
             if batch - b >= BATCH {
                 let x = core::array::from_fn(|i| x(b + i));
-                let products = dots::<L, C, BATCH, 1>(layout, planes, x);
+                let products = dots::<L, _, BATCH, 1>(layout, code, planes, x);
                 for (i, product) in products.into_iter().enumerate() {
                     m.y[(b + i) * m.y_rows + row] = product;
                 }
                 b += BATCH;
             } else {
                 // Sums of their own for four vectors in turn, so that none waits for the last.
-                let [product] = dots::<L, C, 1, BLOCK>(layout, planes, [x(b)]);
+                let [product] = dots::<L, _, 1, BLOCK>(layout, code, planes, [x(b)]);
                 m.y[b * m.y_rows + row] = product;
                 b += 1;
             }
@@ -64,177 +55,191 @@ fn matvec_rows<L: Lanes, C: Code>(m: MatVec<'_>) {
     }
 }
 
-/// The groups of a row, a whole row in pieces of [`LONGEST`], in blocks of as many as there are
-/// lanes: index of the first group, how many, and their length.
-#[inline(always)]
-fn blocks(layout: Layout, cols: usize) -> (usize, Pieces<LANES>) {
-    let span = layout.group_size.span(cols).min(LONGEST);
-    (span, Pieces(0..cols.div_ceil(span)))
+/// A row's groups, a whole row in pieces of [`LONGEST`].
+#[derive(Clone, Copy)]
+struct Groups {
+    layout: Layout,
+    cols: usize,
+    /// Their length.
+    span: usize,
+    /// How many there are.
+    count: usize,
 }
 
-/// The grids of a block of [`blocks`].
-#[inline(always)]
-fn grids<L: Lanes>(
-    planes: super::Planes<'_>,
-    layout: Layout,
-    first: usize,
-    count: usize,
-) -> [Grid; LANES] {
-    match layout.group_size {
-        GroupSize::ROW => [planes.grids::<L>(layout, 0, 1)[0]; LANES],
-        _ => planes.grids::<L>(layout, first, count),
+impl Groups {
+    #[inline(always)]
+    fn new(layout: Layout, cols: usize) -> Self {
+        let span = layout.group_size.span(cols).clamp(1, LONGEST);
+        Self {
+            layout,
+            cols,
+            span,
+            count: cols.div_ceil(span),
+        }
+    }
+
+    /// Whether all are as long, a multiple of `part`.
+    #[inline(always)]
+    fn are_whole(&self, part: usize) -> bool {
+        self.cols.is_multiple_of(self.span) && self.span.is_multiple_of(part)
+    }
+
+    /// The weights of `count` groups from the one numbered `first`.
+    #[inline(always)]
+    fn weights(&self, first: usize, count: usize) -> (usize, usize) {
+        let start = first * self.span;
+        (start, self.cols.min(start + count * self.span))
+    }
+
+    /// Their scales, or their biases, out of that plane.
+    #[inline(always)]
+    fn scales<L: Lanes>(&self, plane: &[u8], first: usize, count: usize) -> L {
+        let dtype = self.layout.scale_dtype;
+        match self.layout.group_size {
+            GroupSize::ROW => L::splat(load_scales::<L>(dtype, plane, 0, 1)[0]),
+            _ => L::from_array(load_scales::<L>(dtype, plane, first, count)),
+        }
     }
 }
 
-/// The products of one row with `B` vectors, each in `U` sums a group. Sums run in f32 over a
-/// block of groups, and in f64 from block to block: no lane adds up more than 2^7 products, so
-/// that the rounding is below 2^-17 of the sum of magnitudes.
+/// The products of one row with `B` vectors, each in `U` sums. They run in f32 over a few groups,
+/// and in f64 on from there: no lane adds up more than [`SPAN`] products, so that the rounding is
+/// below 2^-17 of the sum of magnitudes.
 #[inline(always)]
 fn dots<L: Lanes, C: Code, const B: usize, const U: usize>(
     layout: Layout,
-    planes: super::Planes<'_>,
+    code: C,
+    planes: Planes<'_>,
     x: [&[f32]; B],
 ) -> [f32; B] {
-    let cols = x[0].len();
-    let centred = Centred::<L>::new::<C>();
+    let groups = Groups::new(layout, x[0].len());
+    let step = (SPAN * LANES * U / groups.span).min(LANES);
+    let whole = groups.are_whole(BLOCK * LANES);
     let mut totals = [0.0f64; B];
-    let (span, blocks) = blocks(layout, cols);
-    let whole = cols.is_multiple_of(span) && span.is_multiple_of(BLOCK * LANES);
-    for (first, count) in blocks {
-        let grids = grids::<L>(planes, layout, first, count);
-        let block = Groups {
-            grids: &grids[..count],
-            centred: &centred,
-            scheme: layout.scheme,
-            start: first * span,
-            span,
+    let mut first = 0;
+    while first < groups.count {
+        let count = step.min(groups.count - first);
+        let scales = groups.scales::<L>(planes.scales, first, count);
+        let offsets = match code.scheme() {
+            // Exact: a zero point is a power of two, or 3/2.
+            Scheme::Symmetric => scales.mul(L::splat(-code.format().zero_point())),
+            Scheme::Affine => groups.scales(planes.biases, first, count),
         };
+        let (start, end) = groups.weights(first, count);
+        let codes = &planes.codes[code.bytes(start)..code.bytes(end)];
+        let grids = Grids {
+            count,
+            span: groups.span,
+            scales: scales.to_array(),
+            offsets: offsets.to_array(),
+        };
+        let mut part = [&x[0][start..end]; B];
+        for b in 1..B {
+            part[b] = &x[b][start..end];
+        }
         let sums = match whole {
-            true => block.dots::<C, B, U, true>(planes.codes, x),
-            false => block.dots::<C, B, U, false>(planes.codes, x),
+            true => grids.dots::<L, _, B, U, true>(code, codes, part),
+            false => grids.dots::<L, _, B, U, false>(code, codes, part),
         };
         for b in 0..B {
             totals[b] += f64::from(sums[b].fold_add());
         }
+        first += step;
     }
     totals.map(|total| total as f32)
 }
 
-/// A block of groups of a row.
-struct Groups<'a, L> {
-    grids: &'a [Grid],
-    centred: &'a Centred<L>,
-    scheme: Scheme,
-    start: usize,
+/// Some groups of a row, whose weights are `scale * q + offset`.
+struct Grids {
+    count: usize,
+    /// Their length; the last may be shorter.
     span: usize,
+    scales: [f32; LANES],
+    offsets: [f32; LANES],
 }
 
-impl<L: Lanes> Groups<'_, L> {
-    /// Their products with `B` vectors. `WHOLE` says that all groups are whole blocks of vectors:
-    /// the loop then holds nothing that would keep the sums out of registers.
+impl Grids {
+    /// Their products. `WHOLE` says that all are whole blocks of vectors: the loop then holds
+    /// nothing that would keep the sums out of registers.
     #[inline(always)]
-    fn dots<C: Code, const B: usize, const U: usize, const WHOLE: bool>(
+    fn dots<L: Lanes, C: Code, const B: usize, const U: usize, const WHOLE: bool>(
         &self,
+        code: C,
         codes: &[u8],
         x: [&[f32]; B],
     ) -> [L; B] {
-        let mut sums = [L::splat(0.0); B];
-        let mut start = self.start;
-        for grid in self.grids {
+        const WEIGHTS: usize = BLOCK * LANES;
+        let bytes = code.bytes(LANES);
+        let mut sums = [[L::splat(0.0); U]; B];
+        let mut at = 0;
+        for i in 0..self.count {
+            let map = Weights::<L>::new(code, self.scales[i], self.offsets[i]);
             let end = match WHOLE {
-                true => start + self.span,
-                false => x[0].len().min(start + self.span),
+                true => at + self.span,
+                false => x[0].len().min(at + self.span),
             };
-            let codes = &codes[C::FORMAT.row_bytes(start)..C::FORMAT.row_bytes(end)];
-            let x = x.map(|x| &x[start..end]);
-            match self.scheme {
-                // The scale once for all.
-                Scheme::Symmetric => {
-                    let products = group_dots::<L, C, B, U, WHOLE>(self.centred, codes, x);
-                    for b in 0..B {
-                        sums[b] = products[b].mul_add(L::splat(grid.scale), sums[b]);
+            while at + WEIGHTS <= end {
+                let packed = &codes[code.bytes(at)..][..BLOCK * bytes];
+                let mut weights = [L::splat(0.0); BLOCK];
+                for i in 0..BLOCK {
+                    weights[i] = code.unpack(&map, &packed[i * bytes..(i + 1) * bytes]);
+                }
+                for b in 0..B {
+                    let x = &x[b][at..at + WEIGHTS];
+                    for i in 0..BLOCK {
+                        let x = load_slice(x, i * LANES, LANES);
+                        sums[b][i % U] = weights[i].mul_add(x, sums[b][i % U]);
                     }
                 }
-                // Decoded whole: scale and bias may cancel.
-                Scheme::Affine => {
-                    let decoder = Decoder::<L>::new::<C>(*grid, self.scheme);
-                    let products = group_dots::<L, C, B, U, WHOLE>(&decoder, codes, x);
-                    for b in 0..B {
-                        sums[b] = sums[b].add(products[b]);
-                    }
-                }
+                at += WEIGHTS;
             }
-            start = end;
+            if !WHOLE {
+                each_vector!(at, end, |at, n| {
+                    let packed = &codes[code.bytes(at)..code.bytes(at + n)];
+                    let weights = code.unpack(&map, packed);
+                    for b in 0..B {
+                        let x = load_slice(x[b], at, n);
+                        sums[b][0] = weights.mul_add(x, sums[b][0]);
+                    }
+                });
+                at = end;
+            }
         }
-        sums
-    }
-}
-
-/// The products of a group, its codes mapped to numbers.
-#[inline(always)]
-fn group_dots<L: Lanes, C: Code, const B: usize, const U: usize, const WHOLE: bool>(
-    map: &impl CodeMap<L>,
-    codes: &[u8],
-    x: [&[f32]; B],
-) -> [L; B] {
-    const WEIGHTS: usize = BLOCK * LANES;
-    let mut sums = [[L::splat(0.0); U]; B];
-    let bytes = C::FORMAT.row_bytes(LANES);
-    let blocks = x[0].len() / WEIGHTS;
-    let rest = &codes[blocks * BLOCK * bytes..];
-    let mut at = 0;
-    for packed in codes.chunks_exact(BLOCK * bytes).take(blocks) {
-        let mut weights = [L::splat(0.0); BLOCK];
-        for i in 0..BLOCK {
-            weights[i] = C::unpack(map, &packed[i * bytes..(i + 1) * bytes]);
-        }
+        let mut products = [L::splat(0.0); B];
         for b in 0..B {
-            let x = &x[b][at..at + WEIGHTS];
-            for i in 0..BLOCK {
-                let x = load_slice(x, i * LANES, LANES);
-                sums[b][i % U] = weights[i].mul_add(x, sums[b][i % U]);
+            products[b] = sums[b][0];
+            for sum in &sums[b][1..] {
+                products[b] = products[b].add(*sum);
             }
         }
-        at += WEIGHTS;
+        products
     }
-    if !WHOLE {
-        each_vector!(0, x[0].len() - at, |next, n| {
-            let weights = C::unpack(map, &rest[C::FORMAT.row_bytes(next)..]);
-            for b in 0..B {
-                let x = load_slice(x[b], at + next, n);
-                sums[b][0] = weights.mul_add(x, sums[b][0]);
-            }
-        });
-    }
-    let mut products = [L::splat(0.0); B];
-    for b in 0..B {
-        products[b] = sums[b][0];
-        for sum in &sums[b][1..] {
-            products[b] = products[b].add(*sum);
-        }
-    }
-    products
 }
 
-/// Turns codes into their distance from zero, `q - z`.
-struct Centred<L> {
-    zero_point: L,
+/// Turns codes into weights, `scale * q + offset` in one rounding.
+struct Weights<L> {
+    scale: L,
+    offset: L,
     table: L,
 }
 
-impl<L: Lanes> Centred<L> {
+impl<L: Lanes> Weights<L> {
     #[inline(always)]
-    fn new<C: Code>() -> Self {
-        let zero_point = L::splat(C::FORMAT.zero_point());
-        let table = L::from_array(table_codes(C::FORMAT)).sub(zero_point);
-        Self { zero_point, table }
+    fn new(code: impl Code, scale: f32, offset: f32) -> Self {
+        let (scale, offset) = (L::splat(scale), L::splat(offset));
+        let table = L::from_array(table_codes(code.format())).mul_add(scale, offset);
+        Self {
+            scale,
+            offset,
+            table,
+        }
     }
 }
 
-impl<L: Lanes> CodeMap<L> for Centred<L> {
+impl<L: Lanes> CodeMap<L> for Weights<L> {
     #[inline(always)]
     fn of(&self, codes: L) -> L {
-        codes.sub(self.zero_point)
+        codes.mul_add(self.scale, self.offset)
     }
 
     #[inline(always)]
@@ -243,21 +248,24 @@ impl<L: Lanes> CodeMap<L> for Centred<L> {
     }
 }
 
-/// Bytes of codes that are multiplied together.
-pub(super) const BYTES: usize = 32;
-
 /// Products of codes and signed bytes.
 ///
-/// Codes are not brought into order: those in the lowest bits of 32 bytes are multiplied first, then
-/// those in the next, and so on. The bytes of the vector stand in that order, which
-/// [`quantize_activations`] gives them.
+/// Codes are not brought into order: in a piece of some bytes those in the lowest bits are
+/// multiplied first, then those in the next, and so on. The values of the vector stand in that
+/// order, which [`quantize_activations`] gives them.
 pub trait ByteDot {
     /// The lanes the sums end in.
     type Lanes: Lanes;
-    /// 32 codes, one a byte.
+    /// The same for pieces of [`LONG`] bytes.
+    type Long: ByteDot;
+    /// Codes, one a byte.
     type Codes: Copy;
     /// Sums of products, 32 bits wide.
     type Sums: Copy;
+    /// As [`Lanes::SPECIALIZED`].
+    const SPECIALIZED: bool = true;
+    /// Bytes that are taken at once.
+    const WIDTH: usize;
 
     /// What codes of `format` are read less by, so that they are signed.
     #[inline(always)]
@@ -266,31 +274,49 @@ pub trait ByteDot {
     }
     /// No sum yet.
     fn zero() -> Self::Sums;
-    /// The codes at bit `BITS * phase` of each byte. (Shifts are constants once this is inlined.)
-    fn unpack(format: Format, phase: usize, packed: &[u8; BYTES]) -> Self::Codes;
-    /// Adds the products of codes of `format`, less its offset, with `x`, each -127 to 127.
-    fn add(format: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8; BYTES]) -> Self::Sums;
+    /// The codes at bit `BITS * phase` of `WIDTH` bytes. (Shifts are constants once this is
+    /// inlined.)
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes;
+    /// Adds the products of codes of `format`, less its offset, with `WIDTH` values, each -127 to
+    /// 127.
+    fn add(format: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums;
     /// The sums, in any order.
     fn lanes(sums: Self::Sums) -> Self::Lanes;
 }
 
-/// Codes in a piece: as many as fill [`BYTES`] bytes.
+/// Bytes in a piece of a group.
+const SHORT: usize = 32;
+
+/// Bytes in a piece of a group that is a multiple of them.
+const LONG: usize = 64;
+
+/// Bytes in a piece of this layout's groups.
 #[inline(always)]
-const fn piece_len<C: Code>() -> usize {
-    BYTES * 8 / C::FORMAT.bits()
+fn piece_bytes(layout: Layout, cols: usize) -> usize {
+    let bytes = layout.format.row_bytes(layout.group_size.span(cols));
+    match bytes.is_multiple_of(LONG) {
+        true => LONG,
+        false => SHORT,
+    }
 }
 
 #[inline(always)]
-fn matvec_bytes_rows<D: ByteDot, C: Code>(m: ByteMatVec<'_>) {
-    let ByteMatVec {
-        layout, cols, x, ..
-    } = m;
+fn matvec_bytes_rows<D: ByteDot, C: Code>(m: ByteMatVec<'_>, code: C) {
+    match piece_bytes(m.layout, m.cols) {
+        LONG => matvec_pieces::<D::Long, _, LONG>(m, code),
+        _ => matvec_pieces::<D, _, SHORT>(m, code),
+    }
+}
+
+#[inline(always)]
+fn matvec_pieces<D: ByteDot, C: Code, const BYTES: usize>(m: ByteMatVec<'_>, code: C) {
     let batch = m.y.len() / m.y_rows;
     for (i, row) in m.rows.enumerate() {
-        let planes = m.planes.row(layout, cols, i);
+        let planes = m.planes.row(m.layout, m.cols, i);
         // The codes stay in cache, and unpacking them takes no longer than keeping them would.
         for b in 0..batch {
-            m.y[b * m.y_rows + row] = byte_dot::<D, C>(layout, cols, planes, x, b);
+            m.y[b * m.y_rows + row] =
+                byte_dot::<D, _, BYTES>(m.layout, code, m.cols, planes, m.x, b);
         }
     }
 }
@@ -298,60 +324,56 @@ fn matvec_bytes_rows<D: ByteDot, C: Code>(m: ByteMatVec<'_>) {
 /// The product of one row with vector `b`. With `x = t * v` the sum over a group is
 /// `s t (sum q v - z sum v)`, or `s t sum q v + m t sum v`.
 #[inline(always)]
-fn byte_dot<D: ByteDot, C: Code>(
+fn byte_dot<D: ByteDot, C: Code, const BYTES: usize>(
     layout: Layout,
+    code: C,
     cols: usize,
-    planes: super::Planes<'_>,
+    planes: Planes<'_>,
     x: Activations<'_>,
     b: usize,
 ) -> f32 {
     let values = &x.values[b * cols..(b + 1) * cols];
     let x_groups = layout.group_size.count(cols);
-    let offset = D::offset(C::FORMAT);
-    let (span, blocks) = blocks(layout, cols);
-    let whole = cols.is_multiple_of(span) && span.is_multiple_of(piece_len::<C>());
+    let groups = Groups::new(layout, cols);
+    let piece = BYTES * 8 / code.format().bits();
+    let whole = groups.are_whole(piece);
     let mut total = D::Lanes::splat(0.0);
-    for (first, count) in blocks {
-        let grids = grids::<D::Lanes>(planes, layout, first, count);
-        let mut scales = [0.0; LANES];
-        for (i, grid) in grids[..count].iter().enumerate() {
-            let group = match layout.group_size {
-                GroupSize::ROW => 0,
-                _ => first + i,
-            };
-            scales[i] = grid.scale * x.scales[b * x_groups + group];
-        }
+    for (first, count) in Pieces::<LANES>(0..groups.count) {
+        let x_scales = match layout.group_size {
+            GroupSize::ROW => D::Lanes::splat(x.scales[b]),
+            _ => load_slice(x.scales, b * x_groups + first, count),
+        };
+        let scales = groups.scales::<D::Lanes>(planes.scales, first, count);
+        let scales = scales.mul(x_scales).to_array();
 
-        let (start, end) = (first * span, cols.min((first + count) * span));
+        let (start, end) = groups.weights(first, count);
         let values = &values[start..end];
-        let codes = &planes.codes[C::FORMAT.row_bytes(start)..C::FORMAT.row_bytes(end)];
+        let codes = &planes.codes[code.bytes(start)..code.bytes(end)];
         if whole {
             // A sum of its own, which stays in a register.
             let mut sum = D::Lanes::splat(0.0);
-            let codes = codes.as_chunks().0.chunks_exact(span / piece_len::<C>());
-            for ((codes, values), scale) in codes.zip(values.chunks_exact(span)).zip(scales) {
-                let sums = whole_dot::<D, C>(codes, values);
-                sum = D::lanes(sums).mul_add(D::Lanes::splat(scale), sum);
+            let codes = codes.as_chunks().0.chunks_exact(groups.span / piece);
+            for ((codes, values), scale) in codes.zip(values.chunks_exact(groups.span)).zip(scales)
+            {
+                let sums = D::lanes(whole_dot::<D, _, BYTES>(code, codes, values));
+                sum = sums.mul_add(D::Lanes::splat(scale), sum);
             }
             total = total.add(sum);
         } else {
-            for (g, values) in values.chunks(span).enumerate() {
-                let sums = part_dot::<D, C>(&codes[C::FORMAT.row_bytes(g * span)..], values);
-                total = D::lanes(sums).mul_add(D::Lanes::splat(scales[g]), total);
+            for (g, values) in values.chunks(groups.span).enumerate() {
+                let codes = &codes[code.bytes(g * groups.span)..];
+                let sums = D::lanes(part_dot::<D, _, BYTES>(code, codes, values));
+                total = sums.mul_add(D::Lanes::splat(scales[g]), total);
             }
         }
     }
     // What all values of a group are multiplied with beside the codes.
-    let zero_point = match layout.scheme {
-        Scheme::Symmetric => C::FORMAT.zero_point(),
-        Scheme::Affine => 0.0,
-    };
-    let less = D::Lanes::splat(offset - zero_point);
+    let less = D::Lanes::splat(D::offset(code.format()) - layout.zero_point());
     for (first, count) in Pieces::<LANES>(0..x_groups) {
         let dtype = layout.scale_dtype;
         let scales = load_scales::<D::Lanes>(dtype, planes.scales, first, count);
         let mut constants = D::Lanes::from_array(scales).mul(less);
-        if layout.scheme == Scheme::Affine {
+        if code.scheme() == Scheme::Affine {
             let biases = load_scales::<D::Lanes>(dtype, planes.biases, first, count);
             constants = constants.add(D::Lanes::from_array(biases));
         }
@@ -363,15 +385,32 @@ fn byte_dot<D: ByteDot, C: Code>(
 
 /// The products of whole pieces.
 #[inline(always)]
-fn whole_dot<D: ByteDot, C: Code>(codes: &[[u8; BYTES]], values: &[i8]) -> D::Sums {
+fn whole_dot<D: ByteDot, C: Code, const BYTES: usize>(
+    code: C,
+    codes: &[[u8; BYTES]],
+    values: &[i8],
+) -> D::Sums {
+    let phases = 8 / code.format().bits();
     let mut sums = D::zero();
-    for (packed, values) in codes.iter().zip(values.chunks_exact(piece_len::<C>())) {
-        for phase in 0..8 / C::FORMAT.bits() {
-            let codes = D::unpack(C::FORMAT, phase, packed);
-            let x = values[phase * BYTES..]
-                .first_chunk()
-                .expect("a whole piece");
-            sums = D::add(C::FORMAT, sums, codes, x);
+    for (packed, values) in codes.iter().zip(values.chunks_exact(phases * BYTES)) {
+        sums = piece_dot::<D, _, BYTES>(code, sums, packed, values);
+    }
+    sums
+}
+
+/// Adds the products of one piece.
+#[inline(always)]
+fn piece_dot<D: ByteDot, C: Code, const BYTES: usize>(
+    code: C,
+    mut sums: D::Sums,
+    packed: &[u8; BYTES],
+    values: &[i8],
+) -> D::Sums {
+    for phase in 0..8 / code.format().bits() {
+        for part in 0..BYTES / D::WIDTH {
+            let codes = D::unpack(code.format(), phase, &packed[part * D::WIDTH..][..D::WIDTH]);
+            let x = &values[phase * BYTES + part * D::WIDTH..][..D::WIDTH];
+            sums = D::add(code.format(), sums, codes, x);
         }
     }
     sums
@@ -379,22 +418,26 @@ fn whole_dot<D: ByteDot, C: Code>(codes: &[[u8; BYTES]], values: &[i8]) -> D::Su
 
 /// The products of codes that may end within a piece.
 #[inline(always)]
-fn part_dot<D: ByteDot, C: Code>(codes: &[u8], values: &[i8]) -> D::Sums {
-    let phases = 8 / C::FORMAT.bits();
+fn part_dot<D: ByteDot, C: Code, const BYTES: usize>(
+    code: C,
+    codes: &[u8],
+    values: &[i8],
+) -> D::Sums {
+    const MOST: usize = LONG * 4;
+    let phases = 8 / code.format().bits();
     let mut sums = D::zero();
-    for (i, values) in values.chunks(piece_len::<C>()).enumerate() {
-        let codes = &codes[i * BYTES..];
+    for (i, values) in values.chunks(phases * BYTES).enumerate() {
+        let bytes = code.bytes(values.len());
         let mut packed = [0; BYTES];
-        let bytes = C::FORMAT.row_bytes(values.len());
-        packed[..bytes].copy_from_slice(&codes[..bytes]);
+        packed[..bytes].copy_from_slice(&codes[i * BYTES..][..bytes]);
+        let mut padded = [0; MOST];
         let mut left = values;
         for phase in 0..phases {
-            let mut x = [0; BYTES];
             let (some, others) = left.split_at(phase_len(values.len(), phases, phase));
-            x[..some.len()].copy_from_slice(some);
+            padded[phase * BYTES..][..some.len()].copy_from_slice(some);
             left = others;
-            sums = D::add(C::FORMAT, sums, D::unpack(C::FORMAT, phase, &packed), &x);
         }
+        sums = piece_dot::<D, _, BYTES>(code, sums, &packed, &padded);
     }
     sums
 }
@@ -408,30 +451,24 @@ fn phase_len(n: usize, phases: usize, phase: usize) -> usize {
 /// Groups of a vector with no magnitude above this count as zeros.
 const SMALLEST: f32 = 1.0e-30;
 
+/// For each group a scale `largest magnitude / 127`, and the scale times the sum of its bytes.
 #[inline(always)]
 pub(super) fn quantize_activations<L: Lanes>(
     x: &[f32],
     cols: usize,
     out: ActivationsMut<'_>,
 ) -> bool {
-    match out.layout.format {
-        Format::Int2 => quantize_vectors::<L, Int2>(x, cols, out),
-        Format::Int4 => quantize_vectors::<L, Int4>(x, cols, out),
-        Format::Int8 => quantize_vectors::<L, Int8>(x, cols, out),
-    }
-}
-
-/// For each group a scale `largest magnitude / 127`, and the scale times the sum of its bytes.
-#[inline(always)]
-fn quantize_vectors<L: Lanes, C: Code>(x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool {
-    let span = out.layout.group_size.span(cols);
-    let groups = out.layout.group_size.count(cols);
+    let layout = out.layout;
+    let span = layout.group_size.span(cols);
+    let groups = layout.group_size.count(cols);
+    let phases = 8 / layout.format.bits();
+    let piece = piece_bytes(layout, cols) * phases;
     for (b, x) in x.chunks_exact(cols.max(1)).enumerate() {
         for g in 0..groups {
             let (start, end) = (g * span, cols.min((g + 1) * span));
             let x = &x[start..end];
             let values = &mut out.values[b * cols + start..b * cols + end];
-            let Some((low, high)) = range::<L, F32>(as_bytes(x)) else {
+            let Some((low, high)) = F32.range::<L>(as_bytes(x)) else {
                 return false;
             };
             let largest = high.max(-low);
@@ -440,9 +477,7 @@ fn quantize_vectors<L: Lanes, C: Code>(x: &[f32], cols: usize, out: ActivationsM
                 false => (0.0, 0.0),
             };
             let mut sum = 0;
-            let pieces = x.chunks(piece_len::<C>());
-            for (x, values) in pieces.zip(values.chunks_mut(piece_len::<C>())) {
-                let phases = 8 / C::FORMAT.bits();
+            for (x, values) in x.chunks(piece).zip(values.chunks_mut(piece)) {
                 let mut next = 0;
                 for phase in 0..phases {
                     for i in 0..phase_len(x.len(), phases, phase) {

@@ -3,21 +3,38 @@
 use core::ops::Range;
 
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
-use crate::format::{Float, Format};
+use crate::format::{Float, Format, Layout, Scheme};
 
-/// A floating-point type in memory.
-pub(super) trait Element {
-    const FLOAT: Float;
-    const SIZE: usize = Self::FLOAT.size();
+/// A floating-point type in memory. One that is known when a kernel is compiled, or a [`Float`]:
+/// known when it runs, which is slower, and takes far less code.
+pub(super) trait Element: Copy {
+    fn float(self) -> Float;
+    /// Sixteen values.
+    fn load<L: Lanes>(self, bytes: &[u8]) -> L;
+    fn store<L: Lanes>(self, lanes: L, bytes: &mut [u8]);
+    /// Smallest and largest value, or `None` when one is NaN or infinite.
+    fn range<L: Lanes>(self, bytes: &[u8]) -> Option<(f32, f32)>;
+
+    /// Bytes of a value.
+    #[inline(always)]
+    fn size(self) -> usize {
+        self.float().size()
+    }
+
     /// Whether f32 holds the product of a value with an integer below 2^9.
-    const SHORT: bool;
+    #[inline(always)]
+    fn is_short(self) -> bool {
+        self.size() == 2
+    }
+}
+
+/// One that is known when a kernel is compiled.
+trait Known: Element {
     /// Its bits.
     type Bits: Bits;
     /// The bits of infinity: those of finite magnitudes are smaller.
     const INFINITY: Self::Bits;
     fn value(bits: Self::Bits) -> f32;
-    fn load<L: Lanes>(bytes: &[u8]) -> L;
-    fn store<L: Lanes>(lanes: L, bytes: &mut [u8]);
 }
 
 /// The bits of a float: sign and magnitude.
@@ -44,13 +61,21 @@ impl<T: Bits> Bounds<T> {
     }
 }
 
-/// A packed code in memory.
-pub(super) trait Code {
-    const FORMAT: Format;
+/// A packed code in memory, and what it counts from. One that is known when a kernel is compiled,
+/// or a [`Layout`].
+pub(super) trait Code: Copy {
+    fn format(self) -> Format;
+    fn scheme(self) -> Scheme;
     /// Writes the codes, or as many as there is room for.
-    fn pack<L: Lanes>(codes: [L; BLOCK], packed: &mut [u8]);
+    fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]);
     /// `map` of sixteen codes, or of as many as there are.
-    fn unpack<L: Lanes>(map: &impl CodeMap<L>, packed: &[u8]) -> L;
+    fn unpack<L: Lanes>(self, map: &impl CodeMap<L>, packed: &[u8]) -> L;
+
+    /// Bytes of `count` codes.
+    #[inline(always)]
+    fn bytes(self, count: usize) -> usize {
+        self.format().row_bytes(count)
+    }
 }
 
 /// What codes are turned into.
@@ -60,31 +85,83 @@ pub(super) trait CodeMap<L> {
     fn table(&self) -> L;
 }
 
-pub(super) struct F32;
-pub(super) struct F16;
-pub(super) struct BF16;
-pub(super) struct Int2;
-pub(super) struct Int4;
-pub(super) struct Int8;
+/// Evaluates the body with `$element` a float known when a kernel runs, for lanes that are worth it
+/// as one of the types.
+macro_rules! with_element {
+    ($lanes:ident, $float:expr, |$element:ident| $body:expr) => {{
+        use $crate::format::Float;
+        use $crate::kernel::element::{BF16, F16, F32};
+        if $lanes::SPECIALIZED {
+            match $float {
+                Float::F32 => with_element!(@ $element, F32, $body),
+                Float::F16 => with_element!(@ $element, F16, $body),
+                Float::BF16 => with_element!(@ $element, BF16, $body),
+            }
+        } else {
+            with_element!(@ $element, $float, $body)
+        }
+    }};
+    (@ $element:ident, $value:expr, $body:expr) => {{
+        let $element = $value;
+        $body
+    }};
+}
+
+/// The same with the codes of a layout.
+macro_rules! with_code {
+    ($lanes:ident, $layout:expr, |$code:ident| $body:expr) => {{
+        use $crate::format::{Format, Scheme};
+        use $crate::kernel::element as types;
+        if $lanes::SPECIALIZED {
+            match ($layout.format, $layout.scheme) {
+                (Format::Int2, Scheme::Symmetric) => with_code!(@ $code, types::Int2, $body),
+                (Format::Int2, Scheme::Affine) => with_code!(@ $code, types::Int2Affine, $body),
+                (Format::Int4, Scheme::Symmetric) => with_code!(@ $code, types::Int4, $body),
+                (Format::Int4, Scheme::Affine) => with_code!(@ $code, types::Int4Affine, $body),
+                (Format::Int8, Scheme::Symmetric) => with_code!(@ $code, types::Int8, $body),
+                (Format::Int8, Scheme::Affine) => with_code!(@ $code, types::Int8Affine, $body),
+            }
+        } else {
+            with_code!(@ $code, $layout, $body)
+        }
+    }};
+    (@ $code:ident, $value:expr, $body:expr) => {{
+        let $code = $value;
+        $body
+    }};
+}
+pub(super) use {with_code, with_element};
 
 macro_rules! element {
-    ($type:ident, $bits:ty, $infinity:literal, $short:literal, $load:ident, $store:ident, $value:expr) => {
-        impl Element for $type {
-            const FLOAT: Float = Float::$type;
-            const SHORT: bool = $short;
+    ($type:ident, $bits:ty, $infinity:literal, $load:ident, $store:ident, $value:expr) => {
+        #[derive(Clone, Copy)]
+        pub(super) struct $type;
+
+        impl Known for $type {
             type Bits = $bits;
             const INFINITY: $bits = $infinity;
             #[inline(always)]
             fn value(bits: $bits) -> f32 {
                 $value(bits)
             }
+        }
+
+        impl Element for $type {
             #[inline(always)]
-            fn load<L: Lanes>(bytes: &[u8]) -> L {
+            fn float(self) -> Float {
+                Float::$type
+            }
+            #[inline(always)]
+            fn load<L: Lanes>(self, bytes: &[u8]) -> L {
                 L::$load(bytes.first_chunk().expect("16 values"))
             }
             #[inline(always)]
-            fn store<L: Lanes>(lanes: L, bytes: &mut [u8]) {
+            fn store<L: Lanes>(self, lanes: L, bytes: &mut [u8]) {
                 lanes.$store(bytes.first_chunk_mut().expect("16 values"));
+            }
+            #[inline(always)]
+            fn range<L: Lanes>(self, bytes: &[u8]) -> Option<(f32, f32)> {
+                range::<L, Self>(bytes)
             }
         }
     };
@@ -117,11 +194,21 @@ macro_rules! bits {
 }
 
 macro_rules! code {
-    ($type:ident, $pack:ident, |$map:ident, $packed:ident| $unpack:expr) => {
+    ($type:ident, $format:ident, $scheme:ident, $pack:ident, |$map:ident, $packed:ident| $unpack:expr) => {
+        #[derive(Clone, Copy)]
+        pub(super) struct $type;
+
         impl Code for $type {
-            const FORMAT: Format = Format::$type;
             #[inline(always)]
-            fn pack<L: Lanes>(codes: [L; BLOCK], packed: &mut [u8]) {
+            fn format(self) -> Format {
+                Format::$format
+            }
+            #[inline(always)]
+            fn scheme(self) -> Scheme {
+                Scheme::$scheme
+            }
+            #[inline(always)]
+            fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]) {
                 let bytes = L::$pack(codes);
                 match packed.first_chunk_mut() {
                     Some(whole) => *whole = bytes,
@@ -129,11 +216,11 @@ macro_rules! code {
                 }
             }
             #[inline(always)]
-            fn unpack<L: Lanes>($map: &impl CodeMap<L>, packed: &[u8]) -> L {
+            fn unpack<L: Lanes>(self, $map: &impl CodeMap<L>, packed: &[u8]) -> L {
                 let $packed = &match packed.first_chunk() {
                     Some(whole) => *whole,
                     None => {
-                        let mut bytes = [0; LANES * Self::FORMAT.bits() / 8];
+                        let mut bytes = [0; LANES * Format::$format.bits() / 8];
                         bytes[..packed.len()].copy_from_slice(packed);
                         bytes
                     }
@@ -146,47 +233,120 @@ macro_rules! code {
 
 bits!(u16, bounds16);
 bits!(u32, bounds32);
-element!(
-    F32,
-    u32,
-    0x7F80_0000,
-    false,
-    load_f32,
-    store_f32,
-    f32::from_bits
-);
-element!(F16, u16, 0x7C00, true, load_f16, store_f16, |bits| {
+element!(F32, u32, 0x7F80_0000, load_f32, store_f32, f32::from_bits);
+element!(F16, u16, 0x7C00, load_f16, store_f16, |bits| {
     half::f16::from_bits(bits).to_f32()
 });
-element!(BF16, u16, 0x7F80, true, load_bf16, store_bf16, |bits| {
+element!(BF16, u16, 0x7F80, load_bf16, store_bf16, |bits| {
     f32::from_bits(u32::from(bits) << 16)
 });
-code!(Int2, pack2, |map, packed| L::look_up2(map.table(), packed));
-code!(Int4, pack4, |map, packed| L::look_up4(map.table(), packed));
-code!(Int8, pack8, |map, packed| map.of(L::unpack8(packed)));
+code!(Int2, Int2, Symmetric, pack2, |map, packed| L::look_up2(
+    map.table(),
+    packed
+));
+code!(Int4, Int4, Symmetric, pack4, |map, packed| L::look_up4(
+    map.table(),
+    packed
+));
+code!(Int8, Int8, Symmetric, pack8, |map, packed| map
+    .of(L::unpack8(packed)));
+code!(Int2Affine, Int2, Affine, pack2, |map, packed| L::look_up2(
+    map.table(),
+    packed
+));
+code!(Int4Affine, Int4, Affine, pack4, |map, packed| L::look_up4(
+    map.table(),
+    packed
+));
+code!(Int8Affine, Int8, Affine, pack8, |map, packed| map
+    .of(L::unpack8(packed)));
+
+impl Element for Float {
+    #[inline(always)]
+    fn float(self) -> Float {
+        self
+    }
+    #[inline(always)]
+    fn load<L: Lanes>(self, bytes: &[u8]) -> L {
+        match self {
+            Float::F32 => F32.load(bytes),
+            Float::F16 => F16.load(bytes),
+            Float::BF16 => BF16.load(bytes),
+        }
+    }
+    #[inline(always)]
+    fn store<L: Lanes>(self, lanes: L, bytes: &mut [u8]) {
+        match self {
+            Float::F32 => F32.store(lanes, bytes),
+            Float::F16 => F16.store(lanes, bytes),
+            Float::BF16 => BF16.store(lanes, bytes),
+        }
+    }
+    #[inline(always)]
+    fn range<L: Lanes>(self, bytes: &[u8]) -> Option<(f32, f32)> {
+        match self {
+            Float::F32 => F32.range::<L>(bytes),
+            Float::F16 => F16.range::<L>(bytes),
+            Float::BF16 => BF16.range::<L>(bytes),
+        }
+    }
+}
+
+impl Code for Layout {
+    #[inline(always)]
+    fn format(self) -> Format {
+        self.format
+    }
+    #[inline(always)]
+    fn scheme(self) -> Scheme {
+        self.scheme
+    }
+    #[inline(always)]
+    fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]) {
+        match self.format {
+            Format::Int2 => Int2.pack(codes, packed),
+            Format::Int4 => Int4.pack(codes, packed),
+            Format::Int8 => Int8.pack(codes, packed),
+        }
+    }
+    #[inline(always)]
+    fn unpack<L: Lanes>(self, map: &impl CodeMap<L>, packed: &[u8]) -> L {
+        match self.format {
+            Format::Int2 => Int2.unpack(map, packed),
+            Format::Int4 => Int4.unpack(map, packed),
+            Format::Int8 => Int8.unpack(map, packed),
+        }
+    }
+}
 
 /// Sixteen values from element `at`, `n` of them in the row, the others +0.
 #[inline(always)]
-pub(super) fn load<L: Lanes, E: Element>(bytes: &[u8], at: usize, n: usize) -> L {
-    let bytes = &bytes[at * E::SIZE..(at + n) * E::SIZE];
+pub(super) fn load<L: Lanes>(element: impl Element, bytes: &[u8], at: usize, n: usize) -> L {
+    let bytes = &bytes[at * element.size()..(at + n) * element.size()];
     if n == LANES {
-        E::load(bytes)
+        element.load(bytes)
     } else {
         let mut padded = [0; LANES * 4];
         padded[..bytes.len()].copy_from_slice(bytes);
-        E::load(&padded)
+        element.load(&padded)
     }
 }
 
 /// Writes `n` values from element `at`.
 #[inline(always)]
-pub(super) fn store<L: Lanes, E: Element>(lanes: L, bytes: &mut [u8], at: usize, n: usize) {
-    let bytes = &mut bytes[at * E::SIZE..(at + n) * E::SIZE];
+pub(super) fn store<L: Lanes>(
+    element: impl Element,
+    lanes: L,
+    bytes: &mut [u8],
+    at: usize,
+    n: usize,
+) {
+    let bytes = &mut bytes[at * element.size()..(at + n) * element.size()];
     if n == LANES {
-        E::store(lanes, bytes);
+        element.store(lanes, bytes);
     } else {
         let mut padded = [0; LANES * 4];
-        E::store(lanes, &mut padded);
+        element.store(lanes, &mut padded);
         bytes.copy_from_slice(&padded[..bytes.len()]);
     }
 }
@@ -273,10 +433,11 @@ impl<const STEP: usize> Iterator for Pieces<STEP> {
 /// negative value where there is any below zero, as signed ones the largest is the highest value
 /// where there is any above.
 #[inline(always)]
-pub(super) fn range<L: Lanes, E: Element>(bytes: &[u8]) -> Option<(f32, f32)> {
-    let (whole, rest) = bytes.split_at(bytes.len() / (LANES * E::SIZE) * (LANES * E::SIZE));
+fn range<L: Lanes, E: Known>(bytes: &[u8]) -> Option<(f32, f32)> {
+    let size = size_of::<E::Bits>();
+    let (whole, rest) = bytes.split_at(bytes.len() / (LANES * size) * (LANES * size));
     let mut bounds = E::Bits::bounds::<L>(whole);
-    for i in 0..rest.len() / E::SIZE {
+    for i in 0..rest.len() / size {
         bounds = bounds.with(E::Bits::read(rest, i));
     }
     let Bounds { largest, signed } = bounds;
@@ -295,7 +456,7 @@ pub(super) fn range<L: Lanes, E: Element>(bytes: &[u8]) -> Option<(f32, f32)> {
 /// The smallest bits. Few groups are all of one sign.
 #[cold]
 #[inline(never)]
-fn smallest<E: Element>(bytes: &[u8]) -> E::Bits {
-    let bits = (0..bytes.len() / E::SIZE).map(|i| E::Bits::read(bytes, i));
+fn smallest<E: Known>(bytes: &[u8]) -> E::Bits {
+    let bits = (0..bytes.len() / size_of::<E::Bits>()).map(|i| E::Bits::read(bytes, i));
     bits.min().unwrap_or(E::Bits::SIGN)
 }

@@ -8,18 +8,18 @@ use crate::format::{Format, Scheme};
 
 /// The grid of `Method::MinMax` for a group between `low` and `high`.
 #[inline(always)]
-pub(super) fn min_max<C: Code>(scheme: Scheme, low: f32, high: f32) -> Grid {
-    match scheme {
+pub(super) fn min_max(code: impl Code, low: f32, high: f32) -> Grid {
+    match code.scheme() {
         Scheme::Affine => Grid {
-            scale: (high - low) / f32::from(C::FORMAT.max_code()),
+            scale: (high - low) / f32::from(code.format().max_code()),
             bias: low,
         },
         // The value of largest magnitude gets the extreme code; of two equal ones the positive.
         Scheme::Symmetric => {
             let extreme = if high >= -low { high } else { low };
-            let scale = match C::FORMAT {
-                Format::Int2 => extreme.abs() / C::FORMAT.zero_point(),
-                Format::Int4 | Format::Int8 => -extreme / C::FORMAT.zero_point(),
+            let scale = match code.format() {
+                Format::Int2 => extreme.abs() / code.format().zero_point(),
+                Format::Int4 | Format::Int8 => -extreme / code.format().zero_point(),
             };
             Grid { scale, bias: 0.0 }
         }
@@ -28,27 +28,28 @@ pub(super) fn min_max<C: Code>(scheme: Scheme, low: f32, high: f32) -> Grid {
 
 /// The grid of `Method::Lsq`: the best of those that `ratios` times the range's scale lead to.
 #[inline(always)]
-pub(super) fn least_squares<L: Lanes, E: Element, C: Code>(
-    group: &Scaled<'_>,
-    scheme: Scheme,
+pub(super) fn least_squares<L: Lanes, E: Element, C: Code, const FAR: bool>(
+    group: &Scaled<'_, E, FAR>,
+    code: C,
     start: Grid,
     ratios: &[f32],
 ) -> Grid {
     // As many trials together as there are registers for their sums.
-    match (scheme, L::SUMS) {
-        (Scheme::Symmetric, 16..) => symmetric::<L, E, C, 8>(group, start, ratios),
-        (Scheme::Symmetric, 4..) => symmetric::<L, E, C, 2>(group, start, ratios),
-        (Scheme::Symmetric, _) => symmetric::<L, E, C, 1>(group, start, ratios),
-        (Scheme::Affine, 16..) => affine::<L, E, C, 4>(group, start, ratios),
-        (Scheme::Affine, _) => affine::<L, E, C, 1>(group, start, ratios),
+    match (code.scheme(), L::SUMS) {
+        (Scheme::Symmetric, 16..) => symmetric::<L, _, _, FAR, 8>(group, code, start, ratios),
+        (Scheme::Symmetric, 4..) => symmetric::<L, _, _, FAR, 2>(group, code, start, ratios),
+        (Scheme::Symmetric, _) => symmetric::<L, _, _, FAR, 1>(group, code, start, ratios),
+        (Scheme::Affine, 16..) => affine::<L, _, _, FAR, 4>(group, code, start, ratios),
+        (Scheme::Affine, _) => affine::<L, _, _, FAR, 1>(group, code, start, ratios),
     }
 }
 
 /// For each trial scale take the distances d = q - z, whose best scale is
 /// `sum h x d / sum h d^2`; keep the trial that explains most of the group.
 #[inline(always)]
-fn symmetric<L: Lanes, E: Element, C: Code, const T: usize>(
-    group: &Scaled<'_>,
+fn symmetric<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
+    group: &Scaled<'_, E, FAR>,
+    code: C,
     start: Grid,
     ratios: &[f32],
 ) -> Grid {
@@ -60,9 +61,9 @@ fn symmetric<L: Lanes, E: Element, C: Code, const T: usize>(
         for (t, trial) in trials.iter_mut().enumerate() {
             *trial = start.scale * ratios.get(t).unwrap_or(&ratios[0]);
         }
-        let sums = match C::FORMAT {
-            Format::Int2 => two_levels::<L, E, T>(group, trials),
-            Format::Int4 | Format::Int8 => many_levels::<L, E, C, T>(group, trials),
+        let sums = match code.format() {
+            Format::Int2 => two_levels::<L, _, FAR, T>(group, trials),
+            Format::Int4 | Format::Int8 => many_levels::<L, _, _, FAR, T>(group, code, trials),
         };
         for [product, square] in sums {
             let explained = product * product;
@@ -77,12 +78,13 @@ fn symmetric<L: Lanes, E: Element, C: Code, const T: usize>(
 
 /// `sum h x d` and `sum h d^2` for each trial scale, d being integers.
 #[inline(always)]
-fn many_levels<L: Lanes, E: Element, C: Code, const T: usize>(
-    group: &Scaled<'_>,
+fn many_levels<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
+    group: &Scaled<'_, E, FAR>,
+    code: C,
     trials: [f32; T],
 ) -> [[f64; 2]; T] {
-    let lowest = L::splat(-C::FORMAT.zero_point());
-    let highest = L::splat(C::FORMAT.zero_point() - 1.0);
+    let lowest = L::splat(-code.format().zero_point());
+    let highest = L::splat(code.format().zero_point() - 1.0);
     let mut inverses = [L::splat(0.0); T];
     for t in 0..T {
         let (scale, bias) = (trials[t], 0.0);
@@ -91,15 +93,15 @@ fn many_levels<L: Lanes, E: Element, C: Code, const T: usize>(
     match group.importance {
         None => sums!(L, [2; T], group.len, |sums, at, n| {
             // Missing weights are 0, and so are their d.
-            let x = group.load::<L, E>(at, n);
+            let x = group.load::<L>(at, n);
             for t in 0..T {
                 let d = x.mul(inverses[t]).round().max(lowest).min(highest);
-                sums[t][0] = add_product::<L, E>(sums[t][0], x, d);
+                sums[t][0] = add_product(group.element, sums[t][0], x, d);
                 sums[t][1] = d.mul_add(d, sums[t][1]);
             }
         }),
         Some(_) => sums!(L, [2; T], group.len, |sums, at, n| {
-            let x = group.load::<L, E>(at, n);
+            let x = group.load::<L>(at, n);
             for t in 0..T {
                 let d = x.mul(inverses[t]).round().max(lowest).min(highest);
                 let weighted = group.weigh(d, at, n);
@@ -113,8 +115,8 @@ fn many_levels<L: Lanes, E: Element, C: Code, const T: usize>(
 /// The same for 2 bits, where d is 1/2 or 3/2 with the sign of x, so that it is enough to add up
 /// the magnitudes, and those above the trial scale once more.
 #[inline(always)]
-fn two_levels<L: Lanes, E: Element, const T: usize>(
-    group: &Scaled<'_>,
+fn two_levels<L: Lanes, E: Element, const FAR: bool, const T: usize>(
+    group: &Scaled<'_, E, FAR>,
     trials: [f32; T],
 ) -> [[f64; 2]; T] {
     let mut thresholds = [L::splat(0.0); T];
@@ -122,13 +124,13 @@ fn two_levels<L: Lanes, E: Element, const T: usize>(
         thresholds[t] = L::splat(trials[t]);
     }
     let [[all, all_count]] = sums!(L, [2; 1], group.len, |sums, at, n| {
-        let x = group.load::<L, E>(at, n).abs();
+        let x = group.load::<L>(at, n).abs();
         let one = first(group.weigh(L::splat(1.0), at, n), n);
         sums[0][0] = sums[0][0].add(group.weigh(x, at, n));
         sums[0][1] = sums[0][1].add(one);
     });
     let mut totals = sums!(L, [2; T], group.len, |sums, at, n| {
-        let x = group.load::<L, E>(at, n).abs();
+        let x = group.load::<L>(at, n).abs();
         let (weighted, one) = (group.weigh(x, at, n), group.weigh(L::splat(1.0), at, n));
         for t in 0..T {
             // Missing weights are 0, and above no threshold.
@@ -150,17 +152,18 @@ const REFINEMENTS: usize = 2;
 /// keep the trial that explains most of the group, and go on alternating from there. Codes and
 /// weights are centred first, so that nothing cancels when the group lies far from zero.
 #[inline(always)]
-fn affine<L: Lanes, E: Element, C: Code, const T: usize>(
-    group: &Scaled<'_>,
+fn affine<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
+    group: &Scaled<'_, E, FAR>,
+    code: C,
     start: Grid,
     ratios: &[f32],
 ) -> Grid {
-    let top = f32::from(C::FORMAT.max_code());
+    let top = f32::from(code.format().max_code());
     let middle = start.bias + start.scale * (top / 2.0);
     let mut fit = AffineFit {
         top,
         middle,
-        weights: center::<L, E>(group, middle),
+        weights: center::<L, _, FAR>(group, middle),
         best: start,
         best_explained: f64::NEG_INFINITY,
     };
@@ -170,19 +173,27 @@ fn affine<L: Lanes, E: Element, C: Code, const T: usize>(
             let bias = middle - scale * (top / 2.0);
             Grid { scale, bias }
         });
-        fit.take(affine_sums::<L, E, C, T>(group, middle, trials));
+        fit.take(affine_sums::<L, _, _, FAR, T>(group, code, middle, trials));
     }
     for _ in 0..REFINEMENTS {
-        fit.take(affine_sums::<L, E, C, 1>(group, middle, [fit.best]));
+        fit.take(affine_sums::<L, _, _, FAR, 1>(
+            group,
+            code,
+            middle,
+            [fit.best],
+        ));
     }
     fit.best
 }
 
 /// `sum h` and `sum h (x - middle)` of a group.
 #[inline(always)]
-fn center<L: Lanes, E: Element>(group: &Scaled<'_>, middle: f32) -> [f64; 2] {
+fn center<L: Lanes, E: Element, const FAR: bool>(
+    group: &Scaled<'_, E, FAR>,
+    middle: f32,
+) -> [f64; 2] {
     let [totals] = sums!(L, [2; 1], group.len, |sums, at, n| {
-        let x = group.load::<L, E>(at, n).sub(L::splat(middle));
+        let x = group.load::<L>(at, n).sub(L::splat(middle));
         let one = group.weigh(L::splat(1.0), at, n);
         sums[0][0] = sums[0][0].add(first(one, n));
         sums[0][1] = sums[0][1].add(first(x.mul(one), n));
@@ -192,24 +203,23 @@ fn center<L: Lanes, E: Element>(group: &Scaled<'_>, middle: f32) -> [f64; 2] {
 
 /// For each trial `sum h u`, `sum h u (x - middle)` and `sum h u^2`, u being half steps.
 #[inline(always)]
-fn affine_sums<L: Lanes, E: Element, C: Code, const T: usize>(
-    group: &Scaled<'_>,
+fn affine_sums<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
+    group: &Scaled<'_, E, FAR>,
+    code: C,
     middle: f32,
     trials: [Grid; T],
 ) -> [[f64; 3]; T] {
-    let steps = Steps::<L>::new::<C>(Scheme::Affine);
-    let mut encoders = [Encoder::<L>::new::<C>(trials[0], Scheme::Affine); T];
-    for t in 1..T {
-        encoders[t] = Encoder::new::<C>(trials[t], Scheme::Affine);
+    let steps = Steps::<L>::new(code);
+    let mut encoders = [Encoder::new(code, 0.0, 0.0); T];
+    for t in 0..T {
+        encoders[t] = Encoder::new(code, trials[t].inverse(), trials[t].bias);
     }
     sums!(L, [3; T], group.len, |sums, at, n| {
-        let x = group.load::<L, E>(at, n);
+        let x = group.load::<L>(at, n);
         let centred = x.sub(L::splat(middle));
         for t in 0..T {
-            let u = first(
-                steps.of(encoders[t].codes(encoders[t].exact(Scheme::Affine, x))),
-                n,
-            );
+            let codes = encoders[t].codes(encoders[t].exact(x));
+            let u = first(steps.of(codes), n);
             let weighted = group.weigh(u, at, n);
             sums[t][0] = sums[t][0].add(weighted);
             sums[t][1] = sums[t][1].add(centred.mul(weighted));

@@ -62,35 +62,34 @@ pub(super) fn first<L: Lanes>(x: L, n: usize) -> L {
     }
 }
 
+/// Whether the squares of a group with this largest magnitude are safe as they are.
+#[inline(always)]
+pub(super) fn is_near(magnitude: f32) -> bool {
+    const LOWEST: u32 = (127 - 40) << 23;
+    const HIGHEST: u32 = (127 + 40) << 23;
+    magnitude == 0.0 || (LOWEST..=HIGHEST).contains(&magnitude.to_bits())
+}
+
 /// The power of two that brings a group's largest magnitude near 1, or 1 where squares are safe.
 #[inline(always)]
 pub(super) fn power(magnitude: f32) -> f32 {
-    const SAFE: core::ops::RangeInclusive<u32> = (127 - 40) << 23..=(127 + 40) << 23;
     #[cold]
     fn other(magnitude: f32) -> f32 {
-        if magnitude == 0.0 {
-            return 1.0;
-        }
         let exponent = (magnitude.to_bits() >> 23 & 0xFF) as i32 - 127;
         // Both ends stay normal numbers, so that dividing by the power is exact as well.
         f32::from_bits(((127 - exponent).clamp(1, 253) as u32) << 23)
     }
-    if SAFE.contains(&magnitude.to_bits()) {
+    if is_near(magnitude) {
         1.0
     } else {
         other(magnitude)
     }
 }
 
-/// `x / power` where that is not 1.
+/// `x / power`, exact but where it leaves the normal numbers.
 #[inline(always)]
 pub(super) fn without_power(x: f32, power: f32) -> f32 {
-    /// Rare, and set apart so that no other group waits for a division.
-    #[cold]
-    fn divided(x: f32, power: f32) -> f32 {
-        (f64::from(x) / f64::from(power)) as f32
-    }
-    if power == 1.0 { x } else { divided(x, power) }
+    (f64::from(x) / f64::from(power)) as f32
 }
 
 /// What sums of squares are multiplied with to be rid of `power`.
@@ -103,19 +102,38 @@ pub(super) fn inverse_square(power: f32) -> f64 {
     if power == 1.0 { 1.0 } else { divided(power) }
 }
 
-/// A group of weights, read times a power of two, with the importance of its channels.
+/// A group of weights, read times a power of two, with the importance of its channels. `FAR` says
+/// that the power may be another than 1.
 #[derive(Clone, Copy)]
-pub(super) struct Scaled<'a> {
+pub(super) struct Scaled<'a, E, const FAR: bool> {
+    pub(super) element: E,
     pub(super) bytes: &'a [u8],
     pub(super) importance: Option<&'a [f32]>,
     pub(super) len: usize,
     pub(super) power: f32,
 }
 
-impl Scaled<'_> {
+impl<E: Element, const FAR: bool> Scaled<'_, E, FAR> {
     #[inline(always)]
-    pub(super) fn load<L: Lanes, E: Element>(&self, at: usize, n: usize) -> L {
-        load::<L, E>(self.bytes, at, n).mul(L::splat(self.power))
+    pub(super) fn load<L: Lanes>(&self, at: usize, n: usize) -> L {
+        let [x] = self.vectors::<L, 1>(at, n);
+        x
+    }
+
+    /// `W` vectors from element `at`, with `n` elements in the last.
+    #[inline(always)]
+    pub(super) fn vectors<L: Lanes, const W: usize>(&self, at: usize, n: usize) -> [L; W] {
+        // Bounds are checked once for all.
+        let size = self.element.size();
+        let bytes = &self.bytes[at * size..][..((W - 1) * LANES + n) * size];
+        let mut vectors = [L::splat(0.0); W];
+        for (i, x) in vectors.iter_mut().enumerate() {
+            *x = load(self.element, bytes, i * LANES, n);
+            if FAR {
+                *x = x.mul(L::splat(self.power));
+            }
+        }
+        vectors
     }
 
     /// `x` times the importance of its channels.
@@ -130,8 +148,8 @@ impl Scaled<'_> {
 
 /// `sum + x * steps`, for whole steps or half ones counted double: integers below 2^9.
 #[inline(always)]
-pub(super) fn add_product<L: Lanes, E: Element>(sum: L, x: L, steps: L) -> L {
-    if E::SHORT {
+pub(super) fn add_product<L: Lanes>(element: impl Element, sum: L, x: L, steps: L) -> L {
+    if element.is_short() {
         x.mul_add(steps, sum)
     } else {
         sum.add(x.mul(steps))
@@ -160,33 +178,31 @@ impl Grid {
 /// Turns weights into codes: `clamp((x - bias) / scale + zero_point)`, rounded half to even, by
 /// multiplication with the reciprocal.
 #[derive(Clone, Copy)]
-pub(super) struct Encoder<L> {
+pub(super) struct Encoder<L, C> {
     bias: L,
     inverse: L,
     zero_point: L,
     max_code: L,
+    code: C,
 }
 
-impl<L: Lanes> Encoder<L> {
+impl<L: Lanes, C: Code> Encoder<L, C> {
+    /// For a bias and the reciprocal of a scale.
     #[inline(always)]
-    pub(super) fn new<C: Code>(grid: Grid, scheme: Scheme) -> Self {
-        let zero_point = match scheme {
-            Scheme::Symmetric => C::FORMAT.zero_point(),
-            Scheme::Affine => 0.0,
-        };
+    pub(super) fn new(code: C, inverse: f32, bias: f32) -> Self {
         Self {
-            bias: L::splat(grid.bias),
-            inverse: L::splat(grid.inverse()),
-            zero_point: L::splat(zero_point),
-            max_code: L::splat(f32::from(C::FORMAT.max_code())),
+            bias: L::splat(bias),
+            inverse: L::splat(inverse),
+            zero_point: L::splat(code.format().zero_point()),
+            max_code: L::splat(f32::from(code.format().max_code())),
+            code,
         }
     }
 
-    /// The codes before rounding, none above the largest; those below 0 count as 0. Adding a zero
-    /// changes nothing here, so each scheme leaves out what it lacks.
+    /// The codes before rounding, none above the largest; those below 0 count as 0.
     #[inline(always)]
-    pub(super) fn exact(&self, scheme: Scheme, x: L) -> L {
-        let exact = match scheme {
+    pub(super) fn exact(&self, x: L) -> L {
+        let exact = match self.code.scheme() {
             Scheme::Symmetric => x.mul(self.inverse).add(self.zero_point),
             Scheme::Affine => x.sub(self.bias).mul(self.inverse),
         };
@@ -211,16 +227,16 @@ pub(super) struct Steps<L> {
 
 impl<L: Lanes> Steps<L> {
     #[inline(always)]
-    pub(super) fn new<C: Code>(scheme: Scheme) -> Self {
-        let middle = match scheme {
-            Scheme::Symmetric => 2.0 * C::FORMAT.zero_point(),
-            Scheme::Affine => f32::from(C::FORMAT.max_code()),
+    pub(super) fn new(code: impl Code) -> Self {
+        let middle = match code.scheme() {
+            Scheme::Symmetric => 2.0 * code.format().zero_point(),
+            Scheme::Affine => f32::from(code.format().max_code()),
         };
         let mut steps = Self {
             middle: L::splat(-middle),
             table: L::splat(0.0),
         };
-        steps.table = steps.of(L::from_array(table_codes(C::FORMAT)));
+        steps.table = steps.of(L::from_array(table_codes(code.format())));
         steps
     }
 }
@@ -254,33 +270,33 @@ pub(super) const fn table_codes(format: Format) -> [f32; LANES] {
 
 /// Turns codes into weights: `scale * (q - z)`, or `scale * q + bias`.
 #[derive(Clone, Copy)]
-pub(super) struct Decoder<L> {
-    scheme: Scheme,
+pub(super) struct Decoder<L, C> {
     scale: L,
     bias: L,
     zero_point: L,
     table: L,
+    code: C,
 }
 
-impl<L: Lanes> Decoder<L> {
+impl<L: Lanes, C: Code> Decoder<L, C> {
     #[inline(always)]
-    pub(super) fn new<C: Code>(grid: Grid, scheme: Scheme) -> Self {
+    pub(super) fn new(code: C, grid: Grid) -> Self {
         let mut decoder = Self {
-            scheme,
             scale: L::splat(grid.scale),
             bias: L::splat(grid.bias),
-            zero_point: L::splat(C::FORMAT.zero_point()),
+            zero_point: L::splat(code.format().zero_point()),
             table: L::splat(0.0),
+            code,
         };
-        decoder.table = decoder.of(L::from_array(table_codes(C::FORMAT)));
+        decoder.table = decoder.of(L::from_array(table_codes(code.format())));
         decoder
     }
 }
 
-impl<L: Lanes> CodeMap<L> for Decoder<L> {
+impl<L: Lanes, C: Code> CodeMap<L> for Decoder<L, C> {
     #[inline(always)]
     fn of(&self, codes: L) -> L {
-        match self.scheme {
+        match self.code.scheme() {
             Scheme::Symmetric => codes.sub(self.zero_point).mul(self.scale),
             Scheme::Affine => codes.mul(self.scale).add(self.bias),
         }

@@ -26,6 +26,9 @@ pub struct Bounds<T> {
 
 /// Sixteen f32 values.
 pub trait Lanes: Copy {
+    /// Whether kernels are compiled for each float and format, which is worth its code where lanes
+    /// are registers.
+    const SPECIALIZED: bool = true;
     /// Sums that fit the registers beside what else a loop needs, a power of two.
     const SUMS: usize;
 

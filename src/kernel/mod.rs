@@ -2,7 +2,7 @@
 //!
 //! [`KernelTable`] holds one instruction set's kernels as function pointers;
 //! [`KernelTable::choose`] picks one at run time. All tables give the same bits: each is the code
-//! of `rows.rs` and `group.rs` over that ISA's `Lanes`, and is tested against the scalar one,
+//! of `encode.rs`, `errors.rs` and `rows.rs` over that ISA's `Lanes`, and is tested against the scalar one,
 //! which is the specification.
 
 #[cfg(all(feature = "std", target_arch = "x86_64"))]
@@ -11,6 +11,8 @@ mod avx2;
 mod avx512;
 mod dot;
 mod element;
+mod encode;
+mod errors;
 mod fit;
 mod group;
 #[cfg(test)]
@@ -84,6 +86,13 @@ pub struct GainSums {
     pub signal: f64,
     /// `sum h w y`, y being the decoded weights.
     pub product: f64,
+}
+
+impl GainSums {
+    fn add(&mut self, other: Self) {
+        self.signal += other.signal;
+        self.product += other.product;
+    }
 }
 
 /// Sums over a group of its weights w and the distance u of their codes from the middle: q - z

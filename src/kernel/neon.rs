@@ -7,7 +7,7 @@
 
 use core::arch::{aarch64::*, asm};
 
-use super::dot::{BYTES, ByteDot};
+use super::dot::ByteDot;
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use crate::format::Format;
 
@@ -431,10 +431,21 @@ impl Lanes for Neon {
     }
 }
 
+/// The first 16 of some bytes, and the next.
+#[inline(always)]
+fn halves<T>(bytes: &[T]) -> (&[T; 16], &[T; 16]) {
+    match bytes.as_chunks().0 {
+        [low, high, ..] => (low, high),
+        _ => panic!("32 bytes"),
+    }
+}
+
 impl ByteDot for Neon {
     type Lanes = Self;
+    type Long = Self;
     type Codes = (int8x16_t, int8x16_t);
     type Sums = (int32x4_t, int32x4_t);
+    const WIDTH: usize = 32;
 
     #[inline(always)]
     fn offset(format: Format) -> f32 {
@@ -450,17 +461,19 @@ impl ByteDot for Neon {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8; BYTES]) -> Self::Codes {
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes {
+        let (low, high) = halves(packed);
         (
-            signed_codes(format, phase, op!(vld1q_u8(packed.as_ptr()))),
-            signed_codes(format, phase, op!(vld1q_u8(packed[16..].as_ptr()))),
+            signed_codes(format, phase, op!(vld1q_u8(low.as_ptr()))),
+            signed_codes(format, phase, op!(vld1q_u8(high.as_ptr()))),
         )
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8; BYTES]) -> Self::Sums {
+    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
         op!({
-            let x = (vld1q_s8(x.as_ptr()), vld1q_s8(x[16..].as_ptr()));
+            let (low, high) = halves(x);
+            let x = (vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr()));
             // Two products, each 128 * 127 at the most, fit 16 bits.
             let low = vmull_s8(vget_low_s8(codes.0), vget_low_s8(x.0));
             let low = vmlal_s8(low, vget_low_s8(codes.1), vget_low_s8(x.1));
@@ -515,8 +528,10 @@ fn dot(mut sum: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
 
 impl ByteDot for Dotprod {
     type Lanes = Neon;
+    type Long = Self;
     type Codes = <Neon as ByteDot>::Codes;
     type Sums = <Neon as ByteDot>::Sums;
+    const WIDTH: usize = 32;
 
     #[inline(always)]
     fn offset(format: Format) -> f32 {
@@ -529,14 +544,15 @@ impl ByteDot for Dotprod {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8; BYTES]) -> Self::Codes {
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes {
         Neon::unpack(format, phase, packed)
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8; BYTES]) -> Self::Sums {
+    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
         op!({
-            let x = (vld1q_s8(x.as_ptr()), vld1q_s8(x[16..].as_ptr()));
+            let (low, high) = halves(x);
+            let x = (vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr()));
             (dot(sums.0, codes.0, x.0), dot(sums.1, codes.1, x.1))
         })
     }

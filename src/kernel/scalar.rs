@@ -5,7 +5,7 @@ use core::ops::BitXor;
 
 use half::{bf16, f16};
 
-use super::dot::{BYTES, ByteDot};
+use super::dot::ByteDot;
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use crate::format::{self, Format};
 
@@ -72,6 +72,7 @@ fn unpack<const COUNT: usize>(format: Format, packed: &[u8]) -> [u8; COUNT] {
 }
 
 impl Lanes for Scalar {
+    const SPECIALIZED: bool = false;
     const SUMS: usize = 2;
 
     #[inline(always)]
@@ -209,8 +210,11 @@ impl Lanes for Scalar {
 
 impl ByteDot for Scalar {
     type Lanes = Self;
-    type Codes = [u8; BYTES];
+    type Long = Self;
+    type Codes = [u8; 32];
     type Sums = [i32; LANES];
+    const SPECIALIZED: bool = false;
+    const WIDTH: usize = 32;
 
     #[inline(always)]
     fn zero() -> Self::Sums {
@@ -218,12 +222,12 @@ impl ByteDot for Scalar {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8; BYTES]) -> Self::Codes {
-        packed.map(|byte| byte >> (phase * format.bits()) & format.max_code())
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes {
+        core::array::from_fn(|i| packed[i] >> (phase * format.bits()) & format.max_code())
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8; BYTES]) -> Self::Sums {
+    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
         let product = |i: usize| i32::from(codes[i]) * i32::from(x[i]);
         core::array::from_fn(|lane| sums[lane] + product(lane) + product(lane + LANES))
     }

@@ -53,6 +53,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("scale_dtype", "auto, f16 or f32"),
     ("on_nonfinite", "error or keep"),
     ("compression", "none or zstd"),
+    ("streaming_mode", "true or false"),
     (
         "num_threads",
         "a number up to 1024, 0 for all of the machine's",
@@ -78,6 +79,7 @@ pub struct Config {
     scales: Option<ScalePolicy>,
     on_nonfinite: Option<OnNonFinite>,
     compression: Option<Compression>,
+    streaming: Option<bool>,
     threads: Option<usize>,
     rules: Vec<Rule>,
 }
@@ -213,6 +215,7 @@ impl Config {
                     _ => return Err(refuse()),
                 });
             }
+            "streaming_mode" => self.streaming = Some(value.parse().map_err(|_| refuse())?),
             "num_threads" => {
                 let threads = value.parse().ok().filter(|&n| n <= MAX_THREADS);
                 self.threads = Some(threads.ok_or_else(refuse)?);
@@ -246,6 +249,7 @@ impl Config {
                 OnNonFinite::Keep => "keep".to_owned(),
             },
             "compression" => self.compression().name().to_owned(),
+            "streaming_mode" => self.streaming().to_string(),
             "num_threads" => self.threads().to_string(),
             _ => self.rule_texts().join(";"),
         })
@@ -269,6 +273,11 @@ impl Config {
     /// What to do with non-finite weights.
     pub fn on_nonfinite(&self) -> OnNonFinite {
         self.on_nonfinite.unwrap_or(OnNonFinite::Error)
+    }
+
+    /// Whether little is held in memory, even where that takes longer.
+    pub fn streaming(&self) -> bool {
+        self.streaming.unwrap_or(self.profile().streaming())
     }
 
     /// Threads of the run; 0 is all of the machine's.

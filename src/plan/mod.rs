@@ -72,6 +72,8 @@ pub struct Plan {
     pub config: Value,
     /// Compression of the file.
     pub compression: Compression,
+    /// Whether little is held in memory, even where that takes longer.
+    pub streaming: bool,
     /// What to do with non-finite weights.
     pub on_nonfinite: OnNonFinite,
     /// One entry a tensor, in the order of the source.
@@ -99,6 +101,7 @@ impl Plan {
             modality: Modality::of_names(tensors.map(|(tensor, _)| tensor.name.as_str())),
             config: config.to_json(),
             compression: config.compression(),
+            streaming: config.streaming(),
             on_nonfinite: config.on_nonfinite(),
             entries,
             unused_rules: rules
@@ -131,6 +134,7 @@ impl Plan {
             total_bytes: self.total_bytes(),
             source_bytes: self.source_bytes(),
             compression: self.compression.name().to_owned(),
+            streaming_mode: self.streaming,
             config: self.config.clone(),
             tensors: self.entries.iter().map(EntryJson::from).collect(),
         };
@@ -174,6 +178,7 @@ impl Plan {
             }
         }
         let mut plan = Self::new(tensors(), &config)?;
+        plan.streaming = json.streaming_mode;
         // The rules were matched when the plan was made.
         plan.unused_rules.clear();
         Ok(plan)
@@ -324,6 +329,8 @@ struct PlanJson {
     #[serde(default)]
     source_bytes: usize,
     compression: String,
+    #[serde(default)]
+    streaming_mode: bool,
     config: Value,
     tensors: Vec<EntryJson>,
 }

@@ -5,7 +5,7 @@ use crate::format::{Format, GroupSize};
 /// Where the model is to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
-    /// Small devices: 2 bits, groups of 256, 2 threads.
+    /// Small devices: 2 bits, groups of 256, 2 threads, streaming.
     Edge,
     /// One machine: 4 bits, groups of 128, all threads. The default.
     Local,
@@ -43,6 +43,11 @@ impl Profile {
             Self::Cloud => 64,
         };
         GroupSize::new(size).expect("a size of the format")
+    }
+
+    /// Whether a run holds little in memory.
+    pub fn streaming(self) -> bool {
+        self == Self::Edge
     }
 
     /// Threads of a run; 0 is all of the machine's.

@@ -261,6 +261,7 @@ fn yaml_gives_the_same_settings_back() {
         ("scheme", "affine"),
         ("gain", "auto"),
         ("compression", "zstd"),
+        ("streaming_mode", "false"),
         ("num_threads", "7"),
     ] {
         config.set(key, value).unwrap();

@@ -21,6 +21,9 @@ use crate::source::{self, Source};
 /// Bytes of tiles in flight by default.
 const DEFAULT_BUDGET: usize = 1 << 30;
 
+/// Bytes of tiles in flight when streaming.
+const STREAMING_BUDGET: usize = 32 << 20;
+
 /// Parquet readers refuse a value of 2 GiB or more; the page around it needs a little room.
 const LARGEST_PLANE: usize = i32::MAX as usize - 1024;
 
@@ -162,6 +165,9 @@ fn quantize_to<'out>(
     let started = Instant::now();
     for warning in plan.warnings() {
         say(&mut options.log, Level::Warning, &warning)?;
+    }
+    if plan.streaming {
+        options.budget = options.budget.min(STREAMING_BUDGET);
     }
     let table = choose_table()?;
     let compress = plan.compression == Compression::Zstd;

@@ -416,11 +416,16 @@ def test_ctrl_c_ends_a_run_without_callbacks(tmp_path):
     tensors = {f"{i}.weight": noise(i, 512, 1024) for i in range(24)}
     source = aq.Source.from_tensors(tensors)
     timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT])
-    with pytest.raises(KeyboardInterrupt):
-        timer.start()
-        while True:
-            aq.quantize(source, tmp_path / "m.parquet", threads=1)
-    timer.join()
+    # A shell that starts us in the background has us ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            while True:
+                aq.quantize(source, tmp_path / "m.parquet", threads=1)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
     assert all(path.name == "m.parquet" for path in tmp_path.iterdir())
 
 

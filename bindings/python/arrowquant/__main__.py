@@ -27,6 +27,7 @@ SETTINGS = {
     "--scale-dtype": ("scale_dtype", "how scales are stored: auto, f16 or f32"),
     "--on-nonfinite": ("on_nonfinite", "tensors that hold NaN or infinity: error or keep"),
     "--compression": ("compression", "none or zstd"),
+    "--streaming": ("streaming_mode", "hold little in memory, even where that takes longer"),
     "--threads": ("num_threads", "threads; 0 is all of the machine's"),
 }
 
@@ -68,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
     def add_settings(to: argparse.ArgumentParser) -> None:
         to.add_argument("--config", metavar="FILE", help="settings in YAML")
         for flag, (key, help) in SETTINGS.items():
-            to.add_argument(flag, dest=key, help=help)
+            if flag == "--streaming":
+                to.add_argument(flag, dest=key, help=help, action="store_const", const="true")
+            else:
+                to.add_argument(flag, dest=key, help=help)
         to.add_argument("--keep", action=_Rule, dest="rules", metavar="PATTERN", default=[])
         to.add_argument(
             "--rule", action=_Rule, dest="rules", metavar="PATTERN=bits:8,group:64",

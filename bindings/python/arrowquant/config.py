@@ -20,6 +20,7 @@ KEYS = (
     "scale_dtype",
     "on_nonfinite",
     "compression",
+    "streaming_mode",
     "num_threads",
     "rules",
 )
@@ -95,13 +96,15 @@ class Config(Owner):
         with self._open().shared() as handle:
             return text_of(function, handle, *args) or ""
 
-    def __getitem__(self, key: str) -> int | str:
-        """The value in force: a number where the key has numbers; rules are separated by `;`."""
+    def __getitem__(self, key: str) -> bool | int | str:
+        """The value in force: a number or bool where the key has these; rules are separated by `;`."""
         key = _ALIASES.get(key, key)
         try:
             value = self._read(lib.aq_config_get, encode(key, "key"))
         except ConfigError as error:
             raise UnknownKey(str(error)) from None
+        if key == "streaming_mode":
+            return value == "true"
         return int(value) if key in _NUMBERS else value
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -126,7 +129,8 @@ class Config(Owner):
             rules = json.dumps({"rules": list(value)}, ensure_ascii=False)
             self._change(lib.aq_config_merge_yaml, encode(rules, "rules"))
             return
-        self._change(lib.aq_config_set, encode(key, "key"), encode(str(value), key))
+        text = str(value).lower() if isinstance(value, bool) else str(value)
+        self._change(lib.aq_config_set, encode(key, "key"), encode(text, key))
 
     def update(self, settings: Mapping[str, Any] = {}, **more: Any) -> None:
         """Sets several keys, in their order."""
@@ -146,7 +150,7 @@ class Config(Owner):
         """All keys."""
         return KEYS
 
-    def items(self) -> list[tuple[str, int | str]]:
+    def items(self) -> list[tuple[str, bool | int | str]]:
         """All keys and the values in force."""
         return [(key, self[key]) for key in KEYS]
 

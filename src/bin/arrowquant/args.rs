@@ -126,6 +126,9 @@ pub struct PlanArgs {
     /// none or zstd
     #[arg(long)]
     compression: Option<String>,
+    /// Hold little in memory, even where that takes longer
+    #[arg(long)]
+    streaming: bool,
     /// Threads; 0 is all of the machine's [default: as the profile says]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
@@ -136,7 +139,7 @@ pub struct PlanArgs {
 
 impl PlanArgs {
     /// Flag, key and value of every setting.
-    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 10] {
+    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 11] {
         [
             ("--profile", "deployment_profile", self.profile.as_deref()),
             ("--bits", "bit_width", self.bits.as_deref()),
@@ -151,6 +154,11 @@ impl PlanArgs {
                 self.on_nonfinite.as_deref(),
             ),
             ("--compression", "compression", self.compression.as_deref()),
+            (
+                "--streaming",
+                "streaming_mode",
+                self.streaming.then_some("true"),
+            ),
             ("--threads", "num_threads", self.threads.as_deref()),
         ]
     }
