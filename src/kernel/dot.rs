@@ -2,8 +2,8 @@
 //! With f32 vectors the weights are decoded in registers; with vectors of bytes, quantized as
 //! they come, the codes are multiplied as integers.
 
-use super::element::{Code, CodeMap, Element, F32, Pieces, each_vector, load_slice, with_code};
-use super::group::table_codes;
+use super::element::{Code, Element, F32, Pieces, each_vector, load_slice, with_code};
+use super::group::{Decoder, Grid};
 use super::lanes::{BLOCK, LANES, Lanes};
 use super::rows::load_scales;
 use super::{Activations, ActivationsMut, ByteMatVec, MatVec, Planes};
@@ -120,9 +120,8 @@ fn dots<L: Lanes, C: Code, const B: usize, const U: usize>(
     while first < groups.count {
         let count = step.min(groups.count - first);
         let scales = groups.scales::<L>(planes.scales, first, count);
-        let offsets = match code.scheme() {
-            // Exact: a zero point is a power of two, or 3/2.
-            Scheme::Symmetric => scales.mul(L::splat(-code.format().zero_point())),
+        let biases = match code.scheme() {
+            Scheme::Symmetric => L::splat(0.0),
             Scheme::Affine => groups.scales(planes.biases, first, count),
         };
         let (start, end) = groups.weights(first, count);
@@ -131,7 +130,7 @@ fn dots<L: Lanes, C: Code, const B: usize, const U: usize>(
             count,
             span: groups.span,
             scales: scales.to_array(),
-            offsets: offsets.to_array(),
+            biases: biases.to_array(),
         };
         let mut part = [&x[0][start..end]; B];
         for b in 1..B {
@@ -149,13 +148,13 @@ fn dots<L: Lanes, C: Code, const B: usize, const U: usize>(
     totals.map(|total| total as f32)
 }
 
-/// Some groups of a row, whose weights are `scale * q + offset`.
+/// Some groups of a row.
 struct Grids {
     count: usize,
     /// Their length; the last may be shorter.
     span: usize,
     scales: [f32; LANES],
-    offsets: [f32; LANES],
+    biases: [f32; LANES],
 }
 
 impl Grids {
@@ -173,7 +172,11 @@ impl Grids {
         let mut sums = [[L::splat(0.0); U]; B];
         let mut at = 0;
         for i in 0..self.count {
-            let map = Weights::<L>::new(code, self.scales[i], self.offsets[i]);
+            let grid = Grid {
+                scale: self.scales[i],
+                bias: self.biases[i],
+            };
+            let map = Decoder::<L, C>::new(code, grid);
             let end = match WHOLE {
                 true => at + self.span,
                 false => x[0].len().min(at + self.span),
@@ -213,38 +216,6 @@ impl Grids {
             }
         }
         products
-    }
-}
-
-/// Turns codes into weights, `scale * q + offset` in one rounding.
-struct Weights<L> {
-    scale: L,
-    offset: L,
-    table: L,
-}
-
-impl<L: Lanes> Weights<L> {
-    #[inline(always)]
-    fn new(code: impl Code, scale: f32, offset: f32) -> Self {
-        let (scale, offset) = (L::splat(scale), L::splat(offset));
-        let table = L::from_array(table_codes(code.format())).mul_add(scale, offset);
-        Self {
-            scale,
-            offset,
-            table,
-        }
-    }
-}
-
-impl<L: Lanes> CodeMap<L> for Weights<L> {
-    #[inline(always)]
-    fn of(&self, codes: L) -> L {
-        codes.mul_add(self.scale, self.offset)
-    }
-
-    #[inline(always)]
-    fn table(&self) -> L {
-        self.table
     }
 }
 
