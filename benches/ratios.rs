@@ -465,44 +465,70 @@ impl Run<'_> {
 
     /// The kernels on several threads, each with rows of its own.
     fn threads(&mut self) {
-        let rows = if self.options.quick { 2048 } else { 16384 };
+        let rows = if self.options.quick { 2048 } else { 65536 };
         let mut bench = Bench::new(rows, COLS);
         let table = tables().pop().expect("scalar at least");
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         for method in [Method::MinMax, Method::Lsq] {
             for format in [Format::Int2, Format::Int4, Format::Int8] {
                 let recipe = recipe(format, Scheme::Symmetric, method, Gain::Lsq);
-                for threads in [1, 2, 4, 8, 16]
-                    .into_iter()
-                    .filter(|&threads| threads <= cores)
-                {
-                    let mut one = Duration::MAX;
-                    let mut many = Duration::MAX;
-                    for round in 0..=self.rounds() {
-                        let started = Instant::now();
-                        bench.quantize_on(1, table, &recipe, false);
-                        let between = Instant::now();
-                        bench.quantize_on(threads, table, &recipe, false);
-                        if round > 0 {
-                            one = one.min(between - started);
-                            many = many.min(between.elapsed());
-                        }
-                    }
-                    self.found.add(Row {
-                        section: "threads",
-                        operation: format!("quantize {format} {method}"),
-                        size: "large",
-                        isa: table.isa().name(),
-                        threads,
-                        weights: rows * COLS,
-                        time: many,
-                        bytes: rows * COLS * 2,
-                        reference: ("one thread", one),
-                        target: (threads == 2).then_some(1.85),
-                        scalar: None,
-                    });
+                let operation = format!("quantize {format} {method}");
+                self.on_threads(operation, rows * COLS, Some(1.85), |threads| {
+                    bench.quantize_on(threads, table, &recipe, false);
+                });
+            }
+        }
+        // What the memory itself allows.
+        let source = bench.weights.get();
+        let mut copy = Aligned::<u8>::new(source.len());
+        self.on_threads("memcpy".to_owned(), rows * COLS, None, |threads| {
+            let part = source.len().div_ceil(threads);
+            let parts = copy.get_mut().chunks_mut(part);
+            std::thread::scope(|scope| {
+                for (copy, source) in parts.zip(source.chunks(part)) {
+                    scope.spawn(move || copy.copy_from_slice(black_box(source)));
+                }
+            });
+        });
+    }
+
+    /// A job on 1, 2, 4, 8 and 16 threads, as far as there are cores.
+    fn on_threads(
+        &mut self,
+        operation: String,
+        weights: usize,
+        target: Option<f64>,
+        mut job: impl FnMut(usize),
+    ) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut one = Duration::MAX;
+        for threads in [1, 2, 4, 8, 16] {
+            if threads > cores {
+                break;
+            }
+            let mut many = Duration::MAX;
+            for round in 0..=self.rounds() {
+                let started = Instant::now();
+                job(1);
+                let between = Instant::now();
+                job(threads);
+                if round > 0 {
+                    one = one.min(between - started);
+                    many = many.min(between.elapsed());
                 }
             }
+            self.found.add(Row {
+                section: "threads",
+                operation: operation.clone(),
+                size: "large",
+                isa: KernelTable::choose().map_or("", |table| table.isa().name()),
+                threads,
+                weights,
+                time: many,
+                bytes: weights * 2,
+                reference: ("one thread", one),
+                target: target.filter(|_| threads == 2),
+                scalar: None,
+            });
         }
     }
 }

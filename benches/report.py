@@ -164,7 +164,7 @@ def threads(results: dict[str, Any]) -> list[Table]:
     return [Table("parallel", "Threads", headers, body, note)]
 
 
-def ratios(section: str, title: str) -> Callable[[dict[str, Any]], list[Table]]:
+def ratios(section: str, title: str, note: str = "") -> Callable[[dict[str, Any]], list[Table]]:
     """A table of what the Rust bench measured."""
 
     def table(results: dict[str, Any]) -> list[Table]:
@@ -183,7 +183,7 @@ def ratios(section: str, title: str) -> Callable[[dict[str, Any]], list[Table]]:
             for row in rows_of(results, section, "ratios")
         ]
         headers = ["operation", "size", "isa", "threads", "bytes", "weights", "scalar", "ratio", "to"]
-        return [Table(section, title, headers, body)]
+        return [Table(section, title, headers, body, note)]
 
     return table
 
@@ -226,7 +226,7 @@ TABLES = (
     steps,
     ratios("simd", "Kernels"),
     threads,
-    ratios("parallel", "Kernels on several threads"),
+    ratios("parallel", "Kernels on several threads", "memcpy is what the memory itself allows."),
     in_memory,
     memory,
     streaming,

@@ -183,7 +183,7 @@ pub(super) fn error_row<L: Lanes, E: Element, C: Code>(
             let weights = place.weights(element, row.weights);
             let packed = &row.planes.codes[place.codes(code)];
             let mut told = None;
-            if moments::measure(code.format()) {
+            if moments::tell(code.format()) {
                 let moments = match row.moments {
                     Some(moments) => moments[start + i],
                     None => decoded_moments::<L, _, _>(element, code, weights, packed),

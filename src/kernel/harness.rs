@@ -566,7 +566,15 @@ fn check_products(
                     let x = &x[b * cols..(b + 1) * cols];
                     // As it is defined: the largest magnitude becomes 127.
                     let largest = x[places.clone()].iter().fold(0.0f32, |a, x| a.max(x.abs()));
-                    let (mut most, mut all) = (0.0f64, 0.0);
+                    // The largest magnitude that a code could stand for.
+                    let scale = layout.scale_dtype.get(planes.scales, g);
+                    let bias = match layout.scheme {
+                        Scheme::Symmetric => 0.0,
+                        Scheme::Affine => layout.scale_dtype.get(planes.biases, g),
+                    };
+                    let of = |code: f32| (scale * (code - layout.zero_point()) + bias).abs();
+                    let most = of(0.0).max(of(f32::from(layout.format.max_code())));
+                    let mut all = 0.0;
                     for i in places {
                         let w = f64::from(Float::F32.get(&weights, i));
                         exact += w * f64::from(x[i]);
@@ -574,10 +582,9 @@ fn check_products(
                         let value = f64::from((x[i] * (127.0 / largest)).round_ties_even());
                         let value = value * f64::from(largest / 127.0);
                         bytes_exact += w * value;
-                        most = most.max(w.abs());
                         all += value.abs();
                     }
-                    bytes_magnitude += most * all;
+                    bytes_magnitude += f64::from(most) * all;
                 }
                 let (found, found_bytes) = (y[b * rows + row], y_bytes[b * rows + row]);
                 let name = table.isa().name();

@@ -27,6 +27,7 @@ mod scalar;
 mod tables;
 
 pub use isa::{Isa, UnknownIsa};
+pub use moments::tell as moments_tell;
 
 use core::ops::Range;
 

@@ -14,7 +14,7 @@ const SMALLEST_ERROR: f64 = 1.0 / 256.0;
 const SMALLEST_SCALE: f32 = 1.0e-30;
 
 /// Whether groups of this format are measured by moments: 8 bits err too little.
-pub(super) const fn measure(format: Format) -> bool {
+pub const fn tell(format: Format) -> bool {
     match format {
         Format::Int2 | Format::Int4 => true,
         Format::Int8 => false,

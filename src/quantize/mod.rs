@@ -3,10 +3,10 @@
 
 mod lsq;
 
-use crate::format::{Float, Format, Gain, Layout, Method, Recipe, ScaleDtype};
+use crate::format::{Float, Gain, Layout, Method, Recipe, ScaleDtype};
 use crate::kernel::{
     ErrorRow, ErrorSums, Fit, GainSums, KernelTable, Moments, Planes, QuantizeRow, RescaleRow,
-    RowFault, Sums,
+    RowFault, Sums, moments_tell,
 };
 
 /// Rows of weights, row-major.
@@ -174,7 +174,7 @@ impl Rows<'_> {
         let mut gain = GainSums::default();
         let mut error = ErrorSums::default();
         let moments = self.moments.get_mut(..layout.group_size.count(cols));
-        let few_bits = layout.format != Format::Int8;
+        let few_bits = moments_tell(layout.format);
         let mut held = false;
         let sums = match moments {
             Some(moments)

@@ -22,7 +22,7 @@ use crate::source::{self, Source};
 const DEFAULT_BUDGET: usize = 1 << 30;
 
 /// Bytes of tiles in flight when streaming.
-const STREAMING_BUDGET: usize = 32 << 20;
+const STREAMING_BUDGET: usize = 8 << 20;
 
 /// Parquet readers refuse a value of 2 GiB or more; the page around it needs a little room.
 const LARGEST_PLANE: usize = i32::MAX as usize - 1024;
