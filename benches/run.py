@@ -85,7 +85,7 @@ def machine(programs: Programs) -> dict[str, Any]:
         "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "isa": programs.isa(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
         "rustc": run(["rustc", "--version"], cwd=ROOT).strip(),
         "python": platform.python_version(),
         "numpy": np.__version__,
