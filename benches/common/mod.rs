@@ -115,27 +115,13 @@ impl Bench {
     ) {
         let layout = recipe.layout(ScaleDtype::F16);
         let cols = self.cols;
-        let matrix = Matrix {
-            rows,
-            cols,
-            float: Float::BF16,
-            weights: &self.weights.get()[..rows * cols * 2],
-        };
         let planes = PlanesMut {
             codes: &mut self.codes.get_mut()[..rows * layout.code_bytes(cols)],
             scales: &mut self.scales.get_mut()[..rows * layout.scale_bytes(cols)],
             biases: &mut self.biases.get_mut()[..rows * layout.bias_bytes(cols)],
         };
-        let outcome = quantize_rows(
-            table,
-            recipe,
-            ScaleDtype::F16,
-            matrix,
-            None,
-            measure,
-            planes,
-        );
-        black_box(outcome.expect("finite weights"));
+        let weights = &self.weights.get()[..rows * cols * 2];
+        quantize_part(table, recipe, cols, weights, measure, planes);
     }
 
     pub fn quantize(&mut self, table: &KernelTable, recipe: &Recipe, measure: bool) {
@@ -162,27 +148,12 @@ impl Bench {
         std::thread::scope(|scope| {
             for ((weights, codes), scales) in weights.zip(codes).zip(scales) {
                 scope.spawn(move || {
-                    let matrix = Matrix {
-                        rows: weights.len() / (cols * 2),
-                        cols,
-                        float: Float::BF16,
-                        weights,
-                    };
                     let planes = PlanesMut {
                         codes,
                         scales,
                         biases: &mut [],
                     };
-                    let outcome = quantize_rows(
-                        table,
-                        recipe,
-                        ScaleDtype::F16,
-                        matrix,
-                        None,
-                        measure,
-                        planes,
-                    );
-                    black_box(outcome.expect("finite weights"));
+                    quantize_part(table, recipe, cols, weights, measure, planes);
                 });
             }
         });
@@ -248,6 +219,26 @@ impl Bench {
             y_rows: self.rows,
         });
     }
+}
+
+/// Whole rows.
+fn quantize_part(
+    table: &KernelTable,
+    recipe: &Recipe,
+    cols: usize,
+    weights: &[u8],
+    measure: bool,
+    planes: PlanesMut<'_>,
+) {
+    let matrix = Matrix {
+        rows: weights.len() / (cols * 2),
+        cols,
+        float: Float::BF16,
+        weights,
+    };
+    let f16 = ScaleDtype::F16;
+    let outcome = quantize_rows(table, recipe, f16, matrix, None, measure, planes);
+    black_box(outcome.expect("finite weights"));
 }
 
 /// Vectors quantized to bytes.

@@ -69,7 +69,7 @@ pub unsafe extern "C" fn aq_matvec(
 ///
 /// The groups of a vector are those of a row of the matrix: ceil(cols / group_size), or one for a
 /// group_size of 0. In each the largest magnitude becomes 127, all others in proportion, rounded
-/// half to even. There are batch * cols `values`, in an order that depends on the format, and
+/// half to even. There are batch * cols `values`, in an order that depends on the recipe and cols, and
 /// batch * groups `scales` (x is about scale * value) and `sums` (scale * the sum of the group's
 /// values). No output may overlap another or the input.
 ///

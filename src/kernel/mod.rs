@@ -232,8 +232,9 @@ pub struct ByteMatVec<'a> {
 #[derive(Debug, Clone, Copy)]
 pub struct Activations<'a> {
     /// One vector after the other, in an order of their own: where the codes of `n` bytes of a row
-    /// of the matrix begin, n being 32 or what is left of a group, first stand the values for the
-    /// lowest bits of these bytes, then those for the next.
+    /// of the matrix begin, first stand the values for the lowest bits of these bytes, then those
+    /// for the next; n is 64 where groups are multiples of that many bytes, else 32, or what is
+    /// left of a group.
     pub values: &'a [i8],
     /// For each group of each vector its scale.
     pub scales: &'a [f32],

@@ -280,7 +280,7 @@ class Activations:
     `values` (i8), `scales` and `sums` (f32) are numpy arrays or, without numpy, `array.array`s.
     """
 
-    #: As many as there are values in x, in an order that depends on the recipe's format.
+    #: As many as there are values in x, in an order that depends on the recipe and the length.
     values: Any
     #: For each group of each vector its scale.
     scales: Any
