@@ -38,19 +38,24 @@ fn matvec_rows<L: Lanes, C: Code>(m: MatVec<'_>, code: C) {
         let planes = m.planes.row(layout, cols, i);
         let mut b = 0;
         while b < batch {
-            if batch - b >= BATCH {
+            if L::SPECIALIZED && batch - b >= BATCH {
                 let x = core::array::from_fn(|i| x(b + i));
                 let products = dots::<L, _, BATCH, 1>(layout, code, planes, x);
                 for (i, product) in products.into_iter().enumerate() {
                     m.y[(b + i) * m.y_rows + row] = product;
                 }
                 b += BATCH;
-            } else {
-                // Sums of their own for four vectors in turn, so that none waits for the last.
-                let [product] = dots::<L, _, 1, BLOCK>(layout, code, planes, [x(b)]);
-                m.y[b * m.y_rows + row] = product;
-                b += 1;
+                continue;
             }
+            let x = [x(b)];
+            let [product] = match L::SPECIALIZED {
+                // Sums of their own for four vectors in turn, so that none waits for the last.
+                true => dots::<L, _, 1, BLOCK>(layout, code, planes, x),
+                // Lanes in memory gain nothing from more, and code is dear where they are used.
+                false => dots::<L, _, 1, 1>(layout, code, planes, x),
+            };
+            m.y[b * m.y_rows + row] = product;
+            b += 1;
         }
     }
 }
@@ -114,7 +119,7 @@ fn dots<L: Lanes, C: Code, const B: usize, const U: usize>(
 ) -> [f32; B] {
     let groups = Groups::new(layout, x[0].len());
     let step = (SPAN * LANES * U / groups.span).min(LANES);
-    let whole = groups.are_whole(BLOCK * LANES);
+    let whole = L::SPECIALIZED && groups.are_whole(BLOCK * LANES);
     let mut totals = [0.0f64; B];
     let mut first = 0;
     while first < groups.count {

@@ -697,12 +697,12 @@ mod tests {
         let mut correction = 0.0;
         for phase in (0..8 / format.bits()).chain([0, 0]) {
             // The extremes are frequent.
-            let packed = random.bytes().map(|byte| match byte % 4 {
+            let packed = random.bytes::<32>().map(|byte| match byte % 4 {
                 0 => 0,
                 1 => 255,
                 _ => byte,
             });
-            let x = random.bytes().map(|byte| match byte % 4 {
+            let x = random.bytes::<32>().map(|byte| match byte % 4 {
                 0 => -127,
                 1 => 127,
                 _ => (byte as i8).max(-127),
