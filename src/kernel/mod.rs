@@ -2,8 +2,8 @@
 //!
 //! [`KernelTable`] holds one instruction set's kernels as function pointers;
 //! [`KernelTable::choose`] picks one at run time. All tables give the same bits: each is the code
-//! of `encode.rs`, `errors.rs` and `rows.rs` over that ISA's `Lanes`, and is tested against the scalar one,
-//! which is the specification.
+//! of `encode.rs`, `errors.rs` and `rows.rs` over that ISA's `Lanes`, and is tested against the
+//! scalar one, which is the specification. Products (`dot.rs`) alone may round otherwise.
 
 #[cfg(all(feature = "std", target_arch = "x86_64"))]
 mod avx2;
