@@ -2,12 +2,14 @@
 //! nothing is mapped and no file is read whole.
 
 mod arrow;
+mod file;
 mod memory;
 mod safetensors;
 
 use std::path::{Path, PathBuf};
 
 pub use arrow::from_arrow;
+pub use file::FileState;
 pub use memory::{MemorySource, Values};
 pub use safetensors::SafetensorsSource;
 
@@ -51,6 +53,25 @@ pub trait Source: Send + Sync {
 
     /// Key and value text that came with the tensors, sorted by key.
     fn metadata(&self) -> &std::collections::BTreeMap<String, String>;
+
+    /// The files behind it, as they were when they were opened; none when it is in memory.
+    fn files(&self) -> Vec<FileState> {
+        Vec::new()
+    }
+
+    /// Checks that no file has been written to since it was opened.
+    ///
+    /// # Errors
+    /// One has; the error names it.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Bytes of memory that reading takes at most, beside the caller's: where values are packed
+    /// in the file, those that are held unpacked.
+    fn held_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// Opens a safetensors file, or a folder with a `*.safetensors.index.json` or a single

@@ -6,8 +6,6 @@
 //! silently and does not say which tensor of which file is wrong.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::File;
-use std::io;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +13,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use xxhash_rust::xxh3::Xxh3;
 
+use super::file::{FileState, SourceFile};
 use super::{Source, SourceId};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo};
@@ -27,17 +26,11 @@ const MAX_HEADER: u64 = 100_000_000;
 pub struct SafetensorsSource {
     path: PathBuf,
     id: SourceId,
-    shards: Vec<Shard>,
+    shards: Vec<SourceFile>,
     tensors: Vec<TensorInfo>,
     /// Shard and position in that shard's file of each tensor.
     places: Vec<(usize, u64)>,
     metadata: BTreeMap<String, String>,
-}
-
-#[derive(Debug)]
-struct Shard {
-    path: PathBuf,
-    file: File,
 }
 
 impl SafetensorsSource {
@@ -51,13 +44,13 @@ impl SafetensorsSource {
         hash.update(&header.text);
         let mut source = Self {
             path: path.to_owned(),
-            id: identify(path, header.file_bytes, &hash),
+            id: identify(path, header.file.bytes(), &hash),
             shards: Vec::new(),
             tensors: Vec::new(),
             places: Vec::new(),
             metadata: header.metadata.clone(),
         };
-        source.push_shard(path, header);
+        source.push_shard(header);
         Ok(source)
     }
 
@@ -112,11 +105,11 @@ impl SafetensorsSource {
                 }
             }
             hash.update(&header.text);
-            source.id.bytes += header.file_bytes;
+            source.id.bytes += header.file.bytes();
             for (key, value) in &header.metadata {
                 source.metadata.entry(key.clone()).or_insert(value.clone());
             }
-            source.push_shard(&path, header);
+            source.push_shard(header);
         }
         for (tensor, shard) in &weight_map {
             match seen.get(tensor) {
@@ -131,12 +124,9 @@ impl SafetensorsSource {
         Ok(source)
     }
 
-    fn push_shard(&mut self, path: &Path, header: Header) {
+    fn push_shard(&mut self, header: Header) {
         let shard = self.shards.len();
-        self.shards.push(Shard {
-            path: path.to_owned(),
-            file: header.file,
-        });
+        self.shards.push(header.file);
         for entry in header.entries {
             self.tensors.push(entry.info);
             self.places.push((shard, header.data_start + entry.start));
@@ -163,18 +153,12 @@ impl Source for SafetensorsSource {
 
     fn read(&self, index: usize, offset: usize, out: &mut [u8]) -> Result<()> {
         let (shard, start) = self.places[index];
-        let shard = &self.shards[shard];
-        read_exact_at(&shard.file, out, start + offset as u64).map_err(|error| {
-            let reason = match error.kind() {
-                io::ErrorKind::UnexpectedEof => "the file ended early, was it changed?".to_owned(),
-                _ => format!("cannot read: {error}"),
-            };
-            Error::tensor(&shard.path, &self.tensors[index].name, reason)
-        })
+        let name = &self.tensors[index].name;
+        self.shards[shard].read(out, start + offset as u64, name)
     }
 
     fn path_of(&self, index: usize) -> &Path {
-        &self.shards[self.places[index].0].path
+        self.shards[self.places[index].0].path()
     }
 
     fn path(&self) -> &Path {
@@ -188,28 +172,17 @@ impl Source for SafetensorsSource {
     fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
-}
 
-#[cfg(unix)]
-fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, out, offset)
-}
-
-#[cfg(windows)]
-fn read_exact_at(file: &File, mut out: &mut [u8], mut offset: u64) -> io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !out.is_empty() {
-        match file.seek_read(out, offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                out = &mut out[n..];
-                offset += n as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+    fn files(&self) -> Vec<FileState> {
+        self.shards
+            .iter()
+            .map(|file| file.state().clone())
+            .collect()
     }
-    Ok(())
+
+    fn check_unchanged(&self) -> Result<()> {
+        self.shards.iter().try_for_each(SourceFile::check_unchanged)
+    }
 }
 
 /// One tensor of a header, checked.
@@ -221,8 +194,7 @@ struct Entry {
 
 /// A file's header, checked against the file's size.
 struct Header {
-    file: File,
-    file_bytes: u64,
+    file: SourceFile,
     text: Vec<u8>,
     data_start: u64,
     /// In the order of their values.
@@ -232,20 +204,15 @@ struct Header {
 
 impl Header {
     fn read(path: &Path) -> Result<Self> {
-        // Before opening it, which would wait on a pipe.
-        let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
-        if !status.is_file() {
-            return Err(Error::file(path, "not a file"));
-        }
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        let file_bytes = status.len();
+        let file = SourceFile::open(path)?;
+        let file_bytes = file.bytes();
         let refuse =
             |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
         if file_bytes < 8 {
             return Err(refuse(format!("{file_bytes} bytes are too few")));
         }
         let mut length = [0; 8];
-        read_exact_at(&file, &mut length, 0).map_err(Error::io(path, "read"))?;
+        file.read_header(&mut length, 0)?;
         let length = u64::from_le_bytes(length);
         if length > MAX_HEADER || length > file_bytes - 8 {
             return Err(refuse(format!(
@@ -253,7 +220,7 @@ impl Header {
             )));
         }
         let mut text = vec![0; length as usize];
-        read_exact_at(&file, &mut text, 8).map_err(Error::io(path, "read"))?;
+        file.read_header(&mut text, 8)?;
         let UniqueEntries::<Box<RawValue>>(fields) =
             serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
         let mut raw = Vec::with_capacity(fields.len());
@@ -274,7 +241,6 @@ impl Header {
         let entries = check_entries(path, raw, file_bytes - data_start)?;
         Ok(Self {
             file,
-            file_bytes,
             text,
             data_start,
             entries,
