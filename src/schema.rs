@@ -1,11 +1,17 @@
 //! The Parquet V2 file: its columns, metadata keys and checksum, defined once for the sink that
 //! writes it and the model that reads it. Described for other readers in `docs/format.md`.
 
+mod manifest;
+
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use xxhash_rust::xxh3::Xxh3;
+
+pub use manifest::{
+    Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, part_name,
+};
 
 use crate::format::Layout;
 use crate::tensor::{Dtype, Shape};
@@ -32,6 +38,9 @@ pub mod key {
     pub const GENERATOR: &str = "arrowquant.generator";
     /// JSON object: cosine, SQNR and bits per weight, in total and per tensor.
     pub const SUMMARY: &str = "arrowquant.summary";
+    /// JSON object, in a part of a folder only: which part it is, and what adding the parts up
+    /// takes.
+    pub const PART: &str = "arrowquant.part";
 }
 
 /// Name in the `format` column of a tensor kept as it was.
@@ -252,36 +261,62 @@ impl Tile {
 /// format, scheme, group size u32, scale dtype, rotation, activation, codes, scales, biases,
 /// input scale.
 pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option<&[u8]>) -> u64 {
-    let mut hasher = Xxh3::new();
-    let mut field = |bytes: Option<&[u8]>| match bytes {
-        Some(bytes) => {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        }
-        None => hasher.update(&u64::MAX.to_le_bytes()),
-    };
-    let dims = tile.shape.dims().iter();
-    let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
-    let layout = tile.layout.as_ref();
-    let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
+    let mut checksum = Checksum::new(tile);
+    for plane in [Some(codes), scales, biases] {
+        checksum.plane(plane.map(<[u8]>::len));
+        checksum.bytes(plane.unwrap_or_default());
+    }
+    checksum.finish()
+}
 
-    field(Some(tile.name.as_bytes()));
-    field(Some(&tile.tile.to_le_bytes()));
-    field(Some(&(tile.row_start as u64).to_le_bytes()));
-    field(Some(&(tile.row_count as u64).to_le_bytes()));
-    field(Some(&shape));
-    field(Some(tile.source_dtype.name().as_bytes()));
-    field(Some(layout.map_or(RAW, |l| l.format.name()).as_bytes()));
-    field(layout.map(|l| l.scheme.name().as_bytes()));
-    field(group_size.as_ref().map(|g| g.as_slice()));
-    field(layout.map(|l| l.scale_dtype.name().as_bytes()));
-    field(None); // rotation
-    field(None); // activation
-    field(Some(codes));
-    field(scales);
-    field(biases);
-    field(None); // input scale
-    hasher.digest()
+/// The same for planes that come in parts.
+pub struct Checksum(Xxh3);
+
+impl Checksum {
+    /// Takes in what comes before the planes.
+    pub fn new(tile: &Tile) -> Self {
+        let dims = tile.shape.dims().iter();
+        let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
+        let layout = tile.layout.as_ref();
+        let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
+
+        let mut checksum = Self(Xxh3::new());
+        let mut field = |bytes: Option<&[u8]>| {
+            checksum.plane(bytes.map(<[u8]>::len));
+            checksum.bytes(bytes.unwrap_or_default());
+        };
+        field(Some(tile.name.as_bytes()));
+        field(Some(&tile.tile.to_le_bytes()));
+        field(Some(&(tile.row_start as u64).to_le_bytes()));
+        field(Some(&(tile.row_count as u64).to_le_bytes()));
+        field(Some(&shape));
+        field(Some(tile.source_dtype.name().as_bytes()));
+        field(Some(layout.map_or(RAW, |l| l.format.name()).as_bytes()));
+        field(layout.map(|l| l.scheme.name().as_bytes()));
+        field(group_size.as_ref().map(|g| g.as_slice()));
+        field(layout.map(|l| l.scale_dtype.name().as_bytes()));
+        field(None); // rotation
+        field(None); // activation
+        checksum
+    }
+
+    /// Begins the next plane, of `len` bytes; `None` when the tile has not got it. Codes, scales
+    /// and biases come in this order.
+    pub fn plane(&mut self, len: Option<usize>) {
+        let len = len.map_or(u64::MAX, |len| len as u64);
+        self.0.update(&len.to_le_bytes());
+    }
+
+    /// Takes in the next bytes of the plane.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum, once all planes have been taken in.
+    pub fn finish(mut self) -> u64 {
+        self.plane(None); // input scale
+        self.0.digest()
+    }
 }
 
 #[cfg(test)]

@@ -120,16 +120,21 @@ impl Pool<'_> {
                     *ticked.borrow_mut() = result;
                 }
             };
-            for (_, job) in jobs {
-                let result = work(job, &pulse);
-                ticked.replace(Ok(()))?;
-                consume(result?)?;
-                pulse();
-                ticked.replace(Ok(()))?;
-            }
-            return Ok(());
+            let each = || -> Result<()> {
+                for (_, job) in jobs {
+                    let result = work(job, &pulse);
+                    ticked.replace(Ok(()))?;
+                    consume(result?)?;
+                    pulse();
+                    ticked.replace(Ok(()))?;
+                }
+                Ok(())
+            };
+            let result = each();
+            self.stop.store(false, Ordering::Relaxed);
+            return result;
         };
-        pool.in_place_scope_fifo(|scope| {
+        let result = pool.in_place_scope_fifo(|scope| {
             let (work, stop) = (&work, &self.stop);
             // Whichever way this ends, by a panic of the caller's functions too, what is queued
             // is not begun. After success there is nothing queued.
@@ -179,9 +184,10 @@ impl Pool<'_> {
                     break Err(error);
                 }
             }
-        })?;
+        });
+        // Nothing is under way any more, so the pool can be used again.
         self.stop.store(false, Ordering::Relaxed);
-        Ok(())
+        result
     }
 }
 

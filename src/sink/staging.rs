@@ -25,8 +25,7 @@ pub struct StagedFile {
 /// would wait for it.
 #[derive(Debug, Default)]
 struct WriteBack {
-    written: u64,
-    begun: u64,
+    waiting: u64,
 }
 
 impl WriteBack {
@@ -34,27 +33,51 @@ impl WriteBack {
     const STEP: u64 = 8 << 20;
 
     fn wrote(&mut self, file: &File, bytes: u64) {
-        self.written += bytes;
-        let waiting = self.written - self.begun;
-        if waiting < Self::STEP {
+        self.waiting += bytes;
+        if self.waiting < Self::STEP {
             return;
         }
+        self.waiting = 0;
         #[cfg(target_os = "linux")]
         {
             use std::os::fd::AsRawFd;
-            // SAFETY: the file is open. It is advice, so that it may fail.
+            // SAFETY: the file is open. It is advice, so that it may fail. All of the file, as
+            // pieces may come in any order; what is clean costs nothing.
             unsafe {
-                libc::sync_file_range(
-                    file.as_raw_fd(),
-                    self.begun as i64,
-                    waiting as i64,
-                    libc::SYNC_FILE_RANGE_WRITE,
-                );
+                libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
             }
         }
         #[cfg(not(target_os = "linux"))]
         let _ = file;
-        self.begun = self.written;
+    }
+
+    /// Waits until most of the file is on the disk, `pulse` called in between: syncing it at the
+    /// end, which can neither be watched nor stopped, then has little left to do.
+    #[cfg(target_os = "linux")]
+    fn wait(file: &File, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        const ALL: u32 = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let len = file.metadata().map_or(0, |status| status.len());
+        for offset in (0..len).step_by(Self::STEP as usize) {
+            // SAFETY: the file is open. A failure is found by the sync that follows.
+            unsafe {
+                libc::sync_file_range(
+                    file.as_raw_fd(),
+                    offset as i64,
+                    Self::STEP as i64,
+                    ALL,
+                );
+            }
+            pulse()?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn wait(_: &File, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        pulse()
     }
 }
 
@@ -101,23 +124,63 @@ impl StagedFile {
         &self.target
     }
 
+    /// Writes `bytes` from `offset` on.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        positioned::write(self.file.as_file(), bytes, offset)?;
+        self.begun.wrote(self.file.as_file(), bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Reads back what was written.
+    ///
+    /// # Errors
+    /// Nothing was written there, or the disk fails.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        positioned::read(self.file.as_file(), bytes, offset)
+    }
+
+    /// As [`StagedFile::commit`]; `pulse` is called now and then while the system writes the file
+    /// to the disk.
+    ///
+    /// # Errors
+    /// As [`StagedFile::commit`], or `pulse` fails.
+    pub fn commit_with(self, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        WriteBack::wait(self.file.as_file(), pulse)?;
+        self.commit()
+    }
+
     /// Syncs the file and puts it at its path, replacing what was there.
     ///
     /// # Errors
     /// The file cannot be synced or renamed; the target is then as it was.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(self) -> Result<()> {
+        self.publish(|file, target| file.persist(target).map_err(|error| error.error))
+    }
+
+    /// The same where nothing is at the path yet.
+    ///
+    /// # Errors
+    /// As [`StagedFile::commit`], or something is there.
+    pub fn commit_new(self) -> Result<()> {
+        self.publish(|file, target| file.persist_noclobber(target).map_err(|error| error.error))
+    }
+
+    fn publish(
+        mut self,
+        put: impl FnOnce(NamedTempFile, &Path) -> io::Result<File>,
+    ) -> Result<()> {
         let sync = |file: &mut NamedTempFile| -> io::Result<()> {
             file.flush()?;
             file.as_file().sync_all()
         };
         sync(&mut self.file).map_err(Error::io(&self.target, "write"))?;
-        let folder = folder_of(&self.target).to_owned();
-        let target = self.target;
-        self.file
-            .persist(&target)
-            .map_err(|error| Error::io(&target, "put the finished file here")(error.error))?;
+        let Self { target, file, .. } = self;
+        put(file, &target).map_err(Error::io(&target, "put the finished file here"))?;
         // The rename lasts once the folder is synced; not every system can open a folder.
-        if let Ok(folder) = File::open(folder) {
+        if let Ok(folder) = File::open(folder_of(&target)) {
             let _ = folder.sync_all();
         }
         Ok(())
@@ -136,6 +199,37 @@ impl Write for StagedFile {
     }
 }
 
+/// Reading and writing by position.
+mod positioned {
+    use std::fs::File;
+    use std::io;
+
+    #[cfg(unix)]
+    pub(super) fn write(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    }
+
+    #[cfg(unix)]
+    pub(super) fn read(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+    }
+
+    /// Nobody reads or writes at the place of the file itself meanwhile.
+    #[cfg(not(unix))]
+    pub(super) fn write(mut file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        use std::io::{Seek, Write};
+        file.seek(io::SeekFrom::Start(offset))?;
+        file.write_all(bytes)
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn read(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        use std::io::{Read, Seek};
+        file.seek(io::SeekFrom::Start(offset))?;
+        file.read_exact(bytes)
+    }
+}
+
 fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -144,7 +238,7 @@ fn folder_of(target: &Path) -> &Path {
 }
 
 /// Removes temporaries whose run is dead. Failing to is no reason not to write.
-fn remove_stale(folder: &Path) {
+pub fn remove_stale(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();

@@ -28,6 +28,13 @@ pub struct SourceId {
     pub header_hash: String,
 }
 
+impl SourceId {
+    /// As files record it.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
+}
+
 /// Tensors that can be read in parts, from several threads at once.
 pub trait Source: Send + Sync {
     /// All tensors, in the order in which they are best read.

@@ -84,6 +84,14 @@ fn execute(args: Args) -> Result<bool> {
             })?;
             Ok(verification.failures().next().is_none())
         }
+        Command::Merge { folder, json } => {
+            let totals = run::merge(&folder)?;
+            print(&match json {
+                true => show::json(&serde_json::json!(totals)),
+                false => show::totals(&totals),
+            })?;
+            Ok(true)
+        }
         Command::Dequantize {
             file,
             output,
@@ -133,7 +141,12 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
         }
         None => None,
     };
-    let report = with_bar(config.threads(), args.quiet, |options| {
+    let report = with_bar(config.threads(), args.quiet, |mut options| {
+        options.resume = args.resume;
+        options.share = args.part;
+        if let Some(size) = args.part_size {
+            options.part_bytes = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        }
         run::quantize(source.as_ref(), &plan, &args.output, options)
     })?;
     if let Some(mut file) = report_file {
