@@ -7,6 +7,7 @@ mod damage;
 mod determinism;
 mod errors;
 mod firmware;
+mod folder;
 mod header;
 mod memory;
 mod native;

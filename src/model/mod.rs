@@ -143,7 +143,11 @@ impl Model {
         let mut by_name = HashMap::new();
         let mut rows = Vec::new();
         for (i, file) in files.iter().enumerate() {
-            rows.extend(file.tiles()?.into_iter().map(|(tile, place)| (i, tile, place)));
+            rows.extend(
+                file.tiles()?
+                    .into_iter()
+                    .map(|(tile, place)| (i, tile, place)),
+            );
         }
         for (file, tile, place) in rows {
             let info = TensorInfo {

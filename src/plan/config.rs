@@ -261,7 +261,9 @@ impl Config {
             },
             "compression" => self.compression().name().to_owned(),
             "streaming_mode" => self.streaming().to_string(),
-            "memory_limit" => self.memory_limit.map_or("none".to_owned(), |n| format!("{n}B")),
+            "memory_limit" => self
+                .memory_limit
+                .map_or("none".to_owned(), |n| format!("{n}B")),
             "fail_fast" => self.fail_fast().to_string(),
             "num_threads" => self.threads().to_string(),
             _ => self.rule_texts().join(";"),

@@ -17,9 +17,7 @@ use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
 use super::tile::{Job, Work, set_figures, set_kept_figures, wants_f32};
 use crate::error::{Error, Result};
-use crate::format::{
-    Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile,
-};
+use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
 use crate::plan::{OnNonFinite, Plan};
 use crate::quantize::{Fault, Outcome, PlanesMut};
@@ -70,7 +68,11 @@ impl Engine<'_, '_> {
         let memory = Memory::new(source, plan, &all, threads, options.budget, free)?;
         drop(all);
         if let Some(because) = &memory.because {
-            say(&mut options.log, Level::Info, &format!("streaming: {because}"))?;
+            say(
+                &mut options.log,
+                Level::Info,
+                &format!("streaming: {because}"),
+            )?;
         }
         let done = AtomicUsize::new(0);
         let total = plan.entries[entries.clone()].iter();

@@ -165,7 +165,10 @@ pub(super) fn quantize(
         && let Some(log) = &mut options.log
     {
         // Cancelling what is nothing makes no difference.
-        log(Level::Info, "this share is empty: the tensors are too few and too large");
+        log(
+            Level::Info,
+            "this share is empty: the tensors are too few and too large",
+        );
     }
     let done = Engine::run(source, plan, entries.clone(), options, |engine| {
         let (mut bytes, mut resumed) = (0, 0);
@@ -338,7 +341,9 @@ fn another(path: &Path, difference: &str) -> Error {
 
 fn source_of(file: &FileState) -> ManifestSource {
     let name = file.path.file_name().unwrap_or_default();
-    let since = file.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let since = file
+        .modified
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     let modified = since.map(|t| format!("{}.{:09}", t.as_secs(), t.subsec_nanos()));
     ManifestSource {
         name: name.to_string_lossy().into_owned(),
@@ -415,7 +420,10 @@ fn tally_of(tensor: &Tensor, info: &PartInfo) -> TensorTally {
     let mut tally = TensorTally::new();
     let sums = info.sums.get(&tensor.info.name).copied();
     let [signal, decoded, error] = sums.unwrap_or_default();
-    let planes = tensor.tiles.iter().filter_map(|tile| tile.tile.plane_bytes());
+    let planes = tensor
+        .tiles
+        .iter()
+        .filter_map(|tile| tile.tile.plane_bytes());
     let sums = ErrorSums {
         signal,
         decoded,
@@ -431,7 +439,8 @@ fn open_part(path: &Path) -> Result<(PartInfo, Model)> {
     let refuse = |reason: &str| Error::file(path, reason);
     let text = model.metadata().get(key::PART);
     let text = text.ok_or_else(|| refuse("a file of its own, not a part of a folder"))?;
-    let info = serde_json::from_str(text).map_err(|_| refuse("what it says of itself is damaged"))?;
+    let info =
+        serde_json::from_str(text).map_err(|_| refuse("what it says of itself is damaged"))?;
     Ok((info, model))
 }
 
@@ -508,7 +517,11 @@ fn finish(folder: &Path) -> Result<Totals> {
     let mut manifest = Manifest::new(fingerprint, listing);
     manifest.complete = true;
     manifest.sources = Manifest::read(folder)?.map_or(Vec::new(), |there| there.sources);
-    manifest.modality = first_model.metadata().get(key::MODALITY).cloned().unwrap_or_default();
+    manifest.modality = first_model
+        .metadata()
+        .get(key::MODALITY)
+        .cloned()
+        .unwrap_or_default();
     manifest.source_metadata = first_model.source_metadata()?;
     manifest.summary = json!({"total": totals.figures(), "tensors": summary});
     write(folder, &manifest, true)?;
@@ -544,7 +557,10 @@ mod tests {
     fn parts_end_where_planes_pass_the_limit() {
         // A row of 128 int4 codes and a scale takes 66 bytes.
         assert_eq!(parts(&[10, 10, 10], 1, 1320), [(1, 0..2), (1, 2..3)]);
-        assert_eq!(parts(&[10, 10, 10], 1, 1319), [(1, 0..1), (1, 1..2), (1, 2..3)]);
+        assert_eq!(
+            parts(&[10, 10, 10], 1, 1319),
+            [(1, 0..1), (1, 1..2), (1, 2..3)]
+        );
         // One tensor may pass it.
         assert_eq!(parts(&[100], 1, 10), [(1, 0..1)]);
         assert_eq!(parts(&[], 3, 10), [(1, 0..0)]);
@@ -556,7 +572,10 @@ mod tests {
         assert_eq!(parts(&[5, 5, 5, 5], 2, all), [(1, 0..2), (2, 2..4)]);
         assert_eq!(parts(&[1, 1, 1, 9], 2, all), [(1, 0..3), (2, 3..4)]);
         // One that is too large for a share leaves others empty.
-        assert_eq!(parts(&[1, 90, 1], 4, all), [(1, 0..1), (3, 1..2), (4, 2..3)]);
+        assert_eq!(
+            parts(&[1, 90, 1], 4, all),
+            [(1, 0..1), (3, 1..2), (4, 2..3)]
+        );
         // A share's parts are cut on their own.
         assert_eq!(
             parts(&[10, 10, 10, 10], 2, 700),
@@ -568,9 +587,22 @@ mod tests {
     fn shares_are_read_from_text() {
         let share: Share = "2/4".parse().unwrap();
         assert_eq!((share.index, share.count), (2, 4));
-        for text in ["0/4", "5/4", "4", "/", "a/b", "1/0", "1/99999999", "-1/2", ""] {
+        for text in [
+            "0/4",
+            "5/4",
+            "4",
+            "/",
+            "a/b",
+            "1/0",
+            "1/99999999",
+            "-1/2",
+            "",
+        ] {
             let message = text.parse::<Share>().unwrap_err().to_string();
-            assert!(message.contains(&format!("'{text}' is not K/N")), "{message}");
+            assert!(
+                message.contains(&format!("'{text}' is not K/N")),
+                "{message}"
+            );
         }
     }
 }

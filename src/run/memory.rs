@@ -134,7 +134,11 @@ impl Needs {
             }
         }
         let shared = shared.min(SHARED_BYTES) * if compress { 3 } else { 1 };
-        let names: usize = plan.entries.iter().map(|entry| entry.tensor.name.len()).sum();
+        let names: usize = plan
+            .entries
+            .iter()
+            .map(|entry| entry.tensor.name.len())
+            .sum();
         let thread = THREAD + read + if compress { COMPRESSOR } else { 0 };
         let fixed = [
             PROGRAM,
@@ -180,7 +184,9 @@ pub(super) fn free() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     let free = system.available_memory();
-    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| limits.free_memory);
+    let contained = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |limits| limits.free_memory);
     // Systems that cannot be asked say 0.
     Some(free.min(contained)).filter(|&free| free > 0)
 }

@@ -224,4 +224,3 @@ pub fn check_not_input(source: &dyn Source, output: &Path) -> Result<()> {
     }
     Ok(())
 }
-

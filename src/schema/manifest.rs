@@ -156,12 +156,15 @@ impl Manifest {
             serde_json::from_slice(text).map_err(|error| damaged(error.to_string()))?;
         for (what, found, known) in [
             ("manifest", manifest.arrowquant_manifest, MANIFEST_VERSION),
-            ("format", manifest.fingerprint.format_version, FORMAT_VERSION),
+            (
+                "format",
+                manifest.fingerprint.format_version,
+                FORMAT_VERSION,
+            ),
         ] {
             if found != known {
-                let reason = format!(
-                    "{what} version {found} is not {known}, which this program reads"
-                );
+                let reason =
+                    format!("{what} version {found} is not {known}, which this program reads");
                 return Err(Error::file(path, reason));
             }
         }
@@ -177,11 +180,17 @@ impl Manifest {
     /// What the footer of one file would say of the model.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         let entries = [
-            (key::FORMAT_VERSION, self.fingerprint.format_version.to_string()),
+            (
+                key::FORMAT_VERSION,
+                self.fingerprint.format_version.to_string(),
+            ),
             (key::MODALITY, self.modality.clone()),
             (key::CONFIG, self.fingerprint.config.to_string()),
             (key::SOURCE, self.fingerprint.source.to_string()),
-            (key::SOURCE_METADATA, json!(self.source_metadata).to_string()),
+            (
+                key::SOURCE_METADATA,
+                json!(self.source_metadata).to_string(),
+            ),
             (key::GENERATOR, self.generator.clone()),
             (key::SUMMARY, self.summary.to_string()),
         ];
@@ -238,11 +247,12 @@ mod tests {
         let path = Path::new("manifest.json");
         let back = Manifest::parse(path, manifest.text().as_bytes()).unwrap();
         assert_eq!(back, manifest);
-        let newer = manifest.text().replace(
-            "\"arrowquant_manifest\": 1",
-            "\"arrowquant_manifest\": 2",
-        );
-        let message = Manifest::parse(path, newer.as_bytes()).unwrap_err().to_string();
+        let newer = manifest
+            .text()
+            .replace("\"arrowquant_manifest\": 1", "\"arrowquant_manifest\": 2");
+        let message = Manifest::parse(path, newer.as_bytes())
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("manifest version 2"), "{message}");
         let stray = manifest.text().replace("part-00000", "../part-00000");
         assert!(Manifest::parse(path, stray.as_bytes()).is_err());
@@ -260,6 +270,10 @@ mod tests {
         );
         there = here.clone();
         there.shares = 4;
-        assert!(here.difference(&there).unwrap().contains("shares is 4 there"));
+        assert!(
+            here.difference(&there)
+                .unwrap()
+                .contains("shares is 4 there")
+        );
     }
 }

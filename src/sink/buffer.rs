@@ -76,7 +76,10 @@ impl Buffers {
     /// The smallest that is large enough, if it is not far too large.
     fn find(&self, len: usize) -> Option<Memory> {
         let mut waiting = self.waiting.lock().ok()?;
-        let fitting = waiting.iter().map(|memory| memory.bytes().len()).enumerate();
+        let fitting = waiting
+            .iter()
+            .map(|memory| memory.bytes().len())
+            .enumerate();
         let fitting = fitting.filter(|(_, size)| (len..=len.saturating_mul(WASTE)).contains(size));
         let (best, _) = fitting.min_by_key(|&(_, size)| size)?;
         Some(waiting.swap_remove(best))
@@ -142,7 +145,8 @@ impl AsRef<[u8]> for PlaneBuffer {
 impl Drop for PlaneBuffer {
     fn drop(&mut self) {
         let none = Memory::Small(Vec::new());
-        self.origin.give_back(std::mem::replace(&mut self.memory, none));
+        self.origin
+            .give_back(std::mem::replace(&mut self.memory, none));
     }
 }
 

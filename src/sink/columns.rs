@@ -236,7 +236,10 @@ impl<'a> Out<'a> {
                 // Only its length counts: untouched, it takes no memory.
                 let body = MmapMut::map_anon(begin.len() + bytes)?.make_read_only()?;
                 let plane_bytes = if aligned { bytes } else { 0 };
-                (Plane::new(Bytes::from_owner(body), plane_bytes, false)?, begin)
+                (
+                    Plane::new(Bytes::from_owner(body), plane_bytes, false)?,
+                    begin,
+                )
             }
         };
         let page = Page::DataPage {

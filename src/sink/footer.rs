@@ -53,7 +53,8 @@ impl RowGroups {
         let around = Around::new(&file, &sample)?;
         let whole = encode(&file, vec![row_group])?;
         let start = around.before().len() + around.between(rows, 1).len();
-        self.text.extend(&whole[start..whole.len() - around.after().len()]);
+        self.text
+            .extend(&whole[start..whole.len() - around.after().len()]);
         self.rows += rows;
         self.count += 1;
         self.sample = Some(sample);
@@ -90,7 +91,10 @@ impl RowGroups {
         };
         let around = Around::new(&file, sample)?;
         let between = around.between(self.rows, self.count);
-        end(&[around.before(), &between, &self.text, around.after()], write)
+        end(
+            &[around.before(), &between, &self.text, around.after()],
+            write,
+        )
     }
 }
 
@@ -126,7 +130,9 @@ impl Around {
         let (before, between) = (around.list.checked_sub(2), around.between(0, 0));
         match before.and_then(|before| around.text.get(before..before + between.len())) {
             Some(found) if found == between => Ok(around),
-            _ => Err(ParquetError::General("the footer is not as expected".into())),
+            _ => Err(ParquetError::General(
+                "the footer is not as expected".into(),
+            )),
         }
     }
 

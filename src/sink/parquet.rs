@@ -213,16 +213,22 @@ impl<'a> ParquetSink<'a> {
         let [codes, scales, biases] = tile.plane_bytes().unwrap_or_default();
         let quantized = tile.layout.is_some();
         let room = |bytes: usize, there: bool| there.then_some(bytes);
-        let sizes = [Some(codes), room(scales, quantized), room(biases, biases > 0)];
-        let written = self.out.columns(UP_TO_PLANES, std::slice::from_ref(tile), |column| {
-            let plane = match column {
-                Column::Codes => 0,
-                Column::Scales => 1,
-                Column::Biases => 2,
-                _ => return None,
-            };
-            sizes[plane].map(|bytes| Body::room(bytes, plane > 0))
-        });
+        let sizes = [
+            Some(codes),
+            room(scales, quantized),
+            room(biases, biases > 0),
+        ];
+        let written = self
+            .out
+            .columns(UP_TO_PLANES, std::slice::from_ref(tile), |column| {
+                let plane = match column {
+                    Column::Codes => 0,
+                    Column::Scales => 1,
+                    Column::Biases => 2,
+                    _ => return None,
+                };
+                sizes[plane].map(|bytes| Body::room(bytes, plane > 0))
+            });
         let (chunks, places) = written.map_err(|error| self.out.failed(error))?;
         let mut places = places.into_iter();
         let mut checksum = Checksum::new(tile);
@@ -306,11 +312,7 @@ impl<'a> ParquetSink<'a> {
     /// # Errors
     /// The file cannot be written or put in place, or `pulse` fails; what was at the path is then
     /// as it was.
-    pub fn finish(
-        mut self,
-        footer: Footer,
-        pulse: &mut dyn FnMut() -> Result<()>,
-    ) -> Result<u64> {
+    pub fn finish(mut self, footer: Footer, pulse: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
         self.write_shared()?;
         let schema = self.out.schema.clone();
         let written = self.row_groups.finish(footer, schema, &mut |bytes| {

@@ -63,12 +63,7 @@ impl WriteBack {
         for offset in (0..len).step_by(Self::STEP as usize) {
             // SAFETY: the file is open. A failure is found by the sync that follows.
             unsafe {
-                libc::sync_file_range(
-                    file.as_raw_fd(),
-                    offset as i64,
-                    Self::STEP as i64,
-                    ALL,
-                );
+                libc::sync_file_range(file.as_raw_fd(), offset as i64, Self::STEP as i64, ALL);
             }
             pulse()?;
         }
@@ -168,10 +163,7 @@ impl StagedFile {
         self.publish(|file, target| file.persist_noclobber(target).map_err(|error| error.error))
     }
 
-    fn publish(
-        mut self,
-        put: impl FnOnce(NamedTempFile, &Path) -> io::Result<File>,
-    ) -> Result<()> {
+    fn publish(mut self, put: impl FnOnce(NamedTempFile, &Path) -> io::Result<File>) -> Result<()> {
         let sync = |file: &mut NamedTempFile| -> io::Result<()> {
             file.flush()?;
             file.as_file().sync_all()

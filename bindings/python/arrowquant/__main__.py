@@ -28,6 +28,8 @@ SETTINGS = {
     "--on-nonfinite": ("on_nonfinite", "tensors that hold NaN or infinity: error or keep"),
     "--compression": ("compression", "none or zstd"),
     "--streaming": ("streaming_mode", "hold little in memory, even where that takes longer"),
+    "--memory-limit": ("memory_limit", "the most memory that it may take, such as 256MB"),
+    "--fail-fast": ("fail_fast", "stop where the run would otherwise mend by itself"),
     "--threads": ("num_threads", "threads; 0 is all of the machine's"),
 }
 
@@ -43,6 +45,11 @@ class _Rule(argparse.Action):
 
 def _number_of_threads(text: str) -> int:
     return int(Config(num_threads=text)["num_threads"])
+
+
+def _share(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    return int(part), int(parts)
 
 
 def _cosine(text: str) -> float:
@@ -69,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_settings(to: argparse.ArgumentParser) -> None:
         to.add_argument("--config", metavar="FILE", help="settings in YAML")
         for flag, (key, help) in SETTINGS.items():
-            if flag == "--streaming":
+            if flag in ("--streaming", "--fail-fast"):
                 to.add_argument(flag, dest=key, help=help, action="store_const", const="true")
             else:
                 to.add_argument(flag, dest=key, help=help)
@@ -84,7 +91,11 @@ def _parser() -> argparse.ArgumentParser:
 
     quantize = command("quantize", "quantize a safetensors file, or a folder of shards")
     quantize.add_argument("input")
-    quantize.add_argument("output", help="the file to write, ending in .parquet")
+    quantize.add_argument("output", help="the file to write, ending in .parquet, or a folder")
+    quantize.add_argument("--resume", action="store_true", help="go on with an interrupted folder")
+    quantize.add_argument(
+        "--part", type=_share, metavar="K/N", help="do the K-th of N shares into a folder"
+    )
     add_settings(quantize)
     quantize.add_argument("--plan", metavar="FILE", help="do this plan, which `plan --json` printed")
     quantize.add_argument("--report", metavar="FILE.json", help="write what was measured")
@@ -107,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_threads(verify)
     add_json(verify)
+
+    merge = command("merge", "make one model of a folder of parts that several runs made")
+    merge.add_argument("folder")
 
     dequantize = command("dequantize", "decode a quantized file to safetensors")
     dequantize.add_argument("file")
@@ -192,6 +206,8 @@ def _quantize(args: argparse.Namespace) -> int:
         progress=not args.quiet and sys.stderr.isatty(),
         log=None if args.quiet else _log,
         threads=int(config["num_threads"]),
+        resume=args.resume,
+        part=args.part,
     )
     if args.report is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
@@ -337,6 +353,11 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if found else 1
 
 
+def _merge(args: argparse.Namespace) -> int:
+    arrowquant.merge(args.folder)
+    return 0
+
+
 def _dequantize(args: argparse.Namespace) -> int:
     with arrowquant.open(args.file) as model:
         progress = sys.stderr.isatty()
@@ -352,6 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "inspect": _inspect,
         "verify": _verify,
+        "merge": _merge,
         "dequantize": _dequantize,
     }
     try:

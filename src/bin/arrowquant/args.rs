@@ -184,7 +184,11 @@ impl PlanArgs {
                 "streaming_mode",
                 self.streaming.then_some("true"),
             ),
-            ("--memory-limit", "memory_limit", self.memory_limit.as_deref()),
+            (
+                "--memory-limit",
+                "memory_limit",
+                self.memory_limit.as_deref(),
+            ),
             ("--fail-fast", "fail_fast", self.fail_fast.then_some("true")),
             ("--threads", "num_threads", self.threads.as_deref()),
         ]
