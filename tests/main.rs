@@ -2,6 +2,7 @@
 
 mod common;
 
+mod ceiling;
 mod cli;
 mod damage;
 mod determinism;

@@ -15,7 +15,7 @@ pub(super) const DEFAULT_BUDGET: usize = 1 << 30;
 const STREAMING_LIMIT: usize = 256 << 20;
 
 /// The program itself: its code as far as it is used, and what the allocator holds.
-const PROGRAM: usize = 20 << 20;
+const PROGRAM: usize = 16 << 20;
 
 /// A thread's stack and heap, and the buffers of a piece that it works on.
 const THREAD: usize = 2 << 20;
