@@ -3,6 +3,8 @@
 mod common;
 
 mod cli;
+#[cfg(target_os = "linux")]
+mod ctrl_c;
 mod damage;
 mod determinism;
 mod errors;
