@@ -1,6 +1,7 @@
 //! The Parquet V2 file: its columns, metadata keys and checksum, defined once for the sink that
 //! writes it and the model that reads it. Described for other readers in `docs/format.md`.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
@@ -36,6 +37,9 @@ pub mod key {
 
 /// Name in the `format` column of a tensor kept as it was.
 pub const RAW: &str = "raw";
+
+/// Long work on bytes looks up after so many: a slow disk takes less than a tenth of a second.
+pub const STEP: usize = 4 << 20;
 
 /// Columns by the path of their leaf, in file order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +228,11 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// Bytes of its planes.
+    pub fn bytes(&self) -> usize {
+        self.plane_bytes().unwrap_or_default().iter().sum()
+    }
+
     /// Bytes that the codes, scales and biases of this tile must have, or `None` when a kept
     /// tensor's rows are no whole bytes or a size overflows.
     pub fn plane_bytes(&self) -> Option<[usize; 3]> {
@@ -252,18 +261,31 @@ impl Tile {
 /// format, scheme, group size u32, scale dtype, rotation, activation, codes, scales, biases,
 /// input scale.
 pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option<&[u8]>) -> u64 {
+    let planes = [Some(codes), scales, biases];
+    let Ok(sum) = checksum_in_steps(tile, planes, |_| Ok::<(), Infallible>(()));
+    sum
+}
+
+/// As [`checksum`], of codes, scales and biases. `step` is told the bytes of them that were dealt
+/// with, at most [`STEP`] at once.
+///
+/// # Errors
+/// That of `step`, which ends it.
+pub fn checksum_in_steps<E>(
+    tile: &Tile,
+    planes: [Option<&[u8]>; 3],
+    mut step: impl FnMut(usize) -> Result<(), E>,
+) -> Result<u64, E> {
     let mut hasher = Xxh3::new();
-    let mut field = |bytes: Option<&[u8]>| match bytes {
-        Some(bytes) => {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        }
-        None => hasher.update(&u64::MAX.to_le_bytes()),
-    };
     let dims = tile.shape.dims().iter();
     let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
     let layout = tile.layout.as_ref();
     let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
+    let mut field = |bytes: Option<&[u8]>| {
+        let len = bytes.map_or(u64::MAX, |bytes| bytes.len() as u64);
+        hasher.update(&len.to_le_bytes());
+        hasher.update(bytes.unwrap_or_default());
+    };
 
     field(Some(tile.name.as_bytes()));
     field(Some(&tile.tile.to_le_bytes()));
@@ -277,11 +299,16 @@ pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option
     field(layout.map(|l| l.scale_dtype.name().as_bytes()));
     field(None); // rotation
     field(None); // activation
-    field(Some(codes));
-    field(scales);
-    field(biases);
-    field(None); // input scale
-    hasher.digest()
+    for plane in planes {
+        let len = plane.map_or(u64::MAX, |plane| plane.len() as u64);
+        hasher.update(&len.to_le_bytes());
+        for part in plane.unwrap_or_default().chunks(STEP) {
+            hasher.update(part);
+            step(part.len())?;
+        }
+    }
+    hasher.update(&u64::MAX.to_le_bytes()); // input scale
+    Ok(hasher.digest())
 }
 
 #[cfg(test)]

@@ -2,12 +2,14 @@
 
 mod common;
 
+mod cancel;
 mod cli;
 #[cfg(target_os = "linux")]
 mod ctrl_c;
 mod damage;
 mod determinism;
 mod errors;
+
 mod firmware;
 mod header;
 mod memory;

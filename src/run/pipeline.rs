@@ -228,6 +228,7 @@ fn quantize_to<'out>(
             tensors.push(tally.report(entry));
         }
         let total = total.totals();
+        source.check_unchanged()?;
         let output_bytes = sink.finish(Footer {
             modality: plan.modality.name().to_owned(),
             config: plan.config.clone(),
