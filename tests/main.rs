@@ -9,7 +9,7 @@ mod ctrl_c;
 mod damage;
 mod determinism;
 mod errors;
-
+mod faults;
 mod firmware;
 mod header;
 mod memory;
