@@ -256,34 +256,6 @@ fn an_empty_tensor_of_huge_dimensions_is_no_work() {
 }
 
 #[test]
-fn a_large_tensor_shows_progress_and_is_cancelled_midway_on_one_thread() {
-    use arrowquant::error::Error;
-    use arrowquant::run::{self, Options};
-    let folder = tempfile::tempdir().unwrap();
-    let input = folder.path().join("m.safetensors");
-    let tensor = bf16_tensor("w", &[1000, 1000], &noise(1, 1_000_000));
-    std::fs::write(&input, safetensors(&[tensor])).unwrap();
-    let source = source::open(&input).unwrap();
-    let plan = run::plan(source.as_ref(), &config(&[])).unwrap();
-    let mut seen = Vec::new();
-    let mut tell = |progress: run::Progress| {
-        seen.push(progress.done);
-        progress.done < 1_000_000
-    };
-    let options = Options {
-        threads: 1,
-        progress: Some(&mut tell),
-        ..Options::default()
-    };
-    let output = folder.path().join("m.parquet");
-    let error = run::quantize(source.as_ref(), &plan, &output, options).unwrap_err();
-    assert!(matches!(error, Error::Cancelled), "{error}");
-    // Pieces of 262 rows of 2000 bytes.
-    assert_eq!(seen, [524_000, 1_048_000]);
-    assert_eq!(names_in(folder.path()), ["m.safetensors"]);
-}
-
-#[test]
 fn files_that_are_no_quantized_model() {
     use arrowquant::model::Model;
     let folder = small_model();

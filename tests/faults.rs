@@ -2,12 +2,11 @@
 //! was there before is as it was.
 #![cfg(unix)]
 
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime};
 
@@ -15,130 +14,14 @@ use arrowquant::error::Result;
 use arrowquant::model::Model;
 use arrowquant::run::{self, Options};
 use arrowquant::source;
-use tempfile::TempDir;
 
 #[cfg(target_os = "linux")]
 use crate::common::faults::*;
+use crate::common::place::*;
 use crate::common::*;
 
 /// Outputs for all of which this holds.
 const OUTPUTS: [&str; 1] = ["model.parquet"];
-
-/// Every file under a folder, and what is in it.
-fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut files = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => files.extend(snapshot(&path)),
-            false => drop(files.insert(path.clone(), std::fs::read(&path).unwrap())),
-        }
-    }
-    files
-}
-
-/// A model, what was made of it some time, and what is to be made now.
-struct Place {
-    folder: TempDir,
-    input: PathBuf,
-    /// Quantized to 8 bits once, and to be to 4.
-    output: PathBuf,
-    /// Decoded once, and to be again.
-    back: PathBuf,
-    before: BTreeMap<PathBuf, Vec<u8>>,
-}
-
-impl Place {
-    fn new(output: &str) -> Self {
-        let folder = small_model();
-        // The path that the system shows of an open file.
-        let root = folder.path().canonicalize().unwrap();
-        let input = root.join("model.safetensors");
-        let out = root.join("out");
-        std::fs::create_dir(&out).unwrap();
-        let (output, back) = (out.join(output), out.join("back.safetensors"));
-        arrowquant_ok([
-            OsStr::new("quantize"),
-            input.as_ref(),
-            output.as_ref(),
-            "--bits=8".as_ref(),
-        ]);
-        std::fs::write(&back, "old").unwrap();
-        let before = snapshot(&out);
-        Self {
-            folder,
-            input,
-            output,
-            back,
-            before,
-        }
-    }
-
-    fn out(&self) -> &Path {
-        self.back.parent().unwrap()
-    }
-
-    fn quantize(&self) -> Command {
-        let mut command = program();
-        command.arg("quantize").arg(&self.input).arg(&self.output);
-        command
-    }
-
-    fn verify(&self) -> Command {
-        let mut command = program();
-        command.arg("verify").arg(&self.output);
-        command.arg("--against").arg(&self.input);
-        command
-    }
-
-    fn dequantize(&self) -> Command {
-        let mut command = program();
-        command.arg("dequantize").arg(&self.output).arg(&self.back);
-        command
-    }
-
-    fn assert_intact(&self) {
-        assert!(snapshot(self.out()) == self.before, "the output changed");
-    }
-
-    /// A command fails in one line that holds these parts, and leaves all as it was.
-    #[track_caller]
-    fn fails(&self, mut command: Command, parts: &[&str]) {
-        let done = command.output().unwrap();
-        let message = stderr(&done);
-        assert_eq!(done.status.code(), Some(1), "{message}");
-        assert_eq!(message.lines().count(), 1, "{message}");
-        for part in parts {
-            assert!(message.contains(part), "{part:?} is not in {message:?}");
-        }
-        self.assert_intact();
-    }
-
-    /// The same, of a command for which system calls fail.
-    #[cfg(target_os = "linux")]
-    #[track_caller]
-    fn fails_by(
-        &self,
-        mut command: Command,
-        call: Call<'_>,
-        after: After,
-        errno: i32,
-        parts: &[&str],
-    ) {
-        let fired = self.folder.path().join("fired");
-        spoil(&mut command, call, after, Then::Fails(errno), &fired);
-        self.fails(command, parts);
-        std::fs::remove_file(fired).expect("a call that failed");
-    }
-}
-
-/// What a quantized file of these settings would be.
-fn expected(input: &Path, settings: &[(&str, &str)]) -> Vec<u8> {
-    let folder = tempfile::tempdir().unwrap();
-    let output = folder.path().join("expected.parquet");
-    quantize(input, &output, settings).unwrap();
-    std::fs::read(output).unwrap()
-}
 
 #[cfg(target_os = "linux")]
 #[test]
@@ -452,120 +335,6 @@ fn an_original_that_is_written_to_while_it_is_compared() {
     );
 }
 
-/// A model of two shards and their index, in a new folder.
-fn shards(folder: &Path) -> PathBuf {
-    std::fs::create_dir(folder).unwrap();
-    let index = r#"{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}"#;
-    std::fs::write(folder.join("m.safetensors.index.json"), index).unwrap();
-    for (seed, name) in [(1, "a"), (2, "b")] {
-        let file = safetensors(&[f32_tensor(name, &[40, 96], &noise(seed, 40 * 96))]);
-        std::fs::write(folder.join(format!("{name}.safetensors")), file).unwrap();
-    }
-    folder.to_owned()
-}
-
-#[test]
-fn an_input_may_be_a_link_and_shards_too() {
-    let folder = small_model();
-    let input = folder.path().join("model.safetensors");
-    let links = folder.path().join("links");
-    std::fs::create_dir(&links).unwrap();
-    let link = links.join("model.safetensors");
-    symlink("../model.safetensors", &link).unwrap();
-    assert!(expected(&link, &[]) == expected(&input, &[]));
-
-    // As in the caches of model hubs: names of hashes, and a folder of links to them.
-    let plain = shards(&folder.path().join("plain"));
-    let (blobs, hub) = (folder.path().join("blobs"), folder.path().join("hub"));
-    std::fs::create_dir(&blobs).unwrap();
-    std::fs::create_dir(&hub).unwrap();
-    for (i, name) in names_in(&plain).into_iter().enumerate() {
-        std::fs::copy(plain.join(&name), blobs.join(format!("0{i}"))).unwrap();
-        symlink(format!("../blobs/0{i}"), hub.join(name)).unwrap();
-    }
-    assert!(expected(&hub, &[]) == expected(&plain, &[]));
-}
-
-fn is_link(path: &Path) -> bool {
-    path.symlink_metadata().unwrap().is_symlink()
-}
-
-#[test]
-fn an_output_that_is_a_link_stays_one() {
-    let place = Place::new("model.parquet");
-    let root = place.folder.path();
-    let wanted = expected(&place.input, &[]);
-    let quantize = |output: &Path| quantize(&place.input, output, &[]);
-
-    // Through a link, a chain of them, and a folder that is one.
-    let (link, chain) = (root.join("link.parquet"), root.join("chain.parquet"));
-    symlink("out/model.parquet", &link).unwrap();
-    symlink(&link, &chain).unwrap();
-    symlink("out", root.join("folder")).unwrap();
-    for output in [&link, &chain, &root.join("folder/model.parquet")] {
-        std::fs::write(&place.output, "old").unwrap();
-        quantize(output).unwrap();
-        assert!(is_link(&link) && is_link(&chain) && is_link(&root.join("folder")));
-        assert!(!is_link(&place.output));
-        assert!(std::fs::read(&place.output).unwrap() == wanted);
-        assert_eq!(names_in(place.out()), ["back.safetensors", "model.parquet"]);
-    }
-
-    // To where nothing is yet.
-    let dangling = root.join("dangling.parquet");
-    symlink("out/new.parquet", &dangling).unwrap();
-    quantize(&dangling).unwrap();
-    assert!(is_link(&dangling));
-    assert!(std::fs::read(place.out().join("new.parquet")).unwrap() == wanted);
-
-    // What is decoded, and reports.
-    let back = root.join("back.safetensors");
-    symlink("out/back.safetensors", &back).unwrap();
-    arrowquant_ok([OsStr::new("dequantize"), link.as_ref(), back.as_ref()]);
-    assert!(is_link(&back));
-    source::open(&place.back).unwrap();
-
-    // In a circle, and into nowhere.
-    let (a, b) = (root.join("a.parquet"), root.join("b.parquet"));
-    symlink("b.parquet", &a).unwrap();
-    symlink("a.parquet", &b).unwrap();
-    let message = quantize(&a).unwrap_err().to_string();
-    assert!(message.contains("a.parquet: cannot write here: it is a link"));
-    let nowhere = root.join("nowhere.parquet");
-    symlink("none/m.parquet", &nowhere).unwrap();
-    let message = quantize(&nowhere).unwrap_err().to_string();
-    assert!(message.contains("there is no folder"), "{message}");
-}
-
-#[test]
-fn a_failed_run_through_a_link_changes_nothing() {
-    let place = Place::new("model.parquet");
-    let link = place.folder.path().join("link.parquet");
-    symlink("out/model.parquet", &link).unwrap();
-    std::fs::write(&place.input, "no model").unwrap();
-    quantize(&place.input, &link, &[]).unwrap_err();
-    assert!(is_link(&link));
-    place.assert_intact();
-}
-
-#[test]
-fn neither_the_input_nor_the_output_is_overwritten_through_a_link() {
-    let place = Place::new("model.parquet");
-    let link = place.folder.path().join("link.parquet");
-    symlink(&place.input, &link).unwrap();
-    let error = quantize(&place.input, &link, &[]).unwrap_err().to_string();
-    assert!(error.contains("would be overwritten"), "{error}");
-    source::open(&place.input).unwrap();
-
-    let report = place.folder.path().join("report.json");
-    symlink(&place.output, &report).unwrap();
-    let mut command = place.quantize();
-    let done = command.arg("--report").arg(report).output().unwrap();
-    assert_eq!(done.status.code(), Some(2));
-    assert!(stderr(&done).contains("is the output"));
-    place.assert_intact();
-}
-
 #[test]
 fn two_runs_to_the_same_output_at_once() {
     for output in OUTPUTS {
@@ -588,57 +357,4 @@ fn two_runs_to_the_same_output_at_once() {
             assert_eq!(names_in(place.out()).len(), place.before.len());
         }
     }
-}
-
-/// Does all there is with paths of these names.
-fn all_commands(folder: &Path, name: impl Fn(&str) -> PathBuf) {
-    let folder = folder.join(name(""));
-    std::fs::create_dir(&folder).unwrap();
-    let path = |extension: &str| folder.join(name(extension));
-    let [input, output, yaml] = ["safetensors", "parquet", "yaml"].map(path);
-    let [report, back] = [path("json"), folder.join("back.safetensors")];
-    let tensors = [f32_tensor("a.weight", &[40, 96], &noise(1, 40 * 96))];
-    std::fs::write(&input, safetensors(&tensors)).unwrap();
-    std::fs::write(&yaml, "bit_width: 8\n").unwrap();
-    let run = |args: &[&Path]| arrowquant_ok(args.iter().map(|arg| arg.as_os_str()));
-    let [config, to, against] = ["--config", "--report", "--against"].map(Path::new);
-    run(&[Path::new("plan"), &input, config, &yaml]);
-    let quantize = Path::new("quantize");
-    run(&[quantize, &input, &output, config, &yaml, to, &report]);
-    run(&[Path::new("verify"), &output, against, &input]);
-    run(&[Path::new("inspect"), &output]);
-    run(&[Path::new("dequantize"), &output, &back]);
-    let text = std::fs::read_to_string(report).unwrap();
-    let report: serde_json::Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(report["output"], output.display().to_string());
-    assert_eq!(Model::open(&output).unwrap().tensors().len(), 1);
-    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 5);
-}
-
-#[test]
-fn paths_of_any_script_and_with_spaces() {
-    let folder = tempfile::tempdir().unwrap();
-    for name in [
-        "mit Leerzeichen",
-        "Gewichte äöü",
-        "モデル 重み",
-        "🙂",
-        "a'b\"c%d\\e",
-        "-x",
-    ] {
-        all_commands(folder.path(), |extension| {
-            Path::new(name).with_added_extension(extension)
-        });
-    }
-}
-
-/// Names on Linux are bytes.
-#[cfg(target_os = "linux")]
-#[test]
-fn paths_that_are_no_text() {
-    let folder = tempfile::tempdir().unwrap();
-    let name = Path::new(OsStr::from_bytes(b"no\xfftext"));
-    all_commands(folder.path(), |extension| {
-        name.with_added_extension(extension)
-    });
 }

@@ -16,6 +16,7 @@ mod memory;
 mod native;
 #[cfg(target_os = "linux")]
 mod packaging;
+mod paths;
 mod python;
 mod readme;
 mod rooms;

@@ -3,6 +3,8 @@
 #[cfg(target_os = "linux")]
 pub mod faults;
 pub mod native;
+#[cfg(unix)]
+pub mod place;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
