@@ -3,6 +3,7 @@
 
 mod manifest;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
@@ -45,6 +46,9 @@ pub mod key {
 
 /// Name in the `format` column of a tensor kept as it was.
 pub const RAW: &str = "raw";
+
+/// Long work on bytes looks up after so many: a slow disk takes less than a tenth of a second.
+pub const STEP: usize = 4 << 20;
 
 /// Columns by the path of their leaf, in file order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -233,6 +237,11 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// Bytes of its planes.
+    pub fn bytes(&self) -> usize {
+        self.plane_bytes().unwrap_or_default().iter().sum()
+    }
+
     /// Bytes that the codes, scales and biases of this tile must have, or `None` when a kept
     /// tensor's rows are no whole bytes or a size overflows.
     pub fn plane_bytes(&self) -> Option<[usize; 3]> {
@@ -261,12 +270,30 @@ impl Tile {
 /// format, scheme, group size u32, scale dtype, rotation, activation, codes, scales, biases,
 /// input scale.
 pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option<&[u8]>) -> u64 {
+    let planes = [Some(codes), scales, biases];
+    let Ok(sum) = checksum_in_steps(tile, planes, |_| Ok::<(), Infallible>(()));
+    sum
+}
+
+/// As [`checksum`], of codes, scales and biases. `step` is told the bytes of them that were dealt
+/// with, at most [`STEP`] at once.
+///
+/// # Errors
+/// That of `step`, which ends it.
+pub fn checksum_in_steps<E>(
+    tile: &Tile,
+    planes: [Option<&[u8]>; 3],
+    mut step: impl FnMut(usize) -> Result<(), E>,
+) -> Result<u64, E> {
     let mut checksum = Checksum::new(tile);
-    for plane in [Some(codes), scales, biases] {
+    for plane in planes {
         checksum.plane(plane.map(<[u8]>::len));
-        checksum.bytes(plane.unwrap_or_default());
+        for part in plane.unwrap_or_default().chunks(STEP) {
+            checksum.bytes(part);
+            step(part.len())?;
+        }
     }
-    checksum.finish()
+    Ok(checksum.finish())
 }
 
 /// The same for planes that come in parts.

@@ -12,7 +12,7 @@ use parquet::data_type::ByteArray;
 use serde_json::Value;
 
 use crate::error::{Error, MEMORY, Result};
-use crate::format::{Float, Layout, Scheme};
+use crate::format::{Float, Layout, Scheme, rows_per_piece};
 use crate::kernel::{DecodeRow, KernelTable, MatVec, Planes};
 use crate::schema::{self, Manifest, Tile, key};
 use crate::tensor::TensorInfo;
@@ -274,9 +274,27 @@ impl Model {
     /// # Panics
     /// If there is no such tensor or tile.
     pub fn check_tile(&self, tensor: usize, tile: usize) -> Result<TilePlanes> {
+        self.check_tile_in_steps(tensor, tile, &mut |_| Ok(()))
+    }
+
+    /// As [`Model::check_tile`]. `step` is told the bytes of planes that were dealt with, never
+    /// more than some MiB at once.
+    ///
+    /// # Errors
+    /// As [`Model::check_tile`], and that of `step`, which ends it.
+    ///
+    /// # Panics
+    /// As [`Model::check_tile`].
+    pub fn check_tile_in_steps(
+        &self,
+        tensor: usize,
+        tile: usize,
+        step: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<TilePlanes> {
         let planes = self.planes(tensor, tile)?;
         let tile = &self.tensors[tensor].tiles[tile].tile;
-        let found = schema::checksum(tile, planes.codes(), planes.scales(), planes.biases());
+        let parts = [Some(planes.codes()), planes.scales(), planes.biases()];
+        let found = schema::checksum_in_steps(tile, parts, &mut *step)?;
         if found != tile.checksum {
             return Err(Error::Checksum {
                 path: self.path.clone(),
@@ -287,8 +305,13 @@ impl Model {
         if let Some(layout) = tile.layout {
             let cols = tile.shape.cols();
             let row = |row| planes.as_planes().row(layout, cols, row);
-            if let Some(row) = (0..tile.row_count).find(|&i| !decodable(layout, row(i))) {
-                return Err(self.not_decodable(&tile.name, tile.row_start + row));
+            let piece = rows_per_piece(cols);
+            for start in (0..tile.row_count).step_by(piece) {
+                let mut rows = start..tile.row_count.min(start + piece);
+                if let Some(row) = rows.find(|&i| !decodable(layout, row(i))) {
+                    return Err(self.not_decodable(&tile.name, tile.row_start + row));
+                }
+                step(0)?;
             }
         }
         Ok(planes)

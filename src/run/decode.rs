@@ -1,5 +1,6 @@
 //! Writes a quantized model back as safetensors.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,11 +10,12 @@ use super::progress::Counter;
 use crate::error::{Error, Result};
 use crate::format::{Float, rows_per_piece};
 use crate::model::Model;
+use crate::schema::STEP;
 use crate::sink::SafetensorsSink;
 use crate::tensor::{Dtype, TensorInfo};
 
-/// Rows decoded by one job are about this many pieces.
-const PIECES: usize = 16;
+/// Rows decoded by one job are about this many pieces: some MiB to write at once.
+const PIECES: usize = 4;
 
 /// Decodes every tensor into the safetensors file `output`, with the original names, shapes and
 /// metadata. Floats become `float`, or what they were in the source when that is `None`; other
@@ -52,14 +54,22 @@ pub fn dequantize_file(
             ..tensor.info.clone()
         })
         .collect();
-    let total = infos.iter().filter_map(TensorInfo::bytes).sum();
+    let tiles = model.tensors().iter().flat_map(|tensor| &tensor.tiles);
+    let checked: usize = tiles.map(|tile| tile.tile.bytes()).sum();
+    let decoded: usize = infos.iter().filter_map(TensorInfo::bytes).sum();
     let (mut checks, mut jobs) = (Vec::new(), Vec::new());
     for (tensor, info) in infos.iter().enumerate() {
         let rows = info.shape.rows();
-        let tiles = 0..model.tensors()[tensor].tiles.len();
-        checks.extend(tiles.clone().map(|tile| (0, (tensor, tile))));
+        let tiles = model.tensors()[tensor].tiles.iter().enumerate();
+        checks.extend(tiles.clone().map(|(tile, _)| (0, (tensor, tile))));
         if target(info).is_none() {
-            jobs.extend(tiles.map(|tile| Job::Raw { tensor, tile }));
+            for (tile, bytes) in tiles.map(|(i, tile)| (i, tile.tile.bytes())) {
+                jobs.extend((0..bytes).step_by(STEP).map(|start| Job::Raw {
+                    tensor,
+                    tile,
+                    bytes: start..bytes.min(start + STEP),
+                }));
+            }
             continue;
         }
         let step = rows_per_piece(info.shape.cols()).saturating_mul(PIECES);
@@ -70,29 +80,41 @@ pub fn dequantize_file(
         }));
     }
     let done = AtomicUsize::new(0);
-    let mut counter = Counter::new(&done, total, options.progress);
+    let mut counter = Counter::new(&done, checked + decoded, options.progress);
     with_pool(options.threads, |pool| {
         // All checksums first: then shapes and planes are what they were when written, and
         // memory may be allocated by them.
         pool.in_order(
             checks,
             options.budget,
-            |(tensor, tile), _| model.check_tile(tensor, tile).map(drop),
+            |(tensor, tile), pulse| {
+                let mut step = |bytes| {
+                    done.fetch_add(bytes, Ordering::Relaxed);
+                    pool.go_on(pulse)
+                };
+                let checked = model.check_tile_in_steps(tensor, tile, &mut step);
+                checked.map(drop)
+            },
             || counter.tell(),
             |()| Ok(()),
         )?;
         let mut sink = SafetensorsSink::create(output, &infos, &metadata)?;
-        let bytes = |job: &Job| match *job {
-            Job::Raw { tensor, .. } => infos[tensor].bytes().unwrap_or(0),
+        let bytes = |job: &Job| match job {
+            Job::Raw { bytes, .. } => bytes.len(),
             Job::Decode { tensor, rows, .. } => {
-                rows * infos[tensor].shape.cols() * infos[tensor].dtype.bits() / 8
+                let info = &infos[*tensor];
+                rows * info.shape.cols() * info.dtype.bits() / 8
             }
         };
         pool.in_order(
             jobs.iter().map(|job| (bytes(job), job)),
             options.budget,
             |job, _| match *job {
-                Job::Raw { tensor, tile } => Ok(model.planes(tensor, tile)?.codes().to_vec()),
+                Job::Raw {
+                    tensor,
+                    tile,
+                    ref bytes,
+                } => Ok(model.planes(tensor, tile)?.codes()[bytes.clone()].to_vec()),
                 Job::Decode { tensor, row, rows } => {
                     let mut out = vec![0; bytes(job)];
                     let float = target(&model.tensors()[tensor].info).unwrap_or(Float::F32);
@@ -111,8 +133,12 @@ pub fn dequantize_file(
 }
 
 enum Job {
-    /// A tile of a tensor that is never quantized.
-    Raw { tensor: usize, tile: usize },
+    /// A part of a tile of a tensor that is never quantized.
+    Raw {
+        tensor: usize,
+        tile: usize,
+        bytes: Range<usize>,
+    },
     /// Some rows of a float tensor.
     Decode {
         tensor: usize,

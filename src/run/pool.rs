@@ -79,6 +79,18 @@ impl Pool<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Called between the steps of long work: the calling thread's chance to tell its progress.
+    ///
+    /// # Errors
+    /// The run is to end early.
+    pub(super) fn go_on(&self, pulse: Pulse<'_>) -> Result<()> {
+        pulse();
+        match self.stopped() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
     /// Does all jobs, on this pool's threads. Without any, `pulse` is called between jobs: it is
     /// the calling thread's chance to tell its progress.
     pub(super) fn each<T: Send>(
@@ -177,6 +189,7 @@ impl Pool<'_> {
                         consume(outcome.unwrap_or_else(|panic| resume_unwind(panic))?)?;
                         in_flight -= costs.remove(&next).unwrap_or(0);
                         next += 1;
+                        tick()?;
                     }
                     tick()
                 };

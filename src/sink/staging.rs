@@ -77,13 +77,19 @@ impl WriteBack {
 }
 
 impl StagedFile {
-    /// Starts a file that is to become `target`.
+    /// Starts a file that is to become `target`; where that is a link, what it leads to.
     ///
     /// # Errors
-    /// The target's folder does not exist or cannot be written to, or the target is a folder.
+    /// The target's folder does not exist or cannot be written to, or the target is a folder, a
+    /// device or a link in a circle.
     pub fn create(target: &Path) -> Result<Self> {
+        let target = &end_of_links(target)?;
         if target.file_name().is_none() || target.is_dir() {
             return Err(Error::file(target, "cannot write here: it is a folder"));
+        }
+        // Such as /dev/null, in whose place nobody wants a file.
+        if target.exists() && !target.is_file() {
+            return Err(Error::file(target, "cannot write here: it is no file"));
         }
         let folder = folder_of(target);
         if !folder.is_dir() {
@@ -220,6 +226,22 @@ mod positioned {
         file.seek(io::SeekFrom::Start(offset))?;
         file.read_exact(bytes)
     }
+}
+
+/// Where links lead, be there a file or none yet: renaming over a link would replace the link.
+fn end_of_links(target: &Path) -> Result<PathBuf> {
+    // As many as systems follow.
+    const MOST: usize = 40;
+    let mut path = target.to_owned();
+    for _ in 0..MOST {
+        match std::fs::read_link(&path) {
+            Ok(next) => path = folder_of(&path).join(next),
+            // No link; anything else that is wrong with it is seen when it is written to.
+            Err(_) => return Ok(path),
+        }
+    }
+    let reason = "cannot write here: it is a link that leads in a circle";
+    Err(Error::file(target, reason))
 }
 
 fn folder_of(target: &Path) -> &Path {

@@ -1,6 +1,10 @@
 //! What several subjects need: files to quantize, and the program.
 
+#[cfg(target_os = "linux")]
+pub mod faults;
 pub mod native;
+#[cfg(unix)]
+pub mod place;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -103,15 +107,20 @@ pub fn quantize(input: &Path, output: &Path, settings: &[(&str, &str)]) -> Resul
     run::quantize(source.as_ref(), &plan, output, options)
 }
 
-/// Runs the program, free of settings from the environment.
-pub fn arrowquant<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+/// The program, free of settings from the environment.
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrowquant"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("AQ_") {
             command.env_remove(name);
         }
     }
-    command.args(args).output().unwrap()
+    command
+}
+
+/// Runs the program.
+pub fn arrowquant<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    program().args(args).output().unwrap()
 }
 
 /// Runs the program and expects success; returns what it printed.

@@ -1,6 +1,6 @@
 """`python -m arrowquant`: what the program `arrowquant` does, in brief.
 
-Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage.
+Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import arrowquant
 from arrowquant import Config, ConfigError, Error, Plan, Source
@@ -365,6 +368,31 @@ def _dequantize(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """The first Ctrl-C, or other way to be told to end, raises KeyboardInterrupt, which stops a run;
+    the second ends the program at once."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before: dict[int, Any] = {}
+
+    def stop(*_: Any) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    # Signals are the main thread's. What we were started to ignore, as by nohup, stays ignored.
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does one command; returns its exit code."""
     args = _parser().parse_args(arguments)
@@ -377,7 +405,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "dequantize": _dequantize,
     }
     try:
-        return commands[args.command](args)
+        with _stoppable():
+            try:
+                return commands[args.command](args)
+            except KeyboardInterrupt:
+                doing = {"quantize": "quantizing", "verify": "verifying", "dequantize": "decoding"}
+                path = args.input if "input" in args else args.file
+                what = f"{doing.get(args.command, args.command)} {path}"
+                print(f"stopped: {_printable(what)}", file=sys.stderr)
+                return 130
     except BrokenPipeError:
         # A reader that stops reading is no failure; what is left must not be flushed to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
