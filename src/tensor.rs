@@ -179,6 +179,15 @@ impl fmt::Display for Shape {
     }
 }
 
+/// Bytes of a tensor's name at most, in any file.
+pub const MAX_NAME: usize = 64 << 10;
+
+/// Dimensions of a tensor at most, in any file; PyTorch and numpy have 64.
+pub const MAX_DIMS: usize = 64;
+
+/// Tensors of a model at most. The largest that are published have some 100,000.
+pub const MAX_TENSORS: usize = 500_000;
+
 /// A tensor's description, without its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {

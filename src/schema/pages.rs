@@ -90,8 +90,11 @@ pub struct Limits {
     pub unpacked: u64,
 }
 
-/// The pages of a column chunk, from their headers. `read` fills its buffer from a position in
-/// the file; the chunk has been checked to lie there.
+/// Fills its buffer from a position in a file.
+pub type ReadAt<'a> = dyn FnMut(&mut [u8], u64) -> io::Result<()> + 'a;
+
+/// The pages of a column chunk, from their headers. The chunk has been checked to lie in the file
+/// ([`super::footer::check_chunks`]).
 ///
 /// # Errors
 /// A page is malformed, does not lie in the chunk, is encoded so that its size in memory is not
@@ -99,7 +102,7 @@ pub struct Limits {
 pub fn walk(
     chunk: &ColumnChunkMetaData,
     limits: Limits,
-    read: &mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
+    read: &mut ReadAt<'_>,
 ) -> Result<Vec<Page>, String> {
     let (mut at, mut left) = range(chunk).ok_or("it starts or ends before the file")?;
     let mut pages: Vec<Page> = Vec::new();
@@ -182,11 +185,7 @@ fn page_bytes(header: &Header) -> Result<u64, String> {
 }
 
 /// A page header and its length.
-fn read_header(
-    at: u64,
-    left: u64,
-    read: &mut dyn FnMut(&mut [u8], u64) -> io::Result<()>,
-) -> Result<(Header, usize), String> {
+fn read_header(at: u64, left: u64, read: &mut ReadAt<'_>) -> Result<(Header, usize), String> {
     const FIRST: usize = 128;
     let most = usize::try_from(left).unwrap_or(usize::MAX).min(MAX_HEADER);
     let mut bytes = vec![0; FIRST.min(most)];

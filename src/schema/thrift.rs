@@ -67,6 +67,9 @@ impl From<&str> for Fault {
     }
 }
 
+/// Told of what is met; it may refuse it.
+pub(super) type Visit<'a> = dyn FnMut(&[i16], Met) -> Result<(), Fault> + 'a;
+
 /// Deeper than anything Parquet writes.
 const MAX_DEPTH: usize = 24;
 
@@ -78,7 +81,7 @@ const MAX_DEPTH: usize = 24;
 pub(super) fn walk(
     bytes: &[u8],
     fields: &'static [Field],
-    visit: &mut dyn FnMut(&[i16], Met) -> Result<(), Fault>,
+    visit: &mut Visit<'_>,
 ) -> Result<usize, Fault> {
     let mut walker = Walker {
         rest: bytes,
@@ -89,13 +92,13 @@ pub(super) fn walk(
     Ok(bytes.len() - walker.rest.len())
 }
 
-struct Walker<'a> {
+struct Walker<'a, 'v> {
     rest: &'a [u8],
     path: Vec<i16>,
-    visit: &'a mut dyn FnMut(&[i16], Met) -> Result<(), Fault>,
+    visit: &'a mut Visit<'v>,
 }
 
-impl Walker<'_> {
+impl Walker<'_, '_> {
     fn met(&mut self, met: Met) -> Result<(), Fault> {
         (self.visit)(&self.path, met)
     }
