@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 use crate::format::{Format, GroupSize, Layout, ScaleDtype, Scheme, UnknownName};
 use crate::schema::{Column, RAW, Tile};
-use crate::tensor::{Dtype, MAX_DIMS, Shape};
+use crate::tensor::{Dtype, Shape, check_limits};
 
 /// The small columns of a row group, one value a row.
 pub(super) struct Columns {
@@ -43,12 +43,7 @@ impl Columns {
                 "it was rotated or smoothed, which this version cannot undo".into(),
             ));
         }
-        if self.shapes[row].len() > MAX_DIMS {
-            let dims = self.shapes[row].len();
-            return Err(refuse(format!(
-                "{dims} dimensions, at most {MAX_DIMS} are read"
-            )));
-        }
+        check_limits(&name, self.shapes[row].len()).map_err(refuse)?;
         let dims = self.shapes[row]
             .iter()
             .map(|&dim| number(Some(dim), Column::Shape));
