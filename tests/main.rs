@@ -8,6 +8,7 @@ mod determinism;
 mod errors;
 mod firmware;
 mod header;
+mod hostile;
 mod memory;
 mod native;
 #[cfg(target_os = "linux")]

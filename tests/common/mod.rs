@@ -1,5 +1,6 @@
 //! What several subjects need: files to quantize, and the program.
 
+pub mod memory;
 pub mod native;
 
 use std::path::{Path, PathBuf};
