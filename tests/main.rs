@@ -14,6 +14,7 @@ mod faults;
 mod firmware;
 mod folder;
 mod header;
+mod hostile;
 mod memory;
 mod native;
 #[cfg(target_os = "linux")]

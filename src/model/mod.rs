@@ -1,6 +1,7 @@
 //! Opens a quantized file, or a folder of them: views without copies, decoding, checksums.
 
 mod arrow;
+mod columns;
 mod file;
 
 use std::collections::{BTreeMap, HashMap};
@@ -114,7 +115,7 @@ impl Model {
         for part in &manifest.parts {
             let path = folder.join(&part.file);
             let file = file::TileFile::open(&path)?;
-            if Some(file.map().len() as u64) != part.bytes {
+            if Some(file.0.map().len() as u64) != part.bytes {
                 let reason = "not the part that the manifest means: it has another size";
                 return Err(Error::file(&path, reason));
             }
@@ -136,20 +137,18 @@ impl Model {
     /// Of these files; their own metadata where there is none of a manifest.
     fn of(
         path: &Path,
-        files: Vec<file::TileFile>,
+        opened: Vec<(file::TileFile, file::Tiles)>,
         metadata: Option<BTreeMap<String, String>>,
     ) -> Result<Self> {
         let mut tensors: Vec<Tensor> = Vec::new();
         let mut by_name = HashMap::new();
-        let mut rows = Vec::new();
-        for (i, file) in files.iter().enumerate() {
-            rows.extend(
-                file.tiles()?
-                    .into_iter()
-                    .map(|(tile, place)| (i, tile, place)),
-            );
-        }
-        for (file, tile, place) in rows {
+        let (files, tiles): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let of_file = |(file, tiles): (usize, file::Tiles)| {
+            tiles
+                .into_iter()
+                .map(move |(tile, place)| (file, tile, place))
+        };
+        for (file, tile, place) in tiles.into_iter().enumerate().flat_map(of_file) {
             let info = TensorInfo {
                 name: tile.name.clone(),
                 dtype: tile.source_dtype,

@@ -16,10 +16,17 @@ use xxhash_rust::xxh3::Xxh3;
 use super::file::{FileState, SourceFile};
 use super::{Source, SourceId};
 use crate::error::{Error, Result};
-use crate::tensor::{Dtype, Shape, TensorInfo};
+use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 
 /// The format's own limit on a header.
 const MAX_HEADER: u64 = 100_000_000;
+
+/// Shards of a model at most, which are all open at once. The largest that are published have
+/// some 200.
+const MAX_SHARDS: usize = 1000;
+
+/// Letters of what a file holds instead of a dtype or the like that a message shows.
+const SHOWN: usize = 40;
 
 /// One safetensors file, or all shards of an index.
 #[derive(Debug)]
@@ -60,23 +67,22 @@ impl SafetensorsSource {
     /// The index or a shard cannot be read or is malformed, a tensor is not where the index
     /// says, or two shards hold the same name.
     pub fn open_sharded(index: &Path) -> Result<Self> {
-        let status = std::fs::metadata(index).map_err(Error::io(index, "open"))?;
-        if !status.is_file() || status.len() > MAX_HEADER {
-            return Err(Error::file(index, "not a safetensors index"));
+        let file = SourceFile::open(index)?;
+        if file.bytes() > MAX_HEADER {
+            let reason = format!("not a safetensors index: {} bytes", file.bytes());
+            return Err(Error::file(index, reason));
         }
-        let text = std::fs::read(index).map_err(Error::io(index, "read"))?;
-        let parsed: IndexFile = serde_json::from_slice(&text)
-            .map_err(|error| Error::file(index, format!("not a safetensors index: {error}")))?;
-        let weight_map = parsed.weight_map.0;
-
+        let mut text = vec![0; file.bytes() as usize];
+        file.read_header(&mut text, 0)?;
+        let weight_map = parse_index(index, &text)?;
         let mut first_of_shard: BTreeMap<&str, &str> = BTreeMap::new();
         for (tensor, shard) in &weight_map {
-            let name = Path::new(shard);
-            if name.file_name() != Some(name.as_os_str()) {
-                let reason = format!("shard '{shard}' is not a plain file name");
-                return Err(Error::tensor(index, tensor, reason));
-            }
             first_of_shard.entry(shard).or_insert(tensor);
+        }
+        if first_of_shard.len() > MAX_SHARDS {
+            let shards = first_of_shard.len();
+            let reason = format!("{shards} shards, at most {MAX_SHARDS} are read");
+            return Err(Error::file(index, reason));
         }
 
         let folder = index.parent().unwrap_or(Path::new(""));
@@ -103,6 +109,10 @@ impl SafetensorsSource {
                     let reason = format!("duplicate, also in {}", other.display());
                     return Err(Error::tensor(&path, &entry.info.name, reason));
                 }
+            }
+            if seen.len() > MAX_TENSORS {
+                let reason = format!("over {MAX_TENSORS} tensors in its shards");
+                return Err(Error::file(index, reason));
             }
             hash.update(&header.text);
             source.id.bytes += header.file.bytes();
@@ -221,23 +231,8 @@ impl Header {
         }
         let mut text = vec![0; length as usize];
         file.read_header(&mut text, 8)?;
-        let UniqueEntries::<Box<RawValue>>(fields) =
-            serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-        let mut raw = Vec::with_capacity(fields.len());
-        let mut metadata = BTreeMap::new();
-        for (name, value) in fields {
-            if name == "__metadata__" {
-                let parsed: Option<_> = serde_json::from_str(value.get())
-                    .map_err(|error| refuse(format!("__metadata__: {error}")))?;
-                metadata = parsed.unwrap_or_default();
-            } else {
-                let entry: RawEntry = serde_json::from_str(value.get())
-                    .map_err(|error| Error::tensor(path, &name, error.to_string()))?;
-                raw.push((name, entry));
-            }
-        }
-
         let data_start = 8 + length;
+        let (raw, metadata) = parse_header(path, &text)?;
         let entries = check_entries(path, raw, file_bytes - data_start)?;
         Ok(Self {
             file,
@@ -249,6 +244,53 @@ impl Header {
     }
 }
 
+/// The tensors of a header by name, and its metadata.
+type RawHeader = (Vec<(String, RawEntry)>, BTreeMap<String, String>);
+
+fn parse_header(path: &Path, text: &[u8]) -> Result<RawHeader> {
+    let refuse = |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
+    let UniqueEntries::<Box<RawValue>>(fields) =
+        serde_json::from_slice(text).map_err(|error| refuse(error.to_string()))?;
+    let mut raw = Vec::with_capacity(fields.len());
+    let mut metadata = BTreeMap::new();
+    for (name, value) in fields {
+        if name == "__metadata__" {
+            let parsed: Option<_> = serde_json::from_str(value.get())
+                .map_err(|error| refuse(format!("__metadata__: {error}")))?;
+            metadata = parsed.unwrap_or_default();
+        } else {
+            let entry: RawEntry = serde_json::from_str(value.get())
+                .map_err(|error| Error::tensor(path, &name, error.to_string()))?;
+            raw.push((name, entry));
+        }
+    }
+    Ok((raw, metadata))
+}
+
+/// Tensors and the shards that hold them, which are plain file names.
+fn parse_index(path: &Path, text: &[u8]) -> Result<Vec<(String, String)>> {
+    let parsed: IndexFile = serde_json::from_slice(text)
+        .map_err(|error| Error::file(path, format!("not a safetensors index: {error}")))?;
+    for (tensor, shard) in &parsed.weight_map.0 {
+        let name = Path::new(shard);
+        if name.file_name() != Some(name.as_os_str()) {
+            let reason = format!("shard '{}' is not a plain file name", shown(shard));
+            return Err(Error::tensor(path, tensor, reason));
+        }
+    }
+    Ok(parsed.weight_map.0)
+}
+
+/// The start of a text that may be of any length.
+fn shown(text: &str) -> String {
+    let mut letters = text.chars();
+    let start: String = letters.by_ref().take(SHOWN).collect();
+    match letters.next() {
+        Some(_) => start + "…",
+        None => start,
+    }
+}
+
 /// Checks dtypes, shapes and places: values follow each other without gap or overlap and fill
 /// the file.
 fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> Result<Vec<Entry>> {
@@ -256,8 +298,11 @@ fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> 
     for (name, entry) in raw {
         let refuse = |reason: String| Err(Error::tensor(path, &name, reason));
         let Some(dtype) = Dtype::from_safetensors(&entry.dtype) else {
-            return refuse(format!("unknown dtype '{}'", entry.dtype));
+            return refuse(format!("unknown dtype '{}'", shown(&entry.dtype)));
         };
+        if let Err(reason) = check_limits(&name, entry.shape.len()) {
+            return refuse(reason);
+        }
         let Some(shape) = Shape::new(entry.shape.clone()) else {
             return refuse(format!("shape {:?} is too large", entry.shape));
         };
@@ -337,6 +382,10 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {
                 let mut names = HashSet::new();
                 let mut entries = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, V>()? {
+                    check_limits(&name, 0).map_err(A::Error::custom)?;
+                    if entries.len() == MAX_TENSORS {
+                        return Err(A::Error::custom(format!("over {MAX_TENSORS} tensors")));
+                    }
                     if !names.insert(name.clone()) {
                         return Err(A::Error::custom(format!("tensor '{name}': duplicate name")));
                     }

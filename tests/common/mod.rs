@@ -2,6 +2,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod faults;
+pub mod memory;
 pub mod native;
 #[cfg(unix)]
 pub mod place;

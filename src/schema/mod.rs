@@ -1,7 +1,10 @@
 //! The Parquet V2 file: its columns, metadata keys and checksum, defined once for the sink that
 //! writes it and the model that reads it. Described for other readers in `docs/format.md`.
 
+pub mod footer;
 mod manifest;
+pub mod pages;
+mod thrift;
 
 use std::convert::Infallible;
 use std::sync::Arc;

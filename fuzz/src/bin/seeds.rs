@@ -1,0 +1,113 @@
+//! Writes the seed corpus: small files of every kind that each target reads, where a fuzzer
+//! starts from. Run it in this folder, `cargo run --bin seeds`, after the formats have changed.
+
+use std::fs;
+use std::path::Path;
+
+use arrowquant::plan::Config;
+use arrowquant::run::{self, Options};
+use arrowquant::source::{MemorySource, Source};
+use arrowquant::tensor::Dtype;
+use serde_json::json;
+
+fn main() {
+    let seeds = Path::new("corpus-seeds");
+    let write = |target: &str, name: &str, contents: &[u8]| {
+        let folder = seeds.join(target);
+        fs::create_dir_all(&folder).expect("a writable folder");
+        fs::write(folder.join(name), contents).expect("a writable file");
+    };
+
+    for (name, file) in safetensors() {
+        write("safetensors", name, &file);
+    }
+    let index = json!({
+        "metadata": {"total_size": 4},
+        "weight_map": {"a": "a.safetensors", "b": "b.safetensors"},
+    });
+    write("index", "two-shards", index.to_string().as_bytes());
+
+    let yaml = "deployment_profile: edge\nbit_width: 4\nscheme: affine\nrules:\n- 're:^a\\.=keep'\n\
+                - {pattern: 'b*', bits: 8, group: 64}\ngain: &x auto\nscale_dtype: *x\n";
+    write("yaml", "every-kind", yaml.as_bytes());
+    for (name, rule) in [
+        ("glob", "blocks.*.[kv]?=bits:8,group:64\nblocks.0.k1\nx"),
+        ("regex", "re:^(a|b+)\\.\\d{1,3}=keep\nbb.12\nc"),
+        (
+            "name",
+            "[[]x[]]=scheme:affine,method:minmax,gain:lsq,scale_dtype:f32\n[x]",
+        ),
+    ] {
+        write("rules", name, rule.as_bytes());
+    }
+
+    let source = tensors();
+    for (name, settings) in [
+        ("affine", &[("scheme", "affine"), ("bit_width", "4")][..]),
+        ("packed", &[("compression", "zstd"), ("bit_width", "2")]),
+    ] {
+        let mut config = Config::new();
+        for (key, value) in settings {
+            config.set(key, value).expect("a setting");
+        }
+        config.set("rules", "re:[xy]=bits:4").expect("a rule");
+        let plan = run::plan(&source, &config).expect("a plan");
+        let mut file = vec![0; run::output_bound(&source, &plan).expect("few tensors")];
+        let options = Options {
+            threads: 1,
+            ..Options::default()
+        };
+        let report = run::quantize_into(&source, &plan, &mut file, options).expect("a file");
+        file.truncate(report.output_bytes as usize);
+        write("parquet_model", name, &file);
+        write("plan_json", name, plan.to_json().to_string().as_bytes());
+    }
+}
+
+/// A matrix, and what is kept.
+fn tensors() -> MemorySource<'static> {
+    let mut source = MemorySource::new();
+    let values = |count: usize| -> Vec<u8> {
+        let value = |i: usize| ((i * 37 % 101) as f32 / 50.0 - 1.0).to_le_bytes();
+        (0..count).flat_map(value).collect()
+    };
+    let mut add = |name: &str, dtype, dims: &[usize], values: Vec<u8>| {
+        source
+            .add(name, dtype, dims, values)
+            .expect("a right tensor");
+    };
+    add("x", Dtype::F32, &[3, 40], values(120));
+    add("bias", Dtype::F32, &[5], values(5));
+    add("scalar", Dtype::F32, &[], values(1));
+    add("ids", Dtype::I64, &[2, 1, 1], vec![1; 16]);
+    add("empty", Dtype::F32, &[0, 7], Vec::new());
+    source
+}
+
+/// Files with tensors and metadata, and without.
+fn safetensors() -> Vec<(&'static str, Vec<u8>)> {
+    let source = tensors();
+    let mut header = serde_json::Map::new();
+    let mut values = Vec::new();
+    for (i, tensor) in source.tensors().iter().enumerate() {
+        let start = values.len();
+        values.resize(start + tensor.bytes().expect("whole bytes"), 0);
+        source.read(i, 0, &mut values[start..]).expect("in memory");
+        let entry = json!({
+            "dtype": tensor.dtype.safetensors_name(),
+            "shape": tensor.shape.dims(),
+            "data_offsets": [start, values.len()],
+        });
+        header.insert(tensor.name.clone(), entry);
+    }
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let file = |header: &str, values: &[u8]| {
+        let length = (header.len() as u64).to_le_bytes();
+        [&length[..], header.as_bytes(), values].concat()
+    };
+    let text = serde_json::Value::Object(header).to_string();
+    vec![
+        ("every-kind", file(&text, &values)),
+        ("nothing", file("{}", &[])),
+    ]
+}
