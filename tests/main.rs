@@ -15,6 +15,7 @@ mod packaging;
 mod python;
 mod readme;
 mod rooms;
+mod source_f8;
 mod sources;
 mod values;
 mod views;
