@@ -16,6 +16,7 @@ mod python;
 mod readme;
 mod rooms;
 mod source_f8;
+mod source_folders;
 mod sources;
 mod values;
 mod views;
