@@ -17,6 +17,7 @@ mod readme;
 mod rooms;
 mod source_f8;
 mod source_folders;
+mod source_gguf;
 mod sources;
 mod values;
 mod views;

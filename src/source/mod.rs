@@ -4,6 +4,7 @@
 mod arrow;
 mod file;
 mod folder;
+mod gguf;
 mod memory;
 mod safetensors;
 
@@ -11,12 +12,17 @@ use std::path::Path;
 
 pub use arrow::from_arrow;
 pub use file::FileState;
+pub use gguf::GgufSource;
 pub use memory::{MemorySource, Values};
 pub use safetensors::SafetensorsSource;
 
+use self::file::SourceFile;
 use self::folder::MODEL_INDEX;
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
+
+/// Of a header in bytes: the limit that safetensors itself has.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// What identifies a source in the files made from it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -80,7 +86,8 @@ pub trait Source: Send + Sync {
 ///
 /// - a safetensors file, or the `*.safetensors.index.json` of its shards;
 /// - a folder with one of these;
-/// - the folder of a diffusers pipeline, with its `model_index.json`: all its components.
+/// - the folder of a diffusers pipeline, with its `model_index.json`: all its components;
+/// - a GGUF file of f32, f16, bf16 and Q8_0 tensors.
 ///
 /// # Errors
 /// The path does not exist or is none of these, or its contents are malformed.
@@ -95,13 +102,44 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
         })?,
         false => path.to_owned(),
     };
-    let source = if folder::name_of(&weights) == MODEL_INDEX {
+    if folder::name_of(&weights) == MODEL_INDEX {
         let folder = weights.parent().filter(|folder| *folder != Path::new(""));
-        SafetensorsSource::open_pipeline(folder.unwrap_or(Path::new(".")))?
-    } else if folder::is_index(&weights) {
-        SafetensorsSource::open_sharded(&weights)?
-    } else {
-        SafetensorsSource::open_file(&weights)?
-    };
-    Ok(Box::new(source))
+        let folder = folder.unwrap_or(Path::new("."));
+        return Ok(Box::new(SafetensorsSource::open_pipeline(folder)?));
+    }
+    if folder::is_index(&weights) {
+        return Ok(Box::new(SafetensorsSource::open_sharded(&weights)?));
+    }
+    match kind(&weights)? {
+        Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(&weights)?)),
+        Kind::Gguf => Ok(Box::new(GgufSource::open(&weights)?)),
+        Kind::Unknown => {
+            let reason = "weights are read from safetensors and GGUF files, folders of shards \
+                          and diffusers folders, and this is none of them";
+            Err(Error::file(path, reason))
+        }
+    }
+}
+
+/// Kinds of files.
+enum Kind {
+    Safetensors,
+    Gguf,
+    Unknown,
+}
+
+/// What a file begins as, or else is called.
+fn kind(path: &Path) -> Result<Kind> {
+    let file = SourceFile::open(path)?;
+    let mut start = [0; 9];
+    let len = file.bytes().min(start.len() as u64) as usize;
+    file.read_header(&mut start[..len], 0)?;
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    Ok(match (&start, extension.as_ref()) {
+        ([b'G', b'G', b'U', b'F', ..], _) => Kind::Gguf,
+        ([.., b'{'], _) => Kind::Safetensors,
+        (_, "gguf") => Kind::Gguf,
+        (_, "safetensors") => Kind::Safetensors,
+        _ => Kind::Unknown,
+    })
 }

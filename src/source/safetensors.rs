@@ -15,12 +15,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
 use super::folder::{self, MODEL_INDEX};
-use super::{Source, SourceId};
+use super::{MAX_HEADER, Source, SourceId};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo};
-
-/// The format's own limit on a header.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// One safetensors file, all shards of an index, or all components of a pipeline.
 #[derive(Debug)]

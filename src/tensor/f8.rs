@@ -138,4 +138,27 @@ mod tests {
             );
         }
     }
+
+    #[test]
+    fn widening_is_the_same_in_any_parts() {
+        let codes: Vec<u8> = (0..=255).collect();
+        let widen = |codes: &[u8]| {
+            let mut out = vec![0xAA; 2 * codes.len()];
+            let read = |bytes: &mut [u8]| {
+                bytes.copy_from_slice(codes);
+                Ok::<(), ()>(())
+            };
+            Dtype::F8E5M2.read_floats(&mut out, read).unwrap();
+            out
+        };
+        let whole = widen(&codes);
+        assert_eq!(
+            half::bf16::from_le_bytes([whole[120], whole[121]]).to_f32(),
+            1.0
+        );
+        for cut in 0..=256 {
+            let (first, second) = codes.split_at(cut);
+            assert_eq!([widen(first), widen(second)].concat(), whole);
+        }
+    }
 }
