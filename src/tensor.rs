@@ -223,6 +223,32 @@ impl fmt::Display for Shape {
     }
 }
 
+/// Bytes of a tensor's name at most, in any file.
+pub const MAX_NAME: usize = 64 << 10;
+
+/// Dimensions of a tensor at most, in any file; PyTorch and numpy have 64.
+pub const MAX_DIMS: usize = 64;
+
+/// Tensors of a model at most. The largest that are published have some 100,000.
+pub const MAX_TENSORS: usize = 500_000;
+
+/// Checks a tensor's name and number of dimensions against what any file may hold.
+///
+/// # Errors
+/// There is more.
+pub fn check_limits(name: &str, dims: usize) -> Result<(), String> {
+    let bytes = name.len();
+    if bytes > MAX_NAME {
+        return Err(format!(
+            "a tensor name of {bytes} bytes, at most {MAX_NAME} can be"
+        ));
+    }
+    if dims > MAX_DIMS {
+        return Err(format!("{dims} dimensions, at most {MAX_DIMS} can be"));
+    }
+    Ok(())
+}
+
 /// A tensor's description, without its values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {

@@ -244,8 +244,8 @@ fn wrong_files_say_what_is_wrong() {
             &["'w'", "too large"],
         ),
         (
-            one(tensor("w", &[1; 9], 0, 0), 32),
-            &["'w'", "9 dimensions"],
+            one(tensor("w", &[1; 65], 0, 0), 32),
+            &["'w'", "65 dimensions"],
         ),
         (
             gguf(&[], &twice("a"), &[0; 64]),

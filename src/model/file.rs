@@ -2,25 +2,27 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use memmap2::Mmap;
+use parquet::basic::Type as Physical;
 use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
-use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
 use super::TilePlanes;
+use super::columns::Columns;
 use crate::error::{self, Error, Result};
-use crate::format::{Format, GroupSize, Layout, ScaleDtype, Scheme, UnknownName};
-use crate::schema::{Column, FORMAT_VERSION, RAW, Tile, key, parquet_schema};
-use crate::tensor::{Dtype, Shape};
+use crate::schema::pages::{self, Limits, Page, PageKind};
+use crate::schema::{Column, FORMAT_VERSION, Tile, footer, key, parquet_schema};
+use crate::tensor::{MAX_DIMS, MAX_NAME};
 
 /// Row group and row in it.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +40,8 @@ pub(super) struct TileFile {
     metadata: BTreeMap<String, String>,
     /// Position in the file of each column of [`Column::ALL`].
     columns: Vec<usize>,
+    /// Bytes of each of the [`PLANES`] that the rows of a row group have.
+    plane_bytes: Vec<[u64; 3]>,
     /// The row groups whose planes were read last, so that a compressed one is not unpacked
     /// again for every row of it.
     recent: Mutex<VecDeque<(usize, Arc<PlaneColumns>)>>,
@@ -46,12 +50,32 @@ pub(super) struct TileFile {
 /// Row groups whose planes are kept at hand; a compressed one has 16 MiB of codes.
 const RECENT: usize = 8;
 
+const PLANES: [Column; 3] = [Column::Codes, Column::Scales, Column::Biases];
+
+/// Bytes that any column may unpack to, beside what its values can take.
+const SMALL: u64 = 64 << 10;
+
+/// Bytes of the name of a format or the like.
+const MAX_WORD: usize = 64;
+
+/// Bytes of text in a column, beside [`TEXT_RATIO`] times those of the file.
+const TEXT: usize = 1 << 20;
+const TEXT_RATIO: usize = 16;
+
+/// Bytes that the planes of a row group may unpack to, beside [`UNPACKED_RATIO`] times those of
+/// the file. Tiles that are compressed have 16 MiB of codes.
+const UNPACKED: u64 = 32 << 20;
+const UNPACKED_RATIO: u64 = 16;
+
+/// Rows of a file, and where they are.
+pub(super) type Tiles = Vec<(Tile, Place)>;
+
 /// Codes, scales and biases of a row group.
 type PlaneColumns = [Vec<Option<ByteArray>>; 3];
 
 impl TileFile {
-    /// Opens a file, whose planes are then slices of a map of it.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    /// Opens a file, whose planes are then slices of a map of it. Its rows come with it.
+    pub(super) fn open(path: &Path) -> Result<(Self, Tiles)> {
         // Before opening it, which would wait on a pipe.
         let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if !status.is_file() {
@@ -63,12 +87,13 @@ impl TileFile {
         Self::parse(path, Bytes::from_owner(map))
     }
 
-    /// Reads a file that is in memory; `path` is for messages.
-    pub(super) fn parse(path: &Path, map: Bytes) -> Result<Self> {
+    /// Reads a file that is in memory, and its rows; `path` is for messages.
+    pub(super) fn parse(path: &Path, map: Bytes) -> Result<(Self, Tiles)> {
         if map.len() < 12 {
             return Err(Error::file(path, "not a Parquet file: too short"));
         }
-        check_footer_length(path, &map)?;
+        let damaged = |reason: String| Error::file(path, format!("damaged Parquet file: {reason}"));
+        footer::check(find_footer(path, &map)?).map_err(damaged)?;
         let parquet = fenced(path, || ParquetMetaDataReader::new().parse_and_finish(&map))?;
         let mut metadata = BTreeMap::new();
         for entry in parquet
@@ -81,24 +106,23 @@ impl TileFile {
         }
         check_version(path, &metadata)?;
         let columns = find_columns(path, &parquet)?;
-        check_chunks(path, &parquet, map.len())?;
-        let rows: i64 = parquet
-            .row_groups()
-            .iter()
-            .map(|group| group.num_rows())
-            .sum();
-        if rows != parquet.file_metadata().num_rows() {
-            let reason = "damaged Parquet file: its row groups lack rows";
-            return Err(Error::file(path, reason));
-        }
-        Ok(Self {
+        footer::check_chunks(&parquet, map.len() as u64).map_err(damaged)?;
+        let mut file = Self {
             path: path.to_owned(),
             map: Arc::new(map),
             parquet,
             metadata,
             columns,
+            plane_bytes: Vec::new(),
             recent: Mutex::default(),
-        })
+        };
+        let mut tiles = Vec::new();
+        for row_group in 0..file.parquet.num_row_groups() {
+            let plane_bytes = file.read_tiles(row_group, &mut tiles)?;
+            file.check_planes(row_group, plane_bytes).map_err(damaged)?;
+            file.plane_bytes.push(plane_bytes);
+        }
+        Ok((file, tiles))
     }
 
     pub(super) fn map(&self) -> &Bytes {
@@ -109,16 +133,45 @@ impl TileFile {
         &self.metadata
     }
 
-    /// Every row of the file, checked one by one.
-    pub(super) fn tiles(&self) -> Result<Vec<(Tile, Place)>> {
-        let mut tiles = Vec::new();
-        for row_group in 0..self.parquet.num_row_groups() {
-            let columns = fenced(&self.path, || self.columns_of(row_group))?;
-            for row in 0..self.rows(row_group) {
-                tiles.push((columns.tile(&self.path, row)?, Place { row_group, row }));
-            }
+    /// Every row of a row group, checked one by one. Returns the bytes that its planes must have.
+    fn read_tiles(&self, row_group: usize, tiles: &mut Tiles) -> Result<[u64; 3]> {
+        let columns = fenced(&self.path, || self.columns_of(row_group))?;
+        let mut sums = [0u64; 3];
+        for row in 0..self.rows(row_group) {
+            let tile = columns.tile(&self.path, row)?;
+            let bytes = tile.plane_bytes().unwrap_or_default(); // checked with the tile
+            sums = [0, 1, 2].map(|i| sums[i].saturating_add(bytes[i] as u64));
+            tiles.push((tile, Place { row_group, row }));
         }
-        Ok(tiles)
+        Ok(sums)
+    }
+
+    /// Checks that the pages of a row group's planes hold as many bytes as the rows have it,
+    /// without reading them.
+    fn check_planes(&self, row_group: usize, plane_bytes: [u64; 3]) -> Result<(), String> {
+        let mut unpacked = 0;
+        for (column, bytes) in PLANES.into_iter().zip(plane_bytes) {
+            let pages = self.pages(row_group, column, plane_limit(bytes, self.rows(row_group)))?;
+            let of_column = |reason: String| format!("column {}: {reason}", column.path());
+            // Planes that are equal may lie in a dictionary once.
+            let plain = pages
+                .iter()
+                .all(|page| page.plain && page.kind != PageKind::Dictionary);
+            let held: u64 = pages.iter().map(|page| page.unpacked as u64).sum();
+            if plain && held < bytes {
+                let reason = format!("its pages hold {held} bytes of {bytes}");
+                return Err(of_column(reason));
+            }
+            let packed = pages.iter().filter(|page| page.packed);
+            unpacked += packed.map(|page| page.unpacked as u64).sum::<u64>();
+        }
+        let file = self.map.len() as u64;
+        match unpacked <= UNPACKED + UNPACKED_RATIO * file {
+            true => Ok(()),
+            false => Err(format!(
+                "planes that unpack to {unpacked} bytes in a file of {file}"
+            )),
+        }
     }
 
     /// The planes of one row.
@@ -141,11 +194,9 @@ impl TileFile {
             return Ok(columns.clone());
         }
         let columns = fenced(&self.path, || {
-            Ok(Arc::new([
-                self.read::<ByteArrayType>(row_group, Column::Codes)?,
-                self.read::<ByteArrayType>(row_group, Column::Scales)?,
-                self.read::<ByteArrayType>(row_group, Column::Biases)?,
-            ]))
+            let [codes, scales, biases] =
+                PLANES.map(|column| self.read::<ByteArrayType>(row_group, column));
+            Ok(Arc::new([codes?, scales?, biases?]))
         })?;
         let mut recent = recent();
         recent.truncate(RECENT - 1);
@@ -157,16 +208,16 @@ impl TileFile {
         let input_scales = self.read::<ByteArrayType>(group, Column::InputScale)?;
         let rotations = self.read::<Int32Type>(group, Column::RotationBlock)?;
         Ok(Columns {
-            names: self.text(group, Column::Name)?,
+            names: self.text(group, Column::Name, MAX_NAME)?,
             tiles: self.read::<Int32Type>(group, Column::Tile)?,
             row_starts: self.read::<Int64Type>(group, Column::RowStart)?,
             row_counts: self.read::<Int64Type>(group, Column::RowCount)?,
             shapes: self.shapes(group)?,
-            source_dtypes: self.text(group, Column::SourceDtype)?,
-            formats: self.text(group, Column::Format)?,
-            schemes: self.text(group, Column::Scheme)?,
+            source_dtypes: self.text(group, Column::SourceDtype, MAX_WORD)?,
+            formats: self.text(group, Column::Format, MAX_WORD)?,
+            schemes: self.text(group, Column::Scheme, MAX_WORD)?,
             group_sizes: self.read::<Int32Type>(group, Column::GroupSize)?,
-            scale_dtypes: self.text(group, Column::ScaleDtype)?,
+            scale_dtypes: self.text(group, Column::ScaleDtype, MAX_WORD)?,
             checksums: self.read::<Int64Type>(group, Column::Checksum)?,
             cosines: self.read::<FloatType>(group, Column::Cosine)?,
             sqnrs: self.read::<FloatType>(group, Column::SqnrDb)?,
@@ -177,8 +228,24 @@ impl TileFile {
         })
     }
 
-    fn text(&self, group: usize, column: Column) -> Result<Vec<Option<String>>, ParquetError> {
+    /// A column of texts of at most `longest` bytes each.
+    fn text(
+        &self,
+        group: usize,
+        column: Column,
+        longest: usize,
+    ) -> Result<Vec<Option<String>>, ParquetError> {
         let values = self.read::<ByteArrayType>(group, column)?;
+        // A dictionary has one text for any number of rows.
+        let lengths = || values.iter().flatten().map(ByteArray::len);
+        if lengths().any(|length| length > longest) {
+            let what = format!("column {} has a text over {longest} bytes", column.path());
+            return Err(ParquetError::General(what));
+        }
+        if lengths().sum::<usize>() > TEXT + TEXT_RATIO * self.map.len() {
+            let what = format!("column {} has more text than the file", column.path());
+            return Err(ParquetError::General(what));
+        }
         let text = |value: ByteArray| value.as_utf8().map(str::to_owned);
         values
             .into_iter()
@@ -234,10 +301,10 @@ impl TileFile {
         column: Column,
     ) -> Result<(Vec<T::T>, Vec<i16>, Vec<i16>), ParquetError> {
         let rows = self.rows(group);
-        let chunk = self
-            .parquet
-            .row_group(group)
-            .column(self.columns[column as usize]);
+        let chunk = self.chunk(group, column);
+        let limits = self.limits(group, column);
+        self.pages(group, column, limits)
+            .map_err(ParquetError::General)?;
         let pages = SerializedPageReader::new(self.map.clone(), chunk, rows, None)?;
         let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
         let mut reader: ColumnReaderImpl<T> = get_typed_column_reader(reader);
@@ -251,112 +318,84 @@ impl TileFile {
         Ok((values, levels, starts))
     }
 
+    /// The pages of a column, by their headers, which are checked against all that is known.
+    fn pages(&self, group: usize, column: Column, limits: Limits) -> Result<Vec<Page>, String> {
+        let mut read = |out: &mut [u8], at: u64| {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            let rest = self.map.get(at..).unwrap_or_default();
+            let found = rest.get(..out.len());
+            out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        };
+        let chunk = self.chunk(group, column);
+        let of_column = |reason| format!("column {}: {reason}", column.path());
+        let pages = pages::walk(chunk, limits, &mut read).map_err(of_column)?;
+        let data = pages
+            .iter()
+            .filter(|page| page.kind != PageKind::Dictionary);
+        let values: usize = data.map(|page| page.values).sum();
+        match values >= self.rows(group) {
+            true => Ok(pages),
+            false => {
+                let rows = self.rows(group);
+                Err(of_column(format!("{values} of {rows} rows")))
+            }
+        }
+    }
+
+    /// What a column of a row group can hold at most.
+    fn limits(&self, group: usize, column: Column) -> Limits {
+        let rows = self.rows(group) as u64;
+        let file = self.map.len() as u64;
+        let chunk = self.chunk(group, column);
+        match column {
+            Column::Codes | Column::Scales | Column::Biases => {
+                let place = PLANES.iter().position(|plane| *plane == column);
+                let bytes = place.map_or(0, |i| self.plane_bytes[group][i]);
+                plane_limit(bytes, self.rows(group))
+            }
+            // Scalars have a value, too. Tensors of so many dimensions that run-length encoding
+            // makes them shorter than a byte each are nobody's.
+            Column::Shape => fixed_limit((rows * MAX_DIMS as u64).min(file)),
+            _ if chunk.column_type() == Physical::BYTE_ARRAY => Limits {
+                values: rows,
+                unpacked: SMALL + 256 * rows + 64 * chunk.compressed_size().unsigned_abs(),
+            },
+            _ => fixed_limit(rows),
+        }
+    }
+
+    fn chunk(&self, group: usize, column: Column) -> &ColumnChunkMetaData {
+        self.parquet
+            .row_group(group)
+            .column(self.columns[column as usize])
+    }
+
     fn rows(&self, group: usize) -> usize {
         self.parquet.row_group(group).num_rows() as usize // checked when opened
     }
 
     fn max_definition(&self, group: usize, column: Column) -> i16 {
-        let chunk = self
-            .parquet
-            .row_group(group)
-            .column(self.columns[column as usize]);
-        chunk.column_descr().max_def_level()
+        self.chunk(group, column).column_descr().max_def_level()
     }
 }
 
-/// The small columns of a row group, one value a row.
-struct Columns {
-    names: Vec<Option<String>>,
-    tiles: Vec<Option<i32>>,
-    row_starts: Vec<Option<i64>>,
-    row_counts: Vec<Option<i64>>,
-    shapes: Vec<Vec<i64>>,
-    source_dtypes: Vec<Option<String>>,
-    formats: Vec<Option<String>>,
-    schemes: Vec<Option<String>>,
-    group_sizes: Vec<Option<i32>>,
-    scale_dtypes: Vec<Option<String>>,
-    checksums: Vec<Option<i64>>,
-    cosines: Vec<Option<f32>>,
-    sqnrs: Vec<Option<f32>>,
-    bits: Vec<Option<f32>>,
-    /// Has an input scale or a rotation.
-    transformed: Vec<bool>,
-}
-
-impl Columns {
-    /// Row `row`, checked.
-    fn tile(&self, path: &Path, row: usize) -> Result<Tile> {
-        let name = self.names[row].clone().unwrap_or_default();
-        let refuse = |reason: String| Error::tensor(path, &name, reason);
-        let number = |value: Option<i64>, column: Column| {
-            value
-                .and_then(|value| usize::try_from(value).ok())
-                .ok_or_else(|| refuse(format!("{} is null or negative", column.path())))
-        };
-        if self.transformed[row] {
-            return Err(refuse(
-                "it was rotated or smoothed, which this version cannot undo".into(),
-            ));
-        }
-        let dims = self.shapes[row]
-            .iter()
-            .map(|&dim| number(Some(dim), Column::Shape));
-        let shape = Shape::new(dims.collect::<Result<_>>()?)
-            .ok_or_else(|| refuse("its shape is too large".into()))?;
-        let row_start = number(self.row_starts[row], Column::RowStart)?;
-        let row_count = number(self.row_counts[row], Column::RowCount)?;
-        if row_start > shape.rows() || row_count > shape.rows() - row_start {
-            let reason = format!("{row_count} rows from {row_start} on are not in shape {shape}");
-            return Err(refuse(reason));
-        }
-        let tile = number(self.tiles[row].map(i64::from), Column::Tile)?;
-        let dtype = self.source_dtypes[row].as_deref().unwrap_or_default();
-        let source_dtype =
-            Dtype::from_name(dtype).ok_or_else(|| refuse(format!("unknown dtype '{dtype}'")))?;
-        let layout = match self.formats[row].as_deref() {
-            Some(RAW) => None,
-            _ => Some(self.layout(row).map_err(refuse)?),
-        };
-        if layout.is_some() && source_dtype.float().is_none() {
-            return Err(refuse(format!("{source_dtype} cannot have been quantized")));
-        }
-        let tile = Tile {
-            tile: tile as u32,
-            row_start,
-            row_count,
-            shape,
-            source_dtype,
-            layout,
-            checksum: self.checksums[row].unwrap_or_default() as u64,
-            cosine: self.cosines[row],
-            sqnr_db: self.sqnrs[row],
-            bits_per_weight: self.bits[row],
-            name: name.clone(),
-        };
-        match tile.plane_bytes() {
-            Some(_) => Ok(tile),
-            None => Err(refuse("its planes cannot have whole bytes".into())),
-        }
-    }
-
-    fn layout(&self, row: usize) -> Result<Layout, String> {
-        let group_size = self.group_sizes[row].and_then(|size| u64::try_from(size).ok());
-        Ok(Layout {
-            format: parse::<Format>(&self.formats[row])?,
-            scheme: parse::<Scheme>(&self.schemes[row])?,
-            group_size: group_size
-                .and_then(GroupSize::new)
-                .ok_or("its group size is not allowed")?,
-            scale_dtype: parse::<ScaleDtype>(&self.scale_dtypes[row])?,
-        })
+/// What unpacks from a column of numbers: each in a dictionary, its place there, and its levels.
+fn fixed_limit(values: u64) -> Limits {
+    Limits {
+        values,
+        unpacked: SMALL + 32 * values,
     }
 }
 
-fn parse<T: FromStr<Err = UnknownName>>(text: &Option<String>) -> Result<T, String> {
-    let text = text.as_deref().unwrap_or("null");
-    text.parse()
-        .map_err(|error: UnknownName| format!("'{text}': {error}"))
+/// What unpacks from a column of planes: themselves, or once more in a dictionary, their lengths
+/// and levels.
+fn plane_limit(bytes: u64, rows: usize) -> Limits {
+    let rows = rows as u64;
+    Limits {
+        values: rows,
+        unpacked: SMALL.saturating_add(bytes.saturating_mul(2)) + 32 * rows,
+    }
 }
 
 /// The parquet crate returns errors for malformed files by policy; where it still panics, that
@@ -372,8 +411,8 @@ fn fenced<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Res
     }
 }
 
-/// The footer must lie in the file before anything is allocated for it.
-fn check_footer_length(path: &Path, map: &[u8]) -> Result<()> {
+/// The footer, which must lie in the file.
+fn find_footer<'a>(path: &Path, map: &'a [u8]) -> Result<&'a [u8]> {
     let (front, back) = (&map[..4], &map[map.len() - 8..]);
     if front != b"PAR1" || &back[4..] != b"PAR1" {
         return Err(Error::file(path, "not a Parquet file, or cut short"));
@@ -383,7 +422,7 @@ fn check_footer_length(path: &Path, map: &[u8]) -> Result<()> {
         let reason = format!("damaged Parquet file: a footer of {length} bytes");
         return Err(Error::file(path, reason));
     }
-    Ok(())
+    Ok(&map[map.len() - 8 - length as usize..map.len() - 8])
 }
 
 fn check_version(path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
@@ -429,23 +468,4 @@ fn find_columns(path: &Path, parquet: &ParquetMetaData) -> Result<Vec<usize>> {
         })
     };
     (0..Column::ALL.len()).map(find).collect()
-}
-
-/// Every column chunk must lie in the file, and there cannot be more rows than bytes.
-fn check_chunks(path: &Path, parquet: &ParquetMetaData, file_bytes: usize) -> Result<()> {
-    let file_bytes = file_bytes as i64;
-    for row_group in parquet.row_groups() {
-        let chunks = row_group.columns().iter().all(|chunk| {
-            let start = chunk
-                .dictionary_page_offset()
-                .unwrap_or(chunk.data_page_offset());
-            let len = chunk.compressed_size();
-            start >= 0 && len >= 0 && start <= file_bytes && len <= file_bytes - start
-        });
-        if !chunks || !(0..=file_bytes).contains(&row_group.num_rows()) {
-            let reason = "damaged Parquet file: a column lies outside the file";
-            return Err(Error::file(path, reason));
-        }
-    }
-    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Opens a quantized file: views without copies, decoding, checksums.
 
 mod arrow;
+mod columns;
 mod file;
 
 use std::collections::{BTreeMap, HashMap};
@@ -110,10 +111,10 @@ impl Model {
         Self::of(path, file::TileFile::parse(path, Bytes::from_owner(file))?)
     }
 
-    fn of(path: &Path, file: file::TileFile) -> Result<Self> {
+    fn of(path: &Path, (file, tiles): (file::TileFile, file::Tiles)) -> Result<Self> {
         let mut tensors: Vec<Tensor> = Vec::new();
         let mut by_name = HashMap::new();
-        for (tile, place) in file.tiles()? {
+        for (tile, place) in tiles {
             let info = TensorInfo {
                 name: tile.name.clone(),
                 dtype: tile.source_dtype,

@@ -64,6 +64,13 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
 ];
 
+/// Bytes of a YAML document at most: more than anyone writes.
+const MAX_YAML: usize = 16 << 20;
+
+/// What all patterns of a configuration together may cost (`Pattern::cost`), as each is tried on
+/// each tensor. Rules for single names are looked up and cost nothing.
+const MAX_PATTERNS: usize = 1000;
+
 /// More threads than this are a mistake.
 const MAX_THREADS: usize = 1024;
 
@@ -82,6 +89,8 @@ pub struct Config {
     streaming: Option<bool>,
     threads: Option<usize>,
     rules: Vec<Rule>,
+    /// What the patterns of rules that were read cost.
+    patterns: usize,
 }
 
 impl Config {
@@ -98,7 +107,14 @@ impl Config {
         if text.trim().is_empty() {
             return Ok(());
         }
-        let map: BTreeMap<String, Value> = serde_saphyr::from_str(text).map_err(|error| {
+        if text.len() > MAX_YAML {
+            let reason = format!("{} bytes are too many", text.len());
+            return Err(Error::config("YAML", reason));
+        }
+        let options = yaml_options(text.len());
+        let map: Result<BTreeMap<String, Value>, _> =
+            serde_saphyr::from_str_with_options(text, options);
+        let map = map.map_err(|error| {
             // The first line says what and where; those after it draw it.
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
@@ -112,10 +128,8 @@ impl Config {
     /// # Errors
     /// The file cannot be read; else as [`Config::merge_yaml`], naming the file.
     pub fn merge_yaml_file(&mut self, path: &Path) -> Result<()> {
-        /// More than anyone writes.
-        const LARGEST: u64 = 16 << 20;
         let status = std::fs::metadata(path).map_err(Error::io(path, "read"))?;
-        if !status.is_file() || status.len() > LARGEST {
+        if !status.is_file() || status.len() > MAX_YAML as u64 {
             return Err(Error::file(
                 path,
                 "not a YAML file: too large, or not a file at all",
@@ -141,7 +155,7 @@ impl Config {
             match (key.as_str(), value) {
                 ("rules", Value::Array(rules)) => {
                     for rule in rules {
-                        self.rules.push(rule_from_yaml(rule)?);
+                        self.add_rule(rule_from_yaml(rule)?)?;
                     }
                 }
                 (_, Value::String(text)) => self.set(key, text)?,
@@ -222,7 +236,7 @@ impl Config {
             }
             _ => {
                 for rule in value.split(';').filter(|rule| !rule.trim().is_empty()) {
-                    self.rules.push(rule.trim().parse()?);
+                    self.add_rule(rule.trim().parse()?)?;
                 }
             }
         }
@@ -253,6 +267,17 @@ impl Config {
             "num_threads" => self.threads().to_string(),
             _ => self.rule_texts().join(";"),
         })
+    }
+
+    /// Adds a rule that was read.
+    fn add_rule(&mut self, rule: Rule) -> Result<()> {
+        self.patterns += rule.pattern.cost();
+        if self.patterns > MAX_PATTERNS {
+            let reason = "over 1000 patterns, where a regular expression counts as ten";
+            return Err(Error::config("rules", reason));
+        }
+        self.rules.push(rule);
+        Ok(())
     }
 
     /// Adds a rule after those already there.
@@ -343,6 +368,17 @@ impl Config {
 
     fn rule_texts(&self) -> Vec<String> {
         self.rules.iter().map(Rule::to_string).collect()
+    }
+}
+
+/// What a YAML document may expand to: aliases repeat what is anchored.
+fn yaml_options(bytes: usize) -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_total_scalar_bytes: 4 * bytes + (64 << 10),
+            max_recorded_anchor_events: 10_000,
+            max_recorded_anchor_bytes: 1 << 20,
+        },
     }
 }
 

@@ -5,6 +5,7 @@ mod modality;
 mod profile;
 mod rules;
 
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,7 @@ pub use rules::{Pattern, Rule};
 
 use crate::error::{Error, Result};
 use crate::format::{GroupSize, Recipe};
-use crate::tensor::{Dtype, Shape, TensorInfo};
+use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 
 /// Version of the plan's JSON.
 const PLAN_VERSION: u32 = 1;
@@ -91,12 +92,12 @@ impl Plan {
         tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)> + Clone,
         config: &Config,
     ) -> Result<Self> {
-        let mut used = vec![false; config.rules().len()];
+        let mut rules = Rules::new(config);
         let entries = tensors
             .clone()
-            .map(|(tensor, path)| decide(tensor, path, config, &mut used))
+            .map(|(tensor, path)| decide(tensor, path, config, &mut rules))
             .collect::<Result<_>>()?;
-        let rules = config.rules().iter().zip(used);
+        let rules = config.rules().iter().zip(rules.used);
         Ok(Self {
             modality: Modality::of_names(tensors.map(|(tensor, _)| tensor.name.as_str())),
             config: config.to_json(),
@@ -157,11 +158,22 @@ impl Plan {
             )));
         }
         let mut config = restore_config(&json.config, &json.compression)?;
+        if json.tensors.len() > MAX_TENSORS {
+            return Err(Error::Plan(format!("over {MAX_TENSORS} tensors")));
+        }
         let wanted: Vec<PlanEntry> = json
             .tensors
             .into_iter()
             .map(EntryJson::into_entry)
             .collect::<Result<_>>()?;
+        let mut names = HashSet::new();
+        if let Some(twice) = wanted
+            .iter()
+            .find(|entry| !names.insert(&entry.tensor.name))
+        {
+            let name = &twice.tensor.name;
+            return Err(Error::Plan(format!("tensor '{name}': duplicate name")));
+        }
         let tensors = || {
             wanted
                 .iter()
@@ -199,8 +211,12 @@ impl Plan {
         let mut config = restore_config(&self.config, self.compression.name())?;
         config.push_rule(rule.map_err(|error| error.within(&format!("tensor '{tensor}'")))?);
         // The rule is for this tensor alone.
-        let mut used = vec![false; config.rules().len()];
-        *entry = decide(&entry.tensor, Path::new("plan"), &config, &mut used)?;
+        *entry = decide(
+            &entry.tensor,
+            Path::new("plan"),
+            &config,
+            &mut Rules::new(&config),
+        )?;
         self.config = config.to_json();
         Ok(())
     }
@@ -259,21 +275,55 @@ fn restore_config(values: &Value, compression: &str) -> Result<Config> {
     Ok(config)
 }
 
+/// The rules of a configuration, those for single names by name: a plan that was edited has one
+/// a tensor.
+struct Rules<'a> {
+    rules: &'a [Rule],
+    by_name: HashMap<&'a str, Vec<usize>>,
+    others: Vec<usize>,
+    /// Which have matched a tensor.
+    used: Vec<bool>,
+}
+
+impl<'a> Rules<'a> {
+    fn new(config: &'a Config) -> Self {
+        let rules = config.rules();
+        let mut by_name: HashMap<&str, Vec<usize>> = HashMap::new();
+        let mut others = Vec::new();
+        for (i, rule) in rules.iter().enumerate() {
+            match rule.pattern.name() {
+                Some(name) => by_name.entry(name).or_default().push(i),
+                None => others.push(i),
+            }
+        }
+        Self {
+            rules,
+            by_name,
+            others,
+            used: vec![false; rules.len()],
+        }
+    }
+
+    /// Those that match a name, in order.
+    fn matching(&mut self, name: &str) -> Vec<&'a Rule> {
+        let mut found = self.by_name.get(name).cloned().unwrap_or_default();
+        let others = self.others.iter().copied();
+        found.extend(others.filter(|&i| self.rules[i].pattern.matches(name)));
+        found.sort_unstable();
+        for &i in &found {
+            self.used[i] = true;
+        }
+        found.into_iter().map(|i| &self.rules[i]).collect()
+    }
+}
+
 fn decide(
     tensor: &TensorInfo,
     path: &Path,
     config: &Config,
-    used: &mut [bool],
+    rules: &mut Rules<'_>,
 ) -> Result<PlanEntry> {
-    // Matching rules, each with its place in the list.
-    let rules = config.rules().iter().zip(used);
-    let matching = rules.filter(|(rule, _)| rule.pattern.matches(&tensor.name));
-    let changes: Vec<&Rule> = matching
-        .map(|(rule, used)| {
-            *used = true;
-            rule
-        })
-        .collect();
+    let changes = rules.matching(&tensor.name);
     // The last rule that keeps or gives bits decides whether the tensor is kept.
     let last = changes
         .iter()
@@ -415,6 +465,7 @@ impl EntryJson {
                 other => other,
             })?)
         };
+        check_limits(&name, self.shape.len()).map_err(Error::Plan)?;
         let dtype = Dtype::from_name(&self.dtype)
             .ok_or_else(|| refuse(format!("unknown dtype '{}'", self.dtype)))?;
         let shape =

@@ -5,11 +5,23 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::LazyLock;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Result};
 use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
-use crate::tensor::TensorInfo;
+use crate::tensor::{MAX_NAME, TensorInfo};
+
+/// Bytes of a pattern for one name at most: each letter may be escaped.
+const MAX_SPELLED: usize = 3 * MAX_NAME;
+
+/// Bytes of any other pattern at most; the plan repeats it for every tensor that it matches.
+const MAX_PATTERN: usize = 4 << 10;
+
+/// `*` in a glob at most: matching takes as much stack.
+const MAX_STARS: usize = 100;
+
+/// Bytes that a regular expression may take compiled, and as much again while matching.
+const MAX_COMPILED: usize = 256 << 10;
 
 /// A tensor name pattern: a glob that must match the whole name, in which `*` also crosses dots
 /// (`blocks.*.attn.*`), or, after `re:`, a regular expression that may match anywhere.
@@ -21,6 +33,8 @@ pub struct Pattern {
 
 #[derive(Debug, Clone)]
 enum Matcher {
+    /// A glob that only one name matches.
+    Name(String),
     Glob(glob::Pattern),
     Regex(Regex),
 }
@@ -29,10 +43,49 @@ impl Pattern {
     /// Whether a tensor of this name is meant.
     pub fn matches(&self, name: &str) -> bool {
         match &self.matcher {
+            Matcher::Name(only) => only == name,
             Matcher::Glob(glob) => glob.matches(name),
             Matcher::Regex(regex) => regex.is_match(name),
         }
     }
+}
+
+impl Pattern {
+    /// The one name that matches, when the pattern says it.
+    pub(super) fn name(&self) -> Option<&str> {
+        match &self.matcher {
+            Matcher::Name(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// What it takes to match a name with it, in globs. A regular expression may take 5 ms to
+    /// compile.
+    pub(super) fn cost(&self) -> usize {
+        match &self.matcher {
+            Matcher::Name(_) => 0,
+            Matcher::Glob(_) => 1,
+            Matcher::Regex(_) => 10,
+        }
+    }
+}
+
+/// The name that a glob spells out, letter by letter or as `[*]`.
+fn spelled_out(glob: &str) -> Option<String> {
+    let mut name = String::new();
+    let mut letters = glob.chars();
+    while let Some(letter) = letters.next() {
+        name.push(match letter {
+            '*' | '?' => return None,
+            '[' => {
+                let escaped = letters.next().filter(|&letter| letter != '!')?;
+                letters.next().filter(|&letter| letter == ']')?;
+                escaped
+            }
+            letter => letter,
+        });
+    }
+    Some(name)
 }
 
 impl FromStr for Pattern {
@@ -40,23 +93,45 @@ impl FromStr for Pattern {
 
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |error: String| Error::config("pattern", format!("'{text}': {error}"));
+        let too_long = || {
+            let reason = format!("{} bytes are too many", text.len());
+            Err(Error::config("pattern", reason))
+        };
+        if text.len() > MAX_SPELLED {
+            return too_long();
+        }
         let matcher = match text.strip_prefix("re:") {
-            Some(regex) => Matcher::Regex(Regex::new(regex).map_err(|error| {
+            Some(_) if text.len() > MAX_PATTERN => return too_long(),
+            Some(regex) => Matcher::Regex(compile(regex).map_err(|error| {
                 // The last line says what is wrong; those before draw where.
                 let text = error.to_string();
                 refuse(text.lines().last().unwrap_or_default().trim().to_owned())
             })?),
             None if text.is_empty() => return Err(refuse("is empty".into())),
-            None => {
-                let glob = glob::Pattern::new(text);
-                Matcher::Glob(glob.map_err(|error| refuse(error.msg.to_owned()))?)
-            }
+            None => match spelled_out(text) {
+                Some(name) => Matcher::Name(name),
+                None if text.len() > MAX_PATTERN => return too_long(),
+                None if text.matches('*').count() > MAX_STARS => {
+                    return Err(refuse(format!("over {MAX_STARS} times *")));
+                }
+                None => {
+                    let glob = glob::Pattern::new(text);
+                    Matcher::Glob(glob.map_err(|error| refuse(error.msg.to_owned()))?)
+                }
+            },
         };
         Ok(Self {
             text: text.to_owned(),
             matcher,
         })
     }
+}
+
+fn compile(regex: &str) -> std::result::Result<Regex, regex::Error> {
+    RegexBuilder::new(regex)
+        .size_limit(MAX_COMPILED)
+        .dfa_size_limit(MAX_COMPILED)
+        .build()
 }
 
 impl Pattern {

@@ -15,16 +15,13 @@ use super::file::{FileState, SourceFile};
 use super::folder::name_of;
 use super::{MAX_HEADER, Source, SourceId};
 use crate::error::{Error, Result};
-use crate::tensor::{Dtype, Shape, TensorInfo};
+use crate::tensor::{Dtype, MAX_DIMS, MAX_NAME, MAX_TENSORS, Shape, TensorInfo};
 
 /// Of keys and values that are carried along, together.
 const MAX_METADATA: usize = 4 << 20;
 
 /// Of a text that is carried along; longer ones are passed over.
 const MAX_VALUE: u64 = 64 << 10;
-
-/// Of a key, or a tensor's name; the format's own limit on keys.
-const MAX_NAME: u64 = u16::MAX as u64;
 
 /// Weights of a Q8_0 block: an f16 scale, then as many i8. Decoded to f32: scale times integer,
 /// which is exact.
@@ -145,6 +142,9 @@ impl GgufSource {
         }
 
         reader.check_count(tensor_count, 24, "tensors")?;
+        if tensor_count > MAX_TENSORS as u64 {
+            return Err(reader.refuse(&format!("over {MAX_TENSORS} tensors")));
+        }
         let mut found = Vec::new();
         let mut names = HashSet::new();
         for _ in 0..tensor_count {
@@ -200,8 +200,10 @@ fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, P
     let path = reader.file.path();
     let refuse = |reason: String| Error::tensor(path, &name, reason);
     let dim_count = reader.u32()?;
-    if dim_count > 8 {
-        return Err(refuse(format!("{dim_count} dimensions are too many")));
+    if dim_count > MAX_DIMS as u32 {
+        return Err(refuse(format!(
+            "{dim_count} dimensions, at most {MAX_DIMS} can be"
+        )));
     }
     let mut dims = Vec::new();
     for _ in 0..dim_count {
@@ -432,7 +434,7 @@ impl<'a> Reader<'a> {
     /// A key or name.
     fn text(&mut self, what: &str) -> Result<String> {
         let len = self.u64()?;
-        if len > MAX_NAME {
+        if len > MAX_NAME as u64 {
             return Err(self.refuse(&format!("{what} of {len} bytes")));
         }
         self.text_of(len, what)

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{Source, SourceId};
 use crate::error::{Error, MEMORY, Result};
-use crate::tensor::{Dtype, Shape, TensorInfo};
+use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
 
 /// A source of tensors given by the caller, borrowed or owned, in the order they were added.
 #[derive(Debug, Default)]
@@ -64,7 +64,7 @@ impl<'a> MemorySource<'a> {
     /// Adds a tensor of little-endian values.
     ///
     /// # Errors
-    /// The name is taken, the shape overflows, or `values` has another length than shape and
+    /// The name is taken or too long, the shape overflows, or `values` has another length than shape and
     /// dtype say.
     pub fn add(
         &mut self,
@@ -75,6 +75,7 @@ impl<'a> MemorySource<'a> {
     ) -> Result<()> {
         let values = values.into();
         let refuse = |reason: String| Err(Error::tensor(Path::new(MEMORY), name, reason));
+        check_limits(name, dims.len()).map_err(|reason| Error::file(Path::new(MEMORY), reason))?;
         if self.names.contains(name) {
             return refuse("added twice".into());
         }

@@ -17,7 +17,14 @@ use super::file::{FileState, SourceFile};
 use super::folder::{self, MODEL_INDEX};
 use super::{MAX_HEADER, Source, SourceId};
 use crate::error::{Error, Result};
-use crate::tensor::{Dtype, Shape, TensorInfo};
+use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
+
+/// Shards of a model at most, which are all open at once. The largest that are published have
+/// some 200.
+const MAX_SHARDS: usize = 1000;
+
+/// Letters of what a file holds instead of a dtype or the like that a message shows.
+const SHOWN: usize = 40;
 
 /// One safetensors file, all shards of an index, or all components of a pipeline.
 #[derive(Debug)]
@@ -109,11 +116,13 @@ impl Builder {
 
     /// Takes in a file of JSON, and returns its text.
     fn add_json(&mut self, path: &Path, what: &str) -> Result<Vec<u8>> {
-        let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
-        if !status.is_file() || status.len() > MAX_HEADER {
-            return Err(Error::file(path, format!("not a {what}")));
+        let file = SourceFile::open(path)?;
+        if file.bytes() > MAX_HEADER {
+            let reason = format!("not a {what}: {} bytes", file.bytes());
+            return Err(Error::file(path, reason));
         }
-        let text = std::fs::read(path).map_err(Error::io(path, "read"))?;
+        let mut text = vec![0; file.bytes() as usize];
+        file.read_header(&mut text, 0)?;
         self.hash.update(&text);
         self.source.id.bytes += text.len() as u64;
         Ok(text)
@@ -121,6 +130,10 @@ impl Builder {
 
     /// Takes in a safetensors file, whose names get the prefix.
     fn add_file(&mut self, path: &Path, prefix: &str) -> Result<()> {
+        if self.source.shards.len() == MAX_SHARDS {
+            let reason = format!("over {MAX_SHARDS} files, which would all be open at once");
+            return Err(Error::file(&self.source.path, reason));
+        }
         let header = Header::read(path)?;
         self.hash.update(&header.text);
         let source = &mut self.source;
@@ -132,6 +145,7 @@ impl Builder {
         source.shards.push(header.file);
         for entry in header.entries {
             let name = format!("{prefix}{}", entry.info.name);
+            check_limits(&name, 0).map_err(|reason| Error::file(path, reason))?;
             if let Some(other) = self.seen.insert(name.clone(), path.to_owned()) {
                 let reason = format!("duplicate, also in {}", other.display());
                 return Err(Error::tensor(path, &name, reason));
@@ -139,24 +153,25 @@ impl Builder {
             source.tensors.push(TensorInfo { name, ..entry.info });
             source.places.push((shard, header.data_start + entry.start));
         }
+        if source.tensors.len() > MAX_TENSORS {
+            let reason = format!("over {MAX_TENSORS} tensors in its shards");
+            return Err(Error::file(&source.path, reason));
+        }
         Ok(())
     }
 
     /// Takes in an index and its shards.
     fn add_index(&mut self, index: &Path, prefix: &str) -> Result<()> {
         let text = self.add_json(index, "safetensors index")?;
-        let parsed: IndexFile = serde_json::from_slice(&text)
-            .map_err(|error| Error::file(index, format!("not a safetensors index: {error}")))?;
-        let weight_map = parsed.weight_map.0;
-
+        let weight_map = parse_index(index, &text)?;
         let mut first_of_shard: BTreeMap<&str, &str> = BTreeMap::new();
         for (tensor, shard) in &weight_map {
-            let name = Path::new(shard);
-            if name.file_name() != Some(name.as_os_str()) {
-                let reason = format!("shard '{shard}' is not a plain file name");
-                return Err(Error::tensor(index, tensor, reason));
-            }
             first_of_shard.entry(shard).or_insert(tensor);
+        }
+        if first_of_shard.len() > MAX_SHARDS {
+            let shards = first_of_shard.len();
+            let reason = format!("{shards} shards, at most {MAX_SHARDS} are read");
+            return Err(Error::file(index, reason));
         }
 
         let folder = index.parent().unwrap_or(Path::new(""));
@@ -261,23 +276,8 @@ impl Header {
         }
         let mut text = vec![0; length as usize];
         file.read_header(&mut text, 8)?;
-        let UniqueEntries::<Box<RawValue>>(fields) =
-            serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
-        let mut raw = Vec::with_capacity(fields.len());
-        let mut metadata = BTreeMap::new();
-        for (name, value) in fields {
-            if name == "__metadata__" {
-                let parsed: Option<_> = serde_json::from_str(value.get())
-                    .map_err(|error| refuse(format!("__metadata__: {error}")))?;
-                metadata = parsed.unwrap_or_default();
-            } else {
-                let entry: RawEntry = serde_json::from_str(value.get())
-                    .map_err(|error| Error::tensor(path, &name, error.to_string()))?;
-                raw.push((name, entry));
-            }
-        }
-
         let data_start = 8 + length;
+        let (raw, metadata) = parse_header(path, &text)?;
         let entries = check_entries(path, raw, file_bytes - data_start)?;
         Ok(Self {
             file,
@@ -289,6 +289,53 @@ impl Header {
     }
 }
 
+/// The tensors of a header by name, and its metadata.
+type RawHeader = (Vec<(String, RawEntry)>, BTreeMap<String, String>);
+
+fn parse_header(path: &Path, text: &[u8]) -> Result<RawHeader> {
+    let refuse = |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
+    let UniqueEntries::<Box<RawValue>>(fields) =
+        serde_json::from_slice(text).map_err(|error| refuse(error.to_string()))?;
+    let mut raw = Vec::with_capacity(fields.len());
+    let mut metadata = BTreeMap::new();
+    for (name, value) in fields {
+        if name == "__metadata__" {
+            let parsed: Option<_> = serde_json::from_str(value.get())
+                .map_err(|error| refuse(format!("__metadata__: {error}")))?;
+            metadata = parsed.unwrap_or_default();
+        } else {
+            let entry: RawEntry = serde_json::from_str(value.get())
+                .map_err(|error| Error::tensor(path, &name, error.to_string()))?;
+            raw.push((name, entry));
+        }
+    }
+    Ok((raw, metadata))
+}
+
+/// Tensors and the shards that hold them, which are plain file names.
+fn parse_index(path: &Path, text: &[u8]) -> Result<Vec<(String, String)>> {
+    let parsed: IndexFile = serde_json::from_slice(text)
+        .map_err(|error| Error::file(path, format!("not a safetensors index: {error}")))?;
+    for (tensor, shard) in &parsed.weight_map.0 {
+        let name = Path::new(shard);
+        if name.file_name() != Some(name.as_os_str()) {
+            let reason = format!("shard '{}' is not a plain file name", shown(shard));
+            return Err(Error::tensor(path, tensor, reason));
+        }
+    }
+    Ok(parsed.weight_map.0)
+}
+
+/// The start of a text that may be of any length.
+fn shown(text: &str) -> String {
+    let mut letters = text.chars();
+    let start: String = letters.by_ref().take(SHOWN).collect();
+    match letters.next() {
+        Some(_) => start + "…",
+        None => start,
+    }
+}
+
 /// Checks dtypes, shapes and places: values follow each other without gap or overlap and fill
 /// the file.
 fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> Result<Vec<Entry>> {
@@ -296,8 +343,11 @@ fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> 
     for (name, entry) in raw {
         let refuse = |reason: String| Err(Error::tensor(path, &name, reason));
         let Some(dtype) = Dtype::from_safetensors(&entry.dtype) else {
-            return refuse(format!("unknown dtype '{}'", entry.dtype));
+            return refuse(format!("unknown dtype '{}'", shown(&entry.dtype)));
         };
+        if let Err(reason) = check_limits(&name, entry.shape.len()) {
+            return refuse(reason);
+        }
         let Some(shape) = Shape::new(entry.shape.clone()) else {
             return refuse(format!("shape {:?} is too large", entry.shape));
         };
@@ -377,6 +427,10 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {
                 let mut names = HashSet::new();
                 let mut entries = Vec::new();
                 while let Some((name, value)) = map.next_entry::<String, V>()? {
+                    check_limits(&name, 0).map_err(A::Error::custom)?;
+                    if entries.len() == MAX_TENSORS {
+                        return Err(A::Error::custom(format!("over {MAX_TENSORS} tensors")));
+                    }
                     if !names.insert(name.clone()) {
                         return Err(A::Error::custom(format!("tensor '{name}': duplicate name")));
                     }

@@ -5,7 +5,7 @@
 mod args;
 mod show;
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -192,12 +192,24 @@ impl PlanArgs {
     }
 }
 
+/// Reads a plan, which may come from a pipe.
 fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path).map_err(|source| Error::Io {
+    /// More than a plan of the most tensors there can be.
+    const MOST: u64 = 256 << 20;
+    let failed = |source| Error::Io {
         path: path.to_owned(),
         action: "read",
         source,
-    })
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(MOST + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    match text.len() as u64 <= MOST {
+        true => Ok(text),
+        false => Err(failed(std::io::ErrorKind::FileTooLarge.into())),
+    }
 }
 
 /// Says on standard error what the plan does that was hardly meant.

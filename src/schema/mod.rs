@@ -1,6 +1,10 @@
 //! The Parquet V2 file: its columns, metadata keys and checksum, defined once for the sink that
 //! writes it and the model that reads it. Described for other readers in `docs/format.md`.
 
+pub mod footer;
+pub mod pages;
+mod thrift;
+
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};

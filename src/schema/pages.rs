@@ -1,0 +1,321 @@
+//! The pages of a column chunk, checked before the parquet crate decodes them.
+//!
+//! The crate allocates by what page headers say: one of 20 bytes can stand for 2 GiB to unpack,
+//! or for a dictionary of as many values. So the headers are walked first, which takes time and
+//! memory by the bytes that are there.
+
+use std::io;
+
+use parquet::basic::{CompressionCodec, Type as Physical};
+use parquet::file::metadata::ColumnChunkMetaData;
+
+use super::footer::{EMPTY, STATISTICS, range};
+use super::thrift::{self, Fault, Field, Kind, Met};
+
+/// Bytes of a page header; statistics make them long.
+const MAX_HEADER: usize = 256 << 10;
+
+const PAGE_HEADER: &[Field] = &[
+    (1, Kind::I32),
+    (2, Kind::I32),
+    (3, Kind::I32),
+    (4, Kind::I32),
+    (
+        5,
+        Kind::Struct(&[
+            (1, Kind::I32),
+            (2, Kind::I32),
+            (3, Kind::I32),
+            (4, Kind::I32),
+            (5, Kind::Struct(STATISTICS)),
+        ]),
+    ),
+    (6, Kind::Struct(EMPTY)),
+    (
+        7,
+        Kind::Struct(&[(1, Kind::I32), (2, Kind::I32), (3, Kind::Bool)]),
+    ),
+    (
+        8,
+        Kind::Struct(&[
+            (1, Kind::I32),
+            (2, Kind::I32),
+            (3, Kind::I32),
+            (4, Kind::I32),
+            (5, Kind::I32),
+            (6, Kind::I32),
+            (7, Kind::Bool),
+            (8, Kind::Struct(STATISTICS)),
+        ]),
+    ),
+];
+
+/// What a page holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageKind {
+    /// Values that data pages refer to.
+    Dictionary,
+    /// Levels, each kind after its length, and values, packed together.
+    Data,
+    /// Levels as they are, then values, packed alone.
+    DataV2,
+}
+
+/// A page of a column chunk, as its header has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// What it holds.
+    pub kind: PageKind,
+    /// Where in the file its contents start, after the header.
+    pub start: u64,
+    /// Bytes of its contents in the file.
+    pub bytes: usize,
+    /// Bytes of its contents in memory.
+    pub unpacked: usize,
+    /// Whether they must be unpacked.
+    pub packed: bool,
+    /// Number of values, nulls among them.
+    pub values: usize,
+    /// Whether its values are the bytes of the page, rather than numbers in a dictionary or the
+    /// like.
+    pub plain: bool,
+}
+
+/// What the pages of a chunk may hold in all, by what is known of the column.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Values, nulls among them.
+    pub values: u64,
+    /// Bytes of what must be unpacked.
+    pub unpacked: u64,
+}
+
+/// Fills its buffer from a position in a file.
+pub type ReadAt<'a> = dyn FnMut(&mut [u8], u64) -> io::Result<()> + 'a;
+
+/// The pages of a column chunk, from their headers. The chunk has been checked to lie in the file
+/// ([`super::footer::check_chunks`]).
+///
+/// # Errors
+/// A page is malformed, does not lie in the chunk, is encoded so that its size in memory is not
+/// known beforehand, or holds more than `limits` allow.
+pub fn walk(
+    chunk: &ColumnChunkMetaData,
+    limits: Limits,
+    read: &mut ReadAt<'_>,
+) -> Result<Vec<Page>, String> {
+    let (mut at, mut left) = range(chunk).ok_or("it starts or ends before the file")?;
+    let mut pages: Vec<Page> = Vec::new();
+    let (mut values, mut unpacked) = (0u64, 0u64);
+    while left > 0 {
+        let (header, len) = read_header(at, left, read)?;
+        (at, left) = (at + len as u64, left - len as u64);
+        let page = header.page(chunk, at, left)?;
+        (at, left) = (at + page_bytes(&header)?, left - page_bytes(&header)?);
+        let Some(page) = page else {
+            continue; // an index, which is not read
+        };
+        match page.kind {
+            PageKind::Dictionary if !pages.is_empty() => {
+                return Err("a dictionary after other pages".into());
+            }
+            PageKind::Dictionary => {}
+            _ if !page.plain && is_dictionary(header.encoding) && !starts_with(&pages) => {
+                return Err("values of a dictionary that is not there".into());
+            }
+            _ => values += page.values as u64,
+        }
+        if page.packed {
+            unpacked += page.unpacked as u64;
+        }
+        if values > limits.values {
+            let most = limits.values;
+            return Err(format!(
+                "its pages have {values} values where {most} can be"
+            ));
+        }
+        if unpacked > limits.unpacked {
+            let most = limits.unpacked;
+            let reason = "its pages unpack to more than the rows can take";
+            return Err(format!("{reason}: {unpacked} bytes of {most}"));
+        }
+        pages.push(page);
+    }
+    Ok(pages)
+}
+
+fn starts_with(pages: &[Page]) -> bool {
+    pages
+        .first()
+        .is_some_and(|page| page.kind == PageKind::Dictionary)
+}
+
+/// Encodings by their numbers in the format.
+mod encoding {
+    pub const PLAIN: i64 = 0;
+    pub const PLAIN_DICTIONARY: i64 = 2;
+    pub const RLE: i64 = 3;
+    pub const BIT_PACKED: i64 = 4;
+    pub const DELTA_BINARY_PACKED: i64 = 5;
+    pub const RLE_DICTIONARY: i64 = 8;
+    pub const BYTE_STREAM_SPLIT: i64 = 9;
+}
+
+fn is_dictionary(code: i64) -> bool {
+    code == encoding::PLAIN_DICTIONARY || code == encoding::RLE_DICTIONARY
+}
+
+/// A page header's fields, -1 where there is none.
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    kind: i64,
+    unpacked: i64,
+    bytes: i64,
+    /// The struct that says more, by its field; 0 when there is none, -1 when there are several.
+    details: i16,
+    values: i64,
+    encoding: i64,
+    levels: [i64; 2],
+    nulls: i64,
+    packed: bool,
+}
+
+fn page_bytes(header: &Header) -> Result<u64, String> {
+    u64::try_from(header.bytes).map_err(|_| "a page of no size".into())
+}
+
+/// A page header and its length.
+fn read_header(at: u64, left: u64, read: &mut ReadAt<'_>) -> Result<(Header, usize), String> {
+    const FIRST: usize = 128;
+    let most = usize::try_from(left).unwrap_or(usize::MAX).min(MAX_HEADER);
+    let mut bytes = vec![0; FIRST.min(most)];
+    loop {
+        read(&mut bytes, at).map_err(|error| format!("cannot read a page header: {error}"))?;
+        match parse_header(&bytes) {
+            Ok(parsed) => return Ok(parsed),
+            Err(Fault::Short) if bytes.len() < most => bytes.resize(most.min(bytes.len() * 4), 0),
+            Err(Fault::Short) => return Err("a page header does not end".into()),
+            Err(Fault::Bad(reason)) => return Err(format!("a malformed page header: {reason}")),
+        }
+    }
+}
+
+fn parse_header(bytes: &[u8]) -> Result<(Header, usize), Fault> {
+    let mut header = Header {
+        kind: -1,
+        unpacked: -1,
+        bytes: -1,
+        details: 0,
+        values: -1,
+        encoding: -1,
+        levels: [-1; 2],
+        nulls: -1,
+        packed: true,
+    };
+    let len = thrift::walk(bytes, PAGE_HEADER, &mut |path, met| {
+        match (path, met) {
+            ([1], Met::Int(value)) => header.kind = value,
+            ([2], Met::Int(value)) => header.unpacked = value,
+            ([3], Met::Int(value)) => header.bytes = value,
+            (&[field @ 5..=8], Met::Struct) => {
+                header.details = if header.details == 0 { field } else { -1 };
+            }
+            ([5 | 7 | 8, 1], Met::Int(value)) => header.values = value,
+            ([5 | 7, 2] | [8, 4], Met::Int(value)) => header.encoding = value,
+            ([5, 3] | [8, 5], Met::Int(value)) => header.levels[0] = value,
+            ([5, 4] | [8, 6], Met::Int(value)) => header.levels[1] = value,
+            ([8, 2], Met::Int(value)) => header.nulls = value,
+            ([8, 7], Met::Bool(value)) => header.packed = value,
+            _ => {}
+        }
+        Ok(())
+    })?;
+    Ok((header, len))
+}
+
+impl Header {
+    /// The page whose contents start at `start`, where the chunk has `left` more bytes. `None`
+    /// for an index page.
+    fn page(
+        &self,
+        chunk: &ColumnChunkMetaData,
+        start: u64,
+        left: u64,
+    ) -> Result<Option<Page>, String> {
+        let size = |value: i64, what: &str| {
+            usize::try_from(value).map_err(|_| format!("a page without {what}"))
+        };
+        let bytes = size(self.bytes, "its size")?;
+        let unpacked = size(self.unpacked, "its size in memory")?;
+        if bytes as u64 > left {
+            return Err(format!("a page of {bytes} bytes where {left} are left"));
+        }
+        let (kind, details) = match self.kind {
+            0 => (PageKind::Data, 5),
+            1 => return Ok(None),
+            2 => (PageKind::Dictionary, 7),
+            3 => (PageKind::DataV2, 8),
+            other => return Err(format!("a page of unknown type {other}")),
+        };
+        if self.details != details {
+            return Err("a page header that is not of the page's type".into());
+        }
+        let page = Page {
+            kind,
+            start,
+            bytes,
+            unpacked,
+            packed: chunk.compression_codec() != CompressionCodec::UNCOMPRESSED && self.packed,
+            values: size(self.values, "a number of values")?,
+            plain: self.encoding == encoding::PLAIN,
+        };
+        if !page.packed && bytes != unpacked {
+            let reason = "bytes, but is not compressed";
+            return Err(format!("a page of {bytes} bytes has {unpacked} {reason}"));
+        }
+        self.check_encoding(&page, chunk.column_type())?;
+        Ok(Some(page))
+    }
+
+    fn check_encoding(&self, page: &Page, physical: Physical) -> Result<(), String> {
+        let text = physical == Physical::BYTE_ARRAY;
+        let known = match (page.kind, self.encoding) {
+            (_, encoding::PLAIN | encoding::PLAIN_DICTIONARY) => true,
+            (PageKind::Dictionary, _) => false,
+            (_, encoding::RLE_DICTIONARY) => true,
+            (_, encoding::DELTA_BINARY_PACKED | encoding::BYTE_STREAM_SPLIT) => !text,
+            _ => false,
+        };
+        if !known {
+            // The lengths of delta encoded text need memory by numbers that only unpacking shows.
+            let code = self.encoding;
+            return Err(format!("encoding {code} of {physical} is not read"));
+        }
+        match page.kind {
+            PageKind::Dictionary => {
+                let least = if physical == Physical::INT64 { 8 } else { 4 };
+                if page.values > page.unpacked / least {
+                    let (values, bytes) = (page.values, page.unpacked);
+                    return Err(format!("a dictionary of {values} values in {bytes} bytes"));
+                }
+            }
+            PageKind::Data => {
+                let allowed = [encoding::RLE, encoding::BIT_PACKED];
+                if !self.levels.iter().all(|code| allowed.contains(code)) {
+                    return Err("an unknown encoding of levels".into());
+                }
+            }
+            PageKind::DataV2 => {
+                let [definition, repetition] = self.levels;
+                let levels = definition.saturating_add(repetition);
+                if definition < 0 || repetition < 0 || levels > self.unpacked.min(self.bytes) {
+                    return Err(format!("levels of {levels} bytes in a page of fewer"));
+                }
+                if !(0..=self.values).contains(&self.nulls) {
+                    return Err("more nulls than values".into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
