@@ -577,8 +577,8 @@ aq_status aq_source_new(aq_source **source, aq_error *err);
 
 /**
  * Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
- * they are until the source is freed. Any dtype may be given; what is no f32, f16 or bf16 is
- * kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
+ * they are until the source is freed. Any dtype may be given; what is no f32, f16, bf16 or f8
+ * (e4m3, e5m2) is kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
  */
 aq_status aq_source_add_tensor(aq_source *source,
                                const char *name,
@@ -978,7 +978,7 @@ aq_status aq_model_view(const aq_model *model,
 
 /**
  * Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
- * rows * cols values. Kept f32, f16 and bf16 tensors are converted.
+ * rows * cols values. Kept f32, f16, bf16 and f8 tensors are converted.
  */
 aq_status aq_model_dequantize_rows(const aq_model *model,
                                    size_t index,
@@ -1005,7 +1005,8 @@ aq_status aq_model_matvec(const aq_model *model,
 /**
  * Decodes every tensor into the safetensors file `output`, with the original names, shapes and
  * metadata. Floats become `dtype` (f32, f16 or bf16), or what they were in the source for
- * AQ_DTYPE_DEFAULT; other tensors stay as they are. Checks every checksum. `options` may be NULL.
+ * AQ_DTYPE_DEFAULT, but quantized f8 tensors bf16; other tensors stay as they are. Checks every
+ * checksum. `options` may be NULL.
  */
 aq_status aq_model_dequantize_to_path(const aq_model *model,
                                       const char *output,

@@ -140,8 +140,8 @@ pub unsafe extern "C" fn aq_source_new(
 }
 
 /// Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
-/// they are until the source is freed. Any dtype may be given; what is no f32, f16 or bf16 is
-/// kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
+/// they are until the source is freed. Any dtype may be given; what is no f32, f16, bf16 or f8
+/// (e4m3, e5m2) is kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_add_tensor(
     source: *mut aq_source,

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::pool::{Pool, Pulse};
 use super::report::{TensorTally, bits_per_weight};
 use crate::error::{Error, Result};
-use crate::format::{Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
+use crate::format::{Float, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
 use crate::kernel::{ErrorSums, KernelTable};
 use crate::plan::Plan;
 use crate::quantize::{Fault, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
@@ -54,7 +54,11 @@ impl Job {
     /// Bytes of the buffer that a piece is read into.
     pub(super) fn piece_bytes(&self) -> usize {
         match self.recipe {
-            Some(_) => self.piece_rows().saturating_mul(self.row_bytes),
+            Some(_) => {
+                let float = self.tile.source_dtype.float().map_or(0, Float::size);
+                let row = self.tile.shape.cols().saturating_mul(float);
+                self.piece_rows().saturating_mul(row)
+            }
             None => 0,
         }
     }
@@ -283,17 +287,20 @@ impl Work<'_> {
         scale_dtype: ScaleDtype,
         planes: PlanesMut<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
+        let info = &self.source.tensors()[tensor];
+        let bytes = rows * info.shape.cols() * info.dtype.bits() / 8;
         let quantized = self.with_rows(tensor, row, rows, |matrix| {
             // A second time with f32 scales is no progress.
             if scale_dtype == recipe.planned_layout().scale_dtype {
-                self.advance(matrix.weights.len());
+                self.advance(bytes);
             }
             quantize_rows(self.table, recipe, scale_dtype, matrix, None, true, planes)
         })?;
         Ok(quantized.map_err(|fault| fault.moved_down(row)))
     }
 
-    /// Reads rows of a tensor into a pooled buffer and calls `body` with them.
+    /// Reads rows of a tensor into a pooled buffer, as the kernels take them, and calls `body`
+    /// with them.
     fn with_rows<R>(
         &self,
         tensor: usize,
@@ -309,15 +316,16 @@ impl Work<'_> {
             ))
         })?;
         let cols = info.shape.cols();
-        let row_bytes = cols * float.size();
+        let row_bytes = cols * info.dtype.bits() / 8;
         let pooled = self
             .buffers
             .lock()
             .ok()
             .and_then(|mut buffers| buffers.pop());
         let mut buffer = pooled.unwrap_or_default();
-        buffer.resize(rows * row_bytes, 0);
-        self.source.read(tensor, row * row_bytes, &mut buffer)?;
+        buffer.resize(rows * cols * float.size(), 0);
+        let read = |bytes: &mut [u8]| self.source.read(tensor, row * row_bytes, bytes);
+        info.dtype.read_floats(&mut buffer, read)?;
         let result = body(Matrix {
             rows,
             cols,

@@ -123,8 +123,7 @@ pub fn verify(
         .iter()
         .zip(checks)
         .map(|(tensor, check)| {
-            let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
-            let measured = quantized && original.is_some() && check.problem.is_none();
+            let measured = tensor.is_quantized() && original.is_some() && check.problem.is_none();
             let cosine = measured.then(|| check.error.cosine());
             let low = cosine
                 .zip(min_cosine)
@@ -251,13 +250,14 @@ impl Work<'_> {
             return Ok(check);
         };
         let cols = tile.shape.cols();
-        let row_bytes = cols * float.size();
+        let row_bytes = cols * tile.source_dtype.bits() / 8;
         let piece = rows_per_piece(cols);
         for row in (0..tile.row_count).step_by(piece) {
             let rows = piece.min(tile.row_count - row);
-            buffer.resize(rows * row_bytes, 0);
+            buffer.resize(rows * cols * float.size(), 0);
             let offset = (tile.row_start + row) * row_bytes;
-            read(source, partner, offset, &mut buffer, step)?;
+            let fill = |bytes: &mut [u8]| read(source, partner, offset, bytes, &mut *step);
+            tile.source_dtype.read_floats(&mut buffer, fill)?;
             let matrix = Matrix {
                 rows,
                 cols,

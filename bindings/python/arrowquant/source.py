@@ -135,7 +135,7 @@ class Source(Owner):
         """Adds a tensor: C-contiguous memory of anything with the buffer protocol.
 
         `dtype` and `shape` are the array's own unless given. bf16 is given as 16 bit numbers with
-        `dtype="bf16"` (arrays of ml_dtypes.bfloat16 say so themselves). Bytes need both.
+        `dtype="bf16"`, f8 as bytes (arrays of ml_dtypes say so themselves). Bytes need both.
         """
         memory = Memory(data, f"tensor {name!r}")
         kind = dtype or memory.dtype

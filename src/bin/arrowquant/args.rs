@@ -67,7 +67,8 @@ pub enum Command {
         file: PathBuf,
         /// The safetensors file to write
         output: PathBuf,
-        /// Float type of all float tensors: f32, f16 or bf16 [default: each as in the original]
+        /// Float type of all float tensors: f32, f16 or bf16 [default: each as in the original, but
+        /// bf16 for quantized f8]
         #[arg(long, value_name = "DTYPE")]
         dtype: Option<String>,
         /// Threads; 0 is all of the machine's
