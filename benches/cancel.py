@@ -152,7 +152,7 @@ def main() -> int:
             library = args.library or Programs.build(target, folder, say).library
             os.environ["ARROWQUANT_LIBRARY"] = str(library)
             sys.path.insert(0, str(ROOT / "bindings/python"))
-            rows = []
+            rows: list[dict[str, Any]] = []
             for wanted in args.only.split(","):
                 rows += measured(*CASES[wanted], threads, folder, say)
     except (Failed, NoSpace, OSError) as error:
