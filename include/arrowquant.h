@@ -567,8 +567,15 @@ typedef struct aq_tensor_info {
 } aq_tensor_info;
 
 /**
- * Opens a safetensors file, or a folder with a `*.safetensors.index.json` or a single safetensors
- * file. Reads its header only.
+ * Opens what weights come in. Reads headers only.
+ *
+ * - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
+ *   these.
+ * - The folder of a diffusers pipeline, with its `model_index.json`: all its components. Names
+ *   begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
+ * - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
+ * - A Parquet file: a table with one tensor a row, in columns as aq_source_from_arrow takes them
+ *   (`data` binary), or a file of ours whose tensors were all kept.
  */
 aq_status aq_source_open(const char *path, aq_source **source, aq_error *err);
 
@@ -826,8 +833,8 @@ typedef struct aq_run_options {
 void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
 
 /**
- * Quantizes a safetensors file or folder into the Parquet file `output`: open, plan and run in
- * one call. `config`, `options` and `report` may be NULL.
+ * Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
+ * plan and run in one call. `config`, `options` and `report` may be NULL.
  *
  * The output appears whole at its path, or not at all; its bytes depend on input and settings
  * alone.
