@@ -567,8 +567,15 @@ typedef struct aq_tensor_info {
 } aq_tensor_info;
 
 /**
- * Opens a safetensors file, or a folder with a `*.safetensors.index.json` or a single safetensors
- * file. Reads its header only.
+ * Opens what weights come in. Reads headers only.
+ *
+ * - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
+ *   these.
+ * - The folder of a diffusers pipeline, with its `model_index.json`: all its components. Names
+ *   begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
+ * - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
+ * - A Parquet file: a table with one tensor a row, in columns as aq_source_from_arrow takes them
+ *   (`data` binary), or a file of ours whose tensors were all kept.
  */
 aq_status aq_source_open(const char *path, aq_source **source, aq_error *err);
 
@@ -577,8 +584,8 @@ aq_status aq_source_new(aq_source **source, aq_error *err);
 
 /**
  * Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
- * they are until the source is freed. Any dtype may be given; what is no f32, f16 or bf16 is
- * kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
+ * they are until the source is freed. Any dtype may be given; what is no f32, f16, bf16 or f8
+ * (e4m3, e5m2) is kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
  */
 aq_status aq_source_add_tensor(aq_source *source,
                                const char *name,
@@ -826,8 +833,8 @@ typedef struct aq_run_options {
 void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
 
 /**
- * Quantizes a safetensors file or folder into the Parquet file `output`: open, plan and run in
- * one call. `config`, `options` and `report` may be NULL.
+ * Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
+ * plan and run in one call. `config`, `options` and `report` may be NULL.
  *
  * The output appears whole at its path, or not at all; its bytes depend on input and settings
  * alone.
@@ -978,7 +985,7 @@ aq_status aq_model_view(const aq_model *model,
 
 /**
  * Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
- * rows * cols values. Kept f32, f16 and bf16 tensors are converted.
+ * rows * cols values. Kept f32, f16, bf16 and f8 tensors are converted.
  */
 aq_status aq_model_dequantize_rows(const aq_model *model,
                                    size_t index,
@@ -1005,7 +1012,8 @@ aq_status aq_model_matvec(const aq_model *model,
 /**
  * Decodes every tensor into the safetensors file `output`, with the original names, shapes and
  * metadata. Floats become `dtype` (f32, f16 or bf16), or what they were in the source for
- * AQ_DTYPE_DEFAULT; other tensors stay as they are. Checks every checksum. `options` may be NULL.
+ * AQ_DTYPE_DEFAULT, but quantized f8 tensors bf16; other tensors stay as they are. Checks every
+ * checksum. `options` may be NULL.
  */
 aq_status aq_model_dequantize_to_path(const aq_model *model,
                                       const char *output,

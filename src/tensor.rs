@@ -1,5 +1,7 @@
 //! Dtypes, shapes and tensor descriptions, as read from files and as given by callers.
 
+mod f8;
+
 use std::fmt;
 
 use crate::format::Float;
@@ -96,13 +98,55 @@ impl Dtype {
         DTYPES.iter().find(|row| row.2 == name).map(|row| row.0)
     }
 
-    /// The float the kernels read, or `None` for dtypes that are never quantized.
+    /// The float the kernels read, or `None` for dtypes that are never quantized. The values of
+    /// narrower ones ([`Dtype::is_widened`]) are all exact in it.
     pub fn float(self) -> Option<Float> {
         match self {
             Self::F32 => Some(Float::F32),
             Self::F16 => Some(Float::F16),
             Self::BF16 => Some(Float::BF16),
-            _ => None,
+            _ => f8::table(self).map(|_| Float::BF16),
+        }
+    }
+
+    /// Whether its values are not those of [`Dtype::float`] as they lie in the source: f8.
+    pub fn is_widened(self) -> bool {
+        f8::table(self).is_some()
+    }
+
+    /// Fills `out` with values as [`Dtype::float`]. `read` is given the part of it to fill with
+    /// the values of the source, which are then widened where they are.
+    ///
+    /// # Errors
+    /// As `read`.
+    pub fn read_floats<E>(
+        self,
+        out: &mut [u8],
+        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(table) = f8::table(self) else {
+            return read(out);
+        };
+        // In the second half: values are widened from the first on, and none is overwritten
+        // before its turn.
+        let values = out.len() / 2;
+        read(&mut out[values..])?;
+        for i in 0..values {
+            let wide = table[usize::from(out[values + i])];
+            out[2 * i..2 * i + 2].copy_from_slice(&wide.to_le_bytes());
+        }
+        Ok(())
+    }
+
+    /// Value `index` of little-endian `bytes`.
+    ///
+    /// # Panics
+    /// If this dtype has no [`Dtype::float`], or `bytes` is shorter than `index + 1` values.
+    pub fn value(self, bytes: &[u8], index: usize) -> f32 {
+        match (f8::table(self), self.float()) {
+            (Some(table), _) => half::bf16::from_bits(table[usize::from(bytes[index])]).to_f32(),
+            (None, Some(float)) => float.get(bytes, index),
+            (None, None) => panic!("{self} values are never floats"),
         }
     }
 }

@@ -319,7 +319,7 @@ impl aq_model {
 }
 
 /// Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
-/// rows * cols values. Kept f32, f16 and bf16 tensors are converted.
+/// rows * cols values. Kept f32, f16, bf16 and f8 tensors are converted.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_dequantize_rows(
     model: *const aq_model,
@@ -386,7 +386,8 @@ pub unsafe extern "C" fn aq_model_matvec(
 
 /// Decodes every tensor into the safetensors file `output`, with the original names, shapes and
 /// metadata. Floats become `dtype` (f32, f16 or bf16), or what they were in the source for
-/// AQ_DTYPE_DEFAULT; other tensors stay as they are. Checks every checksum. `options` may be NULL.
+/// AQ_DTYPE_DEFAULT, but quantized f8 tensors bf16; other tensors stay as they are. Checks every
+/// checksum. `options` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_dequantize_to_path(
     model: *const aq_model,

@@ -143,8 +143,8 @@ unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), 
     unsafe { give(aq_report::new(found), report) }
 }
 
-/// Quantizes a safetensors file or folder into the Parquet file `output`: open, plan and run in
-/// one call. `config`, `options` and `report` may be NULL.
+/// Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
+/// plan and run in one call. `config`, `options` and `report` may be NULL.
 ///
 /// The output appears whole at its path, or not at all; its bytes depend on input and settings
 /// alone.

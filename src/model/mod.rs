@@ -16,7 +16,7 @@ use crate::error::{Error, MEMORY, Result};
 use crate::format::{Float, Layout, Scheme};
 use crate::kernel::{DecodeRow, KernelTable, MatVec, Planes};
 use crate::schema::{self, Tile, key};
-use crate::tensor::TensorInfo;
+use crate::tensor::{Dtype, TensorInfo};
 
 /// A quantized file, mapped into memory.
 ///
@@ -37,6 +37,13 @@ pub struct Tensor {
     pub info: TensorInfo,
     /// Its rows, in order.
     pub tiles: Vec<TileRef>,
+}
+
+impl Tensor {
+    /// Whether it is quantized, or kept as it was.
+    pub fn is_quantized(&self) -> bool {
+        self.tiles.iter().any(|tile| tile.tile.layout.is_some())
+    }
 }
 
 /// A tile and where it is in the file.
@@ -258,8 +265,8 @@ impl Model {
         Error::tensor(&self.path, tensor, reason)
     }
 
-    /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16
-    /// and bf16 tensors are converted.
+    /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16,
+    /// bf16 and f8 tensors are converted.
     ///
     /// # Errors
     /// The tensor is of a dtype that is never quantized, its planes are damaged in size, or a
@@ -307,14 +314,14 @@ impl Model {
                     }
                 }
                 None => {
-                    let Some(source) = info.dtype.float() else {
+                    if info.dtype.float().is_none() {
                         let reason =
                             format!("{} values are not quantized, read them raw", info.dtype);
                         return Err(Error::tensor(&self.path, &info.name, reason));
-                    };
-                    let kept = cols * source.size();
+                    }
+                    let kept = cols * info.dtype.bits() / 8;
                     let values = (start - tile.row_start) * kept..(end - tile.row_start) * kept;
-                    if !convert(source, &planes.codes()[values], float, out) {
+                    if !convert(info.dtype, &planes.codes()[values], float, out) {
                         return Err(self.too_large(info, float));
                     }
                     continue;
@@ -399,14 +406,14 @@ fn check_cover(path: &Path, tensor: &Tensor) -> Result<()> {
 
 /// Converts kept values, narrower floats rounded half to even. False when a finite value became
 /// infinite.
-fn convert(from: Float, values: &[u8], to: Float, out: &mut [u8]) -> bool {
-    if from == to {
+fn convert(from: Dtype, values: &[u8], to: Float, out: &mut [u8]) -> bool {
+    if from == to.into() {
         out.copy_from_slice(values);
         return true;
     }
     let mut fits = true;
     for (i, out) in out.chunks_exact_mut(to.size()).enumerate() {
-        let value = from.get(values, i);
+        let value = from.value(values, i);
         match to {
             Float::F32 => out.copy_from_slice(&value.to_le_bytes()),
             Float::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),

@@ -333,7 +333,7 @@ fn decide(
         Some(rule) if rule.keep => Some(format!("rule {rule}")),
         Some(rule) if tensor.dtype.float().is_none() => {
             let dtype = tensor.dtype;
-            let only = "only f32, f16 and bf16 can be quantized";
+            let only = "only f32, f16, bf16 and f8 (e4m3, e5m2) can be quantized";
             let reason = format!("rule {rule} gives it bits, but it is {dtype}: {only}");
             return Err(Error::tensor(path, &tensor.name, reason));
         }

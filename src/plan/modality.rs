@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use regex::RegexSet;
+use regex::{Regex, RegexSet};
 
 /// What a diffusion model generates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,11 +53,14 @@ impl Modality {
     }
 
     /// The modality most of whose marks occur among the names; unknown without any or at a draw.
+    /// Text encoders have no vote: they read a prompt, whatever is made of it.
     pub fn of_names<'a>(names: impl Iterator<Item = &'a str>) -> Self {
         static MARKS: LazyLock<RegexSet> =
             LazyLock::new(|| RegexSet::new(VOTES.iter().flat_map(|row| row.1)).expect("valid"));
+        static ENCODER: LazyLock<Regex> =
+            LazyLock::new(|| Regex::new(r"(^|\.)text_encoder(_\d+)?\.").expect("valid"));
         let mut seen = vec![false; MARKS.len()];
-        for name in names {
+        for name in names.filter(|name| !ENCODER.is_match(name)) {
             for mark in &MARKS.matches(name) {
                 seen[mark] = true;
             }
@@ -124,6 +127,21 @@ mod tests {
                 &["film.0.input_conv.weight", "upsample.0.block1.weight"],
                 Modality::Audio,
             ),
+            (
+                &[
+                    "text_encoder_2.encoder.embed_tokens.weight",
+                    "transformer.x_embedder.weight",
+                    "vae.decoder.conv_in.weight",
+                ],
+                Modality::Image,
+            ),
+            (
+                &[
+                    "text_encoder.model.embed_tokens.weight",
+                    "transformer.preprocess_conv.weight",
+                ],
+                Modality::Audio,
+            ),
             (&["layer1.0.conv1.weight", "fc.weight"], Modality::Unknown),
             (
                 &["bert.embeddings.word_embeddings.weight"],
@@ -131,11 +149,13 @@ mod tests {
             ),
             (&[], Modality::Unknown),
         ] {
-            assert_eq!(
-                Modality::of_names(names.iter().copied()),
-                modality,
-                "{names:?}"
-            );
+            let of = |prefix: &str| {
+                let names: Vec<String> = names.iter().map(|n| format!("{prefix}{n}")).collect();
+                Modality::of_names(names.iter().map(String::as_str))
+            };
+            assert_eq!(of(""), modality, "{names:?}");
+            // As a component of a pipeline.
+            assert_eq!(of("transformer."), modality, "{names:?}");
         }
     }
 }

@@ -407,6 +407,9 @@ mod tests {
             ("y_embedder.embedding_table.weight", "class embedding"),
         ] {
             assert_eq!(kept(name), Some(reason), "{name}");
+            // As in a component of a pipeline.
+            let name = format!("transformer.{name}");
+            assert_eq!(kept(&name), Some(reason), "{name}");
         }
     }
 
@@ -425,6 +428,7 @@ mod tests {
             "pos_embed.proj.weight",
         ] {
             assert_eq!(kept(name), None, "{name}");
+            assert_eq!(kept(&format!("text_encoder_2.{name}")), None, "{name}");
         }
     }
 

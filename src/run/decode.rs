@@ -8,7 +8,7 @@ use super::pool::with_pool;
 use super::progress::Counter;
 use crate::error::{Error, Result};
 use crate::format::{Float, rows_per_piece};
-use crate::model::Model;
+use crate::model::{Model, Tensor};
 use crate::sink::SafetensorsSink;
 use crate::tensor::{Dtype, TensorInfo};
 
@@ -16,7 +16,8 @@ use crate::tensor::{Dtype, TensorInfo};
 const PIECES: usize = 16;
 
 /// Decodes every tensor into the safetensors file `output`, with the original names, shapes and
-/// metadata. Floats become `float`, or what they were in the source when that is `None`; other
+/// metadata. Floats become `float`, or what they were in the source when that is `None`; but
+/// quantized f8 tensors become bf16 then, as f8 would round decoded weights once more. Other
 /// dtypes stay as they are.
 ///
 /// # Errors
@@ -43,12 +44,15 @@ pub fn dequantize_file(
         ));
     }
     let metadata = model.source_metadata()?;
-    let target = |info: &TensorInfo| info.dtype.float().map(|source| float.unwrap_or(source));
+    let target = |tensor: &Tensor| match float {
+        None if tensor.info.dtype.is_widened() && !tensor.is_quantized() => None,
+        _ => tensor.info.dtype.float().map(|own| float.unwrap_or(own)),
+    };
     let infos: Vec<TensorInfo> = model
         .tensors()
         .iter()
         .map(|tensor| TensorInfo {
-            dtype: target(&tensor.info).map_or(tensor.info.dtype, Dtype::from),
+            dtype: target(tensor).map_or(tensor.info.dtype, Dtype::from),
             ..tensor.info.clone()
         })
         .collect();
@@ -58,7 +62,7 @@ pub fn dequantize_file(
         let rows = info.shape.rows();
         let tiles = 0..model.tensors()[tensor].tiles.len();
         checks.extend(tiles.clone().map(|tile| (0, (tensor, tile))));
-        if target(info).is_none() {
+        if target(&model.tensors()[tensor]).is_none() {
             jobs.extend(tiles.map(|tile| Job::Raw { tensor, tile }));
             continue;
         }
@@ -95,7 +99,7 @@ pub fn dequantize_file(
                 Job::Raw { tensor, tile } => Ok(model.planes(tensor, tile)?.codes().to_vec()),
                 Job::Decode { tensor, row, rows } => {
                     let mut out = vec![0; bytes(job)];
-                    let float = target(&model.tensors()[tensor].info).unwrap_or(Float::F32);
+                    let float = target(&model.tensors()[tensor]).unwrap_or(Float::F32);
                     model.dequantize_rows(tensor, row..row + rows, float, &mut out)?;
                     Ok(out)
                 }
@@ -111,9 +115,9 @@ pub fn dequantize_file(
 }
 
 enum Job {
-    /// A tile of a tensor that is never quantized.
+    /// A tile of a tensor that stays as it is.
     Raw { tensor: usize, tile: usize },
-    /// Some rows of a float tensor.
+    /// Some rows of a tensor that becomes floats.
     Decode {
         tensor: usize,
         row: usize,

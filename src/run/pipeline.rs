@@ -51,7 +51,7 @@ impl Default for Options<'_> {
     }
 }
 
-/// Quantizes a safetensors file or folder into a Parquet file, as `config` wants it, with its
+/// Quantizes what [`source::open`] reads into a Parquet file, as `config` wants it, with its
 /// threads unless `options` give others.
 ///
 /// # Errors

@@ -32,8 +32,11 @@ impl Job {
     /// into.
     pub(super) fn cost(&self, compress: bool) -> usize {
         let planes: usize = self.tile.plane_bytes().unwrap_or_default().iter().sum();
-        let rows = rows_per_piece(self.tile.shape.cols()).min(self.tile.row_count);
-        let buffer = rows.saturating_mul(self.row_bytes);
+        let cols = self.tile.shape.cols();
+        let rows = rows_per_piece(cols).min(self.tile.row_count);
+        let float = self.recipe.and(self.tile.source_dtype.float());
+        let row_bytes = float.map_or(self.row_bytes, |float| cols.saturating_mul(float.size()));
+        let buffer = rows.saturating_mul(row_bytes);
         buffer.saturating_add(if compress { 2 * planes } else { planes })
     }
 }
@@ -189,6 +192,7 @@ impl Work<'_> {
                 outcome,
             });
         }
+        let row_bytes = cols * tile.source_dtype.bits() / 8;
         // A second time with f32 scales is no progress.
         let counts = scale_dtype == recipe.planned_layout().scale_dtype;
         self.pool.each(pieces, pulse, |piece| {
@@ -198,7 +202,7 @@ impl Work<'_> {
             let (row, rows) = (piece.row, piece.rows);
             let quantized = self.with_rows(tensor, row, rows, |matrix| {
                 if counts {
-                    self.done.fetch_add(matrix.weights.len(), Ordering::Relaxed);
+                    self.done.fetch_add(rows * row_bytes, Ordering::Relaxed);
                 }
                 quantize_rows(
                     self.table,
@@ -222,7 +226,8 @@ impl Work<'_> {
         Ok(Ok(total))
     }
 
-    /// Reads rows of a tensor into a pooled buffer and calls `body` with them.
+    /// Reads rows of a tensor into a pooled buffer, as the kernels take them, and calls `body`
+    /// with them.
     fn with_rows<R>(
         &self,
         tensor: usize,
@@ -238,15 +243,16 @@ impl Work<'_> {
             ))
         })?;
         let cols = info.shape.cols();
-        let row_bytes = cols * float.size();
+        let row_bytes = cols * info.dtype.bits() / 8;
         let pooled = self
             .buffers
             .lock()
             .ok()
             .and_then(|mut buffers| buffers.pop());
         let mut buffer = pooled.unwrap_or_default();
-        buffer.resize(rows * row_bytes, 0);
-        self.source.read(tensor, row * row_bytes, &mut buffer)?;
+        buffer.resize(rows * cols * float.size(), 0);
+        let read = |bytes: &mut [u8]| self.source.read(tensor, row * row_bytes, bytes);
+        info.dtype.read_floats(&mut buffer, read)?;
         let result = body(Matrix {
             rows,
             cols,

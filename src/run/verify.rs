@@ -116,8 +116,7 @@ pub fn verify(
         .iter()
         .zip(checks)
         .map(|(tensor, check)| {
-            let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
-            let measured = quantized && original.is_some() && check.problem.is_none();
+            let measured = tensor.is_quantized() && original.is_some() && check.problem.is_none();
             let cosine = measured.then(|| check.error.cosine());
             let low = cosine
                 .zip(min_cosine)
@@ -211,12 +210,14 @@ fn check_tile(
         return Ok(check);
     };
     let cols = tile.shape.cols();
-    let row_bytes = cols * float.size();
+    let row_bytes = cols * tile.source_dtype.bits() / 8;
     let step = rows_per_piece(cols);
     for row in (0..tile.row_count).step_by(step) {
         let rows = step.min(tile.row_count - row);
-        buffer.resize(rows * row_bytes, 0);
-        source.read(partner, (tile.row_start + row) * row_bytes, &mut buffer)?;
+        buffer.resize(rows * cols * float.size(), 0);
+        let start = (tile.row_start + row) * row_bytes;
+        let read = |bytes: &mut [u8]| source.read(partner, start, bytes);
+        tile.source_dtype.read_floats(&mut buffer, read)?;
         let matrix = Matrix {
             rows,
             cols,

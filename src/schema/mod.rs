@@ -3,6 +3,7 @@
 
 pub mod footer;
 pub mod pages;
+pub mod read;
 mod thrift;
 
 use std::sync::Arc;

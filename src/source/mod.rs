@@ -3,24 +3,35 @@
 
 mod arrow;
 mod file;
+mod folder;
+mod gguf;
 mod memory;
+mod parquet;
 mod safetensors;
+mod table;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use arrow::from_arrow;
 pub use file::FileState;
+pub use gguf::GgufSource;
 pub use memory::{MemorySource, Values};
+pub use parquet::ParquetSource;
 pub use safetensors::SafetensorsSource;
 
+use self::file::SourceFile;
+use self::folder::MODEL_INDEX;
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
+
+/// Of a header in bytes: the limit that safetensors itself has.
+const MAX_HEADER: u64 = 100_000_000;
 
 /// What identifies a source in the files made from it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct SourceId {
-    /// Base name of the file (of the index, when sharded): no folder, so that the output does
-    /// not depend on where the input lies.
+    /// Base name of the file (of the index, when sharded; of the folder, when a pipeline): no
+    /// more, so that the output does not depend on where the input lies.
     pub name: String,
     /// Bytes of all its files.
     pub bytes: u64,
@@ -74,68 +85,69 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// Opens a safetensors file, or a folder with a `*.safetensors.index.json` or a single
-/// safetensors file.
+/// Opens what weights come in:
+///
+/// - a safetensors file, or the `*.safetensors.index.json` of its shards;
+/// - a folder with one of these;
+/// - the folder of a diffusers pipeline, with its `model_index.json`: all its components;
+/// - a GGUF file of f32, f16, bf16 and Q8_0 tensors;
+/// - a Parquet file: a table of tensors, or one of ours whose tensors were kept.
 ///
 /// # Errors
 /// The path does not exist or is none of these, or its contents are malformed.
 pub fn open(path: &Path) -> Result<Box<dyn Source>> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
-    let source = if metadata.is_dir() {
-        match model_in_folder(path)? {
-            found if is_index(&found) => SafetensorsSource::open_sharded(&found)?,
-            found => SafetensorsSource::open_file(&found)?,
-        }
-    } else if is_index(path) {
-        SafetensorsSource::open_sharded(path)?
-    } else {
-        SafetensorsSource::open_file(path)?
+    let weights = match metadata.is_dir() {
+        true if path.join(MODEL_INDEX).exists() => path.join(MODEL_INDEX),
+        true => folder::weights_in(path)?.ok_or_else(|| {
+            let reason =
+                "holds no *.safetensors.index.json, no *.safetensors and no model_index.json";
+            Error::file(path, reason)
+        })?,
+        false => path.to_owned(),
     };
-    Ok(Box::new(source))
-}
-
-fn is_index(path: &Path) -> bool {
-    path.to_string_lossy().ends_with(".safetensors.index.json")
-}
-
-/// The one index of a folder, or else its one safetensors file.
-fn model_in_folder(folder: &Path) -> Result<PathBuf> {
-    let mut indexes = Vec::new();
-    let mut files = Vec::new();
-    let entries = std::fs::read_dir(folder).map_err(Error::io(folder, "list"))?;
-    for entry in entries {
-        let path = entry.map_err(Error::io(folder, "list"))?.path();
-        if is_index(&path) {
-            indexes.push(path);
-        } else if path.extension().is_some_and(|e| e == "safetensors") {
-            files.push(path);
+    if folder::name_of(&weights) == MODEL_INDEX {
+        let folder = weights.parent().filter(|folder| *folder != Path::new(""));
+        let folder = folder.unwrap_or(Path::new("."));
+        return Ok(Box::new(SafetensorsSource::open_pipeline(folder)?));
+    }
+    if folder::is_index(&weights) {
+        return Ok(Box::new(SafetensorsSource::open_sharded(&weights)?));
+    }
+    match kind(&weights)? {
+        Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(&weights)?)),
+        Kind::Gguf => Ok(Box::new(GgufSource::open(&weights)?)),
+        Kind::Parquet => Ok(Box::new(ParquetSource::open(&weights)?)),
+        Kind::Unknown => {
+            let reason = "weights are read from safetensors, GGUF and Parquet files, folders of \
+                          shards and diffusers folders, and this is none of them";
+            Err(Error::file(path, reason))
         }
     }
-    let indexes_found = !indexes.is_empty();
-    for mut found in [indexes, files] {
-        match found.len() {
-            0 => continue,
-            1 => return Ok(found.remove(0)),
-            _ => {
-                found.sort();
-                let names: Vec<_> = found
-                    .iter()
-                    .filter_map(|path| path.file_name())
-                    .map(|name| name.to_string_lossy())
-                    .collect();
-                let reason = match indexes_found {
-                    true => "holds several indexes, name one",
-                    false => "holds several safetensors files and no index to join them, name one",
-                };
-                return Err(Error::file(
-                    folder,
-                    format!("{reason}: {}", names.join(", ")),
-                ));
-            }
-        }
-    }
-    Err(Error::file(
-        folder,
-        "holds no *.safetensors.index.json and no *.safetensors",
-    ))
+}
+
+/// Kinds of files.
+enum Kind {
+    Safetensors,
+    Gguf,
+    Parquet,
+    Unknown,
+}
+
+/// What a file begins as, or else is called.
+fn kind(path: &Path) -> Result<Kind> {
+    let file = SourceFile::open(path)?;
+    let mut start = [0; 9];
+    let len = file.bytes().min(start.len() as u64) as usize;
+    file.read_header(&mut start[..len], 0)?;
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    Ok(match (&start, extension.as_ref()) {
+        ([b'G', b'G', b'U', b'F', ..], _) => Kind::Gguf,
+        ([b'P', b'A', b'R', b'1', ..], _) => Kind::Parquet,
+        ([.., b'{'], _) => Kind::Safetensors,
+        (_, "gguf") => Kind::Gguf,
+        (_, "parquet") => Kind::Parquet,
+        (_, "safetensors") => Kind::Safetensors,
+        _ => Kind::Unknown,
+    })
 }

@@ -1,4 +1,4 @@
-//! safetensors files, alone or sharded.
+//! safetensors files, alone, sharded, or those of a pipeline.
 //!
 //! Layout: u64 little-endian header length, a JSON object `{name: {dtype, shape,
 //! data_offsets}, "__metadata__": {…}}`, then the values without gaps. The header is parsed
@@ -14,12 +14,10 @@ use serde_json::value::RawValue;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
-use super::{Source, SourceId};
+use super::folder::{self, MODEL_INDEX};
+use super::{MAX_HEADER, Source, SourceId};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
-
-/// The format's own limit on a header.
-const MAX_HEADER: u64 = 100_000_000;
 
 /// Shards of a model at most, which are all open at once. The largest that are published have
 /// some 200.
@@ -28,7 +26,7 @@ const MAX_SHARDS: usize = 1000;
 /// Letters of what a file holds instead of a dtype or the like that a message shows.
 const SHOWN: usize = 40;
 
-/// One safetensors file, or all shards of an index.
+/// One safetensors file, all shards of an index, or all components of a pipeline.
 #[derive(Debug)]
 pub struct SafetensorsSource {
     path: PathBuf,
@@ -46,19 +44,9 @@ impl SafetensorsSource {
     /// # Errors
     /// The file cannot be read or is malformed.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let header = Header::read(path)?;
-        let mut hash = Xxh3::new();
-        hash.update(&header.text);
-        let mut source = Self {
-            path: path.to_owned(),
-            id: identify(path, header.file.bytes(), &hash),
-            shards: Vec::new(),
-            tensors: Vec::new(),
-            places: Vec::new(),
-            metadata: header.metadata.clone(),
-        };
-        source.push_shard(header);
-        Ok(source)
+        let mut builder = Builder::new(path);
+        builder.add_file(path, "")?;
+        Ok(builder.finish())
     }
 
     /// Opens the shards of an index (`{"weight_map": {tensor: file}}`), which lie beside it.
@@ -67,13 +55,114 @@ impl SafetensorsSource {
     /// The index or a shard cannot be read or is malformed, a tensor is not where the index
     /// says, or two shards hold the same name.
     pub fn open_sharded(index: &Path) -> Result<Self> {
-        let file = SourceFile::open(index)?;
+        let mut builder = Builder::new(index);
+        builder.add_index(index, "")?;
+        Ok(builder.finish())
+    }
+
+    /// Opens all components of a diffusers pipeline: a folder with a `model_index.json`. Names
+    /// begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
+    ///
+    /// # Errors
+    /// The index is malformed, or a component's weights are missing, ambiguous, malformed or not
+    /// safetensors.
+    pub fn open_pipeline(folder: &Path) -> Result<Self> {
+        let mut builder = Builder::new(folder);
+        let text = builder.add_json(&folder.join(MODEL_INDEX), "pipeline's index")?;
+        for (component, weights) in folder::components(folder, &text)? {
+            let prefix = format!("{component}.");
+            match folder::is_index(&weights) {
+                true => builder.add_index(&weights, &prefix)?,
+                false => builder.add_file(&weights, &prefix)?,
+            }
+        }
+        Ok(builder.finish())
+    }
+}
+
+/// A source that files are added to.
+struct Builder {
+    source: SafetensorsSource,
+    hash: Xxh3,
+    /// The file of every tensor.
+    seen: HashMap<String, PathBuf>,
+}
+
+impl Builder {
+    /// Of `path`, which gives it its name.
+    fn new(path: &Path) -> Self {
+        let name = match folder::name_of(path) {
+            // `.` has a name, too.
+            none if none.is_empty() => path.canonicalize().map(|path| folder::name_of(&path)),
+            name => Ok(name),
+        };
+        Self {
+            source: SafetensorsSource {
+                path: path.to_owned(),
+                id: SourceId {
+                    name: name.unwrap_or_default(),
+                    bytes: 0,
+                    header_hash: String::new(),
+                },
+                shards: Vec::new(),
+                tensors: Vec::new(),
+                places: Vec::new(),
+                metadata: BTreeMap::new(),
+            },
+            hash: Xxh3::new(),
+            seen: HashMap::new(),
+        }
+    }
+
+    /// Takes in a file of JSON, and returns its text.
+    fn add_json(&mut self, path: &Path, what: &str) -> Result<Vec<u8>> {
+        let file = SourceFile::open(path)?;
         if file.bytes() > MAX_HEADER {
-            let reason = format!("not a safetensors index: {} bytes", file.bytes());
-            return Err(Error::file(index, reason));
+            let reason = format!("not a {what}: {} bytes", file.bytes());
+            return Err(Error::file(path, reason));
         }
         let mut text = vec![0; file.bytes() as usize];
         file.read_header(&mut text, 0)?;
+        self.hash.update(&text);
+        self.source.id.bytes += text.len() as u64;
+        Ok(text)
+    }
+
+    /// Takes in a safetensors file, whose names get the prefix.
+    fn add_file(&mut self, path: &Path, prefix: &str) -> Result<()> {
+        if self.source.shards.len() == MAX_SHARDS {
+            let reason = format!("over {MAX_SHARDS} files, which would all be open at once");
+            return Err(Error::file(&self.source.path, reason));
+        }
+        let header = Header::read(path)?;
+        self.hash.update(&header.text);
+        let source = &mut self.source;
+        source.id.bytes += header.file.bytes();
+        for (key, value) in header.metadata {
+            source.metadata.entry(key).or_insert(value);
+        }
+        let shard = source.shards.len();
+        source.shards.push(header.file);
+        for entry in header.entries {
+            let name = format!("{prefix}{}", entry.info.name);
+            check_limits(&name, 0).map_err(|reason| Error::file(path, reason))?;
+            if let Some(other) = self.seen.insert(name.clone(), path.to_owned()) {
+                let reason = format!("duplicate, also in {}", other.display());
+                return Err(Error::tensor(path, &name, reason));
+            }
+            source.tensors.push(TensorInfo { name, ..entry.info });
+            source.places.push((shard, header.data_start + entry.start));
+        }
+        if source.tensors.len() > MAX_TENSORS {
+            let reason = format!("over {MAX_TENSORS} tensors in its shards");
+            return Err(Error::file(&source.path, reason));
+        }
+        Ok(())
+    }
+
+    /// Takes in an index and its shards.
+    fn add_index(&mut self, index: &Path, prefix: &str) -> Result<()> {
+        let text = self.add_json(index, "safetensors index")?;
         let weight_map = parse_index(index, &text)?;
         let mut first_of_shard: BTreeMap<&str, &str> = BTreeMap::new();
         for (tensor, shard) in &weight_map {
@@ -86,43 +175,16 @@ impl SafetensorsSource {
         }
 
         let folder = index.parent().unwrap_or(Path::new(""));
-        let mut hash = Xxh3::new();
-        hash.update(&text);
-        let mut source = Self {
-            path: index.to_owned(),
-            id: identify(index, text.len() as u64, &hash),
-            shards: Vec::new(),
-            tensors: Vec::new(),
-            places: Vec::new(),
-            metadata: BTreeMap::new(),
-        };
-        let mut seen: HashMap<String, PathBuf> = HashMap::new();
         for (shard, tensor) in first_of_shard {
             let path = folder.join(shard);
             if !path.exists() {
                 let reason = format!("its shard {} is missing", path.display());
                 return Err(Error::tensor(index, tensor, reason));
             }
-            let header = Header::read(&path)?;
-            for entry in &header.entries {
-                if let Some(other) = seen.insert(entry.info.name.clone(), path.clone()) {
-                    let reason = format!("duplicate, also in {}", other.display());
-                    return Err(Error::tensor(&path, &entry.info.name, reason));
-                }
-            }
-            if seen.len() > MAX_TENSORS {
-                let reason = format!("over {MAX_TENSORS} tensors in its shards");
-                return Err(Error::file(index, reason));
-            }
-            hash.update(&header.text);
-            source.id.bytes += header.file.bytes();
-            for (key, value) in &header.metadata {
-                source.metadata.entry(key.clone()).or_insert(value.clone());
-            }
-            source.push_shard(header);
+            self.add_file(&path, prefix)?;
         }
         for (tensor, shard) in &weight_map {
-            match seen.get(tensor) {
+            match self.seen.get(&format!("{prefix}{tensor}")) {
                 Some(path) if path.file_name() == Some(shard.as_ref()) => {}
                 _ => {
                     let reason = format!("the index says {shard}, which does not hold it");
@@ -130,29 +192,12 @@ impl SafetensorsSource {
                 }
             }
         }
-        source.id.header_hash = format!("{:016x}", hash.digest());
-        Ok(source)
+        Ok(())
     }
 
-    fn push_shard(&mut self, header: Header) {
-        let shard = self.shards.len();
-        self.shards.push(header.file);
-        for entry in header.entries {
-            self.tensors.push(entry.info);
-            self.places.push((shard, header.data_start + entry.start));
-        }
-    }
-}
-
-fn identify(path: &Path, bytes: u64, hash: &Xxh3) -> SourceId {
-    SourceId {
-        name: path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned(),
-        bytes,
-        header_hash: format!("{:016x}", hash.digest()),
+    fn finish(mut self) -> SafetensorsSource {
+        self.source.id.header_hash = format!("{:016x}", self.hash.digest());
+        self.source
     }
 }
 
@@ -365,7 +410,7 @@ struct IndexFile {
 }
 
 /// The entries of a JSON object, in which every key may stand once.
-struct UniqueEntries<V>(Vec<(String, V)>);
+pub(super) struct UniqueEntries<V>(pub(super) Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -375,7 +420,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {
             type Value = UniqueEntries<V>;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object with tensor names as keys")
+                f.write_str("an object with names as keys")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {

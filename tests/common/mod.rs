@@ -146,3 +146,18 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     names.sort();
     names
 }
+
+/// Reads a tensor whole and in the parts between `cuts`, and expects the same bytes.
+pub fn check_parts(source: &dyn source::Source, tensor: usize, cuts: &[usize]) {
+    let len = source.tensors()[tensor].bytes().unwrap();
+    let mut whole = vec![0; len];
+    source.read(tensor, 0, &mut whole).unwrap();
+    let mut cuts: Vec<usize> = cuts.iter().map(|&cut| cut.min(len)).collect();
+    cuts.extend([0, len]);
+    cuts.sort();
+    for part in cuts.windows(2) {
+        let mut bytes = vec![0; part[1] - part[0]];
+        source.read(tensor, part[0], &mut bytes).unwrap();
+        assert_eq!(bytes, whole[part[0]..part[1]], "{part:?}");
+    }
+}

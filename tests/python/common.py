@@ -11,6 +11,9 @@ BITS = {"int2": 2, "int4": 4, "int8": 8}
 ZERO_POINT = {"int2": 1.5, "int4": 8.0, "int8": 128.0}
 SCALES = {"f16": "<f2", "f32": "<f4"}
 NUMPY = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "U8": "u1", "BOOL": "?"}
+# Those that numpy lacks, as their bits.
+BITS_ONLY = ["BF16", "F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"]
+NUMPY |= {name: "u1" for name in BITS_ONLY[1:]}
 
 
 def noise(seed, *shape):
@@ -35,7 +38,7 @@ def round_to_bf16(x):
 
 def write_safetensors(path, tensors, metadata=None):
     """`tensors` are names with arrays, or with pairs of safetensors dtype and array."""
-    names = {np.dtype(numpy): name for name, numpy in NUMPY.items() if name != "BF16"}
+    names = {np.dtype(numpy): name for name, numpy in NUMPY.items() if name not in BITS_ONLY}
     header, body = {}, b""
     if metadata:
         header["__metadata__"] = metadata

@@ -36,6 +36,16 @@ ITEM_BYTES = {
 
 _FLOATS = {"e": "f16", "f": "f32", "d": "f64", "Zf": "c64", "?": "bool"}
 
+# What the package ml_dtypes calls those that numpy lacks.
+_ML_DTYPES = {
+    "bfloat16": "bf16",
+    "float8_e4m3fn": "f8_e4m3",
+    "float8_e5m2": "f8_e5m2",
+    "float8_e4m3fnuz": "f8_e4m3fnuz",
+    "float8_e5m2fnuz": "f8_e5m2fnuz",
+    "float8_e8m0fnu": "f8_e8m0",
+}
+
 
 class _Buffer(ctypes.Structure):
     """Py_buffer, the same in all versions since 3.0."""
@@ -68,12 +78,11 @@ class Memory:
     """The memory of an object: `address` and `nbytes`, good while this lives."""
 
     def __init__(self, data: Any, what: str, writable: bool = False) -> None:
-        if getattr(getattr(data, "dtype", None), "name", None) == "bfloat16":
-            # numpy has no buffer for it.
-            data = data.view("uint16")
-            self.dtype: str | None = "bf16"
-        else:
-            self.dtype = None
+        kind = _ML_DTYPES.get(getattr(getattr(data, "dtype", None), "name", None))
+        self.dtype: str | None = kind
+        if kind is not None:
+            # numpy has no buffer for them.
+            data = data.view(f"uint{8 * ITEM_BYTES[kind]}")
         try:
             view = memoryview(data)
         except (TypeError, ValueError, BufferError) as error:

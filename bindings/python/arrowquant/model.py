@@ -324,8 +324,8 @@ class Model(Owner, Mapping[str, Tensor]):
         threads: int = 0,
     ) -> None:
         """Decodes every tensor into the safetensors file `output`, with the original names, shapes
-        and metadata. Floats become `dtype` ("f32", "f16", "bf16"; None: what they were). Checks
-        every checksum."""
+        and metadata. Floats become `dtype` ("f32", "f16", "bf16"; None: what they were, but
+        quantized f8 becomes bf16). Checks every checksum."""
         code = 0 if dtype is None else code_of(_FLOATS, dtype, "dtype")
         path = encode_path(output, "output")
         run = Run(progress, log, threads)

@@ -14,11 +14,12 @@ pub struct Args {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Quantize a model: a safetensors file, or a folder of shards with their index
+    /// Quantize a model: safetensors, a folder of shards, a diffusers folder, GGUF or Parquet
     Quantize(Quantize),
     /// Show what each tensor would get, and the size, before any work
     Plan {
-        /// A safetensors file, or a folder of shards with their index
+        /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
+        /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
         input: PathBuf,
         #[command(flatten)]
         plan: PlanArgs,
@@ -57,7 +58,8 @@ pub enum Command {
         file: PathBuf,
         /// The safetensors file to write
         output: PathBuf,
-        /// Float type of all float tensors: f32, f16 or bf16 [default: each as in the original]
+        /// Float type of all float tensors: f32, f16 or bf16 [default: each as in the original, but
+        /// bf16 for quantized f8]
         #[arg(long, value_name = "DTYPE")]
         dtype: Option<String>,
         /// Threads; 0 is all of the machine's
@@ -68,7 +70,8 @@ pub enum Command {
 
 #[derive(clap::Args)]
 pub struct Quantize {
-    /// A safetensors file, or a folder of shards with their index
+    /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
+    /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
     pub input: PathBuf,
     /// The file to write, ending in .parquet
     pub output: PathBuf,

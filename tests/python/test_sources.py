@@ -1,0 +1,207 @@
+"""Where weights come from, against the packages that define the formats."""
+
+import json
+
+import duckdb
+import gguf
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import arrowquant as aq
+from common import NUMPY, noise, read_safetensors, to_bf16, write_safetensors
+
+F8 = {
+    "f8_e4m3": ml_dtypes.float8_e4m3fn,
+    "f8_e5m2": ml_dtypes.float8_e5m2,
+    "f8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "f8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+}
+
+
+# f8
+
+
+@pytest.mark.parametrize("dtype", F8)
+def test_every_f8_is_what_ml_dtypes_says(tmp_path, dtype):
+    codes = np.arange(256, dtype="u1").reshape(2, 128)
+    values = codes.view(F8[dtype]).astype("<f4")
+    path = write_safetensors(tmp_path / "m.safetensors", {"w": (dtype.upper(), codes)})
+    aq.quantize(path, tmp_path / "m.parquet", on_nonfinite="keep")
+    with aq.open(tmp_path / "m.parquet") as model:
+        assert model["w"].info.dtype == dtype
+        np.testing.assert_array_equal(model["w"].dequantize(), values)
+        halves = model["w"].dequantize("f16").astype("<f4")
+        np.testing.assert_array_equal(halves, values)
+
+
+@pytest.mark.parametrize("dtype", F8)
+def test_f8_is_quantized_as_its_values(tmp_path, dtype):
+    narrow = noise(1, 40, 72).astype(F8[dtype])
+    wide = narrow.astype(ml_dtypes.bfloat16)
+    found, _ = aq.quantize_to_bytes({"w": narrow}, bits=4, scheme="affine")
+    expected, _ = aq.quantize_to_bytes({"w": wide}, bits=4, scheme="affine")
+    with aq.open(found) as found, aq.open(expected) as expected:
+        (found,), (expected,) = found["w"].tiles, expected["w"].tiles
+        for plane in ("codes", "scales", "biases"):
+            assert bytes(getattr(found, plane)) == bytes(getattr(expected, plane))
+
+
+def test_decoded_f8_becomes_bf16_and_kept_f8_stays(tmp_path):
+    weights = noise(1, 8, 64).astype(ml_dtypes.float8_e4m3fn)
+    source = {"w": weights, "norm.weight": weights[0]}
+    packed, _ = aq.quantize_to_bytes(source, bits=8)
+    back = tmp_path / "back.safetensors"
+    with aq.open(packed) as model:
+        model.dequantize(back)
+        decoded = model["w"].dequantize("bf16")
+    tensors = read_safetensors(back)
+    np.testing.assert_array_equal(tensors["w"], decoded)
+    assert tensors["w"].dtype == NUMPY["BF16"]
+    np.testing.assert_array_equal(tensors["norm.weight"], weights[0].view("u1"))
+
+
+# GGUF
+
+
+def write_gguf(path, tensors, **keys):
+    """`tensors` are names with a type of GGUF and f32 values; returns what they decode to."""
+    writer = gguf.GGUFWriter(path, "flux")
+    for key, value in keys.items():
+        writer.add_string(f"flux.{key}", value)
+    writer.add_array("flux.axes", [16, 56, 56])
+    decoded = {}
+    for name, (kind, values) in tensors.items():
+        data = gguf.quants.quantize(values, kind)
+        decoded[name] = gguf.quants.dequantize(data, kind).reshape(values.shape)
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return decoded
+
+
+KINDS = gguf.GGMLQuantizationType
+
+
+def test_gguf_values_are_what_the_package_gguf_reads(tmp_path):
+    tensors = {
+        "a.weight": (KINDS.Q8_0, noise(1, 48, 192)),
+        "b.weight": (KINDS.F16, noise(2, 6, 5, 7)),
+        "c.weight": (KINDS.BF16, noise(3, 9, 64)),
+        "d.weight": (KINDS.F32, noise(4, 3, 5)),
+        "e.norm.weight": (KINDS.F32, noise(5, 64)),
+    }
+    decoded = write_gguf(tmp_path / "m.gguf", tensors, note="ü")
+    source = aq.Source.open(tmp_path / "m.gguf")
+    assert [(t.name, t.dtype) for t in source] == [
+        ("a.weight", "f32"), ("b.weight", "f16"), ("c.weight", "bf16"), ("d.weight", "f32"),
+        ("e.norm.weight", "f32"),
+    ]
+    # Kept, they come out as they went in.
+    aq.quantize(tmp_path / "m.gguf", tmp_path / "kept.parquet", keep=["*"])
+    with aq.open(tmp_path / "kept.parquet") as model:
+        for name, values in decoded.items():
+            assert model[name].info.shape == values.shape
+            np.testing.assert_array_equal(model[name].dequantize(), values, name)
+        metadata = json.loads(model.metadata["arrowquant.source_metadata"])
+        assert metadata["flux.note"] == "ü" and metadata["general.architecture"] == "flux"
+        assert "flux.axes" not in metadata
+
+    # Quantized, they are as their values from memory.
+    found = tmp_path / "m.parquet"
+    aq.quantize(tmp_path / "m.gguf", found, bits=4)
+    expected, _ = aq.quantize_to_bytes({name: decoded[name] for name in ("a.weight", "d.weight")}, bits=4)
+    with aq.open(found) as found, aq.open(expected) as expected:
+        assert found.verify(tmp_path / "m.gguf")
+        for name in ("a.weight", "d.weight"):
+            (tile,), (wanted,) = found[name].tiles, expected[name].tiles
+            assert bytes(tile.codes) == bytes(wanted.codes)
+
+
+def test_gguf_of_other_types_is_refused_by_name(tmp_path):
+    write_gguf(tmp_path / "m.gguf", {"w": (KINDS.Q4_0, noise(1, 4, 64))})
+    with pytest.raises(aq.Error, match=r"m\.gguf: tensor 'w': it is Q4_0: .*Q8_0"):
+        aq.Source.open(tmp_path / "m.gguf")
+
+
+# Parquet
+
+
+def rows_of_a_table():
+    return {
+        "a.weight": ("f32", noise(1, 48, 200)),
+        "b.weight": ("bf16", to_bf16(noise(2, 40, 64))),
+        "c.weight": ("F16", noise(3, 8, 4, 3, 3).astype("<f2")),
+        "same.weight": ("F16", noise(3, 8, 4, 3, 3).astype("<f2")),
+        "ids": ("I64", np.arange(12, dtype="<i8").reshape(1, 12)),
+        "empty": ("f32", np.zeros((0, 16), "<f4")),
+        "scalar": ("f32", np.array(0.5, "<f4")),
+    }
+
+
+def arrow_table(shape_type, data_type=pa.binary()):
+    rows = rows_of_a_table()
+    return pa.table({
+        "note": pa.array(["not of interest"] * len(rows)),
+        "name": list(rows),
+        "shape": pa.array([list(data.shape) for _, data in rows.values()], shape_type),
+        "dtype": [dtype for dtype, _ in rows.values()],
+        "data": pa.array([data.tobytes() for _, data in rows.values()], data_type),
+    }).replace_schema_metadata({"architecture": "DiT"})
+
+
+def check_table(path, tmp_path):
+    rows = rows_of_a_table()
+    source = aq.Source.open(path)
+    assert [(t.name, t.dtype, t.shape) for t in source] == [
+        (name, dtype.lower(), data.shape) for name, (dtype, data) in rows.items()
+    ]
+    kept = tmp_path / "kept.parquet"
+    aq.quantize(source, kept, keep=["*"])
+    aq.quantize(path, tmp_path / "int4.parquet", bits=4)
+    with aq.open(kept) as model, aq.open(tmp_path / "int4.parquet") as quantized:
+        for name, (_, data) in rows.items():
+            found = b"".join(bytes(tile.codes) for tile in model[name].tiles)
+            assert found == data.tobytes(), name
+        assert quantized.verify(path)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [True, False, ["name", "dtype"]])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_tables_of_pyarrow(tmp_path, compression, dictionary, version):
+    path = tmp_path / "m.parquet"
+    table = arrow_table(pa.list_(pa.int64()))
+    pq.write_table(
+        table, path, compression=compression, use_dictionary=dictionary,
+        data_page_version=version, row_group_size=3,
+    )
+    check_table(path, tmp_path)
+
+
+def test_tables_of_pyarrow_with_other_types(tmp_path):
+    path = tmp_path / "m.parquet"
+    pq.write_table(arrow_table(pa.large_list(pa.int32()), pa.large_binary()), path)
+    check_table(path, tmp_path)
+    with aq.open(tmp_path / "kept.parquet") as model:
+        assert json.loads(model.metadata["arrowquant.source_metadata"])["architecture"] == "DiT"
+
+
+@pytest.mark.parametrize("codec", ["uncompressed", "snappy", "zstd"])
+def test_tables_of_duckdb(tmp_path, codec):
+    path = tmp_path / "m.parquet"
+    table = arrow_table(pa.list_(pa.int64()))
+    with duckdb.connect() as connection:
+        connection.register("weights", table)
+        connection.execute(f"COPY (FROM weights) TO '{path}' (FORMAT parquet, CODEC '{codec}')")
+    check_table(path, tmp_path)
+
+
+def test_a_codec_that_is_not_read_is_an_error(tmp_path):
+    pq.write_table(arrow_table(pa.list_(pa.int64())), tmp_path / "m.parquet", compression="gzip")
+    with pytest.raises(aq.Error, match=r"m\.parquet: .*GZIP"):
+        aq.Source.open(tmp_path / "m.parquet")
