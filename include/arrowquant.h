@@ -567,8 +567,15 @@ typedef struct aq_tensor_info {
 } aq_tensor_info;
 
 /**
- * Opens a safetensors file, or a folder with a `*.safetensors.index.json` or a single safetensors
- * file. Reads its header only.
+ * Opens what weights come in. Reads headers only.
+ *
+ * - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
+ *   these.
+ * - The folder of a diffusers pipeline, with its `model_index.json`: all its components. Names
+ *   begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
+ * - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
+ * - A Parquet file: a table with one tensor a row, in columns as aq_source_from_arrow takes them
+ *   (`data` binary), or a file of ours whose tensors were all kept.
  */
 aq_status aq_source_open(const char *path, aq_source **source, aq_error *err);
 
@@ -798,7 +805,10 @@ typedef int32_t aq_log_level;
  */
 typedef bool (*aq_log_fn)(void *user_data, aq_log_level level, const char *message);
 
-/** How a run goes about it; nothing here changes the output. Start with aq_run_options_init. */
+/**
+ * How a run goes about it; nothing here changes what tensors become. Start with
+ * aq_run_options_init.
+ */
 typedef struct aq_run_options {
   /** sizeof(aq_run_options). */
   uint32_t struct_size;
@@ -811,6 +821,16 @@ typedef struct aq_run_options {
   aq_log_fn log;
   /** Passed to both. */
   void *user_data;
+  /** Not 0: into a folder, goes on with the parts that are there already. */
+  uint32_t resume;
+  /**
+   * Into a folder: does the `part`-th (from 1) of `parts` shares of the work, for aq_merge.
+   * 0 of 0 is all of it.
+   */
+  uint32_t part;
+  uint32_t parts;
+  /** Into a folder: bytes of planes after which a part ends; 0 is 512 MiB. */
+  uint64_t part_bytes;
 } aq_run_options;
 
 /** Good to know. */
@@ -826,11 +846,13 @@ typedef struct aq_run_options {
 void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
 
 /**
- * Quantizes a safetensors file or folder into the Parquet file `output`: open, plan and run in
- * one call. `config`, `options` and `report` may be NULL.
+ * Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
+ * plan and run in one call. `config`, `options` and `report` may be NULL.
  *
- * The output appears whole at its path, or not at all; its bytes depend on input and settings
- * alone.
+ * An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
+ * bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
+ * each part appears whole, and `resume` goes on after an interruption. A folder belongs to one
+ * source and one set of settings; a run of another into it is refused.
  */
 aq_status aq_quantize_file(const char *input,
                            const char *output,
@@ -840,8 +862,8 @@ aq_status aq_quantize_file(const char *input,
                            aq_error *err);
 
 /**
- * Does a plan: quantizes a source into the Parquet file `output`, which appears whole at its
- * path, or not at all. The plan must be one for this source. `options` and `report` may be NULL.
+ * Does a plan: quantizes a source into the Parquet file or folder `output`, as aq_quantize_file.
+ * The plan must be one for this source. `options` and `report` may be NULL.
  */
 aq_status aq_run_to_path(const aq_source *source,
                          const aq_plan *plan,
@@ -869,6 +891,12 @@ aq_status aq_run_into(const aq_source *source,
                       size_t *written,
                       aq_report **report,
                       aq_error *err);
+
+/**
+ * Makes one model of a folder of parts that several runs with `part` made: checks that all are
+ * there and belong together, and writes the manifest.
+ */
+aq_status aq_merge(const char *folder, aq_error *err);
 
 /*
  * aq_model: a quantized file, opened.

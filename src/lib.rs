@@ -8,7 +8,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`source`] | where weights come from: safetensors files and shards, memory |
+//! | [`source`] | where weights come from: safetensors, diffusers folders, GGUF, Parquet, memory |
 //! | [`plan`] | what each tensor gets, decided before any work |
 //! | [`quantize`] | how codes and scales of rows are chosen |
 //! | [`kernel`] | numbers to bytes and back, by instruction set |

@@ -26,6 +26,7 @@ mod rooms;
 mod source_f8;
 mod source_folders;
 mod source_gguf;
+mod source_parquet;
 mod sources;
 mod values;
 mod views;

@@ -173,8 +173,8 @@ unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), 
     unsafe { give(aq_report::new(found), report) }
 }
 
-/// Quantizes a safetensors file or folder into the Parquet file `output`: open, plan and run in
-/// one call. `config`, `options` and `report` may be NULL.
+/// Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
+/// plan and run in one call. `config`, `options` and `report` may be NULL.
 ///
 /// An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
 /// bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:

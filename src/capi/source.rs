@@ -106,8 +106,15 @@ pub(super) fn at<'a, T>(list: &'a [T], index: usize, what: &str) -> Result<&'a T
     })
 }
 
-/// Opens a safetensors file, or a folder with a `*.safetensors.index.json` or a single safetensors
-/// file. Reads its header only.
+/// Opens what weights come in. Reads headers only.
+///
+/// - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
+///   these.
+/// - The folder of a diffusers pipeline, with its `model_index.json`: all its components. Names
+///   begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
+/// - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
+/// - A Parquet file: a table with one tensor a row, in columns as aq_source_from_arrow takes them
+///   (`data` binary), or a file of ours whose tensors were all kept.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_open(
     path: *const c_char,

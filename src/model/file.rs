@@ -3,25 +3,23 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use memmap2::Mmap;
 use parquet::basic::Type as Physical;
-use parquet::column::reader::{ColumnReaderImpl, get_column_reader, get_typed_column_reader};
 use parquet::data_type::{ByteArray, ByteArrayType, DataType, FloatType, Int32Type, Int64Type};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
-use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::ColumnDescPtr;
 
 use super::TilePlanes;
 use super::columns::Columns;
-use crate::error::{self, Error, Result};
+use crate::error::{Error, Result};
 use crate::schema::pages::{self, Limits, Page, PageKind};
-use crate::schema::{Column, FORMAT_VERSION, Tile, footer, key, parquet_schema};
+use crate::schema::read::{self, Levelled, fenced};
+use crate::schema::{Column, Tile, footer, parquet_schema};
 use crate::tensor::{MAX_DIMS, MAX_NAME};
 
 /// Row group and row in it.
@@ -51,9 +49,6 @@ pub(super) struct TileFile {
 const RECENT: usize = 8;
 
 const PLANES: [Column; 3] = [Column::Codes, Column::Scales, Column::Biases];
-
-/// Bytes that any column may unpack to, beside what its values can take.
-const SMALL: u64 = 64 << 10;
 
 /// Bytes of the name of a format or the like.
 const MAX_WORD: usize = 64;
@@ -89,22 +84,11 @@ impl TileFile {
 
     /// Reads a file that is in memory, and its rows; `path` is for messages.
     pub(super) fn parse(path: &Path, map: Bytes) -> Result<(Self, Tiles)> {
-        if map.len() < 12 {
-            return Err(Error::file(path, "not a Parquet file: too short"));
-        }
         let damaged = |reason: String| Error::file(path, format!("damaged Parquet file: {reason}"));
         footer::check(find_footer(path, &map)?).map_err(damaged)?;
         let parquet = fenced(path, || ParquetMetaDataReader::new().parse_and_finish(&map))?;
-        let mut metadata = BTreeMap::new();
-        for entry in parquet
-            .file_metadata()
-            .key_value_metadata()
-            .into_iter()
-            .flatten()
-        {
-            metadata.insert(entry.key.clone(), entry.value.clone().unwrap_or_default());
-        }
-        check_version(path, &metadata)?;
+        let metadata = read::metadata(&parquet);
+        read::check_version(path, &metadata)?;
         let columns = find_columns(path, &parquet)?;
         footer::check_chunks(&parquet, map.len() as u64).map_err(damaged)?;
         let mut file = Self {
@@ -151,7 +135,11 @@ impl TileFile {
     fn check_planes(&self, row_group: usize, plane_bytes: [u64; 3]) -> Result<(), String> {
         let mut unpacked = 0;
         for (column, bytes) in PLANES.into_iter().zip(plane_bytes) {
-            let pages = self.pages(row_group, column, plane_limit(bytes, self.rows(row_group)))?;
+            let pages = self.pages(
+                row_group,
+                column,
+                Limits::bytes(bytes, self.rows(row_group)),
+            )?;
             let of_column = |reason: String| format!("column {}: {reason}", column.path());
             // Planes that are equal may lie in a dictionary once.
             let plain = pages
@@ -294,28 +282,17 @@ impl TileFile {
     }
 
     /// Values, definition levels and repetition levels of a column of a row group.
-    #[allow(clippy::type_complexity)]
     fn read_levels<T: DataType>(
         &self,
         group: usize,
         column: Column,
-    ) -> Result<(Vec<T::T>, Vec<i16>, Vec<i16>), ParquetError> {
+    ) -> Result<Levelled<T::T>, ParquetError> {
         let rows = self.rows(group);
         let chunk = self.chunk(group, column);
         let limits = self.limits(group, column);
         self.pages(group, column, limits)
             .map_err(ParquetError::General)?;
-        let pages = SerializedPageReader::new(self.map.clone(), chunk, rows, None)?;
-        let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
-        let mut reader: ColumnReaderImpl<T> = get_typed_column_reader(reader);
-        let (mut values, mut levels, mut starts) = (Vec::new(), Vec::new(), Vec::new());
-        let (read, _, _) =
-            reader.read_records(rows, Some(&mut levels), Some(&mut starts), &mut values)?;
-        if read != rows {
-            let what = format!("column {} has {read} of {rows} rows", column.path());
-            return Err(ParquetError::General(what));
-        }
-        Ok((values, levels, starts))
+        read::column::<T>(&self.map, chunk, rows)
     }
 
     /// The pages of a column, by their headers, which are checked against all that is known.
@@ -352,16 +329,13 @@ impl TileFile {
             Column::Codes | Column::Scales | Column::Biases => {
                 let place = PLANES.iter().position(|plane| *plane == column);
                 let bytes = place.map_or(0, |i| self.plane_bytes[group][i]);
-                plane_limit(bytes, self.rows(group))
+                Limits::bytes(bytes, self.rows(group))
             }
             // Scalars have a value, too. Tensors of so many dimensions that run-length encoding
             // makes them shorter than a byte each are nobody's.
-            Column::Shape => fixed_limit((rows * MAX_DIMS as u64).min(file)),
-            _ if chunk.column_type() == Physical::BYTE_ARRAY => Limits {
-                values: rows,
-                unpacked: SMALL + 256 * rows + 64 * chunk.compressed_size().unsigned_abs(),
-            },
-            _ => fixed_limit(rows),
+            Column::Shape => Limits::numbers((rows * MAX_DIMS as u64).min(file)),
+            _ if chunk.column_type() == Physical::BYTE_ARRAY => Limits::texts(rows, chunk),
+            _ => Limits::numbers(rows),
         }
     }
 
@@ -380,72 +354,13 @@ impl TileFile {
     }
 }
 
-/// What unpacks from a column of numbers: each in a dictionary, its place there, and its levels.
-fn fixed_limit(values: u64) -> Limits {
-    Limits {
-        values,
-        unpacked: SMALL + 32 * values,
-    }
-}
-
-/// What unpacks from a column of planes: themselves, or once more in a dictionary, their lengths
-/// and levels.
-fn plane_limit(bytes: u64, rows: usize) -> Limits {
-    let rows = rows as u64;
-    Limits {
-        values: rows,
-        unpacked: SMALL.saturating_add(bytes.saturating_mul(2)) + 32 * rows,
-    }
-}
-
-/// The parquet crate returns errors for malformed files by policy; where it still panics, that
-/// is an error too.
-fn fenced<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
-    match error::quiet_panics(|| catch_unwind(AssertUnwindSafe(read))) {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(Error::file(
-            path,
-            format!("cannot read as Parquet: {error}"),
-        )),
-        Err(_) => Err(Error::file(path, "damaged Parquet file")),
-    }
-}
-
 /// The footer, which must lie in the file.
 fn find_footer<'a>(path: &Path, map: &'a [u8]) -> Result<&'a [u8]> {
-    let (front, back) = (&map[..4], &map[map.len() - 8..]);
-    if front != b"PAR1" || &back[4..] != b"PAR1" {
-        return Err(Error::file(path, "not a Parquet file, or cut short"));
-    }
-    let length = u32::from_le_bytes([back[0], back[1], back[2], back[3]]);
-    if length as usize > map.len() - 12 {
-        let reason = format!("damaged Parquet file: a footer of {length} bytes");
-        return Err(Error::file(path, reason));
-    }
-    Ok(&map[map.len() - 8 - length as usize..map.len() - 8])
-}
-
-fn check_version(path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
-    let Some(version) = metadata.get(key::FORMAT_VERSION) else {
-        let reason = format!(
-            "not written by ArrowQuant: no {} in its footer",
-            key::FORMAT_VERSION
-        );
-        return Err(Error::file(path, reason));
+    let (Some(front), Some(back)) = (map.first_chunk(), map.last_chunk()) else {
+        return Err(Error::file(path, "not a Parquet file: too short"));
     };
-    match version.parse::<u32>() {
-        Ok(FORMAT_VERSION) => Ok(()),
-        Ok(newer) if newer > FORMAT_VERSION => Err(Error::file(
-            path,
-            format!(
-                "format version {newer} is newer than {FORMAT_VERSION}, which this program reads"
-            ),
-        )),
-        _ => Err(Error::file(
-            path,
-            format!("format version '{version}' is not readable"),
-        )),
-    }
+    let length = read::footer_bytes(path, *front, *back, map.len() as u64)?;
+    Ok(&map[map.len() - 8 - length..map.len() - 8])
 }
 
 /// Columns by name, so that a file may have more of them or in another order.

@@ -102,7 +102,7 @@ pub fn quantize(
     options: Options<'_>,
 ) -> Result<Report> {
     plan.check_matches(source.tensors())?;
-    if !is_file(output) {
+    if !is_file(output)? {
         return folder::quantize(source, plan, output, options);
     }
     if options.resume || options.share.is_some() {
@@ -119,9 +119,30 @@ pub fn quantize(
 }
 
 /// Whether an output is one file, not a folder of parts.
-fn is_file(output: &Path) -> bool {
-    let extension = output.extension();
-    extension.is_some_and(|extension| extension == "parquet")
+///
+/// # Errors
+/// It is called as a model of another format: nobody means a folder by that.
+fn is_file(output: &Path) -> Result<bool> {
+    const OTHERS: &[&str] = &[
+        "bin",
+        "ckpt",
+        "gguf",
+        "json",
+        "onnx",
+        "pt",
+        "pth",
+        "safetensors",
+        "yaml",
+    ];
+    let extension = output.extension().unwrap_or_default().to_string_lossy();
+    if OTHERS.contains(&extension.as_ref()) {
+        let reason = format!(
+            "'{}' does not end in .parquet, nor is it a name for a folder",
+            output.display()
+        );
+        return Err(Error::config("output", reason));
+    }
+    Ok(extension == "parquet")
 }
 
 /// Does a plan that matches its source into one destination, which is made once nothing stands

@@ -4,6 +4,7 @@
 pub mod footer;
 mod manifest;
 pub mod pages;
+pub mod read;
 mod thrift;
 
 use std::convert::Infallible;

@@ -74,6 +74,8 @@ pub struct Page {
     pub unpacked: usize,
     /// Whether they must be unpacked.
     pub packed: bool,
+    /// Bytes of the levels before the values, in version 2.
+    pub levels: usize,
     /// Number of values, nulls among them.
     pub values: usize,
     /// Whether its values are the bytes of the page, rather than numbers in a dictionary or the
@@ -88,6 +90,38 @@ pub struct Limits {
     pub values: u64,
     /// Bytes of what must be unpacked.
     pub unpacked: u64,
+}
+
+/// Bytes that any column may unpack to, beside what its values can take.
+const SMALL: u64 = 64 << 10;
+
+impl Limits {
+    /// What unpacks from a column of numbers: each in a dictionary, its place there, and its
+    /// levels.
+    pub fn numbers(values: u64) -> Self {
+        Self {
+            values,
+            unpacked: SMALL + 32 * values,
+        }
+    }
+
+    /// What unpacks from a column of names and the like.
+    pub fn texts(rows: u64, chunk: &ColumnChunkMetaData) -> Self {
+        Self {
+            values: rows,
+            unpacked: SMALL + 256 * rows + 64 * chunk.compressed_size().unsigned_abs(),
+        }
+    }
+
+    /// What unpacks from a column whose values have `bytes` in all: themselves, or once more in a
+    /// dictionary, their lengths and levels.
+    pub fn bytes(bytes: u64, rows: usize) -> Self {
+        let rows = rows as u64;
+        Self {
+            values: rows,
+            unpacked: SMALL.saturating_add(bytes.saturating_mul(2)) + 32 * rows,
+        }
+    }
 }
 
 /// Fills its buffer from a position in a file.
@@ -260,12 +294,20 @@ impl Header {
         if self.details != details {
             return Err("a page header that is not of the page's type".into());
         }
+        // Checked with the encoding.
+        let [definition, repetition] = self.levels.map(|len| usize::try_from(len).ok());
+        let levels = definition.zip(repetition);
+        let levels = levels.and_then(|(definition, repetition)| definition.checked_add(repetition));
         let page = Page {
             kind,
             start,
             bytes,
             unpacked,
             packed: chunk.compression_codec() != CompressionCodec::UNCOMPRESSED && self.packed,
+            levels: match kind {
+                PageKind::DataV2 => levels.unwrap_or(0),
+                _ => 0,
+            },
             values: size(self.values, "a number of values")?,
             plain: self.encoding == encoding::PLAIN,
         };

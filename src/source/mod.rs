@@ -6,7 +6,9 @@ mod file;
 mod folder;
 mod gguf;
 mod memory;
+mod parquet;
 mod safetensors;
+mod table;
 
 use std::path::Path;
 
@@ -14,6 +16,7 @@ pub use arrow::from_arrow;
 pub use file::FileState;
 pub use gguf::GgufSource;
 pub use memory::{MemorySource, Values};
+pub use parquet::ParquetSource;
 pub use safetensors::SafetensorsSource;
 
 use self::file::SourceFile;
@@ -94,7 +97,8 @@ pub trait Source: Send + Sync {
 /// - a safetensors file, or the `*.safetensors.index.json` of its shards;
 /// - a folder with one of these;
 /// - the folder of a diffusers pipeline, with its `model_index.json`: all its components;
-/// - a GGUF file of f32, f16, bf16 and Q8_0 tensors.
+/// - a GGUF file of f32, f16, bf16 and Q8_0 tensors;
+/// - a Parquet file: a table of tensors, or one of ours whose tensors were kept.
 ///
 /// # Errors
 /// The path does not exist or is none of these, or its contents are malformed.
@@ -120,9 +124,10 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
     match kind(&weights)? {
         Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(&weights)?)),
         Kind::Gguf => Ok(Box::new(GgufSource::open(&weights)?)),
+        Kind::Parquet => Ok(Box::new(ParquetSource::open(&weights)?)),
         Kind::Unknown => {
-            let reason = "weights are read from safetensors and GGUF files, folders of shards \
-                          and diffusers folders, and this is none of them";
+            let reason = "weights are read from safetensors, GGUF and Parquet files, folders of \
+                          shards and diffusers folders, and this is none of them";
             Err(Error::file(path, reason))
         }
     }
@@ -132,6 +137,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
 enum Kind {
     Safetensors,
     Gguf,
+    Parquet,
     Unknown,
 }
 
@@ -144,8 +150,10 @@ fn kind(path: &Path) -> Result<Kind> {
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     Ok(match (&start, extension.as_ref()) {
         ([b'G', b'G', b'U', b'F', ..], _) => Kind::Gguf,
+        ([b'P', b'A', b'R', b'1', ..], _) => Kind::Parquet,
         ([.., b'{'], _) => Kind::Safetensors,
         (_, "gguf") => Kind::Gguf,
+        (_, "parquet") => Kind::Parquet,
         (_, "safetensors") => Kind::Safetensors,
         _ => Kind::Unknown,
     })

@@ -544,6 +544,41 @@ def test_metadata_is_that_of_the_footer(packed):
     assert model.metadata.get("nothing") is None
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_files_rewritten_by_pyarrow_are_read(packed, tmp_path, version, codec, dictionary):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(packed)
+    table = table.replace_schema_metadata(pq.read_metadata(packed).metadata)
+    copy = tmp_path / "copy.parquet"
+    pq.write_table(
+        table, copy, use_dictionary=dictionary, compression=codec, data_page_version=version
+    )
+    original, rewritten = aq.open(packed), aq.open(copy)
+    assert list(original) == list(rewritten) and rewritten.verify()
+    for name in QUANTIZED:
+        assert original[name].dequantize().tobytes() == rewritten[name].dequantize().tobytes()
+
+
+@pytest.mark.parametrize("codec", ["uncompressed", "snappy", "zstd"])
+def test_files_rewritten_by_duckdb_are_read(packed, tmp_path, codec):
+    import duckdb
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(packed).metadata.items()
+    quoted = [(k.decode(), v.decode().replace("'", "''")) for k, v in metadata]
+    keys = ", ".join(f"'{k}': '{v}'" for k, v in quoted if k.startswith("arrowquant."))
+    copy = tmp_path / "copy.parquet"
+    options = f"FORMAT parquet, COMPRESSION {codec}, KV_METADATA {{{keys}}}"
+    duckdb.sql(f"COPY (SELECT * FROM '{packed}') TO '{copy}' ({options})")
+    original, rewritten = aq.open(packed), aq.open(copy)
+    assert list(original) == list(rewritten) and rewritten.verify()
+    for name in QUANTIZED:
+        assert original[name].dequantize().tobytes() == rewritten[name].dequantize().tobytes()
+
+
 def test_models_in_memory_are_those_in_files(packed):
     file = packed.read_bytes()
     of_path = aq.open(packed)

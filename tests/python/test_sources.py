@@ -2,13 +2,16 @@
 
 import json
 
+import duckdb
 import gguf
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import arrowquant as aq
-from common import NUMPY, noise, read_safetensors, write_safetensors
+from common import NUMPY, noise, read_safetensors, to_bf16, write_safetensors
 
 F8 = {
     "f8_e4m3": ml_dtypes.float8_e4m3fn,
@@ -123,3 +126,82 @@ def test_gguf_of_other_types_is_refused_by_name(tmp_path):
     write_gguf(tmp_path / "m.gguf", {"w": (KINDS.Q4_0, noise(1, 4, 64))})
     with pytest.raises(aq.Error, match=r"m\.gguf: tensor 'w': it is Q4_0: .*Q8_0"):
         aq.Source.open(tmp_path / "m.gguf")
+
+
+# Parquet
+
+
+def rows_of_a_table():
+    return {
+        "a.weight": ("f32", noise(1, 48, 200)),
+        "b.weight": ("bf16", to_bf16(noise(2, 40, 64))),
+        "c.weight": ("F16", noise(3, 8, 4, 3, 3).astype("<f2")),
+        "same.weight": ("F16", noise(3, 8, 4, 3, 3).astype("<f2")),
+        "ids": ("I64", np.arange(12, dtype="<i8").reshape(1, 12)),
+        "empty": ("f32", np.zeros((0, 16), "<f4")),
+        "scalar": ("f32", np.array(0.5, "<f4")),
+    }
+
+
+def arrow_table(shape_type, data_type=pa.binary()):
+    rows = rows_of_a_table()
+    return pa.table({
+        "note": pa.array(["not of interest"] * len(rows)),
+        "name": list(rows),
+        "shape": pa.array([list(data.shape) for _, data in rows.values()], shape_type),
+        "dtype": [dtype for dtype, _ in rows.values()],
+        "data": pa.array([data.tobytes() for _, data in rows.values()], data_type),
+    }).replace_schema_metadata({"architecture": "DiT"})
+
+
+def check_table(path, tmp_path):
+    rows = rows_of_a_table()
+    source = aq.Source.open(path)
+    assert [(t.name, t.dtype, t.shape) for t in source] == [
+        (name, dtype.lower(), data.shape) for name, (dtype, data) in rows.items()
+    ]
+    kept = tmp_path / "kept.parquet"
+    aq.quantize(source, kept, keep=["*"])
+    aq.quantize(path, tmp_path / "int4.parquet", bits=4)
+    with aq.open(kept) as model, aq.open(tmp_path / "int4.parquet") as quantized:
+        for name, (_, data) in rows.items():
+            found = b"".join(bytes(tile.codes) for tile in model[name].tiles)
+            assert found == data.tobytes(), name
+        assert quantized.verify(path)
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("dictionary", [True, False, ["name", "dtype"]])
+@pytest.mark.parametrize("compression", ["none", "snappy", "zstd"])
+def test_tables_of_pyarrow(tmp_path, compression, dictionary, version):
+    path = tmp_path / "m.parquet"
+    table = arrow_table(pa.list_(pa.int64()))
+    pq.write_table(
+        table, path, compression=compression, use_dictionary=dictionary,
+        data_page_version=version, row_group_size=3,
+    )
+    check_table(path, tmp_path)
+
+
+def test_tables_of_pyarrow_with_other_types(tmp_path):
+    path = tmp_path / "m.parquet"
+    pq.write_table(arrow_table(pa.large_list(pa.int32()), pa.large_binary()), path)
+    check_table(path, tmp_path)
+    with aq.open(tmp_path / "kept.parquet") as model:
+        assert json.loads(model.metadata["arrowquant.source_metadata"])["architecture"] == "DiT"
+
+
+@pytest.mark.parametrize("codec", ["uncompressed", "snappy", "zstd"])
+def test_tables_of_duckdb(tmp_path, codec):
+    path = tmp_path / "m.parquet"
+    table = arrow_table(pa.list_(pa.int64()))
+    with duckdb.connect() as connection:
+        connection.register("weights", table)
+        connection.execute(f"COPY (FROM weights) TO '{path}' (FORMAT parquet, CODEC '{codec}')")
+    check_table(path, tmp_path)
+
+
+def test_a_codec_that_is_not_read_is_an_error(tmp_path):
+    pq.write_table(arrow_table(pa.list_(pa.int64())), tmp_path / "m.parquet", compression="gzip")
+    with pytest.raises(aq.Error, match=r"m\.parquet: .*GZIP"):
+        aq.Source.open(tmp_path / "m.parquet")

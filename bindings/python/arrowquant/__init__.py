@@ -80,9 +80,9 @@ def quantize(
     """Quantizes a model into the Parquet file `output`, which appears whole at its path, or not at
     all; or, where `output` does not end in .parquet, into a folder of parts with a manifest.json.
 
-    `input` is the path of a safetensors file or of a folder of shards, a `Source`, a mapping of
-    names to arrays (anything with the buffer protocol), or an Arrow table (anything with
-    `__arrow_c_stream__`).
+    `input` is the path of a safetensors file, a folder of shards, a diffusers folder, a GGUF or a
+    Parquet file (`Source.open`), a `Source`, a mapping of names to arrays (anything with the
+    buffer protocol), or an Arrow table (anything with `__arrow_c_stream__`).
 
     Settings are those of `Config`, over those of `config`: `bits=4`, `group_size=64`,
     `method="lsq"`, `keep=["lm_head.*"]`, `rules=["*.v_proj.weight=bits:8"]` and so on.

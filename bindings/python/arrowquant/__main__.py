@@ -92,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_threads(to: argparse.ArgumentParser) -> None:
         to.add_argument("--threads", type=_number_of_threads, default=0, help="0 is all")
 
-    quantize = command("quantize", "quantize a safetensors file, or a folder of shards")
+    quantize = command("quantize", "quantize safetensors, a diffusers folder, GGUF or Parquet")
     quantize.add_argument("input")
     quantize.add_argument("output", help="the file to write, ending in .parquet, or a folder")
     quantize.add_argument("--resume", action="store_true", help="go on with an interrupted folder")

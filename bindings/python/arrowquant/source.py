@@ -78,7 +78,15 @@ class Source(Owner):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Source:
-        """A safetensors file, or a folder of shards with their index. Reads the header only."""
+        """Opens what weights come in. Reads headers only.
+
+        - A safetensors file, or a folder of shards with their index.
+        - The folder of a diffusers pipeline, with its `model_index.json`: all its components,
+          whose names come first in those of the tensors (`transformer.…`).
+        - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
+        - A Parquet file: a table as `from_arrow` takes it, with binary `data`, or a file of ours
+          whose tensors were all kept.
+        """
         name = encode_path(path, "path")
         return cls._around(make(lib.aq_source_free, lib.aq_source_open, name))
 

@@ -16,11 +16,12 @@ pub struct Args {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Quantize a model: a safetensors file, or a folder of shards with their index
+    /// Quantize a model: safetensors, a folder of shards, a diffusers folder, GGUF or Parquet
     Quantize(Quantize),
     /// Show what each tensor would get, and the size, before any work
     Plan {
-        /// A safetensors file, or a folder of shards with their index
+        /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
+        /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
         input: PathBuf,
         #[command(flatten)]
         plan: PlanArgs,
@@ -79,7 +80,8 @@ pub enum Command {
 
 #[derive(clap::Args)]
 pub struct Quantize {
-    /// A safetensors file, or a folder of shards with their index
+    /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
+    /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
     pub input: PathBuf,
     /// The file to write, ending in .parquet; or a folder of parts with a manifest
     pub output: PathBuf,
