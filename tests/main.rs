@@ -15,6 +15,7 @@ mod firmware;
 mod folder;
 mod header;
 mod hostile;
+mod kill;
 mod memory;
 mod native;
 #[cfg(target_os = "linux")]
