@@ -132,7 +132,7 @@ pub fn dequantize_file(
                 sink.write(&values)
             },
         )?;
-        sink.finish()
+        sink.finish(&mut || counter.tell())
     })
 }
 

@@ -76,16 +76,16 @@ impl SafetensorsSink {
         self.put(values)
     }
 
-    /// Syncs the file and puts it at its path.
+    /// Syncs the file and puts it at its path; `pulse` is called meanwhile.
     ///
     /// # Errors
-    /// The file cannot be put in place; the target is then as it was.
+    /// The file cannot be put in place, or `pulse` fails; the target is then as it was.
     ///
     /// # Panics
     /// If values are missing.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(self, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
         assert_eq!(self.missing, 0);
-        self.file.commit()
+        self.file.commit_with(pulse)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

@@ -155,7 +155,11 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
             options.part_bytes = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         }
         run::quantize(source.as_ref(), &plan, &args.output, options)
-    })?;
+    });
+    if matches!(report, Err(Error::Cancelled)) && args.output.is_dir() {
+        complain("--resume goes on with the parts that are there");
+    }
+    let report = report?;
     if let Some(mut file) = report_file {
         let text = show::json(&serde_json::json!(report));
         let written = file.write_all(text.as_bytes());
