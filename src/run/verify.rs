@@ -93,7 +93,9 @@ pub fn verify(
         });
     }
     let done = AtomicUsize::new(0);
-    let total = jobs.iter().map(|job| job.bytes(model)).sum();
+    // A damaged file may claim any size.
+    let sizes = jobs.iter().map(|job| job.bytes(model));
+    let total = sizes.fold(0, usize::saturating_add);
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
         let work = Work {
@@ -175,7 +177,7 @@ impl Job {
             Some(_) => tile.row_count * tile.shape.cols() * tile.source_dtype.bits() / 8,
             None => 0,
         };
-        tile.bytes() + original
+        tile.bytes().saturating_add(original)
     }
 }
 
