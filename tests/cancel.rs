@@ -20,7 +20,7 @@ const STEP: usize = 8 << 20;
 /// What of a long tensor is done at once: 262 rows of 1000 weights.
 const PIECES: usize = 4;
 
-/// A model of one tensor of several pieces and a kept one of several steps, and the same quantized.
+/// A model of one tensor of several pieces and kept ones of several steps, and the same quantized.
 struct Files {
     folder: TempDir,
     input: PathBuf,
@@ -35,6 +35,8 @@ impl Files {
         let tensors = [
             bf16_tensor("a.weight", &[1000, 1000], &noise(1, 1_000_000)),
             ("table".to_owned(), "U8", vec![20, 1 << 20], kept),
+            // One row.
+            f32_tensor("bias", &[3 << 20], &noise(2, 3 << 20)),
         ];
         let input = folder.path().join("m.safetensors");
         std::fs::write(&input, safetensors(&tensors)).unwrap();

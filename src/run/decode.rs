@@ -59,32 +59,16 @@ pub fn dequantize_file(
         })
         .collect();
     let tiles = model.tensors().iter().flat_map(|tensor| &tensor.tiles);
-    let checked: usize = tiles.map(|tile| tile.tile.bytes()).sum();
-    let decoded: usize = infos.iter().filter_map(TensorInfo::bytes).sum();
-    let (mut checks, mut jobs) = (Vec::new(), Vec::new());
-    for (tensor, info) in infos.iter().enumerate() {
-        let rows = info.shape.rows();
-        let tiles = model.tensors()[tensor].tiles.iter().enumerate();
-        checks.extend(tiles.clone().map(|(tile, _)| (0, (tensor, tile))));
-        if target(&model.tensors()[tensor]).is_none() {
-            for (tile, bytes) in tiles.map(|(i, tile)| (i, tile.tile.bytes())) {
-                jobs.extend((0..bytes).step_by(STEP).map(|start| Job::Raw {
-                    tensor,
-                    tile,
-                    bytes: start..bytes.min(start + STEP),
-                }));
-            }
-            continue;
-        }
-        let step = rows_per_piece(info.shape.cols()).saturating_mul(PIECES);
-        jobs.extend((0..rows).step_by(step).map(|row| Job::Decode {
-            tensor,
-            row,
-            rows: step.min(rows - row),
-        }));
-    }
+    let decoded = infos.iter().filter_map(TensorInfo::bytes);
+    // A damaged file may claim any size.
+    let total = tiles.map(|tile| tile.tile.bytes()).chain(decoded);
+    let total = total.fold(0, usize::saturating_add);
+    let tensors = model.tensors().iter().enumerate();
+    let checks: Vec<_> = tensors
+        .flat_map(|(i, tensor)| (0..tensor.tiles.len()).map(move |tile| (0, (i, tile))))
+        .collect();
     let done = AtomicUsize::new(0);
-    let mut counter = Counter::new(&done, checked + decoded, options.progress);
+    let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
         // All checksums first: then shapes and planes are what they were when written, and
         // memory may be allocated by them.
@@ -100,7 +84,7 @@ pub fn dequantize_file(
                 checked.map(drop)
             },
             || counter.tell(),
-            |()| Ok(()),
+            |(), _| Ok(()),
         )?;
         let mut sink = SafetensorsSink::create(output, &infos, &metadata)?;
         let bytes = |job: &Job| match job {
@@ -110,24 +94,25 @@ pub fn dequantize_file(
                 rows * info.shape.cols() * info.dtype.bits() / 8
             }
         };
+        let jobs = (infos.iter().enumerate()).flat_map(|(i, info)| jobs(model, i, info));
         pool.in_order(
-            jobs.iter().map(|job| (bytes(job), job)),
+            jobs.map(|job| (bytes(&job), job)),
             options.budget,
-            |job, _| match *job {
+            |job, _| match job {
                 Job::Raw {
                     tensor,
                     tile,
-                    ref bytes,
-                } => Ok(model.planes(tensor, tile)?.codes()[bytes.clone()].to_vec()),
+                    bytes,
+                } => Ok(model.planes(tensor, tile)?.codes()[bytes].to_vec()),
                 Job::Decode { tensor, row, rows } => {
-                    let mut out = vec![0; bytes(job)];
+                    let mut out = vec![0; bytes(&job)];
                     let float = target(&model.tensors()[tensor]).unwrap_or(Float::F32);
                     model.dequantize_rows(tensor, row..row + rows, float, &mut out)?;
                     Ok(out)
                 }
             },
             || counter.tell(),
-            |values| {
+            |values, _| {
                 done.fetch_add(values.len(), Ordering::Relaxed);
                 sink.write(&values)
             },
@@ -137,16 +122,43 @@ pub fn dequantize_file(
 }
 
 enum Job {
-    /// A part of a tile of a tensor that stays as it is.
+    /// A part of a tile that is kept as it is.
     Raw {
         tensor: usize,
         tile: usize,
         bytes: Range<usize>,
     },
-    /// Some rows of a tensor that becomes floats.
+    /// Some rows of a float tensor.
     Decode {
         tensor: usize,
         row: usize,
         rows: usize,
     },
+}
+
+/// Cuts a tensor, which is to become `target`, into jobs.
+fn jobs<'a>(
+    model: &'a Model,
+    tensor: usize,
+    target: &TensorInfo,
+) -> Box<dyn Iterator<Item = Job> + 'a> {
+    let Tensor { info, tiles } = &model.tensors()[tensor];
+    if info.dtype == target.dtype && tiles.iter().all(|tile| tile.tile.layout.is_none()) {
+        let parts = move |(tile, len): (usize, usize)| {
+            (0..len).step_by(STEP).map(move |start| Job::Raw {
+                tensor,
+                tile,
+                bytes: start..len.min(start + STEP),
+            })
+        };
+        let lens = tiles.iter().map(|tile| tile.tile.bytes());
+        return Box::new(lens.enumerate().flat_map(parts));
+    }
+    let rows = info.shape.rows();
+    let step = rows_per_piece(info.shape.cols()).saturating_mul(PIECES);
+    Box::new((0..rows).step_by(step).map(move |row| Job::Decode {
+        tensor,
+        row,
+        rows: step.min(rows - row),
+    }))
 }

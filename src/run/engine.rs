@@ -183,13 +183,13 @@ impl Engine<'_, '_> {
             self.memory.in_flight,
             |job, pulse| work.tile(job, pulse),
             || counter.tell(),
-            |finished| {
+            |finished, go_on| {
                 let tally = &mut tallies[finished.tensor];
                 tally.add(finished.bytes, &finished.error);
                 if finished.needed_f32 {
                     widened(tally, &finished.tile, log)?;
                 }
-                sink.write(finished.tile, finished.planes)
+                sink.write(finished.tile, finished.planes, go_on)
             },
         )
     }
@@ -214,7 +214,7 @@ impl Engine<'_, '_> {
                 Ok(values)
             },
             || counter.tell(),
-            |values| sink.fill([values.bytes(), &[], &[]]),
+            |values, _| sink.fill([values.bytes(), &[], &[]]),
         )?;
         let mut tile = job.tile.clone();
         let bytes = set_kept_figures(&mut tile);
@@ -284,7 +284,7 @@ impl Engine<'_, '_> {
                 Ok((outcome, [codes, scales, biases]))
             },
             || counter.tell(),
-            |(outcome, planes)| match outcome {
+            |(outcome, planes), _| match outcome {
                 Ok(outcome) => {
                     total.add(outcome);
                     sink.fill(planes.each_ref().map(|plane| plane.bytes()))

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::sink::GoOn;
 
 /// How often the calling thread looks up while it waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -110,7 +111,8 @@ impl Pool<'_> {
 
     /// Does jobs in parallel and hands their results to `consume`, in order, on the calling
     /// thread. Jobs begin only while the costs of those begun and not consumed stay within
-    /// `budget` (one always may). `tick` is called on the calling thread now and then.
+    /// `budget` (one always may). `tick` is called on the calling thread now and then; `consume`
+    /// gets it, too, for what takes long.
     ///
     /// The first error ends the run, of `consume`, `tick` or a result in order, so that which
     /// error is reported does not depend on threads.
@@ -120,7 +122,7 @@ impl Pool<'_> {
         budget: usize,
         work: impl Fn(T, Pulse<'_>) -> Result<R> + Sync,
         mut tick: impl FnMut() -> Result<()>,
-        mut consume: impl FnMut(R) -> Result<()>,
+        mut consume: impl FnMut(R, GoOn<'_>) -> Result<()>,
     ) -> Result<()> {
         let jobs = jobs.into_iter();
         let Some(pool) = self.threads else {
@@ -132,13 +134,16 @@ impl Pool<'_> {
                     *ticked.borrow_mut() = result;
                 }
             };
+            let mut go_on = || {
+                pulse();
+                ticked.replace(Ok(()))
+            };
             let each = || -> Result<()> {
                 for (_, job) in jobs {
                     let result = work(job, &pulse);
                     ticked.replace(Ok(()))?;
-                    consume(result?)?;
-                    pulse();
-                    ticked.replace(Ok(()))?;
+                    consume(result?, &mut go_on)?;
+                    go_on()?;
                 }
                 Ok(())
             };
@@ -186,7 +191,8 @@ impl Pool<'_> {
                 }
                 let mut take = || -> Result<()> {
                     while let Some(outcome) = finished.remove(&next) {
-                        consume(outcome.unwrap_or_else(|panic| resume_unwind(panic))?)?;
+                        let result = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
+                        consume(result, &mut tick)?;
                         in_flight -= costs.remove(&next).unwrap_or(0);
                         next += 1;
                         tick()?;
@@ -234,7 +240,7 @@ mod tests {
                     }
                 },
                 || Ok(()),
-                |i| {
+                |i, _| {
                     seen.push(i);
                     Ok(())
                 },
@@ -277,7 +283,7 @@ mod tests {
                     Ok(())
                 },
                 || Ok(()),
-                |()| {
+                |(), _| {
                     now.fetch_sub(1, Ordering::SeqCst);
                     Ok(())
                 },
@@ -298,7 +304,7 @@ mod tests {
                         9,
                         |i, _| if i == 3 { panic!("three") } else { Ok(i) },
                         || Ok(()),
-                        |_| Ok(()),
+                        |_, _| Ok(()),
                     )
                 })
             });

@@ -371,7 +371,7 @@ impl Work<'_> {
                 Ok((tensor, self.with_rows(tensor, row, rows, finite)?))
             },
             tick,
-            |(tensor, finite)| {
+            |(tensor, finite), _| {
                 tallies[tensor].kept_non_finite |= !finite;
                 Ok(())
             },

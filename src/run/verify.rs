@@ -93,7 +93,9 @@ pub fn verify(
         });
     }
     let done = AtomicUsize::new(0);
-    let total = jobs.iter().map(|job| job.bytes(model)).sum();
+    // A damaged file may claim any size.
+    let sizes = jobs.iter().map(|job| job.bytes(model));
+    let total = sizes.fold(0, usize::saturating_add);
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
         let work = Work {
@@ -108,7 +110,7 @@ pub fn verify(
             options.budget,
             |job, pulse| Ok((job.tensor, work.check(&job, pulse)?)),
             || counter.tell(),
-            |(tensor, checked): (usize, Check)| {
+            |(tensor, checked): (usize, Check), _| {
                 checks[tensor].error.add(checked.error);
                 let problem = checks[tensor].problem.take().or(checked.problem);
                 checks[tensor].problem = problem;
@@ -174,7 +176,7 @@ impl Job {
             Some(_) => tile.row_count * tile.shape.cols() * tile.source_dtype.bits() / 8,
             None => 0,
         };
-        tile.bytes() + original
+        tile.bytes().saturating_add(original)
     }
 }
 

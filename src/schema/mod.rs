@@ -243,7 +243,8 @@ pub struct Tile {
 impl Tile {
     /// Bytes of its planes.
     pub fn bytes(&self) -> usize {
-        self.plane_bytes().unwrap_or_default().iter().sum()
+        let planes = self.plane_bytes().unwrap_or_default();
+        planes.into_iter().fold(0, usize::saturating_add)
     }
 
     /// Bytes that the codes, scales and biases of this tile must have, or `None` when a kept

@@ -76,24 +76,49 @@ fn before(nullable: bool) -> usize {
     if nullable { 0 } else { PREFIX - 4 }
 }
 
-/// What is to be put in the place of a plane.
-pub(super) enum Body {
-    Held(Plane),
-    /// What comes before the plane, and room for so many bytes, which come later.
-    Reserved {
-        begin: Bytes,
-        bytes: usize,
-        aligned: bool,
-    },
+/// Room for what stands in the place of a plane.
+pub(super) struct Room {
+    /// What comes first.
+    begin: Bytes,
+    /// Bytes that are put there later.
+    pub(super) bytes: usize,
+    /// Before compression; as many bytes when there is none.
+    uncompressed: usize,
+    /// Bytes at the end that are aligned when they are many.
+    plane_bytes: usize,
 }
 
-impl Body {
-    /// Room for a plane.
-    pub(super) fn room(bytes: usize, nullable: bool) -> Self {
-        Self::Reserved {
-            begin: Bytes::copy_from_slice(&prefix(bytes)[before(nullable)..]),
+impl Room {
+    /// For a plane that comes in parts.
+    pub(super) fn of(bytes: usize, nullable: bool) -> Self {
+        let begin = Bytes::copy_from_slice(&prefix(bytes)[before(nullable)..]);
+        Self {
+            uncompressed: begin.len() + bytes,
+            begin,
             bytes,
-            aligned: true,
+            plane_bytes: bytes,
+        }
+    }
+
+    /// For the finished planes of several tiles.
+    pub(super) fn shared(bytes: usize) -> Self {
+        Self {
+            begin: Bytes::new(),
+            bytes,
+            uncompressed: bytes,
+            plane_bytes: 0,
+        }
+    }
+}
+
+impl Plane {
+    /// Room for it.
+    pub(super) fn room(&self) -> Room {
+        Room {
+            begin: Bytes::new(),
+            bytes: self.body.len(),
+            uncompressed: self.uncompressed,
+            plane_bytes: self.plane_bytes,
         }
     }
 }
@@ -174,21 +199,21 @@ impl<'a> Out<'a> {
         Error::io(self.target(), "write")(source)
     }
 
-    /// Writes some columns of a row group; `body` gives what stands in the place of planes.
-    /// Returns their chunks, and where the planes themselves begin.
+    /// Writes some columns of a row group; `room` gives that of planes, which are put there later.
+    /// Returns the chunks of the columns, and where each room begins.
     pub(super) fn columns(
         &mut self,
         columns: Range<usize>,
         tiles: &[Tile],
-        mut body: impl FnMut(Column) -> Option<Body>,
+        mut room: impl FnMut(Column) -> Option<Room>,
     ) -> Result<(Vec<ColumnChunkMetaData>, Vec<u64>), ParquetError> {
         let (mut chunks, mut places) = (Vec::with_capacity(columns.len()), Vec::new());
         for i in columns {
             let (column, _) = Column::ALL[i];
             let descriptor = self.schema.column(i);
-            chunks.push(match body(column) {
-                Some(body) => {
-                    let (chunk, place) = self.plane(descriptor, body, tiles.len())?;
+            chunks.push(match room(column) {
+                Some(room) => {
+                    let (chunk, place) = self.plane(descriptor, room, tiles.len())?;
                     places.push(place);
                     chunk
                 }
@@ -216,34 +241,20 @@ impl<'a> Out<'a> {
             .build()
     }
 
-    /// One page that holds a plane (or those of a shared row group) as it is.
+    /// The page of a plane (or of those of a shared row group), but for the plane.
     fn plane(
         &mut self,
         descriptor: ColumnDescPtr,
-        body: Body,
+        room: Room,
         rows: usize,
     ) -> Result<(ColumnChunkMetaData, u64), ParquetError> {
-        let (plane, begin) = match body {
-            Body::Held(plane) => {
-                let begin = plane.body.clone();
-                (plane, begin)
-            }
-            Body::Reserved {
-                begin,
-                bytes,
-                aligned,
-            } => {
-                // Only its length counts: untouched, it takes no memory.
-                let body = MmapMut::map_anon(begin.len() + bytes)?.make_read_only()?;
-                let plane_bytes = if aligned { bytes } else { 0 };
-                (
-                    Plane::new(Bytes::from_owner(body), plane_bytes, false)?,
-                    begin,
-                )
-            }
-        };
+        // Only its length counts: untouched, it takes no memory.
+        let body = MmapMut::map_anon((room.begin.len() + room.bytes).max(1))?;
+        let body = Bytes::from_owner(body.make_read_only()?);
+        let body = body.slice(..room.begin.len() + room.bytes);
+        let body_bytes = body.len();
         let page = Page::DataPage {
-            buf: plane.body.clone(),
+            buf: body,
             num_values: rows as u32,
             encoding: Encoding::PLAIN,
             def_level_encoding: Encoding::RLE,
@@ -252,19 +263,19 @@ impl<'a> Out<'a> {
         };
         let mut head = TrackedWrite::new(Head::default());
         let written = SerializedPageWriter::new(&mut head)
-            .write_page(CompressedPage::new(page, plane.uncompressed))?;
+            .write_page(CompressedPage::new(page, room.uncompressed))?;
         let mut header = head.into_inner()?.0;
-        header.truncate(written.bytes_written as usize - plane.body.len());
-        if !self.compresses() && plane.plane_bytes > ALIGNED_FROM {
-            let before_plane = header.len() + plane.body.len() - plane.plane_bytes;
+        header.truncate(written.bytes_written as usize - body_bytes);
+        if !self.compresses() && room.plane_bytes > ALIGNED_FROM {
+            let before_plane = header.len() + body_bytes - room.plane_bytes;
             let padding = (self.position + before_plane as u64).wrapping_neg() % ALIGNMENT;
             self.append(&[0; ALIGNMENT as usize][..padding as usize])?;
         }
         let offset = self.position;
         self.append(&header)?;
-        self.append(&begin)?;
+        self.append(&room.begin)?;
         let place = self.position;
-        self.position = offset + written.bytes_written;
+        self.position += room.bytes as u64;
         let chunk = ColumnChunkMetaData::builder(descriptor)
             .set_encodings(vec![Encoding::PLAIN, Encoding::RLE])
             .set_compression_codec(self.codec)

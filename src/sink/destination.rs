@@ -6,6 +6,9 @@ use std::path::Path;
 use super::staging::StagedFile;
 use crate::error::{MEMORY, Result};
 
+/// Called now and then by what takes long, which ends with its error.
+pub type GoOn<'a> = &'a mut dyn FnMut() -> Result<()>;
+
 /// A path, or the caller's memory.
 #[derive(Debug)]
 pub enum Destination<'a> {
@@ -56,13 +59,13 @@ impl Destination<'_> {
         }
     }
 
-    /// Puts a file at its path. `pulse` is called while the system writes it to the disk.
+    /// Puts a file at its path. `go_on` is called while the system writes it to the disk.
     ///
     /// # Errors
-    /// It cannot be put there, or `pulse` fails; the path is then as it was.
-    pub fn commit(self, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    /// It cannot be put there, or `go_on` fails; the path is then as it was.
+    pub fn commit(self, go_on: GoOn<'_>) -> Result<()> {
         match self {
-            Self::File(file) => file.commit_with(pulse),
+            Self::File(file) => file.commit_with(go_on),
             Self::Memory(_) => Ok(()),
         }
     }

@@ -9,7 +9,7 @@ mod safetensors;
 mod staging;
 
 pub(crate) use buffer::{Buffers, PlaneBuffer};
-pub(crate) use destination::Destination;
+pub(crate) use destination::{Destination, GoOn};
 pub(crate) use footer::Footer;
 pub(crate) use parquet::{ParquetSink, SHARED_BELOW, SHARED_BYTES, TilePlanes};
 pub(crate) use safetensors::SafetensorsSink;

@@ -12,11 +12,11 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::ColumnChunkMetaData;
 
 use super::buffer::PlaneBuffer;
-use super::columns::{Body, Out, Plane};
-use super::destination::Destination;
+use super::columns::{Out, Plane, Room};
+use super::destination::{Destination, GoOn};
 use super::footer::{Footer, RowGroups};
 use crate::error::{Error, Result};
-use crate::schema::{Checksum, Column, Tile};
+use crate::schema::{Checksum, Column, STEP, Tile};
 
 /// Kept tensors smaller than this share row groups, each of which costs some 2 KB of footer.
 pub const SHARED_BELOW: usize = 64 << 10;
@@ -87,12 +87,12 @@ struct OpenTile {
     chunks: Vec<ColumnChunkMetaData>,
     checksum: Checksum,
     /// Codes, scales and biases.
-    planes: [Room; 3],
+    planes: [Filling; 3],
 }
 
-/// Room for a plane in the file.
+/// A plane that comes in parts.
 #[derive(Clone, Copy)]
-struct Room {
+struct Filling {
     place: u64,
     /// None where the tile has no such plane.
     bytes: Option<usize>,
@@ -123,72 +123,84 @@ impl<'a> ParquetSink<'a> {
         })
     }
 
-    /// Writes one tile, or keeps it for a shared row group.
+    /// Writes one tile, or keeps it for a shared row group. `go_on` is called while that takes
+    /// long.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn write(&mut self, tile: Tile, planes: TilePlanes) -> Result<()> {
+    /// The file cannot be written, or `go_on` fails.
+    pub fn write(&mut self, tile: Tile, planes: TilePlanes, go_on: GoOn<'_>) -> Result<()> {
         let codes = &planes.codes;
         if tile.layout.is_none() && codes.plane_bytes < SHARED_BELOW {
             self.shared_bytes += codes.body.len();
             self.shared.push((tile, planes.codes.body));
             return match self.shared_bytes >= SHARED_BYTES {
-                true => self.write_shared(),
+                true => self.write_shared(go_on),
                 false => Ok(()),
             };
         }
-        self.write_row_group(&[tile], planes)
+        let planes = [Some(planes.codes), planes.scales, planes.biases];
+        let rooms = planes
+            .each_ref()
+            .map(|plane| plane.as_ref().map(Plane::room));
+        let bodies = planes.into_iter().flatten().map(|plane| vec![plane.body]);
+        self.write_row_group(&[tile], rooms, &bodies.collect::<Vec<_>>(), go_on)
     }
 
     /// Writes the kept tensors gathered so far as one row group.
-    fn write_shared(&mut self) -> Result<()> {
+    fn write_shared(&mut self, go_on: GoOn<'_>) -> Result<()> {
         if self.shared.is_empty() {
             return Ok(());
         }
         let (tiles, bodies): (Vec<Tile>, Vec<Bytes>) = self.shared.drain(..).unzip();
         let bytes = std::mem::take(&mut self.shared_bytes);
+        if self.out.compresses() {
+            let codes = Plane::new(bodies.concat().into(), 0, true);
+            let codes = codes.map_err(Error::io(self.out.target(), "compress"))?;
+            let rooms = [Some(codes.room()), None, None];
+            return self.write_row_group(&tiles, rooms, &[vec![codes.body]], go_on);
+        }
+        // One after the other they are the body.
+        let rooms = [Some(Room::shared(bytes)), None, None];
+        self.write_row_group(&tiles, rooms, &[bodies], go_on)
+    }
+
+    /// Writes a row group whose planes are held: the bodies of each, one after the other.
+    fn write_row_group(
+        &mut self,
+        tiles: &[Tile],
+        rooms: [Option<Room>; 3],
+        bodies: &[Vec<Bytes>],
+        go_on: GoOn<'_>,
+    ) -> Result<()> {
         let start = self.out.position;
-        let mut body = Some(match self.out.compresses() {
-            true => {
-                let codes = Plane::new(bodies.concat().into(), 0, true);
-                Body::Held(codes.map_err(Error::io(self.out.target(), "compress"))?)
-            }
-            false => Body::Reserved {
-                begin: Bytes::new(),
-                bytes,
-                aligned: false,
-            },
-        });
-        let written = self.out.columns(0..Column::ALL.len(), &tiles, |column| {
-            body.take_if(|_| column == Column::Codes)
-        });
-        let (chunks, places) = written.map_err(|error| self.out.failed(error))?;
-        if !self.out.compresses() {
-            let mut place = places[0];
-            for body in bodies {
-                let written = self.out.put(&body, place);
+        let (chunks, places) = self.columns(0..Column::ALL.len(), tiles, rooms)?;
+        for (bodies, mut place) in bodies.iter().zip(places) {
+            // In steps, as a disk that cannot follow makes each wait.
+            for part in bodies.iter().flat_map(|body| body.chunks(STEP)) {
+                let written = self.out.put(part, place);
                 written.map_err(Error::io(self.out.target(), "write"))?;
-                place += body.len() as u64;
+                place += part.len() as u64;
+                go_on()?;
             }
         }
         self.end_row_group(start, tiles.len(), chunks)
     }
 
-    fn write_row_group(&mut self, tiles: &[Tile], planes: TilePlanes) -> Result<()> {
-        let (mut codes, mut scales, mut biases) =
-            (Some(planes.codes), planes.scales, planes.biases);
-        let start = self.out.position;
-        let written = self.out.columns(0..Column::ALL.len(), tiles, |column| {
-            let plane = match column {
-                Column::Codes => codes.take(),
-                Column::Scales => scales.take(),
-                Column::Biases => biases.take(),
-                _ => None,
-            };
-            plane.map(Body::Held)
+    /// Writes some columns of a row group, with room for its codes, scales and biases.
+    fn columns(
+        &mut self,
+        columns: Range<usize>,
+        tiles: &[Tile],
+        rooms: [Option<Room>; 3],
+    ) -> Result<(Vec<ColumnChunkMetaData>, Vec<u64>)> {
+        let [mut codes, mut scales, mut biases] = rooms;
+        let written = self.out.columns(columns, tiles, |column| match column {
+            Column::Codes => codes.take(),
+            Column::Scales => scales.take(),
+            Column::Biases => biases.take(),
+            _ => None,
         });
-        let (chunks, _) = written.map_err(|error| self.out.failed(error))?;
-        self.end_row_group(start, tiles.len(), chunks)
+        written.map_err(|error| self.out.failed(error))
     }
 
     fn end_row_group(
@@ -212,24 +224,14 @@ impl<'a> ParquetSink<'a> {
         let start = self.out.position;
         let [codes, scales, biases] = tile.plane_bytes().unwrap_or_default();
         let quantized = tile.layout.is_some();
-        let room = |bytes: usize, there: bool| there.then_some(bytes);
+        let there = |bytes: usize, there: bool| there.then_some(bytes);
         let sizes = [
             Some(codes),
-            room(scales, quantized),
-            room(biases, biases > 0),
+            there(scales, quantized),
+            there(biases, biases > 0),
         ];
-        let written = self
-            .out
-            .columns(UP_TO_PLANES, std::slice::from_ref(tile), |column| {
-                let plane = match column {
-                    Column::Codes => 0,
-                    Column::Scales => 1,
-                    Column::Biases => 2,
-                    _ => return None,
-                };
-                sizes[plane].map(|bytes| Body::room(bytes, plane > 0))
-            });
-        let (chunks, places) = written.map_err(|error| self.out.failed(error))?;
+        let rooms = [0, 1, 2].map(|i| sizes[i].map(|bytes| Room::of(bytes, i > 0)));
+        let (chunks, places) = self.columns(UP_TO_PLANES, std::slice::from_ref(tile), rooms)?;
         let mut places = places.into_iter();
         let mut checksum = Checksum::new(tile);
         checksum.plane(sizes[0]);
@@ -237,7 +239,7 @@ impl<'a> ParquetSink<'a> {
             start,
             chunks,
             checksum,
-            planes: sizes.map(|bytes| Room {
+            planes: sizes.map(|bytes| Filling {
                 place: bytes.and_then(|_| places.next()).unwrap_or_default(),
                 bytes,
                 filled: 0,
@@ -300,8 +302,7 @@ impl<'a> ParquetSink<'a> {
             }
         }
         tile.checksum = open.checksum.finish();
-        let rest = self.out.columns(AFTER_PLANES, &[tile], |_| None);
-        let (rest, _) = rest.map_err(|error| self.out.failed(error))?;
+        let (rest, _) = self.columns(AFTER_PLANES, &[tile], [None, None, None])?;
         open.chunks.extend(rest);
         self.end_row_group(open.start, 1, open.chunks)
     }
@@ -312,15 +313,15 @@ impl<'a> ParquetSink<'a> {
     /// # Errors
     /// The file cannot be written or put in place, or `pulse` fails; what was at the path is then
     /// as it was.
-    pub fn finish(mut self, footer: Footer, pulse: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
-        self.write_shared()?;
+    pub fn finish(mut self, footer: Footer, go_on: GoOn<'_>) -> Result<u64> {
+        self.write_shared(go_on)?;
         let schema = self.out.schema.clone();
         let written = self.row_groups.finish(footer, schema, &mut |bytes| {
             self.out.append(bytes).map_err(ParquetError::from)
         });
         written.map_err(|error| self.out.failed(error))?;
         let bytes = self.out.position;
-        self.out.into_destination().commit(pulse)?;
+        self.out.into_destination().commit(go_on)?;
         Ok(bytes)
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+use super::destination::GoOn;
 use crate::error::{Error, Result};
 
 const PREFIX: &str = ".arrowquant-";
@@ -51,28 +52,38 @@ impl WriteBack {
         let _ = file;
     }
 
-    /// Waits until most of the file is on the disk, `pulse` called in between: syncing it at the
-    /// end, which can neither be watched nor stopped, then has little left to do.
+    /// Waits until the file is on the disk, `go_on` called in between: syncing it, which can
+    /// neither be watched nor stopped, then has little left to do.
     #[cfg(target_os = "linux")]
-    fn wait(file: &File, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+    fn wait(file: &File, target: &Path, go_on: GoOn<'_>) -> Result<()> {
         use std::os::fd::AsRawFd;
         const ALL: u32 = libc::SYNC_FILE_RANGE_WAIT_BEFORE
             | libc::SYNC_FILE_RANGE_WRITE
             | libc::SYNC_FILE_RANGE_WAIT_AFTER;
         let len = file.metadata().map_or(0, |status| status.len());
         for offset in (0..len).step_by(Self::STEP as usize) {
-            // SAFETY: the file is open. A failure is found by the sync that follows.
-            unsafe {
-                libc::sync_file_range(file.as_raw_fd(), offset as i64, Self::STEP as i64, ALL);
+            let (fd, offset, step) = (file.as_raw_fd(), offset as i64, Self::STEP as i64);
+            // SAFETY: the file is open.
+            let done = unsafe { libc::sync_file_range(fd, offset, step, ALL) };
+            let error = io::Error::last_os_error();
+            // A failure to write is told once, so perhaps not to the sync that follows; others
+            // are of file systems that know no ranges.
+            let lost = [libc::EIO, libc::ENOSPC, libc::EDQUOT];
+            if done != 0
+                && error
+                    .raw_os_error()
+                    .is_some_and(|code| lost.contains(&code))
+            {
+                return Err(Error::io(target, "write")(error));
             }
-            pulse()?;
+            go_on()?;
         }
         Ok(())
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn wait(_: &File, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        pulse()
+    fn wait(_: &File, _: &Path, go_on: GoOn<'_>) -> Result<()> {
+        go_on()
     }
 }
 
@@ -143,13 +154,13 @@ impl StagedFile {
         positioned::read(self.file.as_file(), bytes, offset)
     }
 
-    /// As [`StagedFile::commit`]; `pulse` is called now and then while the system writes the file
+    /// As [`StagedFile::commit`]; `go_on` is called now and then while the system writes the file
     /// to the disk.
     ///
     /// # Errors
-    /// As [`StagedFile::commit`], or `pulse` fails.
-    pub fn commit_with(self, pulse: &mut dyn FnMut() -> Result<()>) -> Result<()> {
-        WriteBack::wait(self.file.as_file(), pulse)?;
+    /// As [`StagedFile::commit`], or `go_on` fails.
+    pub(crate) fn commit_with(self, go_on: GoOn<'_>) -> Result<()> {
+        WriteBack::wait(self.file.as_file(), &self.target, go_on)?;
         self.commit()
     }
 
