@@ -144,7 +144,10 @@ fn what_it_is_decides_not_what_it_is_called() {
     assert_eq!(source::open(&path).unwrap().tensors().len(), 2);
     std::fs::write(&path, b"PK\x03\x04 a pickle").unwrap();
     let message = source::open(&path).err().unwrap().to_string();
-    assert!(message.contains("safetensors and GGUF"), "{message}");
+    assert!(
+        message.contains("safetensors, GGUF and Parquet"),
+        "{message}"
+    );
     let path = folder.path().join("empty.gguf");
     std::fs::write(&path, b"").unwrap();
     let message = source::open(&path).err().unwrap().to_string();

@@ -127,3 +127,32 @@ fn metadata_of_the_source_comes_back() {
     assert_eq!(source.metadata()["architecture"], "DiT");
     assert_eq!(source.metadata()["note"], "ü");
 }
+
+#[test]
+fn files_of_every_kind_are_watched() {
+    let folder = small_model();
+    let at = |name: &str| folder.path().join(name);
+    let mut gguf = b"GGUF\x03\0\0\0".to_vec();
+    gguf.extend([0; 16]);
+    std::fs::write(at("m.gguf"), gguf).unwrap();
+    let settings = [("rules", "*=keep")];
+    quantize(&at("model.safetensors"), &at("m.parquet"), &settings).unwrap();
+    for name in ["model.safetensors", "m.gguf", "m.parquet"] {
+        let source = source::open(&at(name)).unwrap();
+        source.check_unchanged().unwrap();
+        let [file] = &source.files()[..] else {
+            panic!("one file");
+        };
+        assert_eq!(file.path, at(name));
+        let mut longer = std::fs::read(at(name)).unwrap();
+        assert_eq!(file.bytes, longer.len() as u64);
+        longer.push(0);
+        std::fs::write(at(name), longer).unwrap();
+        let message = source.check_unchanged().unwrap_err().to_string();
+        assert!(message.contains(name), "{message}");
+        assert!(
+            message.contains("was changed while it was read"),
+            "{message}"
+        );
+    }
+}

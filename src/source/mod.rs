@@ -35,7 +35,7 @@ pub struct SourceId {
     pub name: String,
     /// Bytes of all its files.
     pub bytes: u64,
-    /// XXH3-64 over the headers, in hexadecimal.
+    /// XXH3-64 over the headers (the footer of Parquet), in hexadecimal.
     pub header_hash: String,
 }
 

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use parquet::data_type::ByteArray;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::file::{FileState, SourceFile};
 use super::folder::name_of;
@@ -76,7 +75,7 @@ impl ParquetSource {
         let id = SourceId {
             name: name_of(path),
             bytes: table.file().bytes(),
-            header_hash: format!("{:016x}", xxh3_64(table.footer())),
+            header_hash: format!("{:016x}", table.hash()),
         };
         let mut metadata = table.metadata();
         let ours = metadata.contains_key(key::FORMAT_VERSION);
