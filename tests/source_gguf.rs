@@ -95,8 +95,7 @@ fn opened(bytes: &[u8]) -> arrowquant::error::Result<Box<dyn Source>> {
 }
 
 fn floats(source: &dyn Source, index: usize) -> Vec<f32> {
-    let mut bytes = vec![0; source.tensors()[index].bytes().unwrap()];
-    source.read(index, 0, &mut bytes).unwrap();
+    let bytes = values_of(source, index);
     let floats = bytes.chunks_exact(4);
     floats
         .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
@@ -286,8 +285,7 @@ fn any_damage_is_survived() {
     let check = |bytes: &[u8]| {
         if let Ok(source) = opened(bytes) {
             for index in 0..source.tensors().len() {
-                let mut values = vec![0; source.tensors()[index].bytes().unwrap()];
-                source.read(index, 0, &mut values).unwrap();
+                values_of(source.as_ref(), index);
             }
         }
     };
