@@ -200,9 +200,11 @@ fn quantize_to<'out>(
         let jobs = jobs(source, &plan, compress)?;
 
         let mut sink = ParquetSink::create(destination()?, compress)?;
+        // Without a budget one job is in flight, whose pieces take all threads.
+        let budget = if source.in_turn() { 0 } else { options.budget };
         pool.in_order(
             jobs.into_iter().map(|job| (job.cost(compress), job)),
-            options.budget,
+            budget,
             |job, pulse| work.tile(job, pulse),
             || counter.tell(),
             |finished| {

@@ -97,9 +97,10 @@ pub fn verify(
     let total = tiles.map(|tile| plane_bytes(&tile.tile)).sum();
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
+        let in_turn = original.is_some_and(Source::in_turn);
         pool.in_order(
-            jobs.into_iter().map(|job| (0, job)),
-            options.budget,
+            jobs.into_iter().map(|job| (usize::from(in_turn), job)),
+            if in_turn { 0 } else { options.budget },
             |job, _| Ok((job.tensor, check_tile(model, table, original, &job, &done)?)),
             || counter.tell(),
             |(tensor, checked): (usize, Check)| {

@@ -83,6 +83,12 @@ pub trait Source: Send + Sync {
     fn held_bytes(&self) -> usize {
         0
     }
+
+    /// Whether tensors are better read one after the other: when what they are unpacked from is
+    /// not held for all of them, each would drop what the others need.
+    fn in_turn(&self) -> bool {
+        false
+    }
 }
 
 /// Opens what weights come in:
