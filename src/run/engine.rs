@@ -178,9 +178,14 @@ impl Engine<'_, '_> {
             ..
         } = self;
         let compress = work.compress;
+        // Without a budget one job is in flight, whose pieces take all threads.
+        let budget = match work.source.in_turn() {
+            true => 0,
+            false => self.memory.in_flight,
+        };
         work.pool.in_order(
             jobs.map(|job| (job.cost(compress), job)),
-            self.memory.in_flight,
+            budget,
             |job, pulse| work.tile(job, pulse),
             || counter.tell(),
             |finished, go_on| {

@@ -105,9 +105,10 @@ pub fn verify(
             pool,
             done: &done,
         };
+        let in_turn = original.is_some_and(Source::in_turn);
         pool.in_order(
-            jobs.into_iter().map(|job| (0, job)),
-            options.budget,
+            jobs.into_iter().map(|job| (usize::from(in_turn), job)),
+            if in_turn { 0 } else { options.budget },
             |job, pulse| Ok((job.tensor, work.check(&job, pulse)?)),
             || counter.tell(),
             |(tensor, checked): (usize, Check), _| {

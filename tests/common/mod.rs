@@ -156,11 +156,17 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
+/// The values of a tensor.
+pub fn values_of(source: &dyn source::Source, tensor: usize) -> Vec<u8> {
+    let mut values = vec![0; source.tensors()[tensor].bytes().unwrap()];
+    source.read(tensor, 0, &mut values).unwrap();
+    values
+}
+
 /// Reads a tensor whole and in the parts between `cuts`, and expects the same bytes.
 pub fn check_parts(source: &dyn source::Source, tensor: usize, cuts: &[usize]) {
-    let len = source.tensors()[tensor].bytes().unwrap();
-    let mut whole = vec![0; len];
-    source.read(tensor, 0, &mut whole).unwrap();
+    let whole = values_of(source, tensor);
+    let len = whole.len();
     let mut cuts: Vec<usize> = cuts.iter().map(|&cut| cut.min(len)).collect();
     cuts.extend([0, len]);
     cuts.sort();
