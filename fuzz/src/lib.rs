@@ -27,6 +27,21 @@ pub fn folder() -> &'static Path {
     FOLDER.get_or_init(make).path()
 }
 
+/// Opens a file of this name as a source, and reads the end of every tensor.
+pub fn open_source(name: &str, file: &[u8]) {
+    let path = folder().join(name);
+    std::fs::write(&path, file).expect("room for a file");
+    let Ok(source) = arrowquant::source::open(&path) else {
+        return;
+    };
+    for (i, tensor) in source.tensors().iter().enumerate().take(1000) {
+        let bytes = tensor.bytes().expect("checked when opened");
+        let mut out = vec![0; bytes.min(1 << 12)];
+        // What is packed may turn out damaged.
+        let _ = source.read(i, bytes - out.len(), &mut out);
+    }
+}
+
 /// The body of a mutator: three times of four by structure, else bytes as libFuzzer does it.
 #[macro_export]
 macro_rules! mutator {

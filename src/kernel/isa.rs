@@ -36,26 +36,26 @@ isas! {
     /// Plain Rust: the specification that all others reproduce bit for bit.
     Scalar = c"scalar", true;
     /// AVX2 with FMA and F16C.
-    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
     Avx2 = c"avx2", std::is_x86_feature_detected!("avx2")
         && std::is_x86_feature_detected!("fma")
         && std::is_x86_feature_detected!("f16c");
     /// AVX-512 F, BW and VL.
-    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
     Avx512 = c"avx512", Self::Avx2.available()
         && std::is_x86_feature_detected!("avx512f")
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512vl");
     /// The same with VBMI and VNNI.
-    #[cfg(all(feature = "std", target_arch = "x86_64"))]
+    #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
     Avx512Vnni = c"avx512vnni", Self::Avx512.available()
         && std::is_x86_feature_detected!("avx512vbmi")
         && std::is_x86_feature_detected!("avx512vnni");
     /// NEON.
-    #[cfg(all(feature = "std", target_arch = "aarch64"))]
+    #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
     Neon = c"neon", std::arch::is_aarch64_feature_detected!("neon");
     /// The same with the dot product instructions.
-    #[cfg(all(feature = "std", target_arch = "aarch64"))]
+    #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
     NeonDotprod = c"neon-dotprod", Self::Neon.available()
         && std::arch::is_aarch64_feature_detected!("dotprod");
 }

@@ -4,10 +4,12 @@
 //! [`KernelTable::choose`] picks one at run time. All tables give the same bits: each is the code
 //! of `encode.rs`, `errors.rs` and `rows.rs` over that ISA's `Lanes`, and is tested against the
 //! scalar one, which is the specification. Products (`dot.rs`) alone may round otherwise.
+//! Programs that are built to be fuzzed have the scalar one alone: the others, instrumented, take a
+//! quarter of an hour to compile.
 
-#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 mod avx2;
-#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 mod avx512;
 mod dot;
 mod element;
@@ -20,7 +22,7 @@ mod harness;
 mod isa;
 mod lanes;
 mod moments;
-#[cfg(all(feature = "std", target_arch = "aarch64"))]
+#[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 mod neon;
 mod rows;
 mod scalar;

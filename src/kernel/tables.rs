@@ -1,7 +1,7 @@
 //! One table of kernels for each instruction set.
 
 use super::dot;
-#[cfg(all(feature = "std", target_arch = "aarch64"))]
+#[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 use super::neon::{Dotprod, Neon};
 use super::rows;
 use super::scalar::Scalar;
@@ -9,7 +9,7 @@ use super::{
     ActivationsMut, ByteMatVec, CompareRow, DecodeRow, ErrorRow, ErrorSums, Isa, KernelTable,
     MatVec, QuantizeRow, RescaleRow, RowFault,
 };
-#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
     avx2::Avx2,
     avx512::{Avx512, VnniBytes},
@@ -64,10 +64,10 @@ pub(super) use {kernel, table};
 
 const SCALAR: KernelTable = table!(Isa::Scalar, Scalar, Scalar);
 
-#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 const AVX2: KernelTable = table!(Isa::Avx2, Avx2, Avx2, "avx2,fma,f16c");
 
-#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 const AVX512: KernelTable = table!(
     Isa::Avx512,
     Avx512<false>,
@@ -76,7 +76,7 @@ const AVX512: KernelTable = table!(
 );
 
 /// Only products gain from more.
-#[cfg(all(feature = "std", target_arch = "x86_64"))]
+#[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 const AVX512_VNNI: KernelTable = KernelTable {
     isa: Isa::Avx512Vnni,
     matvec: kernel!(
@@ -92,10 +92,10 @@ const AVX512_VNNI: KernelTable = KernelTable {
     ..AVX512
 };
 
-#[cfg(all(feature = "std", target_arch = "aarch64"))]
+#[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 const NEON: KernelTable = table!(Isa::Neon, Neon, Neon, "neon");
 
-#[cfg(all(feature = "std", target_arch = "aarch64"))]
+#[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 const NEON_DOTPROD: KernelTable = KernelTable {
     isa: Isa::NeonDotprod,
     matvec_bytes: kernel!(
@@ -110,15 +110,15 @@ const NEON_DOTPROD: KernelTable = KernelTable {
 pub(super) fn table_of(isa: Isa) -> &'static KernelTable {
     match isa {
         Isa::Scalar => &SCALAR,
-        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
         Isa::Avx2 => &AVX2,
-        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
         Isa::Avx512 => &AVX512,
-        #[cfg(all(feature = "std", target_arch = "x86_64"))]
+        #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
         Isa::Avx512Vnni => &AVX512_VNNI,
-        #[cfg(all(feature = "std", target_arch = "aarch64"))]
+        #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
         Isa::Neon => &NEON,
-        #[cfg(all(feature = "std", target_arch = "aarch64"))]
+        #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
         Isa::NeonDotprod => &NEON_DOTPROD,
     }
 }

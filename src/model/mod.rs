@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use parquet::data_type::ByteArray;
-use serde_json::Value;
 
 use crate::error::{Error, MEMORY, Result};
 use crate::format::{Float, Layout, Scheme, rows_per_piece};
@@ -195,10 +194,16 @@ impl Model {
         let Some(text) = self.metadata().get(key::SUMMARY) else {
             return Ok(());
         };
-        let damaged = || Error::file(&self.path, format!("{} is damaged", key::SUMMARY));
-        let summary: Value = serde_json::from_str(text).map_err(|_| damaged())?;
-        let tensors = summary["tensors"].as_object().ok_or_else(damaged)?;
-        match tensors.keys().find(|name| self.find(name).is_none()) {
+        /// Only the names are kept, as the rest may be anything.
+        #[derive(serde::Deserialize)]
+        struct Summary {
+            tensors: BTreeMap<String, serde::de::IgnoredAny>,
+        }
+        let summary: Summary = serde_json::from_str(text).map_err(|error| {
+            Error::file(&self.path, format!("{} is damaged: {error}", key::SUMMARY))
+        })?;
+        let mut names = summary.tensors.keys();
+        match names.find(|name| self.find(name).is_none()) {
             Some(name) => Err(Error::tensor(&self.path, name, "missing from the file")),
             None => Ok(()),
         }

@@ -8,6 +8,11 @@ use arrowquant::plan::Config;
 use arrowquant::run::{self, Options};
 use arrowquant::source::{MemorySource, Source};
 use arrowquant::tensor::Dtype;
+use parquet::basic::Compression;
+use parquet::data_type::{ByteArray, ByteArrayType, Int64Type};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
 use serde_json::json;
 
 fn main() {
@@ -41,8 +46,12 @@ fn main() {
         write("rules", name, rule.as_bytes());
     }
 
+    write("gguf", "every-kind", &gguf());
+    write("parquet_source", "table", &table());
+
     let source = tensors();
     for (name, settings) in [
+        ("kept", &[("rules", "*=keep")][..]),
         ("affine", &[("scheme", "affine"), ("bit_width", "4")][..]),
         ("packed", &[("compression", "zstd"), ("bit_width", "2")]),
     ] {
@@ -50,7 +59,9 @@ fn main() {
         for (key, value) in settings {
             config.set(key, value).expect("a setting");
         }
-        config.set("rules", "re:[xy]=bits:4").expect("a rule");
+        if name != "kept" {
+            config.set("rules", "re:[xy]=bits:4").expect("a rule");
+        }
         let plan = run::plan(&source, &config).expect("a plan");
         let mut file = vec![0; run::output_bound(&source, &plan).expect("few tensors")];
         let options = Options {
@@ -59,7 +70,12 @@ fn main() {
         };
         let report = run::quantize_into(&source, &plan, &mut file, options).expect("a file");
         file.truncate(report.output_bytes as usize);
-        write("parquet_model", name, &file);
+        let target = if name == "kept" {
+            "parquet_source"
+        } else {
+            "parquet_model"
+        };
+        write(target, name, &file);
         write("plan_json", name, plan.to_json().to_string().as_bytes());
     }
 }
@@ -110,4 +126,78 @@ fn safetensors() -> Vec<(&'static str, Vec<u8>)> {
         ("every-kind", file(&text, &values)),
         ("nothing", file("{}", &[])),
     ]
+}
+
+/// A table of two tensors, one of them compressed well.
+fn table() -> Vec<u8> {
+    let schema = "message table {
+        required binary name (STRING);
+        required group shape (LIST) { repeated group list { required int64 element; } }
+        required binary dtype (STRING);
+        required binary data;
+    }";
+    let schema = parse_message_type(schema).expect("a schema");
+    let properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
+    let properties = properties.build().into();
+    let mut file = Vec::new();
+    let mut writer =
+        SerializedFileWriter::new(&mut file, schema.into(), properties).expect("a file");
+    let mut group = writer.next_row_group().expect("a row group");
+    let bytes = |values: [&[u8]; 2]| values.map(|value| ByteArray::from(value.to_vec()));
+    let mut texts = [
+        bytes([b"a", b"b"]),
+        bytes([b"f32", b"u8"]),
+        bytes([&[0; 16], &[7; 3]]),
+    ]
+    .into_iter();
+    let mut column = 0;
+    while let Some(mut writer) = group.next_column().expect("a column") {
+        if column == 1 {
+            let writer = writer.typed::<Int64Type>();
+            writer
+                .write_batch(&[2, 2, 3], Some(&[1; 3]), Some(&[0, 1, 0]))
+                .expect("shapes");
+        } else {
+            let values = texts.next().expect("three columns");
+            let writer = writer.typed::<ByteArrayType>();
+            writer.write_batch(&values, None, None).expect("texts");
+        }
+        writer.close().expect("a whole column");
+        column += 1;
+    }
+    group.close().expect("a whole row group");
+    writer.close().expect("a whole file");
+    file
+}
+
+/// Keys of several types, a plain tensor and one in blocks.
+fn gguf() -> Vec<u8> {
+    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
+    let mut file = b"GGUF".to_vec();
+    file.extend(3u32.to_le_bytes());
+    for count in [2u64, 3] {
+        file.extend(count.to_le_bytes());
+    }
+    for (key, kind, value) in [
+        ("general.alignment", 4u32, 32u32.to_le_bytes().to_vec()),
+        ("general.name", 8, text("seed")),
+        (
+            "list",
+            9,
+            [&4u32.to_le_bytes()[..], &1u64.to_le_bytes(), &[1, 0, 0, 0]].concat(),
+        ),
+    ] {
+        file.extend(text(key));
+        file.extend(kind.to_le_bytes());
+        file.extend(value);
+    }
+    for (name, dims, kind, offset) in [("a", &[2u64, 2][..], 0u32, 0u64), ("b", &[32], 8, 32)] {
+        file.extend(text(name));
+        file.extend((dims.len() as u32).to_le_bytes());
+        dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
+        file.extend(kind.to_le_bytes());
+        file.extend(offset.to_le_bytes());
+    }
+    file.resize(file.len().next_multiple_of(32) + 32 + 34, 0);
+    file
 }
