@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arrowquant::format::Float;
 use arrowquant::model::{ArrowExport, Model};
 use arrowquant::plan::{Config, Pattern, Plan, Rule};
+use arrowquant::run;
 use arrowquant::source;
 use bytes::Bytes;
 use parquet::basic::{CompressionCodec, Encoding};
@@ -590,6 +591,16 @@ fn replay(path: &Path) {
             let path = folder.path().join("m.safetensors");
             std::fs::write(&path, &contents).unwrap();
             let _ = source::open(&path);
+        }
+        "part" => {
+            std::fs::write(folder.path().join("part-00000.parquet"), &contents).unwrap();
+            if run::merge(folder.path()).is_ok() {
+                Model::open(folder.path()).unwrap();
+            }
+        }
+        "manifest" => {
+            std::fs::write(folder.path().join("manifest.json"), &contents).unwrap();
+            let _ = Model::open(folder.path());
         }
         "index" => {
             let path = folder.path().join("m.safetensors.index.json");

@@ -2,6 +2,7 @@
 
 pub mod json;
 pub mod parquet;
+pub mod parts;
 pub mod safetensors;
 pub mod thrift;
 

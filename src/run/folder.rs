@@ -466,12 +466,13 @@ fn finish(folder: &Path) -> Result<Totals> {
     let PartInfo {
         fingerprint, count, ..
     } = first_info;
-    let missing: Vec<String> = (0..count)
+    // What a part says there are may be any number.
+    let missing = count.saturating_sub(paths.len());
+    let first = (0..=paths.len())
         .map(part_name)
-        .filter(|name| !folder.join(name).is_file())
-        .collect();
-    if let Some(name) = missing.first() {
-        let others = match missing.len() - 1 {
+        .find(|name| !folder.join(name).is_file());
+    if let (1.., Some(name)) = (missing, first) {
+        let others = match missing - 1 {
             0 => String::new(),
             others => format!(" and {others} others"),
         };

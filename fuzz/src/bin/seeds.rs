@@ -47,6 +47,15 @@ fn main() {
     }
 
     write("gguf", "every-kind", &gguf());
+    let folder = arrowquant_fuzz::folder();
+    arrowquant_fuzz::parts::write(folder);
+    for (target, name) in [
+        ("manifest", "manifest.json"),
+        ("part", "part-00000.parquet"),
+    ] {
+        let file = fs::read(folder.join(name)).expect("a file that was written");
+        write(target, "one", &file);
+    }
     write("parquet_source", "table", &table());
 
     let source = tensors();
