@@ -2,15 +2,19 @@
 //! the run itself when memory is short.
 
 use std::path::Path;
+#[cfg(target_os = "linux")]
 use std::process::Command;
 
 use arrowquant::error::Error;
 use arrowquant::run::{self, Level, Options, Report};
 use arrowquant::source;
 
+#[cfg(target_os = "linux")]
+use crate::common::native::succeed;
 use crate::common::*;
 
 /// A matrix of many rows, and a vector that is kept, `mb` megabytes each.
+#[cfg(target_os = "linux")]
 fn write_large(path: &Path, mb: usize) {
     let row = noise(1, 2048);
     let matrix: Vec<f32> = row.iter().copied().cycle().take(mb * 500_000).collect();
@@ -22,42 +26,29 @@ fn write_large(path: &Path, mb: usize) {
     std::fs::write(path, safetensors(&tensors)).unwrap();
 }
 
-/// Quantizes by the program; peak resident memory in bytes as the system has it.
+/// Quantizes by the program; peak resident memory in bytes as the system has it. Another program
+/// starts it: the system counts in what the one had that did.
 #[cfg(target_os = "linux")]
 fn peak(input: &Path, output: &Path, flags: &[&str]) -> usize {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_arrowquant"));
-    command
-        .arg("quantize")
-        .arg(input)
-        .arg(output)
+    let mut python = Command::new("python3");
+    python
+        .args(["-I", "-S"])
+        .arg(root().join("benches/child.py"))
+        .args([env!("CARGO_BIN_EXE_arrowquant"), "quantize"])
+        .args([input, output])
         .arg("--quiet")
         .args(flags);
-    let child = command.spawn().unwrap();
-    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    let mut status = 0;
-    // SAFETY: plain numbers, of a child that nobody else waits for.
-    let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
-    assert_eq!(waited, child.id() as i32);
-    assert_eq!(status, 0, "{flags:?}");
-    usage.ru_maxrss as usize * 1024
+    let printed = succeed(&mut python, "python3");
+    let measured: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    measured["peak_bytes"].as_u64().unwrap() as usize
 }
 
-/// What a process begins with is that of its parent, so a test's own memory must stay low: the
-/// program that makes the model is another test's.
 #[cfg(target_os = "linux")]
 #[test]
 fn the_whole_process_stays_under_it() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("large.safetensors");
-    let make = std::env::current_exe().unwrap();
-    let made = Command::new(make)
-        .args(["--exact", "ceiling::a_large_model_is_made"])
-        .env("MAKE_LARGE_MODEL", &input)
-        .output()
-        .unwrap();
-    assert!(made.status.success());
-    let bytes = std::fs::metadata(&input).unwrap().len() as usize;
-    assert!(bytes > 250_000_000);
+    write_large(&input, 60);
     let output = |name: &str| folder.path().join(name);
     let held = peak(&input, &output("held.parquet"), &["--bits", "8"]);
     for (limit, flags) in [
@@ -76,25 +67,10 @@ fn the_whole_process_stays_under_it() {
         let found = peak(&input, &path, flags);
         assert!(found < limit, "{flags:?}: {found}");
         assert!(found < held, "{flags:?}: {found} as without");
-        let same = Command::new("cmp")
-            .arg(&path)
-            .arg(output("held.parquet"))
-            .status();
-        assert!(same.unwrap().success(), "{flags:?}");
+        let same = std::fs::read(&path).unwrap() == std::fs::read(output("held.parquet")).unwrap();
+        assert!(same, "{flags:?}");
         std::fs::remove_file(path).unwrap();
     }
-}
-
-/// Makes the model of the test above in a process of its own; in others, a small one.
-#[test]
-fn a_large_model_is_made() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, mb) = match std::env::var_os("MAKE_LARGE_MODEL") {
-        Some(path) => (path.into(), 130),
-        None => (folder.path().join("m.safetensors"), 1),
-    };
-    write_large(&path, mb);
-    assert_eq!(source::open(&path).unwrap().tensors().len(), 2);
 }
 
 fn run(

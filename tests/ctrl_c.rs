@@ -15,7 +15,7 @@ use crate::python::python;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Before its work, a program reads a header in two calls.
-const HEADER: After = After::Calls(2);
+const HEADER: After = After::Calls(3);
 
 /// The command line, and the Python package's.
 fn programs() -> [Vec<PathBuf>; 2] {

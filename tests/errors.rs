@@ -274,7 +274,7 @@ fn files_that_are_no_quantized_model() {
         &["x.parquet", "footer of 2147483647 bytes"],
     );
     let open = |path: &Path| Model::open(path).unwrap_err().to_string();
-    assert_names(&open(folder.path()), &["not a file at all"]);
+    assert_names(&open(folder.path()), &["a folder without a manifest.json"]);
     assert_names(
         &open(&folder.path().join("none.parquet")),
         &["none.parquet", "cannot open"],
