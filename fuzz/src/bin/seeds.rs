@@ -32,6 +32,19 @@ fn main() {
     });
     write("index", "two-shards", index.to_string().as_bytes());
 
+    let pipeline = json!({
+        "_class_name": "FluxPipeline",
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "Scheduler"],
+        "tokenizer": [null, null],
+    });
+    write(
+        "pipeline",
+        "two-components",
+        pipeline.to_string().as_bytes(),
+    );
+
     let yaml = "deployment_profile: edge\nbit_width: 4\nscheme: affine\nrules:\n- 're:^a\\.=keep'\n\
                 - {pattern: 'b*', bits: 8, group: 64}\ngain: &x auto\nscale_dtype: *x\n";
     write("yaml", "every-kind", yaml.as_bytes());
