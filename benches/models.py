@@ -33,6 +33,8 @@ class Model:
     intermediate: int
     #: Nothing but one matrix of intermediate x hidden in each layer.
     bare: bool = False
+    #: Rows of an embedding of so many tokens, 0 for none.
+    tokens: int = 0
 
     def shapes(self) -> dict[str, list[int]]:
         """Tensors by name."""
@@ -45,7 +47,8 @@ class Model:
         layer |= {"mlp.down_proj.weight": wide}
         layer |= {"input_layernorm.weight": norm, "post_attention_layernorm.weight": norm}
         names = {f"model.layers.{i}.{name}": layer[name] for i in range(self.layers) for name in layer}
-        return names | {"model.norm.weight": norm}
+        embedding = {"model.embed_tokens.weight": [self.tokens, self.hidden]} if self.tokens else {}
+        return embedding | names | {"model.norm.weight": norm}
 
     @property
     def weights(self) -> int:
@@ -67,6 +70,8 @@ SIZES = {
         Model("7B", 32, 4096, 11008),
     )
 }
+# As a 14B text model, with one tensor of 623 million weights.
+FOURTEEN_B = Model("14B", 42, 5120, 13824, tokens=121_600)
 TWO_GB = Model("2GB", 15, 2048, 8192)
 HUNDRED_LAYERS = Model("100 layers of 1024x4096", 100, 4096, 1024, bare=True)
 TEN_LAYERS = Model("10 layers of 1024x4096", 10, 4096, 1024, bare=True)

@@ -210,6 +210,23 @@ def streaming(results: dict[str, Any]) -> list[Table]:
     return [Table("memory", "Streaming", ["mode", "best", "median", "peak"], body, note)]
 
 
+def ceilings(results: dict[str, Any]) -> list[Table]:
+    """Memory under a ceiling."""
+    body = [
+        [
+            row["what"]["size"],
+            f"{row['source_bytes'] / 1e6:.0f} MB",
+            row["what"]["mode"],
+            *seconds(row),
+            megabytes(row),
+        ]
+        for row in rows_of(results, "memory", "ceilings")
+    ]
+    note = "int4, default method. Streaming has a ceiling of 256 MiB, which is 268 MB."
+    heads = ["model", "source", "mode", "best", "median", "peak"]
+    return [Table("memory", "Under a ceiling", heads, body, note)]
+
+
 def in_memory(results: dict[str, Any]) -> list[Table]:
     """numpy without files."""
     body = [
@@ -230,6 +247,7 @@ TABLES = (
     in_memory,
     memory,
     streaming,
+    ceilings,
 )
 HEADINGS = {
     "speed": "Speed",

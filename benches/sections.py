@@ -15,8 +15,9 @@ from measure import Case, Progress, Row, measure, run
 from models import Model
 from programs import ROOT, Programs, yardsticks
 
-# Outputs by size of the bf16 model: the largest is that of 8 bits; a copy is as large as the model.
-QUANTIZED, COPIED = 0.6, 1.0
+# Outputs by size of the bf16 model: the largest is that of 8 bits, a copy is as large as the model, and
+# 4 bits with scales take a little over a quarter.
+QUANTIZED, COPIED, INT4 = 0.6, 1.0, 0.28
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,24 @@ def streaming(bench: Bench) -> list[Row]:
         return measure(cases, bench.runs, bench.say)
 
 
+def ceilings(bench: Bench) -> list[Row]:
+    """Peak memory under a ceiling, by model size."""
+    rows = []
+    for model in [*bench.sizes, *([] if bench.quick else [models.FOURTEEN_B])]:
+        large = model.name in ("7B", "14B")
+        modes = {"batch": ()} if not large else {}
+        modes |= {"streaming": ("--streaming",), "limit 64MB": ("--memory-limit", "64MB")}
+        with bench.written(model, INT4) as path:
+            cases = []
+            for mode, flags in modes.items():
+                what = {"size": model.name, "mode": mode}
+                case = bench.programs.command_line(path, 4, "default", what, *flags)
+                cases.append(replace(case, once=large))
+            for row in measure(cases, 1 if large else 7, bench.say):
+                rows.append(row | {"source_bytes": model.bytes})
+    return rows
+
+
 def ratios(bench: Bench, only: str) -> list[Row]:
     """Kernels alone, in memory: what the Rust bench measures."""
     bench.say(f"cargo bench --bench ratios --only {only}")
@@ -187,4 +206,5 @@ def measure_all(bench: Bench, wanted: list[str]) -> dict[str, dict[str, Any]]:
             results["parallel"]["in_memory"] = in_memory(bench)
     if "memory" in wanted:
         results["memory"]["streaming"] = streaming(bench)
+        results["memory"]["ceilings"] = ceilings(bench)
     return results

@@ -111,6 +111,19 @@ def targets(results: dict[str, Any]) -> list[Target]:
     text = "at most 0.5 of numpy's peak memory: command line, C and C++"
     add(text, shares, "{:.2f}", most=0.5)
 
+    under = rows_of(results, "memory", "ceilings")
+    for mode, most in (("streaming", 256 << 20), ("limit 64MB", 64_000_000)):
+        peaks = [row["peak_bytes"]["max"] / 1e6 for row in under if row["what"]["mode"] == mode]
+        text = f"{mode}: peak memory under {most / 1e6:.0f} MB, every model"
+        add(text, peaks, "{:.0f} MB", most=most / 1e6)
+    by_mode = {
+        row["what"]["mode"]: row["seconds"]["median"]
+        for row in under
+        if row["what"]["size"] == "600M"
+    }
+    shares = [by_mode["streaming"] / by_mode["batch"]] if by_mode else []
+    add("streaming at most 1.15 times as long as batch: 600M", shares, "{:.2f}", most=1.15)
+
     whole_runs = rows_of(results, "speed", "against_cp")
     copies = {row["what"]["program"]: row["seconds"]["min"] for row in whole_runs}
     for method, share in (("minmax", 0.5), ("default", 0.8)):

@@ -805,7 +805,10 @@ typedef int32_t aq_log_level;
  */
 typedef bool (*aq_log_fn)(void *user_data, aq_log_level level, const char *message);
 
-/** How a run goes about it; nothing here changes the output. Start with aq_run_options_init. */
+/**
+ * How a run goes about it; nothing here changes what tensors become. Start with
+ * aq_run_options_init.
+ */
 typedef struct aq_run_options {
   /** sizeof(aq_run_options). */
   uint32_t struct_size;
@@ -818,6 +821,16 @@ typedef struct aq_run_options {
   aq_log_fn log;
   /** Passed to both. */
   void *user_data;
+  /** Not 0: into a folder, goes on with the parts that are there already. */
+  uint32_t resume;
+  /**
+   * Into a folder: does the `part`-th (from 1) of `parts` shares of the work, for aq_merge.
+   * 0 of 0 is all of it.
+   */
+  uint32_t part;
+  uint32_t parts;
+  /** Into a folder: bytes of planes after which a part ends; 0 is 512 MiB. */
+  uint64_t part_bytes;
 } aq_run_options;
 
 /** Good to know. */
@@ -836,8 +849,10 @@ void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
  * Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
  * plan and run in one call. `config`, `options` and `report` may be NULL.
  *
- * The output appears whole at its path, or not at all; its bytes depend on input and settings
- * alone.
+ * An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
+ * bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
+ * each part appears whole, and `resume` goes on after an interruption. A folder belongs to one
+ * source and one set of settings; a run of another into it is refused.
  */
 aq_status aq_quantize_file(const char *input,
                            const char *output,
@@ -847,8 +862,8 @@ aq_status aq_quantize_file(const char *input,
                            aq_error *err);
 
 /**
- * Does a plan: quantizes a source into the Parquet file `output`, which appears whole at its
- * path, or not at all. The plan must be one for this source. `options` and `report` may be NULL.
+ * Does a plan: quantizes a source into the Parquet file or folder `output`, as aq_quantize_file.
+ * The plan must be one for this source. `options` and `report` may be NULL.
  */
 aq_status aq_run_to_path(const aq_source *source,
                          const aq_plan *plan,
@@ -876,6 +891,12 @@ aq_status aq_run_into(const aq_source *source,
                       size_t *written,
                       aq_report **report,
                       aq_error *err);
+
+/**
+ * Makes one model of a folder of parts that several runs with `part` made: checks that all are
+ * there and belong together, and writes the manifest.
+ */
+aq_status aq_merge(const char *folder, aq_error *err);
 
 /*
  * aq_model: a quantized file, opened.

@@ -279,6 +279,10 @@ struct Options {
   std::uint32_t threads = 0;
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress = nullptr;
   std::function<bool(aq_log_level level, std::string_view message)> log = nullptr;
+  // Into a folder: goes on with what is there; does one of several shares; ends parts earlier.
+  bool resume = false;
+  std::uint32_t part = 0, parts = 0;
+  std::uint64_t part_bytes = 0;
 };
 
 namespace detail {
@@ -289,6 +293,10 @@ class RunOptions {
   explicit RunOptions(const Options& options) : options_(options) {
     aq_run_options_init(&c_, sizeof c_);
     c_.threads = options.threads;
+    c_.resume = options.resume;
+    c_.part = options.part;
+    c_.parts = options.parts;
+    c_.part_bytes = options.part_bytes;
     c_.user_data = this;
     if (options.progress) {
       c_.progress = [](void* self, const aq_progress* progress) {
@@ -429,6 +437,11 @@ struct TensorView : aq_tensor_view {
     return {static_cast<const std::byte*>(data), size};
   }
 };
+
+// Makes one model of a folder of parts that several runs with `part` made.
+inline void merge(std::string_view folder) {
+  detail::call(aq_merge, detail::terminated(folder).c_str());
+}
 
 class Model {
  public:

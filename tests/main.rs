@@ -2,17 +2,25 @@
 
 mod common;
 
+mod cancel;
+mod ceiling;
 mod cli;
+#[cfg(target_os = "linux")]
+mod ctrl_c;
 mod damage;
 mod determinism;
 mod errors;
+mod faults;
 mod firmware;
+mod folder;
 mod header;
 mod hostile;
+mod kill;
 mod memory;
 mod native;
 #[cfg(target_os = "linux")]
 mod packaging;
+mod paths;
 mod python;
 mod readme;
 mod rooms;

@@ -91,10 +91,7 @@ fn f8_gives_the_planes_of_the_same_values_in_bf16() {
     let read = |name: &str| {
         let of_name = |tensor: &arrowquant::tensor::TensorInfo| tensor.name == name;
         let index = back.tensors().iter().position(of_name).unwrap();
-        let info = &back.tensors()[index];
-        let mut bytes = vec![0; info.bytes().unwrap()];
-        back.read(index, 0, &mut bytes).unwrap();
-        (info.dtype, bytes)
+        (back.tensors()[index].dtype, values_of(back.as_ref(), index))
     };
     assert_eq!(read("norm.weight"), (Dtype::F8E4M3, codes[..70].to_vec()));
     let w = model.find("w").unwrap();

@@ -95,8 +95,7 @@ fn opened(bytes: &[u8]) -> arrowquant::error::Result<Box<dyn Source>> {
 }
 
 fn floats(source: &dyn Source, index: usize) -> Vec<f32> {
-    let mut bytes = vec![0; source.tensors()[index].bytes().unwrap()];
-    source.read(index, 0, &mut bytes).unwrap();
+    let bytes = values_of(source, index);
     let floats = bytes.chunks_exact(4);
     floats
         .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
@@ -144,7 +143,10 @@ fn what_it_is_decides_not_what_it_is_called() {
     assert_eq!(source::open(&path).unwrap().tensors().len(), 2);
     std::fs::write(&path, b"PK\x03\x04 a pickle").unwrap();
     let message = source::open(&path).err().unwrap().to_string();
-    assert!(message.contains("safetensors and GGUF"), "{message}");
+    assert!(
+        message.contains("safetensors, GGUF and Parquet"),
+        "{message}"
+    );
     let path = folder.path().join("empty.gguf");
     std::fs::write(&path, b"").unwrap();
     let message = source::open(&path).err().unwrap().to_string();
@@ -283,8 +285,7 @@ fn any_damage_is_survived() {
     let check = |bytes: &[u8]| {
         if let Ok(source) = opened(bytes) {
             for index in 0..source.tensors().len() {
-                let mut values = vec![0; source.tensors()[index].bytes().unwrap()];
-                source.read(index, 0, &mut values).unwrap();
+                values_of(source.as_ref(), index);
             }
         }
     };

@@ -9,7 +9,7 @@ use arrowquant::source::{self, Source};
 use parquet::basic::Compression;
 use parquet::data_type::{ByteArray, ByteArrayType, Int32Type, Int64Type};
 use parquet::file::properties::{WriterProperties, WriterVersion};
-use parquet::file::writer::SerializedFileWriter;
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
 use parquet::schema::types::ColumnPath;
 
@@ -94,24 +94,8 @@ fn table(rows: &[Row], style: Style) -> Vec<u8> {
         SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties.build())).unwrap();
     for rows in rows.chunks(style.group) {
         let mut group = writer.next_row_group().unwrap();
-        let mut texts = |values: Vec<Option<&[u8]>>, levels: bool| {
-            let mut column = group.next_column().unwrap().unwrap();
-            let present = values.iter().map(|value| i16::from(value.is_some()));
-            let present: Vec<i16> = present.collect();
-            let values: Vec<ByteArray> = values
-                .iter()
-                .flatten()
-                .map(|value| value.to_vec().into())
-                .collect();
-            let present = levels.then_some(&present[..]);
-            let typed = column.typed::<ByteArrayType>();
-            typed.write_batch(&values, present, None).unwrap();
-            column.close().unwrap();
-        };
-        texts(
-            rows.iter().map(|row| Some(row.0.as_bytes())).collect(),
-            false,
-        );
+        let names = rows.iter().map(|row| Some(row.0.as_bytes()));
+        write_texts(&mut group, names.collect());
         let mut column = group.next_column().unwrap().unwrap();
         let (mut dims, mut levels, mut starts) = (Vec::new(), Vec::new(), Vec::new());
         for row in rows {
@@ -124,21 +108,27 @@ fn table(rows: &[Row], style: Style) -> Vec<u8> {
             .write_batch(&dims, Some(&levels), Some(&starts))
             .unwrap();
         column.close().unwrap();
-        let mut texts = |values: Vec<Option<&[u8]>>| {
-            let mut column = group.next_column().unwrap().unwrap();
-            let present = values.iter().map(|value| i16::from(value.is_some()));
-            let present: Vec<i16> = present.collect();
-            let values = values.iter().flatten();
-            let values: Vec<ByteArray> = values.map(|value| value.to_vec().into()).collect();
-            let typed = column.typed::<ByteArrayType>();
-            typed.write_batch(&values, Some(&present), None).unwrap();
-            column.close().unwrap();
-        };
-        texts(rows.iter().map(|row| Some(row.2.as_bytes())).collect());
-        texts(rows.iter().map(|row| row.3.as_deref()).collect());
+        let dtypes = rows.iter().map(|row| Some(row.2.as_bytes()));
+        write_texts(&mut group, dtypes.collect());
+        write_texts(
+            &mut group,
+            rows.iter().map(|row| row.3.as_deref()).collect(),
+        );
         group.close().unwrap();
     }
     writer.into_inner().unwrap()
+}
+
+/// Writes the next column.
+fn write_texts(group: &mut SerializedRowGroupWriter<'_, Vec<u8>>, values: Vec<Option<&[u8]>>) {
+    let mut column = group.next_column().unwrap().unwrap();
+    let present = values.iter().map(|value| i16::from(value.is_some()));
+    let present: Vec<i16> = present.collect();
+    let values = values.into_iter().flatten();
+    let values: Vec<ByteArray> = values.map(|value| value.to_vec().into()).collect();
+    let typed = column.typed::<ByteArrayType>();
+    typed.write_batch(&values, Some(&present), None).unwrap();
+    column.close().unwrap();
 }
 
 fn opened(bytes: &[u8]) -> arrowquant::error::Result<Box<dyn Source>> {
@@ -146,12 +136,6 @@ fn opened(bytes: &[u8]) -> arrowquant::error::Result<Box<dyn Source>> {
     let path = folder.path().join("m.parquet");
     std::fs::write(&path, bytes).unwrap();
     source::open(&path)
-}
-
-fn values(source: &dyn Source, index: usize) -> Vec<u8> {
-    let mut values = vec![0; source.tensors()[index].bytes().unwrap()];
-    source.read(index, 0, &mut values).unwrap();
-    values
 }
 
 #[test]
@@ -164,7 +148,7 @@ fn tables_of_every_style_are_read() {
             assert_eq!(info.dtype.name(), dtype.to_lowercase());
             let found: Vec<i64> = info.shape.dims().iter().map(|&dim| dim as i64).collect();
             assert_eq!(found, *dims);
-            assert_eq!(values(source.as_ref(), index), *bytes.as_ref().unwrap());
+            assert_eq!(values_of(source.as_ref(), index), *bytes.as_ref().unwrap());
         }
         assert_eq!(source.tensors().len(), 4);
         assert_eq!(source.files().len(), 1);
@@ -219,8 +203,8 @@ fn kept_tensors_of_our_own_files_are_read() {
                 .iter()
                 .position(|other| other == info)
                 .unwrap();
-            let expected = values(original.as_ref(), index);
-            assert_eq!(values(found.as_ref(), place), expected, "{}", info.name);
+            let expected = values_of(original.as_ref(), index);
+            assert_eq!(values_of(found.as_ref(), place), expected, "{}", info.name);
         }
         assert_eq!(found.held_bytes() == 0, compression == "none");
 
@@ -281,7 +265,7 @@ fn a_tensor_of_several_tiles_is_one() {
         2
     );
     let source = source::open(&at("m.parquet")).unwrap();
-    assert!(values(source.as_ref(), 0) == ids);
+    assert!(values_of(source.as_ref(), 0) == ids);
     check_parts(
         source.as_ref(),
         0,

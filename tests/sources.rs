@@ -1,10 +1,15 @@
 //! One file, shards, folders, tensors in memory: the same model gives the same planes.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use arrowquant::error::Result;
 use arrowquant::model::Model;
 use arrowquant::plan::Config;
 use arrowquant::run::{self, Options};
-use arrowquant::source::{self, MemorySource};
-use arrowquant::tensor::Dtype;
+use arrowquant::source::{self, MemorySource, Source, SourceId};
+use arrowquant::tensor::{Dtype, TensorInfo};
 use serde_json::json;
 
 use crate::common::*;
@@ -126,4 +131,104 @@ fn metadata_of_the_source_comes_back() {
     let source = source::open(&back).unwrap();
     assert_eq!(source.metadata()["architecture"], "DiT");
     assert_eq!(source.metadata()["note"], "ü");
+}
+
+#[test]
+fn files_of_every_kind_are_watched() {
+    let folder = small_model();
+    let at = |name: &str| folder.path().join(name);
+    let mut gguf = b"GGUF\x03\0\0\0".to_vec();
+    gguf.extend([0; 16]);
+    std::fs::write(at("m.gguf"), gguf).unwrap();
+    let settings = [("rules", "*=keep")];
+    quantize(&at("model.safetensors"), &at("m.parquet"), &settings).unwrap();
+    for name in ["model.safetensors", "m.gguf", "m.parquet"] {
+        let source = source::open(&at(name)).unwrap();
+        source.check_unchanged().unwrap();
+        let [file] = &source.files()[..] else {
+            panic!("one file");
+        };
+        assert_eq!(file.path, at(name));
+        let mut longer = std::fs::read(at(name)).unwrap();
+        assert_eq!(file.bytes, longer.len() as u64);
+        longer.push(0);
+        std::fs::write(at(name), longer).unwrap();
+        let message = source.check_unchanged().unwrap_err().to_string();
+        assert!(message.contains(name), "{message}");
+        assert!(
+            message.contains("was changed while it was read"),
+            "{message}"
+        );
+    }
+}
+
+/// Tensors that are to be read one after the other, and the order in which they were.
+struct InTurn {
+    tensors: MemorySource<'static>,
+    read: Mutex<Vec<usize>>,
+}
+
+impl Source for InTurn {
+    fn tensors(&self) -> &[TensorInfo] {
+        self.tensors.tensors()
+    }
+
+    fn read(&self, index: usize, offset: usize, out: &mut [u8]) -> Result<()> {
+        let mut read = self.read.lock().unwrap();
+        if read.last() != Some(&index) {
+            read.push(index);
+        }
+        self.tensors.read(index, offset, out)
+    }
+
+    fn path_of(&self, index: usize) -> &Path {
+        self.tensors.path_of(index)
+    }
+
+    fn path(&self) -> &Path {
+        self.tensors.path()
+    }
+
+    fn id(&self) -> SourceId {
+        self.tensors.id()
+    }
+
+    fn metadata(&self) -> &BTreeMap<String, String> {
+        self.tensors.metadata()
+    }
+
+    fn in_turn(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn packed_tensors_are_read_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("m.parquet");
+    let mut tensors = MemorySource::new();
+    let (_, _, dims, values) = f32_tensor("", &[64, 4096], &noise(1, 64 * 4096));
+    for i in 0..12 {
+        let name = format!("{i}.weight");
+        tensors
+            .add(&name, Dtype::F32, &dims, values.clone())
+            .unwrap();
+    }
+    let source = InTurn {
+        tensors,
+        read: Mutex::default(),
+    };
+    let options = || Options {
+        threads: 4,
+        ..Options::default()
+    };
+    let plan = run::plan(&source, &config(&[("method", "minmax")])).unwrap();
+    run::quantize(&source, &plan, &output, options()).unwrap();
+    let turns: Vec<usize> = (0..12).collect();
+    assert_eq!(*source.read.lock().unwrap(), turns);
+    source.read.lock().unwrap().clear();
+    let model = Model::open(&output).unwrap();
+    let found = run::verify(&model, Some(&source), None, options()).unwrap();
+    assert_eq!(found.failures().count(), 0);
+    assert_eq!(*source.read.lock().unwrap(), turns);
 }

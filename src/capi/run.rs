@@ -11,7 +11,7 @@ use super::handle::{borrow, give};
 use super::plan::aq_plan;
 use super::report::aq_report;
 use super::source::aq_source;
-use crate::run::{self, Level, Options, Progress, Report};
+use crate::run::{self, Level, Options, Progress, Report, Share};
 
 /// How far a run has come.
 #[repr(C)]
@@ -46,7 +46,8 @@ pub type aq_log_fn = Option<
     ) -> bool,
 >;
 
-/// How a run goes about it; nothing here changes the output. Start with aq_run_options_init.
+/// How a run goes about it; nothing here changes what tensors become. Start with
+/// aq_run_options_init.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_run_options {
@@ -59,6 +60,14 @@ pub struct aq_run_options {
     pub log: aq_log_fn,
     /// Passed to both.
     pub user_data: *mut c_void,
+    /// Not 0: into a folder, goes on with the parts that are there already.
+    pub resume: u32,
+    /// Into a folder: does the `part`-th (from 1) of `parts` shares of the work, for aq_merge.
+    /// 0 of 0 is all of it.
+    pub part: u32,
+    pub parts: u32,
+    /// Into a folder: bytes of planes after which a part ends; 0 is 512 MiB.
+    pub part_bytes: u64,
 }
 
 versioned!(aq_run_options {
@@ -66,7 +75,11 @@ versioned!(aq_run_options {
     threads,
     progress,
     log,
-    user_data
+    user_data,
+    resume,
+    part,
+    parts,
+    part_bytes
 });
 
 /// Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
@@ -95,6 +108,10 @@ impl aq_run_options {
                 progress: None,
                 log: None,
                 user_data: std::ptr::null_mut(),
+                resume: 0,
+                part: 0,
+                parts: 0,
+                part_bytes: 0,
             });
         }
         // SAFETY: as the caller's.
@@ -102,7 +119,14 @@ impl aq_run_options {
     }
 
     /// Calls `work` with options that call the caller's functions.
-    pub(super) unsafe fn with<R>(self, work: impl FnOnce(Options<'_>) -> R) -> R {
+    pub(super) unsafe fn with<R>(
+        self,
+        work: impl FnOnce(Options<'_>) -> crate::error::Result<R>,
+    ) -> Result<R, Fault> {
+        let share = match (self.part, self.parts) {
+            (0, 0) => None,
+            (part, parts) => Some(Share::new(part as usize, parts as usize)?),
+        };
         let user_data = self.user_data;
         let mut progress = |progress: Progress| {
             let told = aq_progress {
@@ -125,12 +149,18 @@ impl aq_run_options {
             self.log
                 .is_none_or(|tell| unsafe { tell(user_data, level, message.as_ptr()) })
         };
-        work(Options {
+        let mut options = Options {
             threads: self.threads as usize,
             progress: Some(&mut progress),
             log: Some(&mut log),
+            resume: self.resume != 0,
+            share,
             ..Options::default()
-        })
+        };
+        if self.part_bytes > 0 {
+            options.part_bytes = usize::try_from(self.part_bytes).unwrap_or(usize::MAX);
+        }
+        Ok(work(options)?)
     }
 }
 
@@ -146,8 +176,10 @@ unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), 
 /// Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
 /// plan and run in one call. `config`, `options` and `report` may be NULL.
 ///
-/// The output appears whole at its path, or not at all; its bytes depend on input and settings
-/// alone.
+/// An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
+/// bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
+/// each part appears whole, and `resume` goes on after an interruption. A folder belongs to one
+/// source and one set of settings; a run of another into it is refused.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_file(
     input: *const c_char,
@@ -170,8 +202,8 @@ pub unsafe extern "C" fn aq_quantize_file(
     }
 }
 
-/// Does a plan: quantizes a source into the Parquet file `output`, which appears whole at its
-/// path, or not at all. The plan must be one for this source. `options` and `report` may be NULL.
+/// Does a plan: quantizes a source into the Parquet file or folder `output`, as aq_quantize_file.
+/// The plan must be one for this source. `options` and `report` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_run_to_path(
     source: *const aq_source,
@@ -234,6 +266,19 @@ pub unsafe extern "C" fn aq_run_into(
                 .with(|options| run::quantize_into(source, plan, output, options))?;
             put(written, found.output_bytes as usize, "written")?;
             give_report(found, report)
+        })
+    }
+}
+
+/// Makes one model of a folder of parts that several runs with `part` made: checks that all are
+/// there and belong together, and writes the manifest.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_merge(folder: *const c_char, err: *mut aq_error) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            run::merge(Path::new(text(folder, "folder")?))?;
+            Ok(())
         })
     }
 }

@@ -104,9 +104,9 @@ fn batch(
     tensor: usize,
     tile: usize,
 ) -> Result<RecordBatch, ArrowError> {
-    let TileRef { tile, place } = &model.tensors[tensor].tiles[tile];
     let failed = |error| ArrowError::ExternalError(Box::new(error));
-    let planes = model.checked_planes(tile, *place).map_err(failed)?;
+    let planes = model.planes(tensor, tile).map_err(failed)?;
+    let TileRef { tile, .. } = &model.tensors[tensor].tiles[tile];
     let layout = tile.layout;
     let text = |text: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![text])) };
     let float = |value: Option<f32>| -> ArrayRef { Arc::new(Float32Array::from(vec![value])) };

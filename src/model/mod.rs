@@ -1,4 +1,4 @@
-//! Opens a quantized file: views without copies, decoding, checksums.
+//! Opens a quantized file, or a folder of them: views without copies, decoding, checksums.
 
 mod arrow;
 mod columns;
@@ -12,19 +12,21 @@ use bytes::Bytes;
 use parquet::data_type::ByteArray;
 
 use crate::error::{Error, MEMORY, Result};
-use crate::format::{Float, Layout, Scheme};
+use crate::format::{Float, Layout, Scheme, rows_per_piece};
 use crate::kernel::{DecodeRow, KernelTable, MatVec, Planes};
-use crate::schema::{self, Tile, key};
+use crate::schema::{self, Manifest, Tile, key};
 use crate::tensor::{Dtype, TensorInfo};
 
-/// A quantized file, mapped into memory.
+/// A quantized file, or a folder of parts, mapped into memory.
 ///
-/// The file must not be changed while it is open: replacing it by renaming another over it is
+/// Files must not be changed while they are open: replacing one by renaming another over it is
 /// safe, writing into it is not.
 #[derive(Debug)]
 pub struct Model {
     path: PathBuf,
-    file: file::TileFile,
+    /// One, or the parts of a folder.
+    files: Vec<file::TileFile>,
+    metadata: BTreeMap<String, String>,
     tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
 }
@@ -50,6 +52,8 @@ impl Tensor {
 pub struct TileRef {
     /// What the file says of it.
     pub tile: Tile,
+    /// Which of the files holds it.
+    file: usize,
     place: file::Place,
 }
 
@@ -91,14 +95,39 @@ impl TilePlanes {
 }
 
 impl Model {
-    /// Opens a Parquet file written by ArrowQuant. Reads its footer and small columns, not the
-    /// planes; their checksums are checked by [`Model::check_tile`].
+    /// Opens a Parquet file written by ArrowQuant, or a folder of parts with its manifest. Reads
+    /// footers and small columns, not the planes; their checksums are checked by
+    /// [`Model::check_tile`].
     ///
     /// # Errors
-    /// The file cannot be read, is no such file or of a newer version, or its columns
-    /// contradict each other.
+    /// A file cannot be read, is no such file or of a newer version, or its columns contradict
+    /// each other; a folder has no manifest, or lacks parts.
     pub fn open(path: &Path) -> Result<Self> {
-        Self::of(path, file::TileFile::open(path)?)
+        match path.is_dir() {
+            true => Self::open_folder(path),
+            false => Self::of(path, vec![file::TileFile::open(path)?], None),
+        }
+    }
+
+    fn open_folder(folder: &Path) -> Result<Self> {
+        let Some(manifest) = Manifest::read(folder)? else {
+            return Err(Error::file(folder, "a folder without a manifest.json"));
+        };
+        if !manifest.complete {
+            let reason = "its parts are not complete: go on with --resume, or merge all shares";
+            return Err(Error::file(folder, reason));
+        }
+        let mut files = Vec::with_capacity(manifest.parts.len());
+        for part in &manifest.parts {
+            let path = folder.join(&part.file);
+            let file = file::TileFile::open(&path)?;
+            if Some(file.0.map().len() as u64) != part.bytes {
+                let reason = "not the part that the manifest means: it has another size";
+                return Err(Error::file(&path, reason));
+            }
+            files.push(file);
+        }
+        Self::of(folder, files, Some(manifest.metadata()))
     }
 
     /// As [`Model::open`], of such a file that is in memory.
@@ -107,13 +136,25 @@ impl Model {
     /// As [`Model::open`].
     pub fn from_bytes(file: impl AsRef<[u8]> + Send + 'static) -> Result<Self> {
         let path = Path::new(MEMORY);
-        Self::of(path, file::TileFile::parse(path, Bytes::from_owner(file))?)
+        let file = file::TileFile::parse(path, Bytes::from_owner(file))?;
+        Self::of(path, vec![file], None)
     }
 
-    fn of(path: &Path, (file, tiles): (file::TileFile, file::Tiles)) -> Result<Self> {
+    /// Of these files; their own metadata where there is none of a manifest.
+    fn of(
+        path: &Path,
+        opened: Vec<(file::TileFile, file::Tiles)>,
+        metadata: Option<BTreeMap<String, String>>,
+    ) -> Result<Self> {
         let mut tensors: Vec<Tensor> = Vec::new();
         let mut by_name = HashMap::new();
-        for (tile, place) in tiles {
+        let (files, tiles): (Vec<_>, Vec<_>) = opened.into_iter().unzip();
+        let of_file = |(file, tiles): (usize, file::Tiles)| {
+            tiles
+                .into_iter()
+                .map(move |(tile, place)| (file, tile, place))
+        };
+        for (file, tile, place) in tiles.into_iter().enumerate().flat_map(of_file) {
             let info = TensorInfo {
                 name: tile.name.clone(),
                 dtype: tile.source_dtype,
@@ -131,7 +172,7 @@ impl Model {
                 let reason = "its tiles disagree on shape or dtype";
                 return Err(Error::tensor(path, &tile.name, reason));
             }
-            tensors[index].tiles.push(TileRef { tile, place });
+            tensors[index].tiles.push(TileRef { tile, file, place });
         }
         for tensor in &mut tensors {
             tensor.tiles.sort_by_key(|tile| tile.tile.tile);
@@ -139,7 +180,8 @@ impl Model {
         }
         let model = Self {
             path: path.to_owned(),
-            file,
+            metadata: metadata.unwrap_or_else(|| files[0].metadata().clone()),
+            files,
             tensors,
             by_name,
         };
@@ -172,9 +214,9 @@ impl Model {
         &self.path
     }
 
-    /// Bytes of the file.
+    /// Bytes of the file, or of all parts.
     pub fn file_bytes(&self) -> usize {
-        self.file.map().len()
+        self.files.iter().map(|file| file.map().len()).sum()
     }
 
     /// All tensors, in file order.
@@ -187,9 +229,9 @@ impl Model {
         self.by_name.get(name).copied()
     }
 
-    /// Footer metadata by key (see [`crate::schema::key`]).
+    /// Footer metadata by key (see [`crate::schema::key`]); that of a folder is of all its parts.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
-        self.file.metadata()
+        &self.metadata
     }
 
     /// The metadata that the source carried, such as a safetensors file's.
@@ -206,11 +248,13 @@ impl Model {
         }
     }
 
-    /// Whether `bytes` lie in the mapped file.
+    /// Whether `bytes` lie in a mapped file.
     pub fn is_mapped(&self, bytes: &[u8]) -> bool {
-        let map = self.file.map().as_ptr_range();
         let bytes = bytes.as_ptr_range();
-        map.start <= bytes.start && bytes.end <= map.end
+        self.files.iter().any(|file| {
+            let map = file.map().as_ptr_range();
+            map.start <= bytes.start && bytes.end <= map.end
+        })
     }
 
     /// The planes of a tile, without copying when the file is uncompressed.
@@ -221,12 +265,8 @@ impl Model {
     /// # Panics
     /// If there is no such tensor or tile.
     pub fn planes(&self, tensor: usize, tile: usize) -> Result<TilePlanes> {
-        let TileRef { tile, place } = &self.tensors[tensor].tiles[tile];
-        self.checked_planes(tile, *place)
-    }
-
-    fn checked_planes(&self, tile: &Tile, place: file::Place) -> Result<TilePlanes> {
-        let planes = self.file.planes(tile, place)?;
+        let TileRef { tile, file, place } = &self.tensors[tensor].tiles[tile];
+        let planes = self.files[*file].planes(tile, *place)?;
         let found = [Some(planes.codes()), planes.scales(), planes.biases()];
         let found = found.map(|plane| plane.map_or(0, <[u8]>::len));
         if tile.plane_bytes() != Some(found) {
@@ -245,9 +285,27 @@ impl Model {
     /// # Panics
     /// If there is no such tensor or tile.
     pub fn check_tile(&self, tensor: usize, tile: usize) -> Result<TilePlanes> {
+        self.check_tile_in_steps(tensor, tile, &mut |_| Ok(()))
+    }
+
+    /// As [`Model::check_tile`]. `step` is told the bytes of planes that were dealt with, never
+    /// more than some MiB at once.
+    ///
+    /// # Errors
+    /// As [`Model::check_tile`], and that of `step`, which ends it.
+    ///
+    /// # Panics
+    /// As [`Model::check_tile`].
+    pub fn check_tile_in_steps(
+        &self,
+        tensor: usize,
+        tile: usize,
+        step: &mut dyn FnMut(usize) -> Result<()>,
+    ) -> Result<TilePlanes> {
         let planes = self.planes(tensor, tile)?;
         let tile = &self.tensors[tensor].tiles[tile].tile;
-        let found = schema::checksum(tile, planes.codes(), planes.scales(), planes.biases());
+        let parts = [Some(planes.codes()), planes.scales(), planes.biases()];
+        let found = schema::checksum_in_steps(tile, parts, &mut *step)?;
         if found != tile.checksum {
             return Err(Error::Checksum {
                 path: self.path.clone(),
@@ -258,8 +316,13 @@ impl Model {
         if let Some(layout) = tile.layout {
             let cols = tile.shape.cols();
             let row = |row| planes.as_planes().row(layout, cols, row);
-            if let Some(row) = (0..tile.row_count).find(|&i| !decodable(layout, row(i))) {
-                return Err(self.not_decodable(&tile.name, tile.row_start + row));
+            let piece = rows_per_piece(cols);
+            for start in (0..tile.row_count).step_by(piece) {
+                let mut rows = start..tile.row_count.min(start + piece);
+                if let Some(row) = rows.find(|&i| !decodable(layout, row(i))) {
+                    return Err(self.not_decodable(&tile.name, tile.row_start + row));
+                }
+                step(0)?;
             }
         }
         Ok(planes)

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bytesize::ByteSize;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -54,6 +55,8 @@ pub const KEYS: &[(&str, &str)] = &[
     ("on_nonfinite", "error or keep"),
     ("compression", "none or zstd"),
     ("streaming_mode", "true or false"),
+    ("memory_limit", "a size such as 256MB or 1GiB, or none"),
+    ("fail_fast", "true or false"),
     (
         "num_threads",
         "a number up to 1024, 0 for all of the machine's",
@@ -87,6 +90,8 @@ pub struct Config {
     on_nonfinite: Option<OnNonFinite>,
     compression: Option<Compression>,
     streaming: Option<bool>,
+    memory_limit: Option<u64>,
+    fail_fast: Option<bool>,
     threads: Option<usize>,
     rules: Vec<Rule>,
     /// What the patterns of rules that were read cost.
@@ -230,6 +235,12 @@ impl Config {
                 });
             }
             "streaming_mode" => self.streaming = Some(value.parse().map_err(|_| refuse())?),
+            "memory_limit" if value == "none" => self.memory_limit = None,
+            "memory_limit" => {
+                let limit: ByteSize = value.parse().map_err(|_| refuse())?;
+                self.memory_limit = Some(limit.as_u64());
+            }
+            "fail_fast" => self.fail_fast = Some(value.parse().map_err(|_| refuse())?),
             "num_threads" => {
                 let threads = value.parse().ok().filter(|&n| n <= MAX_THREADS);
                 self.threads = Some(threads.ok_or_else(refuse)?);
@@ -264,6 +275,10 @@ impl Config {
             },
             "compression" => self.compression().name().to_owned(),
             "streaming_mode" => self.streaming().to_string(),
+            "memory_limit" => self
+                .memory_limit
+                .map_or("none".to_owned(), |n| format!("{n}B")),
+            "fail_fast" => self.fail_fast().to_string(),
             "num_threads" => self.threads().to_string(),
             _ => self.rule_texts().join(";"),
         })
@@ -303,6 +318,16 @@ impl Config {
     /// Whether little is held in memory, even where that takes longer.
     pub fn streaming(&self) -> bool {
         self.streaming.unwrap_or(self.profile().streaming())
+    }
+
+    /// Bytes that a run may take in memory, all in all.
+    pub fn memory_limit(&self) -> Option<u64> {
+        self.memory_limit
+    }
+
+    /// Whether what a run would rather mend by itself is an error.
+    pub fn fail_fast(&self) -> bool {
+        self.fail_fast.unwrap_or(false)
     }
 
     /// Threads of the run; 0 is all of the machine's.

@@ -52,6 +52,12 @@ impl PlanEntry {
         self.tensor.bytes().unwrap_or(0)
     }
 
+    /// Keeps it after all.
+    pub fn keep_non_finite(&mut self) {
+        self.recipe = None;
+        self.reason = "has NaN or infinite weights".to_owned();
+    }
+
     /// Whether quantizing makes it no smaller, as with very short rows.
     pub fn is_no_smaller(&self) -> bool {
         self.recipe.is_some() && self.bytes() > 0 && self.bytes() >= self.source_bytes()
@@ -75,6 +81,10 @@ pub struct Plan {
     pub compression: Compression,
     /// Whether little is held in memory, even where that takes longer.
     pub streaming: bool,
+    /// Bytes that the run may take in memory, all in all.
+    pub memory_limit: Option<u64>,
+    /// Whether what the run would rather mend by itself is an error.
+    pub fail_fast: bool,
     /// What to do with non-finite weights.
     pub on_nonfinite: OnNonFinite,
     /// One entry a tensor, in the order of the source.
@@ -103,6 +113,8 @@ impl Plan {
             config: config.to_json(),
             compression: config.compression(),
             streaming: config.streaming(),
+            memory_limit: config.memory_limit(),
+            fail_fast: config.fail_fast(),
             on_nonfinite: config.on_nonfinite(),
             entries,
             unused_rules: rules
@@ -110,6 +122,11 @@ impl Plan {
                 .map(|(rule, _)| rule.to_string())
                 .collect(),
         })
+    }
+
+    /// Whether planes are stored compressed.
+    pub fn compresses(&self) -> bool {
+        self.compression == Compression::Zstd
     }
 
     /// Predicted bytes of all planes.
@@ -136,6 +153,8 @@ impl Plan {
             source_bytes: self.source_bytes(),
             compression: self.compression.name().to_owned(),
             streaming_mode: self.streaming,
+            memory_limit: self.memory_limit,
+            fail_fast: self.fail_fast,
             config: self.config.clone(),
             tensors: self.entries.iter().map(EntryJson::from).collect(),
         };
@@ -191,6 +210,8 @@ impl Plan {
         }
         let mut plan = Self::new(tensors(), &config)?;
         plan.streaming = json.streaming_mode;
+        plan.memory_limit = json.memory_limit;
+        plan.fail_fast = json.fail_fast;
         // The rules were matched when the plan was made.
         plan.unused_rules.clear();
         Ok(plan)
@@ -381,6 +402,10 @@ struct PlanJson {
     compression: String,
     #[serde(default)]
     streaming_mode: bool,
+    #[serde(default)]
+    memory_limit: Option<u64>,
+    #[serde(default)]
+    fail_fast: bool,
     config: Value,
     tensors: Vec<EntryJson>,
 }

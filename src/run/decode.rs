@@ -1,5 +1,6 @@
 //! Writes a quantized model back as safetensors.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -9,11 +10,12 @@ use super::progress::Counter;
 use crate::error::{Error, Result};
 use crate::format::{Float, rows_per_piece};
 use crate::model::{Model, Tensor};
+use crate::schema::STEP;
 use crate::sink::SafetensorsSink;
 use crate::tensor::{Dtype, TensorInfo};
 
-/// Rows decoded by one job are about this many pieces.
-const PIECES: usize = 16;
+/// Rows decoded by one job are about this many pieces: some MiB to write at once.
+const PIECES: usize = 4;
 
 /// Decodes every tensor into the safetensors file `output`, with the original names, shapes and
 /// metadata. Floats become `float`, or what they were in the source when that is `None`; but
@@ -56,23 +58,15 @@ pub fn dequantize_file(
             ..tensor.info.clone()
         })
         .collect();
-    let total = infos.iter().filter_map(TensorInfo::bytes).sum();
-    let (mut checks, mut jobs) = (Vec::new(), Vec::new());
-    for (tensor, info) in infos.iter().enumerate() {
-        let rows = info.shape.rows();
-        let tiles = 0..model.tensors()[tensor].tiles.len();
-        checks.extend(tiles.clone().map(|tile| (0, (tensor, tile))));
-        if target(&model.tensors()[tensor]).is_none() {
-            jobs.extend(tiles.map(|tile| Job::Raw { tensor, tile }));
-            continue;
-        }
-        let step = rows_per_piece(info.shape.cols()).saturating_mul(PIECES);
-        jobs.extend((0..rows).step_by(step).map(|row| Job::Decode {
-            tensor,
-            row,
-            rows: step.min(rows - row),
-        }));
-    }
+    let tiles = model.tensors().iter().flat_map(|tensor| &tensor.tiles);
+    let decoded = infos.iter().filter_map(TensorInfo::bytes);
+    // A damaged file may claim any size.
+    let total = tiles.map(|tile| tile.tile.bytes()).chain(decoded);
+    let total = total.fold(0, usize::saturating_add);
+    let tensors = model.tensors().iter().enumerate();
+    let checks: Vec<_> = tensors
+        .flat_map(|(i, tensor)| (0..tensor.tiles.len()).map(move |tile| (0, (i, tile))))
+        .collect();
     let done = AtomicUsize::new(0);
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
@@ -81,46 +75,90 @@ pub fn dequantize_file(
         pool.in_order(
             checks,
             options.budget,
-            |(tensor, tile), _| model.check_tile(tensor, tile).map(drop),
+            |(tensor, tile), pulse| {
+                let mut step = |bytes| {
+                    done.fetch_add(bytes, Ordering::Relaxed);
+                    pool.go_on(pulse)
+                };
+                let checked = model.check_tile_in_steps(tensor, tile, &mut step);
+                checked.map(drop)
+            },
             || counter.tell(),
-            |()| Ok(()),
+            |(), _| Ok(()),
         )?;
         let mut sink = SafetensorsSink::create(output, &infos, &metadata)?;
-        let bytes = |job: &Job| match *job {
-            Job::Raw { tensor, .. } => infos[tensor].bytes().unwrap_or(0),
+        let bytes = |job: &Job| match job {
+            Job::Raw { bytes, .. } => bytes.len(),
             Job::Decode { tensor, rows, .. } => {
-                rows * infos[tensor].shape.cols() * infos[tensor].dtype.bits() / 8
+                let info = &infos[*tensor];
+                rows * info.shape.cols() * info.dtype.bits() / 8
             }
         };
+        let jobs = (infos.iter().enumerate()).flat_map(|(i, info)| jobs(model, i, info));
         pool.in_order(
-            jobs.iter().map(|job| (bytes(job), job)),
+            jobs.map(|job| (bytes(&job), job)),
             options.budget,
-            |job, _| match *job {
-                Job::Raw { tensor, tile } => Ok(model.planes(tensor, tile)?.codes().to_vec()),
+            |job, _| match job {
+                Job::Raw {
+                    tensor,
+                    tile,
+                    bytes,
+                } => Ok(model.planes(tensor, tile)?.codes()[bytes].to_vec()),
                 Job::Decode { tensor, row, rows } => {
-                    let mut out = vec![0; bytes(job)];
+                    let mut out = vec![0; bytes(&job)];
                     let float = target(&model.tensors()[tensor]).unwrap_or(Float::F32);
                     model.dequantize_rows(tensor, row..row + rows, float, &mut out)?;
                     Ok(out)
                 }
             },
             || counter.tell(),
-            |values| {
+            |values, _| {
                 done.fetch_add(values.len(), Ordering::Relaxed);
                 sink.write(&values)
             },
         )?;
-        sink.finish()
+        sink.finish(&mut || counter.tell())
     })
 }
 
 enum Job {
-    /// A tile of a tensor that stays as it is.
-    Raw { tensor: usize, tile: usize },
-    /// Some rows of a tensor that becomes floats.
+    /// A part of a tile that is kept as it is.
+    Raw {
+        tensor: usize,
+        tile: usize,
+        bytes: Range<usize>,
+    },
+    /// Some rows of a float tensor.
     Decode {
         tensor: usize,
         row: usize,
         rows: usize,
     },
+}
+
+/// Cuts a tensor, which is to become `target`, into jobs.
+fn jobs<'a>(
+    model: &'a Model,
+    tensor: usize,
+    target: &TensorInfo,
+) -> Box<dyn Iterator<Item = Job> + 'a> {
+    let Tensor { info, tiles } = &model.tensors()[tensor];
+    if info.dtype == target.dtype && tiles.iter().all(|tile| tile.tile.layout.is_none()) {
+        let parts = move |(tile, len): (usize, usize)| {
+            (0..len).step_by(STEP).map(move |start| Job::Raw {
+                tensor,
+                tile,
+                bytes: start..len.min(start + STEP),
+            })
+        };
+        let lens = tiles.iter().map(|tile| tile.tile.bytes());
+        return Box::new(lens.enumerate().flat_map(parts));
+    }
+    let rows = info.shape.rows();
+    let step = rows_per_piece(info.shape.cols()).saturating_mul(PIECES);
+    Box::new((0..rows).step_by(step).map(move |row| Job::Decode {
+        tensor,
+        row,
+        rows: step.min(rows - row),
+    }))
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
+use crate::sink::GoOn;
 
 /// How often the calling thread looks up while it waits.
 const TICK: Duration = Duration::from_millis(50);
@@ -79,6 +80,18 @@ impl Pool<'_> {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// Called between the steps of long work: the calling thread's chance to tell its progress.
+    ///
+    /// # Errors
+    /// The run is to end early.
+    pub(super) fn go_on(&self, pulse: Pulse<'_>) -> Result<()> {
+        pulse();
+        match self.stopped() {
+            true => Err(Error::Cancelled),
+            false => Ok(()),
+        }
+    }
+
     /// Does all jobs, on this pool's threads. Without any, `pulse` is called between jobs: it is
     /// the calling thread's chance to tell its progress.
     pub(super) fn each<T: Send>(
@@ -98,7 +111,8 @@ impl Pool<'_> {
 
     /// Does jobs in parallel and hands their results to `consume`, in order, on the calling
     /// thread. Jobs begin only while the costs of those begun and not consumed stay within
-    /// `budget` (one always may). `tick` is called on the calling thread now and then.
+    /// `budget` (one always may). `tick` is called on the calling thread now and then; `consume`
+    /// gets it, too, for what takes long.
     ///
     /// The first error ends the run, of `consume`, `tick` or a result in order, so that which
     /// error is reported does not depend on threads.
@@ -108,7 +122,7 @@ impl Pool<'_> {
         budget: usize,
         work: impl Fn(T, Pulse<'_>) -> Result<R> + Sync,
         mut tick: impl FnMut() -> Result<()>,
-        mut consume: impl FnMut(R) -> Result<()>,
+        mut consume: impl FnMut(R, GoOn<'_>) -> Result<()>,
     ) -> Result<()> {
         let jobs = jobs.into_iter();
         let Some(pool) = self.threads else {
@@ -120,16 +134,24 @@ impl Pool<'_> {
                     *ticked.borrow_mut() = result;
                 }
             };
-            for (_, job) in jobs {
-                let result = work(job, &pulse);
-                ticked.replace(Ok(()))?;
-                consume(result?)?;
+            let mut go_on = || {
                 pulse();
-                ticked.replace(Ok(()))?;
-            }
-            return Ok(());
+                ticked.replace(Ok(()))
+            };
+            let each = || -> Result<()> {
+                for (_, job) in jobs {
+                    let result = work(job, &pulse);
+                    ticked.replace(Ok(()))?;
+                    consume(result?, &mut go_on)?;
+                    go_on()?;
+                }
+                Ok(())
+            };
+            let result = each();
+            self.stop.store(false, Ordering::Relaxed);
+            return result;
         };
-        pool.in_place_scope_fifo(|scope| {
+        let result = pool.in_place_scope_fifo(|scope| {
             let (work, stop) = (&work, &self.stop);
             // Whichever way this ends, by a panic of the caller's functions too, what is queued
             // is not begun. After success there is nothing queued.
@@ -169,9 +191,11 @@ impl Pool<'_> {
                 }
                 let mut take = || -> Result<()> {
                     while let Some(outcome) = finished.remove(&next) {
-                        consume(outcome.unwrap_or_else(|panic| resume_unwind(panic))?)?;
+                        let result = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
+                        consume(result, &mut tick)?;
                         in_flight -= costs.remove(&next).unwrap_or(0);
                         next += 1;
+                        tick()?;
                     }
                     tick()
                 };
@@ -179,9 +203,10 @@ impl Pool<'_> {
                     break Err(error);
                 }
             }
-        })?;
+        });
+        // Nothing is under way any more, so the pool can be used again.
         self.stop.store(false, Ordering::Relaxed);
-        Ok(())
+        result
     }
 }
 
@@ -215,7 +240,7 @@ mod tests {
                     }
                 },
                 || Ok(()),
-                |i| {
+                |i, _| {
                     seen.push(i);
                     Ok(())
                 },
@@ -258,7 +283,7 @@ mod tests {
                     Ok(())
                 },
                 || Ok(()),
-                |()| {
+                |(), _| {
                     now.fetch_sub(1, Ordering::SeqCst);
                     Ok(())
                 },
@@ -279,7 +304,7 @@ mod tests {
                         9,
                         |i, _| if i == 3 { panic!("three") } else { Ok(i) },
                         || Ok(()),
-                        |_| Ok(()),
+                        |_, _| Ok(()),
                     )
                 })
             });

@@ -7,9 +7,10 @@ use crate::error::{Error, Result};
 /// How far a run has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes of the source dealt with.
+    /// Bytes dealt with: of the source that is quantized; of the files that are compared; of a
+    /// model that is checked, and then of what it decodes to.
     pub done: usize,
-    /// Bytes of the source in all.
+    /// Bytes in all.
     pub total: usize,
 }
 

@@ -23,12 +23,27 @@ pub struct Report {
     pub total: Totals,
     /// One entry a tensor, in the order of the plan.
     pub tensors: Vec<TensorReport>,
+    /// The ceiling on memory that the run streamed under; none when it did not stream.
+    pub memory_limit: Option<usize>,
+    /// Why it streamed though nobody asked for it.
+    pub streaming_because: Option<String>,
+    /// Of an output that is a folder.
+    pub parts: Option<Parts>,
     /// Wall time of the run.
     pub seconds: f64,
     /// Threads that worked.
     pub threads: usize,
     /// Kernels that were used.
     pub isa: &'static str,
+}
+
+/// The parts that a run was to make.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Parts {
+    /// How many.
+    pub count: usize,
+    /// Those that were there already.
+    pub resumed: usize,
 }
 
 /// Figures over all quantized tensors.
@@ -103,7 +118,13 @@ impl TensorTally {
         }
     }
 
-    pub(super) fn report(self, entry: &PlanEntry) -> TensorReport {
+    /// Takes in a tile.
+    pub(super) fn add(&mut self, bytes: usize, error: &ErrorSums) {
+        self.bytes += bytes;
+        self.error.add(*error);
+    }
+
+    pub(super) fn report(&self, entry: &PlanEntry) -> TensorReport {
         let recipe = entry.recipe.as_ref();
         let weights = entry.tensor.shape.elements();
         TensorReport {
@@ -119,7 +140,7 @@ impl TensorTally {
             bits_per_weight: bits_per_weight(self.bytes, weights),
             cosine: recipe.map(|_| self.error.cosine()),
             sqnr_db: recipe.and_then(|_| self.error.sqnr_db()),
-            f32_scale_tiles: self.f32_scale_tiles,
+            f32_scale_tiles: self.f32_scale_tiles.clone(),
             kept_non_finite: self.kept_non_finite,
             reason: entry.reason.clone(),
         }
@@ -138,12 +159,18 @@ pub(super) struct TotalTally {
 
 impl TotalTally {
     pub(super) fn add(&mut self, entry: &PlanEntry, tensor: &TensorTally) {
-        if entry.recipe.is_none() {
+        let weights = entry.tensor.shape.elements();
+        self.take(entry.recipe.is_some(), weights, tensor);
+    }
+
+    /// Takes in a tensor of so many weights.
+    pub(super) fn take(&mut self, quantized: bool, weights: usize, tensor: &TensorTally) {
+        if !quantized {
             self.kept += 1;
             return;
         }
         self.quantized += 1;
-        self.weights += entry.tensor.shape.elements();
+        self.weights += weights;
         self.bytes += tensor.bytes;
         self.error.add(tensor.error);
     }
@@ -167,20 +194,35 @@ pub(super) fn bits_per_weight(bytes: usize, weights: usize) -> Option<f64> {
     (weights > 0).then(|| bytes as f64 * 8.0 / weights as f64)
 }
 
+impl Totals {
+    /// As they stand in a summary.
+    pub(super) fn figures(&self) -> Value {
+        summary_entry(self.cosine, self.sqnr_db, self.bits_per_weight)
+    }
+}
+
+fn summary_entry(cosine: Option<f64>, sqnr_db: Option<f64>, bits: Option<f64>) -> Value {
+    json!({"cosine": cosine, "sqnr_db": sqnr_db, "bits_per_weight": bits})
+}
+
+/// The summary's entry of a tensor of so many weights.
+pub(super) fn figures(quantized: bool, weights: usize, tensor: &TensorTally) -> Value {
+    let error = quantized.then_some(&tensor.error);
+    summary_entry(
+        error.map(ErrorSums::cosine),
+        error.and_then(ErrorSums::sqnr_db),
+        bits_per_weight(tensor.bytes, weights),
+    )
+}
+
 /// The `arrowquant.summary` of the file: nothing that depends on the machine.
 pub(super) fn summary(totals: &Totals, tensors: &[TensorReport]) -> Value {
-    let figures = |cosine: Option<f64>, sqnr_db: Option<f64>, bits: Option<f64>| json!({"cosine": cosine, "sqnr_db": sqnr_db, "bits_per_weight": bits});
     let tensors: Map<String, Value> = tensors
         .iter()
         .map(|t| {
-            (
-                t.name.clone(),
-                figures(t.cosine, t.sqnr_db, t.bits_per_weight),
-            )
+            let figures = summary_entry(t.cosine, t.sqnr_db, t.bits_per_weight);
+            (t.name.clone(), figures)
         })
         .collect();
-    json!({
-        "total": figures(totals.cosine, totals.sqnr_db, totals.bits_per_weight),
-        "tensors": tensors,
-    })
+    json!({"total": totals.figures(), "tensors": tensors})
 }

@@ -1,12 +1,14 @@
-//! Makes one tile: its rows are read, quantized and measured piece by piece.
+//! Makes tiles: their rows are read, quantized and measured piece by piece. A tile is held until
+//! it is done, or its pieces are made one by one, to be written in place.
 
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pool::{Pool, Pulse};
 use super::report::{TensorTally, bits_per_weight};
 use crate::error::{Error, Result};
-use crate::format::{Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
+use crate::format::{Float, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
 use crate::kernel::{ErrorSums, KernelTable};
 use crate::plan::Plan;
 use crate::quantize::{Fault, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
@@ -27,17 +29,74 @@ pub(super) struct Job {
     pub(super) row_bytes: usize,
 }
 
+/// Bytes of a kept tensor that are read at once.
+const KEPT_STEP: usize = 1 << 20;
+
 impl Job {
     /// Bytes of memory it holds from its beginning until it is written, and a buffer to read
     /// into.
     pub(super) fn cost(&self, compress: bool) -> usize {
-        let planes: usize = self.tile.plane_bytes().unwrap_or_default().iter().sum();
-        let cols = self.tile.shape.cols();
-        let rows = rows_per_piece(cols).min(self.tile.row_count);
-        let float = self.recipe.and(self.tile.source_dtype.float());
-        let row_bytes = float.map_or(self.row_bytes, |float| cols.saturating_mul(float.size()));
-        let buffer = rows.saturating_mul(row_bytes);
-        buffer.saturating_add(if compress { 2 * planes } else { planes })
+        let planes = self.planes_of(self.tile.row_count);
+        let copies = if compress { 2 } else { 1 };
+        planes
+            .saturating_mul(copies)
+            .saturating_add(self.piece_bytes())
+    }
+
+    /// The same for one of its pieces.
+    pub(super) fn piece_cost(&self) -> usize {
+        match self.recipe {
+            Some(_) => self.planes_of(self.piece_rows()),
+            None => self.planes_of(self.tile.row_count).min(KEPT_STEP),
+        }
+    }
+
+    /// Bytes of the buffer that a piece is read into.
+    pub(super) fn piece_bytes(&self) -> usize {
+        match self.recipe {
+            Some(_) => {
+                let float = self.tile.source_dtype.float().map_or(0, Float::size);
+                let row = self.tile.shape.cols().saturating_mul(float);
+                self.piece_rows().saturating_mul(row)
+            }
+            None => 0,
+        }
+    }
+
+    fn piece_rows(&self) -> usize {
+        rows_per_piece(self.tile.shape.cols()).min(self.tile.row_count)
+    }
+
+    /// Bytes of the planes of some rows, which may turn out to need f32 scales.
+    fn planes_of(&self, rows: usize) -> usize {
+        let widest = match self.recipe {
+            Some(recipe) if recipe.scales == ScalePolicy::Auto => {
+                Some(recipe.layout(ScaleDtype::F32))
+            }
+            _ => self.tile.layout,
+        };
+        let tile = Tile {
+            layout: widest,
+            row_count: rows,
+            ..self.tile.clone()
+        };
+        let planes = tile.plane_bytes().unwrap_or_default();
+        planes.into_iter().fold(0, usize::saturating_add)
+    }
+
+    /// The pieces that a kept tile is read in: offset in the tile, and length.
+    pub(super) fn kept_steps(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let [bytes, ..] = self.tile.plane_bytes().unwrap_or_default();
+        let step = move |offset: usize| (offset, KEPT_STEP.min(bytes - offset));
+        (0..bytes).step_by(KEPT_STEP).map(step)
+    }
+
+    /// The pieces that a quantized tile is made in: first row of the tensor, and rows.
+    pub(super) fn row_steps(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let (start, count) = (self.tile.row_start, self.tile.row_count);
+        let step = rows_per_piece(self.tile.shape.cols());
+        let piece = move |row: usize| (start + row, step.min(count - row));
+        (0..count).step_by(step).map(piece)
     }
 }
 
@@ -73,6 +132,11 @@ struct Piece<'a> {
 }
 
 impl Work<'_> {
+    /// Counts so many bytes of the source as dealt with.
+    pub(super) fn advance(&self, bytes: usize) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn tile(&self, job: Job, pulse: Pulse<'_>) -> Result<Finished> {
         match job.recipe {
             Some(recipe) => self.quantized_tile(job, recipe, pulse),
@@ -81,22 +145,20 @@ impl Work<'_> {
     }
 
     fn kept_tile(&self, job: Job, pulse: Pulse<'_>) -> Result<Finished> {
-        let mut tile = job.tile;
-        let [len, ..] = tile.plane_bytes().unwrap_or_default();
+        let [len, ..] = job.tile.plane_bytes().unwrap_or_default();
         let mut values = self.planes.take(len);
         // In steps, so that progress is seen.
-        let start = tile.row_start * job.row_bytes;
-        for (i, step) in values.bytes_mut().chunks_mut(8 << 20).enumerate() {
+        for (offset, bytes) in job.kept_steps() {
             if self.pool.stopped() {
                 return Err(Error::Cancelled);
             }
-            self.source.read(job.tensor, start + i * (8 << 20), step)?;
-            self.done.fetch_add(step.len(), Ordering::Relaxed);
+            let step = &mut values.bytes_mut()[offset..offset + bytes];
+            self.read_kept(&job, offset, step)?;
             pulse();
         }
+        let mut tile = job.tile;
         tile.checksum = schema::checksum(&tile, values.bytes(), None, None);
-        let weights = tile.row_count * tile.shape.cols();
-        tile.bits_per_weight = bits_per_weight(len, weights).map(|bits| bits as f32);
+        set_kept_figures(&mut tile);
         let planes = TilePlanes::kept(values, self.compress);
         Ok(Finished {
             tensor: job.tensor,
@@ -106,6 +168,14 @@ impl Work<'_> {
             error: ErrorSums::default(),
             needed_f32: false,
         })
+    }
+
+    /// Reads some of the bytes of a kept tile.
+    pub(super) fn read_kept(&self, job: &Job, offset: usize, out: &mut [u8]) -> Result<()> {
+        let start = job.tile.row_start * job.row_bytes;
+        self.source.read(job.tensor, start + offset, out)?;
+        self.advance(out.len());
+        Ok(())
     }
 
     /// Quantizes a tile with f16 scales, and again with f32 scales if these do not fit.
@@ -118,7 +188,6 @@ impl Work<'_> {
             .planes
             .take(tile.row_count * recipe.format.row_bytes(cols));
         let mut scale_dtype = recipe.planned_layout().scale_dtype;
-        let auto = recipe.scales == ScalePolicy::Auto;
         let (scales, biases, outcome) = loop {
             let layout = recipe.layout(scale_dtype);
             let mut scales = self.planes.take(tile.row_count * layout.scale_bytes(cols));
@@ -128,16 +197,18 @@ impl Work<'_> {
                 scales: scales.bytes_mut(),
                 biases: biases.bytes_mut(),
             };
-            let may_widen = auto && scale_dtype == ScaleDtype::F16;
-            match self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, planes, pulse)? {
-                Err(Fault::ScaleOverflow { .. }) if may_widen => scale_dtype = ScaleDtype::F32,
-                Err(fault) => return Err(self.explain(tensor, &recipe, fault)),
-                Ok(outcome) if may_widen && outcome.wants_f32_scales() => {
-                    scale_dtype = ScaleDtype::F32;
-                }
-                Ok(outcome) => break (scales, biases, outcome),
+            let quantized =
+                self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, planes, pulse)?;
+            if wants_f32(&recipe, scale_dtype, &quantized) {
+                scale_dtype = ScaleDtype::F32;
+                continue;
             }
+            break match quantized {
+                Ok(outcome) => (scales, biases, outcome),
+                Err(fault) => return Err(self.explain(tensor, &recipe, fault)),
+            };
         };
+        let needed_f32 = scale_dtype != recipe.planned_layout().scale_dtype;
         tile.layout = Some(recipe.layout(scale_dtype));
         let biases = (recipe.scheme == Scheme::Affine).then_some(biases);
         tile.checksum = schema::checksum(
@@ -146,11 +217,7 @@ impl Work<'_> {
             Some(scales.bytes()),
             biases.as_ref().map(PlaneBuffer::bytes),
         );
-        let bytes = tile.plane_bytes().unwrap_or_default().iter().sum();
-        tile.cosine = Some(outcome.error.cosine() as f32);
-        tile.sqnr_db = outcome.error.sqnr_db().map(|db| db as f32);
-        tile.bits_per_weight =
-            bits_per_weight(bytes, tile.row_count * cols).map(|bits| bits as f32);
+        let bytes = set_figures(&mut tile, &outcome);
         let planes = TilePlanes::quantized(codes, scales, biases, self.compress);
         Ok(Finished {
             tensor,
@@ -158,7 +225,7 @@ impl Work<'_> {
             planes: planes.map_err(Error::io(self.source.path(), "compress"))?,
             bytes,
             error: outcome.error,
-            needed_f32: auto && scale_dtype == ScaleDtype::F32,
+            needed_f32,
         })
     }
 
@@ -192,29 +259,13 @@ impl Work<'_> {
                 outcome,
             });
         }
-        let row_bytes = cols * tile.source_dtype.bits() / 8;
-        // A second time with f32 scales is no progress.
-        let counts = scale_dtype == recipe.planned_layout().scale_dtype;
         self.pool.each(pieces, pulse, |piece| {
             if self.pool.stopped() {
                 return;
             }
             let (row, rows) = (piece.row, piece.rows);
-            let quantized = self.with_rows(tensor, row, rows, |matrix| {
-                if counts {
-                    self.done.fetch_add(rows * row_bytes, Ordering::Relaxed);
-                }
-                quantize_rows(
-                    self.table,
-                    recipe,
-                    scale_dtype,
-                    matrix,
-                    None,
-                    true,
-                    piece.planes,
-                )
-            });
-            *piece.outcome = Some(quantized.map(|outcome| outcome.map_err(|f| f.moved_down(row))));
+            let quantized = self.piece(tensor, row, rows, recipe, scale_dtype, piece.planes);
+            *piece.outcome = Some(quantized);
         });
         let mut total = Outcome::default();
         for outcome in outcomes {
@@ -224,6 +275,28 @@ impl Work<'_> {
             }
         }
         Ok(Ok(total))
+    }
+
+    /// Quantizes one piece. The outer error is of reading, the inner of quantizing.
+    pub(super) fn piece(
+        &self,
+        tensor: usize,
+        row: usize,
+        rows: usize,
+        recipe: &Recipe,
+        scale_dtype: ScaleDtype,
+        planes: PlanesMut<'_>,
+    ) -> Result<std::result::Result<Outcome, Fault>> {
+        let info = &self.source.tensors()[tensor];
+        let bytes = rows * info.shape.cols() * info.dtype.bits() / 8;
+        let quantized = self.with_rows(tensor, row, rows, |matrix| {
+            // A second time with f32 scales is no progress.
+            if scale_dtype == recipe.planned_layout().scale_dtype {
+                self.advance(bytes);
+            }
+            quantize_rows(self.table, recipe, scale_dtype, matrix, None, true, planes)
+        })?;
+        Ok(quantized.map_err(|fault| fault.moved_down(row)))
     }
 
     /// Reads rows of a tensor into a pooled buffer, as the kernels take them, and calls `body`
@@ -274,11 +347,13 @@ impl Work<'_> {
         &self,
         plan: &mut Plan,
         tallies: &mut [TensorTally],
+        entries: Range<usize>,
         budget: usize,
         tick: impl FnMut() -> Result<()>,
     ) -> Result<()> {
         let mut pieces = Vec::new();
-        for (tensor, entry) in plan.entries.iter().enumerate() {
+        for tensor in entries {
+            let entry = &plan.entries[tensor];
             let shape = &entry.tensor.shape;
             let (rows, step) = (shape.rows(), rows_per_piece(shape.cols()));
             if entry.recipe.is_some() {
@@ -296,21 +371,20 @@ impl Work<'_> {
                 Ok((tensor, self.with_rows(tensor, row, rows, finite)?))
             },
             tick,
-            |(tensor, finite)| {
+            |(tensor, finite), _| {
                 tallies[tensor].kept_non_finite |= !finite;
                 Ok(())
             },
         )?;
         for (entry, tally) in plan.entries.iter_mut().zip(tallies) {
             if tally.kept_non_finite {
-                entry.recipe = None;
-                entry.reason = "has NaN or infinite weights".to_owned();
+                entry.keep_non_finite();
             }
         }
         Ok(())
     }
 
-    fn explain(&self, tensor: usize, recipe: &Recipe, fault: Fault) -> Error {
+    pub(super) fn explain(&self, tensor: usize, recipe: &Recipe, fault: Fault) -> Error {
         let name = &self.source.tensors()[tensor].name;
         let reason = match fault {
             Fault::NonFinite { row, col, value } => {
@@ -330,6 +404,35 @@ impl Work<'_> {
         };
         Error::tensor(self.source.path_of(tensor), name, reason)
     }
+}
+
+/// Whether rows quantized with scales of this dtype are to be quantized again with f32 ones.
+pub(super) fn wants_f32(
+    recipe: &Recipe,
+    scale_dtype: ScaleDtype,
+    quantized: &std::result::Result<Outcome, Fault>,
+) -> bool {
+    let may_widen = recipe.scales == ScalePolicy::Auto && scale_dtype == ScaleDtype::F16;
+    may_widen
+        && match quantized {
+            Ok(outcome) => outcome.wants_f32_scales(),
+            Err(fault) => matches!(fault, Fault::ScaleOverflow { .. }),
+        }
+}
+
+/// Fills in what was measured of a quantized tile; returns the bytes of its planes.
+pub(super) fn set_figures(tile: &mut Tile, outcome: &Outcome) -> usize {
+    tile.cosine = Some(outcome.error.cosine() as f32);
+    tile.sqnr_db = outcome.error.sqnr_db().map(|db| db as f32);
+    set_kept_figures(tile)
+}
+
+/// The same for a kept tile, of which only the size is known.
+pub(super) fn set_kept_figures(tile: &mut Tile) -> usize {
+    let bytes = tile.plane_bytes().unwrap_or_default().iter().sum();
+    let weights = tile.row_count * tile.shape.cols();
+    tile.bits_per_weight = bits_per_weight(bytes, weights).map(|bits| bits as f32);
+    bytes
 }
 
 /// Splits the first `len` bytes off a plane.

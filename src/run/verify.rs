@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::Serialize;
 
 use super::pipeline::Options;
-use super::pool::with_pool;
+use super::pool::{Pool, Pulse, with_pool};
 use super::progress::Counter;
 use crate::error::{Error, Result};
 use crate::format::rows_per_piece;
 use crate::kernel::{ErrorSums, KernelTable};
 use crate::model::{Model, choose_table};
 use crate::quantize::{Matrix, measure_rows};
-use crate::schema::Tile;
+use crate::schema::{STEP, Tile};
 use crate::source::Source;
 
 /// Measured and stored cosines further apart than this are not of the same weights.
@@ -53,7 +53,7 @@ impl Verification {
 /// is below `min_cosine`.
 ///
 /// # Errors
-/// The original cannot be read. What is wrong with the file is in the result.
+/// The original cannot be read, or changes meanwhile. What is wrong with the file is in the result.
 pub fn verify(
     model: &Model,
     original: Option<&dyn Source>,
@@ -93,16 +93,25 @@ pub fn verify(
         });
     }
     let done = AtomicUsize::new(0);
-    let tiles = model.tensors().iter().flat_map(|tensor| &tensor.tiles);
-    let total = tiles.map(|tile| plane_bytes(&tile.tile)).sum();
+    // A damaged file may claim any size.
+    let sizes = jobs.iter().map(|job| job.bytes(model));
+    let total = sizes.fold(0, usize::saturating_add);
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
+        let work = Work {
+            model,
+            table,
+            original,
+            pool,
+            done: &done,
+        };
+        let in_turn = original.is_some_and(Source::in_turn);
         pool.in_order(
-            jobs.into_iter().map(|job| (0, job)),
-            options.budget,
-            |job, _| Ok((job.tensor, check_tile(model, table, original, &job, &done)?)),
+            jobs.into_iter().map(|job| (usize::from(in_turn), job)),
+            if in_turn { 0 } else { options.budget },
+            |job, pulse| Ok((job.tensor, work.check(&job, pulse)?)),
             || counter.tell(),
-            |(tensor, checked): (usize, Check)| {
+            |(tensor, checked): (usize, Check), _| {
                 checks[tensor].error.add(checked.error);
                 let problem = checks[tensor].problem.take().or(checked.problem);
                 checks[tensor].problem = problem;
@@ -110,6 +119,7 @@ pub fn verify(
             },
         )
     })?;
+    original.map_or(Ok(()), |source| source.check_unchanged())?;
 
     let mut tensors: Vec<TensorCheck> = model
         .tensors()
@@ -148,10 +158,6 @@ pub fn verify(
     Ok(Verification { tensors })
 }
 
-fn plane_bytes(tile: &Tile) -> usize {
-    tile.plane_bytes().unwrap_or_default().iter().sum()
-}
-
 struct Job {
     tensor: usize,
     tile: usize,
@@ -159,83 +165,136 @@ struct Job {
     partner: Option<usize>,
 }
 
+impl Job {
+    fn tile<'a>(&self, model: &'a Model) -> &'a Tile {
+        &model.tensors()[self.tensor].tiles[self.tile].tile
+    }
+
+    /// Bytes that its check reads, of the planes and of the original.
+    fn bytes(&self, model: &Model) -> usize {
+        let tile = self.tile(model);
+        let original = match self.partner {
+            Some(_) => tile.row_count * tile.shape.cols() * tile.source_dtype.bits() / 8,
+            None => 0,
+        };
+        tile.bytes().saturating_add(original)
+    }
+}
+
 struct Check {
     error: ErrorSums,
     problem: Option<String>,
 }
 
-fn check_tile(
-    model: &Model,
-    table: &KernelTable,
-    original: Option<&dyn Source>,
-    job: &Job,
-    done: &AtomicUsize,
-) -> Result<Check> {
-    let mut check = Check {
-        error: ErrorSums::default(),
-        problem: None,
-    };
-    let tile = &model.tensors()[job.tensor].tiles[job.tile].tile;
-    done.fetch_add(plane_bytes(tile), Ordering::Relaxed);
-    let planes = match model.check_tile(job.tensor, job.tile) {
-        Ok(planes) => planes,
-        Err(Error::Checksum { tile, .. }) => {
-            check.problem = Some(format!(
-                "checksum of tile {tile} does not match, the data is damaged"
-            ));
-            return Ok(check);
-        }
-        Err(error) => {
-            check.problem = Some(error.to_string());
-            return Ok(check);
-        }
-    };
-    let (Some(source), Some(partner)) = (original, job.partner) else {
-        return Ok(check);
-    };
+/// Told the bytes that were dealt with; its error ends the check.
+type Step<'a> = &'a mut dyn FnMut(usize) -> Result<()>;
 
-    let mut buffer = Vec::new();
-    let (Some(layout), Some(float)) = (tile.layout, tile.source_dtype.float()) else {
-        // Kept: equal byte for byte.
-        let codes = planes.codes();
-        let start = codes.len().checked_div(tile.row_count).unwrap_or(0) * tile.row_start;
-        for (i, part) in codes.chunks(8 << 20).enumerate() {
-            buffer.resize(part.len(), 0);
-            source.read(partner, start + i * (8 << 20), &mut buffer)?;
-            if buffer != part {
-                check.problem = Some("kept, but not equal to the original".to_owned());
+/// What all checks of a run share.
+struct Work<'a> {
+    model: &'a Model,
+    table: &'a KernelTable,
+    original: Option<&'a dyn Source>,
+    pool: &'a Pool<'a>,
+    done: &'a AtomicUsize,
+}
+
+impl Work<'_> {
+    fn check(&self, job: &Job, pulse: Pulse<'_>) -> Result<Check> {
+        let mut left = job.bytes(self.model);
+        let mut step = |bytes: usize| {
+            let bytes = bytes.min(left);
+            left -= bytes;
+            self.done.fetch_add(bytes, Ordering::Relaxed);
+            self.pool.go_on(pulse)
+        };
+        let check = self.tile(job, &mut step)?;
+        // What a problem kept from being read.
+        step(usize::MAX)?;
+        Ok(check)
+    }
+
+    fn tile(&self, job: &Job, step: Step<'_>) -> Result<Check> {
+        let mut check = Check {
+            error: ErrorSums::default(),
+            problem: None,
+        };
+        let tile = job.tile(self.model);
+        let planes = match (self.model).check_tile_in_steps(job.tensor, job.tile, step) {
+            Ok(planes) => planes,
+            Err(Error::Cancelled) => return Err(Error::Cancelled),
+            Err(Error::Checksum { tile, .. }) => {
+                check.problem = Some(format!(
+                    "checksum of tile {tile} does not match, the data is damaged"
+                ));
                 return Ok(check);
             }
-        }
-        return Ok(check);
-    };
-    let cols = tile.shape.cols();
-    let row_bytes = cols * tile.source_dtype.bits() / 8;
-    let step = rows_per_piece(cols);
-    for row in (0..tile.row_count).step_by(step) {
-        let rows = step.min(tile.row_count - row);
-        buffer.resize(rows * cols * float.size(), 0);
-        let start = (tile.row_start + row) * row_bytes;
-        let read = |bytes: &mut [u8]| source.read(partner, start, bytes);
-        tile.source_dtype.read_floats(&mut buffer, read)?;
-        let matrix = Matrix {
-            rows,
-            cols,
-            float,
-            weights: &buffer,
+            Err(error) => {
+                check.problem = Some(error.to_string());
+                return Ok(check);
+            }
         };
-        let planes = planes.as_planes().rows(layout, cols, row..row + rows);
-        check.error.add(measure_rows(table, layout, matrix, planes));
-    }
-    let measured = check.error.cosine();
-    match tile.cosine {
-        Some(stored) if (f64::from(stored) - measured).abs() <= COSINE_SLACK => {}
-        stored => {
-            let stored = stored.map_or("none".to_owned(), |cosine| format!("{cosine:.6}"));
-            check.problem = Some(format!(
-                "cosine to the original is {measured:.6}, the file says {stored}: is this the original?"
-            ));
+        let (Some(source), Some(partner)) = (self.original, job.partner) else {
+            return Ok(check);
+        };
+
+        let mut buffer = Vec::new();
+        let (Some(layout), Some(float)) = (tile.layout, tile.source_dtype.float()) else {
+            // Kept: equal byte for byte.
+            let codes = planes.codes();
+            let start = codes.len().checked_div(tile.row_count).unwrap_or(0) * tile.row_start;
+            for (i, part) in codes.chunks(STEP).enumerate() {
+                buffer.resize(part.len(), 0);
+                read(source, partner, start + i * STEP, &mut buffer, step)?;
+                if buffer != part {
+                    check.problem = Some("kept, but not equal to the original".to_owned());
+                    return Ok(check);
+                }
+            }
+            return Ok(check);
+        };
+        let cols = tile.shape.cols();
+        let row_bytes = cols * tile.source_dtype.bits() / 8;
+        let piece = rows_per_piece(cols);
+        for row in (0..tile.row_count).step_by(piece) {
+            let rows = piece.min(tile.row_count - row);
+            buffer.resize(rows * cols * float.size(), 0);
+            let offset = (tile.row_start + row) * row_bytes;
+            let fill = |bytes: &mut [u8]| read(source, partner, offset, bytes, &mut *step);
+            tile.source_dtype.read_floats(&mut buffer, fill)?;
+            let matrix = Matrix {
+                rows,
+                cols,
+                float,
+                weights: &buffer,
+            };
+            let planes = planes.as_planes().rows(layout, cols, row..row + rows);
+            (check.error).add(measure_rows(self.table, layout, matrix, planes));
         }
+        let measured = check.error.cosine();
+        match tile.cosine {
+            Some(stored) if (f64::from(stored) - measured).abs() <= COSINE_SLACK => {}
+            stored => {
+                let stored = stored.map_or("none".to_owned(), |cosine| format!("{cosine:.6}"));
+                check.problem = Some(format!(
+                    "cosine to the original is {measured:.6}, the file says {stored}: is this the original?"
+                ));
+            }
+        }
+        Ok(check)
     }
-    Ok(check)
+}
+
+/// Fills `out` from a tensor's byte `offset` on.
+fn read(
+    source: &dyn Source,
+    tensor: usize,
+    offset: usize,
+    out: &mut [u8],
+    step: Step<'_>,
+) -> Result<()> {
+    for (i, part) in out.chunks_mut(STEP).enumerate() {
+        source.read(tensor, offset + i * STEP, part)?;
+        step(part.len())?;
+    }
+    Ok(())
 }

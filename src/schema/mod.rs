@@ -2,15 +2,21 @@
 //! writes it and the model that reads it. Described for other readers in `docs/format.md`.
 
 pub mod footer;
+mod manifest;
 pub mod pages;
 pub mod read;
 mod thrift;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use xxhash_rust::xxh3::Xxh3;
+
+pub use manifest::{
+    Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, part_name,
+};
 
 use crate::format::Layout;
 use crate::tensor::{Dtype, Shape};
@@ -37,10 +43,16 @@ pub mod key {
     pub const GENERATOR: &str = "arrowquant.generator";
     /// JSON object: cosine, SQNR and bits per weight, in total and per tensor.
     pub const SUMMARY: &str = "arrowquant.summary";
+    /// JSON object, in a part of a folder only: which part it is, and what adding the parts up
+    /// takes.
+    pub const PART: &str = "arrowquant.part";
 }
 
 /// Name in the `format` column of a tensor kept as it was.
 pub const RAW: &str = "raw";
+
+/// Long work on bytes looks up after so many: a slow disk takes less than a tenth of a second.
+pub const STEP: usize = 4 << 20;
 
 /// Columns by the path of their leaf, in file order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,6 +241,12 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// Bytes of its planes.
+    pub fn bytes(&self) -> usize {
+        let planes = self.plane_bytes().unwrap_or_default();
+        planes.into_iter().fold(0, usize::saturating_add)
+    }
+
     /// Bytes that the codes, scales and biases of this tile must have, or `None` when a kept
     /// tensor's rows are no whole bytes or a size overflows.
     pub fn plane_bytes(&self) -> Option<[usize; 3]> {
@@ -257,36 +275,80 @@ impl Tile {
 /// format, scheme, group size u32, scale dtype, rotation, activation, codes, scales, biases,
 /// input scale.
 pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option<&[u8]>) -> u64 {
-    let mut hasher = Xxh3::new();
-    let mut field = |bytes: Option<&[u8]>| match bytes {
-        Some(bytes) => {
-            hasher.update(&(bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        }
-        None => hasher.update(&u64::MAX.to_le_bytes()),
-    };
-    let dims = tile.shape.dims().iter();
-    let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
-    let layout = tile.layout.as_ref();
-    let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
+    let planes = [Some(codes), scales, biases];
+    let Ok(sum) = checksum_in_steps(tile, planes, |_| Ok::<(), Infallible>(()));
+    sum
+}
 
-    field(Some(tile.name.as_bytes()));
-    field(Some(&tile.tile.to_le_bytes()));
-    field(Some(&(tile.row_start as u64).to_le_bytes()));
-    field(Some(&(tile.row_count as u64).to_le_bytes()));
-    field(Some(&shape));
-    field(Some(tile.source_dtype.name().as_bytes()));
-    field(Some(layout.map_or(RAW, |l| l.format.name()).as_bytes()));
-    field(layout.map(|l| l.scheme.name().as_bytes()));
-    field(group_size.as_ref().map(|g| g.as_slice()));
-    field(layout.map(|l| l.scale_dtype.name().as_bytes()));
-    field(None); // rotation
-    field(None); // activation
-    field(Some(codes));
-    field(scales);
-    field(biases);
-    field(None); // input scale
-    hasher.digest()
+/// As [`checksum`], of codes, scales and biases. `step` is told the bytes of them that were dealt
+/// with, at most [`STEP`] at once.
+///
+/// # Errors
+/// That of `step`, which ends it.
+pub fn checksum_in_steps<E>(
+    tile: &Tile,
+    planes: [Option<&[u8]>; 3],
+    mut step: impl FnMut(usize) -> Result<(), E>,
+) -> Result<u64, E> {
+    let mut checksum = Checksum::new(tile);
+    for plane in planes {
+        checksum.plane(plane.map(<[u8]>::len));
+        for part in plane.unwrap_or_default().chunks(STEP) {
+            checksum.bytes(part);
+            step(part.len())?;
+        }
+    }
+    Ok(checksum.finish())
+}
+
+/// The same for planes that come in parts.
+pub struct Checksum(Xxh3);
+
+impl Checksum {
+    /// Takes in what comes before the planes.
+    pub fn new(tile: &Tile) -> Self {
+        let dims = tile.shape.dims().iter();
+        let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
+        let layout = tile.layout.as_ref();
+        let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
+
+        let mut checksum = Self(Xxh3::new());
+        let mut field = |bytes: Option<&[u8]>| {
+            checksum.plane(bytes.map(<[u8]>::len));
+            checksum.bytes(bytes.unwrap_or_default());
+        };
+        field(Some(tile.name.as_bytes()));
+        field(Some(&tile.tile.to_le_bytes()));
+        field(Some(&(tile.row_start as u64).to_le_bytes()));
+        field(Some(&(tile.row_count as u64).to_le_bytes()));
+        field(Some(&shape));
+        field(Some(tile.source_dtype.name().as_bytes()));
+        field(Some(layout.map_or(RAW, |l| l.format.name()).as_bytes()));
+        field(layout.map(|l| l.scheme.name().as_bytes()));
+        field(group_size.as_ref().map(|g| g.as_slice()));
+        field(layout.map(|l| l.scale_dtype.name().as_bytes()));
+        field(None); // rotation
+        field(None); // activation
+        checksum
+    }
+
+    /// Begins the next plane, of `len` bytes; `None` when the tile has not got it. Codes, scales
+    /// and biases come in this order.
+    pub fn plane(&mut self, len: Option<usize>) {
+        let len = len.map_or(u64::MAX, |len| len as u64);
+        self.0.update(&len.to_le_bytes());
+    }
+
+    /// Takes in the next bytes of the plane.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The checksum, once all planes have been taken in.
+    pub fn finish(mut self) -> u64 {
+        self.plane(None); // input scale
+        self.0.digest()
+    }
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use memmap2::MmapMut;
+
 /// Definition levels of one present value (u32 length, RLE run of one, level 1), then the u32
 /// length of the value.
 pub(super) const PREFIX: usize = 6 + 4;
@@ -9,11 +11,47 @@ pub(super) const PREFIX: usize = 6 + 4;
 /// Smaller buffers are left to the allocator.
 const SMALLEST_KEPT: usize = 64 << 10;
 
+/// A buffer may be so many times as large as what it is used for.
+const WASTE: usize = 2;
+
+/// Memory of the system's: what is given back, or not used yet, costs nothing.
+#[derive(Debug)]
+enum Memory {
+    Small(Vec<u8>),
+    Mapped(MmapMut),
+}
+
+impl Memory {
+    /// Memory that holds anything.
+    fn new(len: usize) -> Self {
+        if len >= SMALLEST_KEPT
+            && let Ok(map) = MmapMut::map_anon(len)
+        {
+            return Self::Mapped(map);
+        }
+        Self::Small(vec![0; len])
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Small(bytes) => bytes,
+            Self::Mapped(map) => map,
+        }
+    }
+}
+
 /// Buffers waiting to be used again.
 #[derive(Debug, Clone)]
 pub struct Buffers {
     most: usize,
-    waiting: Arc<Mutex<Vec<Vec<u8>>>>,
+    waiting: Arc<Mutex<Vec<Memory>>>,
 }
 
 impl Buffers {
@@ -27,38 +65,36 @@ impl Buffers {
 
     /// A buffer for a plane of `len` bytes, which hold anything.
     pub fn take(&self, len: usize) -> PlaneBuffer {
-        let mut bytes = self.find(PREFIX + len).unwrap_or_default();
-        if bytes.capacity() < PREFIX + len {
-            // Zeros that the system hands out cost nothing until they are written over.
-            bytes = vec![0; PREFIX + len];
-        }
-        bytes.resize(PREFIX + len, 0);
+        let len = PREFIX + len;
         PlaneBuffer {
-            bytes,
+            memory: self.find(len).unwrap_or_else(|| Memory::new(len)),
+            len,
             origin: self.clone(),
         }
     }
 
     /// The smallest that is large enough, if it is not far too large.
-    fn find(&self, len: usize) -> Option<Vec<u8>> {
+    fn find(&self, len: usize) -> Option<Memory> {
         let mut waiting = self.waiting.lock().ok()?;
-        let fitting = waiting.iter().enumerate();
-        let fitting =
-            fitting.filter(|(_, b)| (len..=len.saturating_mul(4)).contains(&b.capacity()));
-        let (best, _) = fitting.min_by_key(|(_, buffer)| buffer.capacity())?;
+        let fitting = waiting
+            .iter()
+            .map(|memory| memory.bytes().len())
+            .enumerate();
+        let fitting = fitting.filter(|(_, size)| (len..=len.saturating_mul(WASTE)).contains(size));
+        let (best, _) = fitting.min_by_key(|&(_, size)| size)?;
         Some(waiting.swap_remove(best))
     }
 
-    fn give_back(&self, buffer: Vec<u8>) {
-        if buffer.capacity() < SMALLEST_KEPT {
+    fn give_back(&self, memory: Memory) {
+        if memory.bytes().len() < SMALLEST_KEPT {
             return;
         }
         if let Ok(mut waiting) = self.waiting.lock() {
-            waiting.push(buffer);
+            waiting.push(memory);
             // Those that waited longest go first.
-            let mut kept: usize = waiting.iter().map(Vec::capacity).sum();
+            let mut kept: usize = waiting.iter().map(|memory| memory.bytes().len()).sum();
             while kept > self.most {
-                kept -= waiting.remove(0).capacity();
+                kept -= waiting.remove(0).bytes().len();
             }
         }
     }
@@ -67,39 +103,50 @@ impl Buffers {
 /// A plane being filled, with room in front for what Parquet puts before a value.
 #[derive(Debug)]
 pub struct PlaneBuffer {
-    bytes: Vec<u8>,
+    memory: Memory,
+    /// Of prefix and plane; the memory may be larger.
+    len: usize,
     origin: Buffers,
 }
 
 impl PlaneBuffer {
     /// The plane.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[PREFIX..]
+        &self.as_ref()[PREFIX..]
     }
 
     /// The plane, to fill.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes[PREFIX..]
+        &mut self.memory.bytes_mut()[PREFIX..self.len]
     }
 
     /// Fills in what comes before the value, whose length is the plane's.
     pub(super) fn write_prefix(&mut self) {
-        let len = self.bytes().len() as u32;
-        self.bytes[..PREFIX - 4].copy_from_slice(&[2, 0, 0, 0, 2, 1]);
-        self.bytes[PREFIX - 4..PREFIX].copy_from_slice(&len.to_le_bytes());
+        let prefix = prefix(self.bytes().len());
+        self.memory.bytes_mut()[..PREFIX].copy_from_slice(&prefix);
     }
+}
+
+/// What comes before a value of `len` bytes: its definition level, unless the column is
+/// required, then its length.
+pub(super) fn prefix(len: usize) -> [u8; PREFIX] {
+    let mut prefix = [2, 0, 0, 0, 2, 1, 0, 0, 0, 0];
+    prefix[PREFIX - 4..].copy_from_slice(&(len as u32).to_le_bytes());
+    prefix
 }
 
 /// Prefix and plane.
 impl AsRef<[u8]> for PlaneBuffer {
     fn as_ref(&self) -> &[u8] {
-        &self.bytes
+        &self.memory.bytes()[..self.len]
     }
 }
 
 impl Drop for PlaneBuffer {
     fn drop(&mut self) {
-        self.origin.give_back(std::mem::take(&mut self.bytes));
+        let none = Memory::Small(Vec::new());
+        self.origin
+            .give_back(std::mem::replace(&mut self.memory, none));
     }
 }
 
@@ -124,7 +171,7 @@ mod tests {
             .lock()
             .unwrap()
             .iter()
-            .map(Vec::capacity)
+            .map(|memory| memory.bytes().len())
             .sum();
         assert!((800_000..=1 << 20).contains(&kept), "{kept}");
     }

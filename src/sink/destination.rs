@@ -1,17 +1,20 @@
 //! Where the bytes of a Parquet file go.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use super::staging::StagedFile;
 use crate::error::{MEMORY, Result};
+
+/// Called now and then by what takes long, which ends with its error.
+pub type GoOn<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A path, or the caller's memory.
 #[derive(Debug)]
 pub enum Destination<'a> {
     /// Appears whole at its path, or not at all.
     File(StagedFile),
-    /// What is left of the caller's memory.
+    /// The caller's memory.
     Memory(&'a mut [u8]),
 }
 
@@ -24,33 +27,51 @@ impl Destination<'_> {
         }
     }
 
-    /// Puts a file at its path.
+    /// Writes `bytes` from `offset` on, where anything may lie before them that comes later.
     ///
     /// # Errors
-    /// It cannot be put there; the path is then as it was.
-    pub fn commit(self) -> Result<()> {
+    /// The disk is full or fails, or the memory is too small.
+    pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         match self {
-            Self::File(file) => file.commit(),
+            Self::File(file) => file.write_at(bytes, offset),
+            Self::Memory(memory) => {
+                let place = range(offset, bytes.len()).and_then(|range| memory.get_mut(range));
+                let too_small = || io::Error::other("the destination is too small");
+                place.ok_or_else(too_small)?.copy_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads back what was written.
+    ///
+    /// # Errors
+    /// Nothing was written there, or the disk fails.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.read_at(bytes, offset),
+            Self::Memory(memory) => {
+                let place = range(offset, bytes.len()).and_then(|range| memory.get(range));
+                let missing = || io::Error::from(io::ErrorKind::UnexpectedEof);
+                bytes.copy_from_slice(place.ok_or_else(missing)?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts a file at its path. `go_on` is called while the system writes it to the disk.
+    ///
+    /// # Errors
+    /// It cannot be put there, or `go_on` fails; the path is then as it was.
+    pub fn commit(self, go_on: GoOn<'_>) -> Result<()> {
+        match self {
+            Self::File(file) => file.commit_with(go_on),
             Self::Memory(_) => Ok(()),
         }
     }
 }
 
-impl Write for Destination<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Self::File(file) => file.write(bytes),
-            Self::Memory(rest) if rest.len() < bytes.len() => {
-                Err(io::Error::other("the destination is too small"))
-            }
-            Self::Memory(rest) => rest.write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        match self {
-            Self::File(file) => file.flush(),
-            Self::Memory(_) => Ok(()),
-        }
-    }
+fn range(offset: u64, len: usize) -> Option<std::ops::Range<usize>> {
+    let start = usize::try_from(offset).ok()?;
+    Some(start..start.checked_add(len)?)
 }

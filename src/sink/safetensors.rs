@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::destination::GoOn;
 use super::staging::StagedFile;
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
@@ -76,16 +77,16 @@ impl SafetensorsSink {
         self.put(values)
     }
 
-    /// Syncs the file and puts it at its path.
+    /// Syncs the file and puts it at its path; `go_on` is called meanwhile.
     ///
     /// # Errors
-    /// The file cannot be put in place; the target is then as it was.
+    /// The file cannot be put in place, or `go_on` fails; the target is then as it was.
     ///
     /// # Panics
     /// If values are missing.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(self, go_on: GoOn<'_>) -> Result<()> {
         assert_eq!(self.missing, 0);
-        self.file.commit()
+        self.file.commit_with(go_on)
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
+use super::destination::GoOn;
 use crate::error::{Error, Result};
 
 const PREFIX: &str = ".arrowquant-";
@@ -25,8 +26,7 @@ pub struct StagedFile {
 /// would wait for it.
 #[derive(Debug, Default)]
 struct WriteBack {
-    written: u64,
-    begun: u64,
+    waiting: u64,
 }
 
 impl WriteBack {
@@ -34,38 +34,73 @@ impl WriteBack {
     const STEP: u64 = 8 << 20;
 
     fn wrote(&mut self, file: &File, bytes: u64) {
-        self.written += bytes;
-        let waiting = self.written - self.begun;
-        if waiting < Self::STEP {
+        self.waiting += bytes;
+        if self.waiting < Self::STEP {
             return;
         }
+        self.waiting = 0;
         #[cfg(target_os = "linux")]
         {
             use std::os::fd::AsRawFd;
-            // SAFETY: the file is open. It is advice, so that it may fail.
+            // SAFETY: the file is open. It is advice, so that it may fail. All of the file, as
+            // pieces may come in any order; what is clean costs nothing.
             unsafe {
-                libc::sync_file_range(
-                    file.as_raw_fd(),
-                    self.begun as i64,
-                    waiting as i64,
-                    libc::SYNC_FILE_RANGE_WRITE,
-                );
+                libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE);
             }
         }
         #[cfg(not(target_os = "linux"))]
         let _ = file;
-        self.begun = self.written;
+    }
+
+    /// Waits until the file is on the disk, `go_on` called in between: syncing it, which can
+    /// neither be watched nor stopped, then has little left to do.
+    #[cfg(target_os = "linux")]
+    fn wait(file: &File, target: &Path, go_on: GoOn<'_>) -> Result<()> {
+        use std::os::fd::AsRawFd;
+        const ALL: u32 = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+            | libc::SYNC_FILE_RANGE_WRITE
+            | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        let len = file.metadata().map_or(0, |status| status.len());
+        for offset in (0..len).step_by(Self::STEP as usize) {
+            let (fd, offset, step) = (file.as_raw_fd(), offset as i64, Self::STEP as i64);
+            // SAFETY: the file is open.
+            let done = unsafe { libc::sync_file_range(fd, offset, step, ALL) };
+            let error = io::Error::last_os_error();
+            // A failure to write is told once, so perhaps not to the sync that follows; others
+            // are of file systems that know no ranges.
+            let lost = [libc::EIO, libc::ENOSPC, libc::EDQUOT];
+            if done != 0
+                && error
+                    .raw_os_error()
+                    .is_some_and(|code| lost.contains(&code))
+            {
+                return Err(Error::io(target, "write")(error));
+            }
+            go_on()?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn wait(_: &File, _: &Path, go_on: GoOn<'_>) -> Result<()> {
+        go_on()
     }
 }
 
 impl StagedFile {
-    /// Starts a file that is to become `target`.
+    /// Starts a file that is to become `target`; where that is a link, what it leads to.
     ///
     /// # Errors
-    /// The target's folder does not exist or cannot be written to, or the target is a folder.
+    /// The target's folder does not exist or cannot be written to, or the target is a folder, a
+    /// device or a link in a circle.
     pub fn create(target: &Path) -> Result<Self> {
+        let target = &end_of_links(target)?;
         if target.file_name().is_none() || target.is_dir() {
             return Err(Error::file(target, "cannot write here: it is a folder"));
+        }
+        // Such as /dev/null, in whose place nobody wants a file.
+        if target.exists() && !target.is_file() {
+            return Err(Error::file(target, "cannot write here: it is no file"));
         }
         let folder = folder_of(target);
         if !folder.is_dir() {
@@ -101,23 +136,60 @@ impl StagedFile {
         &self.target
     }
 
+    /// Writes `bytes` from `offset` on.
+    ///
+    /// # Errors
+    /// The disk is full or fails.
+    pub fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        positioned::write(self.file.as_file(), bytes, offset)?;
+        self.begun.wrote(self.file.as_file(), bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Reads back what was written.
+    ///
+    /// # Errors
+    /// Nothing was written there, or the disk fails.
+    pub fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        positioned::read(self.file.as_file(), bytes, offset)
+    }
+
+    /// As [`StagedFile::commit`]; `go_on` is called now and then while the system writes the file
+    /// to the disk.
+    ///
+    /// # Errors
+    /// As [`StagedFile::commit`], or `go_on` fails.
+    pub(crate) fn commit_with(self, go_on: GoOn<'_>) -> Result<()> {
+        WriteBack::wait(self.file.as_file(), &self.target, go_on)?;
+        self.commit()
+    }
+
     /// Syncs the file and puts it at its path, replacing what was there.
     ///
     /// # Errors
     /// The file cannot be synced or renamed; the target is then as it was.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(self) -> Result<()> {
+        self.publish(|file, target| file.persist(target).map_err(|error| error.error))
+    }
+
+    /// The same where nothing is at the path yet.
+    ///
+    /// # Errors
+    /// As [`StagedFile::commit`], or something is there.
+    pub fn commit_new(self) -> Result<()> {
+        self.publish(|file, target| file.persist_noclobber(target).map_err(|error| error.error))
+    }
+
+    fn publish(mut self, put: impl FnOnce(NamedTempFile, &Path) -> io::Result<File>) -> Result<()> {
         let sync = |file: &mut NamedTempFile| -> io::Result<()> {
             file.flush()?;
             file.as_file().sync_all()
         };
         sync(&mut self.file).map_err(Error::io(&self.target, "write"))?;
-        let folder = folder_of(&self.target).to_owned();
-        let target = self.target;
-        self.file
-            .persist(&target)
-            .map_err(|error| Error::io(&target, "put the finished file here")(error.error))?;
+        let Self { target, file, .. } = self;
+        put(file, &target).map_err(Error::io(&target, "put the finished file here"))?;
         // The rename lasts once the folder is synced; not every system can open a folder.
-        if let Ok(folder) = File::open(folder) {
+        if let Ok(folder) = File::open(folder_of(&target)) {
             let _ = folder.sync_all();
         }
         Ok(())
@@ -136,6 +208,53 @@ impl Write for StagedFile {
     }
 }
 
+/// Reading and writing by position.
+mod positioned {
+    use std::fs::File;
+    use std::io;
+
+    #[cfg(unix)]
+    pub(super) fn write(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    }
+
+    #[cfg(unix)]
+    pub(super) fn read(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
+    }
+
+    /// Nobody reads or writes at the place of the file itself meanwhile.
+    #[cfg(not(unix))]
+    pub(super) fn write(mut file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        use std::io::{Seek, Write};
+        file.seek(io::SeekFrom::Start(offset))?;
+        file.write_all(bytes)
+    }
+
+    #[cfg(not(unix))]
+    pub(super) fn read(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        use std::io::{Read, Seek};
+        file.seek(io::SeekFrom::Start(offset))?;
+        file.read_exact(bytes)
+    }
+}
+
+/// Where links lead, be there a file or none yet: renaming over a link would replace the link.
+fn end_of_links(target: &Path) -> Result<PathBuf> {
+    // As many as systems follow.
+    const MOST: usize = 40;
+    let mut path = target.to_owned();
+    for _ in 0..MOST {
+        match std::fs::read_link(&path) {
+            Ok(next) => path = folder_of(&path).join(next),
+            // No link; anything else that is wrong with it is seen when it is written to.
+            Err(_) => return Ok(path),
+        }
+    }
+    let reason = "cannot write here: it is a link that leads in a circle";
+    Err(Error::file(target, reason))
+}
+
 fn folder_of(target: &Path) -> &Path {
     match target.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -144,7 +263,7 @@ fn folder_of(target: &Path) -> &Path {
 }
 
 /// Removes temporaries whose run is dead. Failing to is no reason not to write.
-fn remove_stale(folder: &Path) {
+pub fn remove_stale(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let name = name.to_string_lossy();

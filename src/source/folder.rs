@@ -75,7 +75,8 @@ pub(super) fn components(folder: &Path, text: &[u8]) -> Result<Vec<(String, Path
     for (name, value) in entries {
         // A component is `[library, class]`, `[null, null]` where it is left out; the rest are
         // settings of the pipeline.
-        let Some([Value::String(_), Value::String(class)]) = value.as_array().map(Vec::as_slice)
+        let Some([Value::String(_), Value::String(class), ..]) =
+            value.as_array().map(Vec::as_slice)
         else {
             continue;
         };

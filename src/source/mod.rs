@@ -35,8 +35,15 @@ pub struct SourceId {
     pub name: String,
     /// Bytes of all its files.
     pub bytes: u64,
-    /// XXH3-64 over the headers, in hexadecimal.
+    /// XXH3-64 over the headers (the footer of Parquet), in hexadecimal.
     pub header_hash: String,
+}
+
+impl SourceId {
+    /// As files record it.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!(self)
+    }
 }
 
 /// Tensors that can be read in parts, from several threads at once.
@@ -82,6 +89,12 @@ pub trait Source: Send + Sync {
     /// in the file, those that are held unpacked.
     fn held_bytes(&self) -> usize {
         0
+    }
+
+    /// Whether tensors are better read one after the other: when what they are unpacked from is
+    /// not held for all of them, each would drop what the others need.
+    fn in_turn(&self) -> bool {
+        false
     }
 }
 

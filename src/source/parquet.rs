@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use parquet::data_type::ByteArray;
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::file::{FileState, SourceFile};
 use super::folder::name_of;
@@ -76,7 +75,7 @@ impl ParquetSource {
         let id = SourceId {
             name: name_of(path),
             bytes: table.file().bytes(),
-            header_hash: format!("{:016x}", xxh3_64(table.footer())),
+            header_hash: format!("{:016x}", table.hash()),
         };
         let mut metadata = table.metadata();
         let ours = metadata.contains_key(key::FORMAT_VERSION);
@@ -326,6 +325,12 @@ impl ParquetSource {
         }
     }
 
+    /// What all row groups take that must be unpacked.
+    fn packed_bytes(&self) -> u64 {
+        let packed = self.packed.iter().flatten();
+        packed.fold(0, |sum, &bytes| sum.saturating_add(bytes))
+    }
+
     /// Calls `body` with a value that is packed in the file.
     fn with_unpacked(
         &self,
@@ -423,11 +428,12 @@ impl Source for ParquetSource {
     }
 
     fn held_bytes(&self) -> usize {
-        let packed = self.packed.iter().flatten();
-        let sum = packed
-            .clone()
-            .fold(0u64, |sum, &bytes| sum.saturating_add(bytes));
-        let largest = packed.max().copied().unwrap_or(0);
-        sum.min(largest.max(HELD)).try_into().unwrap_or(usize::MAX)
+        let largest = self.packed.iter().flatten().max().copied().unwrap_or(0);
+        let held = self.packed_bytes().min(largest.max(HELD));
+        held.try_into().unwrap_or(usize::MAX)
+    }
+
+    fn in_turn(&self) -> bool {
+        self.packed_bytes() > HELD
     }
 }

@@ -12,6 +12,7 @@ use parquet::data_type::{ByteArray, ByteArrayType, DataType, Int32Type, Int64Typ
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::reader::{ChunkReader, Length};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::MAX_HEADER;
 use super::file::SourceFile;
@@ -35,7 +36,8 @@ const CODECS: [CompressionCodec; 3] = [
 #[derive(Debug)]
 pub(super) struct Table {
     file: Arc<Chunks>,
-    footer: Vec<u8>,
+    /// XXH3-64 of the footer.
+    hash: u64,
     parquet: ParquetMetaData,
 }
 
@@ -77,7 +79,7 @@ impl Table {
         }
         Ok(Self {
             file: Arc::new(Chunks(Arc::new(file))),
-            footer,
+            hash: xxh3_64(&footer),
             parquet,
         })
     }
@@ -86,8 +88,8 @@ impl Table {
         &self.file.0
     }
 
-    pub(super) fn footer(&self) -> &[u8] {
-        &self.footer
+    pub(super) fn hash(&self) -> u64 {
+        self.hash
     }
 
     pub(super) fn metadata(&self) -> BTreeMap<String, String> {

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "arrowquant.h"
 
@@ -411,6 +412,55 @@ static void runs(void) {
   free(memory);
   aq_plan_free(plan);
   aq_source_free(source);
+}
+
+/* Into a folder: shares of two runs, merged; and resumed. */
+static void folders(void) {
+  static char parts[4400], part[4500];
+  snprintf(parts, sizeof parts, "%s.parts", output);
+  aq_run_options options;
+  aq_run_options_init(&options, sizeof options);
+  CHECK(!options.resume && !options.part && !options.parts && !options.part_bytes);
+  options.parts = 2;
+  REFUSED_AS(AQ_ERROR_CONFIG, "'0/2' is not", aq_quantize_file(input, parts, NULL, &options, NULL, err));
+  options.part = 3;
+  REFUSED_AS(AQ_ERROR_CONFIG, "'3/2' is not", aq_quantize_file(input, parts, NULL, &options, NULL, err));
+  options.part = 1;
+  REFUSED_AS(AQ_ERROR_CONFIG, "name a folder",
+             aq_quantize_file(input, output, NULL, &options, NULL, err));
+  REFUSED("folder is NULL", aq_merge(NULL, err));
+  REFUSED("folder is not UTF-8", aq_merge(BAD_UTF8, err));
+  REFUSED_AS(AQ_ERROR_FILE, "not a folder of parts", aq_merge(parts, err));
+  OK(aq_quantize_file(input, parts, NULL, &options, NULL, &err));
+  aq_model *model = NULL;
+  REFUSED_AS(AQ_ERROR_FILE, "not complete", aq_model_open(parts, &model, err));
+  REFUSED_AS(AQ_ERROR_FILE, "is missing", aq_merge(parts, err));
+  options.part = 2;
+  OK(aq_quantize_file(input, parts, NULL, &options, NULL, &err));
+  OK(aq_merge(parts, &err));
+  OK(aq_model_open(parts, &model, &err));
+  CHECK(aq_model_count(model) > 2);
+  aq_model_free(model);
+
+  /* What another run began is refused; with the same settings it is gone on with. */
+  aq_run_options_init(&options, sizeof options);
+  options.resume = 1;
+  REFUSED_AS(AQ_ERROR_FILE, "shares is 2 there and 1 here",
+             aq_quantize_file(input, parts, NULL, &options, NULL, err));
+  options.part = 2, options.parts = 2;
+  aq_report *report = NULL;
+  OK(aq_quantize_file(input, parts, NULL, &options, &report, &err));
+  const char *json = NULL;
+  OK(aq_report_to_json(report, &json, &err));
+  CHECK(strstr(json, "\"resumed\":1") || strstr(json, "\"resumed\": 1"));
+  aq_report_free(report);
+
+  for (int i = 0; i < 2; i++) {
+    snprintf(part, sizeof part, "%s/part-%05d.parquet", parts, i);
+    CHECK(!remove(part));
+  }
+  snprintf(part, sizeof part, "%s/manifest.json", parts);
+  CHECK(!remove(part) && !rmdir(parts));
 }
 
 static void reports(void) {
@@ -1037,7 +1087,9 @@ static void *use_everything(void *argument) {
   size_t size, written;
   if (aq_run_size_bound(shared->source, shared->plan, &size, NULL)) abort();
   char *memory = malloc(size);
-  aq_run_options options = {sizeof options, 2, NULL, NULL, NULL};
+  aq_run_options options;
+  aq_run_options_init(&options, sizeof options);
+  options.threads = 2;
   if (aq_run_into(shared->source, shared->plan, &options, memory, size, &written, NULL, NULL)) abort();
   for (size_t i = 0; i < written; i += 31) shared->sum += (unsigned char)memory[i];
   free(memory);
@@ -1098,6 +1150,7 @@ int main(int argc, char **argv) {
   sources();
   plans();
   runs();
+  folders();
   reports();
   models();
   kernels();

@@ -112,6 +112,19 @@ int main(int argc, char** argv) {
   aq::quantize_file(input, folder + "/copy.parquet", aq::Config().set("rules", "typo=keep"), options);
   CHECK(heard == "rule typo=keep matches no tensor");
 
+  // A folder that two runs made is the same model; a third finds all of its share there.
+  aq::Options share;
+  share.parts = 2;
+  for (share.part = 1; share.part <= 2; share.part++)
+    aq::quantize_file(input, folder + "/parts", config, share);
+  CHECK(refused([&] { aq::Model::open(folder + "/parts"); }).code() == AQ_ERROR_FILE);
+  aq::merge(folder + "/parts");
+  CHECK(aq::Model::open(folder + "/parts").size() == source.size());
+  share.part = 1;
+  share.resume = true;
+  const auto resumed = aq::quantize_file(input, folder + "/parts", config, share).to_json();
+  CHECK(resumed.find("\"resumed\":1") != std::string::npos);
+
   // A model in memory, moved about; its views stay where they are.
   aq::Model first = aq::Model::open(aq::Bytes(file));
   const std::size_t index = first.find("blocks.0.attn.qkv.weight");

@@ -1,7 +1,11 @@
 //! What several subjects need: files to quantize, and the program.
 
+#[cfg(target_os = "linux")]
+pub mod faults;
 pub mod memory;
 pub mod native;
+#[cfg(unix)]
+pub mod place;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -104,15 +108,20 @@ pub fn quantize(input: &Path, output: &Path, settings: &[(&str, &str)]) -> Resul
     run::quantize(source.as_ref(), &plan, output, options)
 }
 
-/// Runs the program, free of settings from the environment.
-pub fn arrowquant<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+/// The program, free of settings from the environment.
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrowquant"));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("AQ_") {
             command.env_remove(name);
         }
     }
-    command.args(args).output().unwrap()
+    command
+}
+
+/// Runs the program.
+pub fn arrowquant<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    program().args(args).output().unwrap()
 }
 
 /// Runs the program and expects success; returns what it printed.
@@ -147,11 +156,17 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
+/// The values of a tensor.
+pub fn values_of(source: &dyn source::Source, tensor: usize) -> Vec<u8> {
+    let mut values = vec![0; source.tensors()[tensor].bytes().unwrap()];
+    source.read(tensor, 0, &mut values).unwrap();
+    values
+}
+
 /// Reads a tensor whole and in the parts between `cuts`, and expects the same bytes.
 pub fn check_parts(source: &dyn source::Source, tensor: usize, cuts: &[usize]) {
-    let len = source.tensors()[tensor].bytes().unwrap();
-    let mut whole = vec![0; len];
-    source.read(tensor, 0, &mut whole).unwrap();
+    let whole = values_of(source, tensor);
+    let len = whole.len();
     let mut cuts: Vec<usize> = cuts.iter().map(|&cut| cut.min(len)).collect();
     cuts.extend([0, len]);
     cuts.sort();

@@ -96,9 +96,10 @@ def test_config_has_the_defaults_of_its_profile():
     assert dict(config.items()) == {
         "deployment_profile": "edge", "bit_width": 2, "group_size": 64, "scheme": "symmetric",
         "method": "lsq", "gain": "auto", "scale_dtype": "auto", "on_nonfinite": "error",
-        "compression": "none", "streaming_mode": True, "num_threads": 2, "rules": "",
+        "compression": "none", "streaming_mode": True, "memory_limit": "none", "fail_fast": False,
+        "num_threads": 2, "rules": "",
     }
-    assert list(config) == list(config.keys()) and len(config) == 12
+    assert list(config) == list(config.keys()) and len(config) == 14
 
 
 def test_config_takes_aliases_and_rules():

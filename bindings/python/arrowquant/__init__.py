@@ -14,7 +14,7 @@ import os as _os
 from collections.abc import Mapping as _Mapping
 from typing import Any as _Any, Union as _Union
 
-from ._library import encode_path as _encode_path, lib as _lib
+from ._library import call as _call, encode_path as _encode_path, lib as _lib
 from ._run import Log, Progress, Run as _Run
 from .config import Config
 from .errors import (
@@ -72,10 +72,13 @@ def quantize(
     progress: _Union[bool, Progress, None] = None,
     log: _Union[Log, None] = None,
     threads: int = 0,
+    resume: bool = False,
+    part: _Union[tuple[int, int], None] = None,
+    part_bytes: _Union[int, None] = None,
     **settings: _Any,
 ) -> Report:
     """Quantizes a model into the Parquet file `output`, which appears whole at its path, or not at
-    all.
+    all; or, where `output` does not end in .parquet, into a folder of parts with a manifest.json.
 
     `input` is the path of a safetensors file, a folder of shards, a diffusers folder, a GGUF or a
     Parquet file (`Source.open`), a `Source`, a mapping of names to arrays (anything with the
@@ -89,20 +92,40 @@ def quantize(
     level of the `logging` module, such as `logging.getLogger("...").log`. If either returns False,
     the run ends with `Cancelled`; an exception in them ends it, too, and is raised here. (None is
     no False.) `threads` are what the settings say where 0, and by default all of the machine's.
+
+    Into a folder each part appears whole. `resume=True` goes on after an interruption;
+    `part=(K, N)` does the K-th of N shares of the work, of which `merge` makes one model;
+    a part ends when its planes pass `part_bytes` (512 MiB). A folder belongs to one source and
+    one set of settings; a run of another into it is refused.
     """
     wanted = Config.of(config, settings)
     if not isinstance(input, (str, _os.PathLike)):
         source = Source.of(input)
         threads = threads or int(wanted["num_threads"])
         plan = Plan.create(source, wanted)
-        return plan.run(source, output, progress=progress, log=log, threads=threads)
+        return plan.run(
+            source,
+            output,
+            progress=progress,
+            log=log,
+            threads=threads,
+            resume=resume,
+            part=part,
+            part_bytes=part_bytes,
+        )
     paths = _encode_path(input, "input"), _encode_path(output, "output")
-    run = _Run(progress, log, threads)
+    run = _Run(progress, log, threads, resume=resume, part=part, part_bytes=part_bytes)
     report = _ctypes.c_void_p()
     with wanted._open().shared() as handle:
         options, out = _ctypes.byref(run.options), _ctypes.byref(report)
         run.call(_lib.aq_quantize_file, *paths, handle, options, out)
     return Report._take(report)
+
+
+def merge(folder: _Union[str, _os.PathLike[str]]) -> None:
+    """Makes one model of a folder of parts that several runs with `part` made: checks that all are
+    there and belong together, and writes the manifest."""
+    _call(_lib.aq_merge, _encode_path(folder, "folder"))
 
 
 def quantize_to_bytes(
@@ -164,6 +187,7 @@ __all__ = [
     "isa_name",
     "matvec",
     "matvec_int8",
+    "merge",
     "open",
     "pack",
     "plane_sizes",

@@ -1,6 +1,6 @@
 """`python -m arrowquant`: what the program `arrowquant` does, in brief.
 
-Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage.
+Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import arrowquant
 from arrowquant import Config, ConfigError, Error, Plan, Source
@@ -28,6 +31,8 @@ SETTINGS = {
     "--on-nonfinite": ("on_nonfinite", "tensors that hold NaN or infinity: error or keep"),
     "--compression": ("compression", "none or zstd"),
     "--streaming": ("streaming_mode", "hold little in memory, even where that takes longer"),
+    "--memory-limit": ("memory_limit", "the most memory that it may take, such as 256MB"),
+    "--fail-fast": ("fail_fast", "stop where the run would otherwise mend by itself"),
     "--threads": ("num_threads", "threads; 0 is all of the machine's"),
 }
 
@@ -43,6 +48,11 @@ class _Rule(argparse.Action):
 
 def _number_of_threads(text: str) -> int:
     return int(Config(num_threads=text)["num_threads"])
+
+
+def _share(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    return int(part), int(parts)
 
 
 def _cosine(text: str) -> float:
@@ -69,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_settings(to: argparse.ArgumentParser) -> None:
         to.add_argument("--config", metavar="FILE", help="settings in YAML")
         for flag, (key, help) in SETTINGS.items():
-            if flag == "--streaming":
+            if flag in ("--streaming", "--fail-fast"):
                 to.add_argument(flag, dest=key, help=help, action="store_const", const="true")
             else:
                 to.add_argument(flag, dest=key, help=help)
@@ -84,7 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 
     quantize = command("quantize", "quantize safetensors, a diffusers folder, GGUF or Parquet")
     quantize.add_argument("input")
-    quantize.add_argument("output", help="the file to write, ending in .parquet")
+    quantize.add_argument("output", help="the file to write, ending in .parquet, or a folder")
+    quantize.add_argument("--resume", action="store_true", help="go on with an interrupted folder")
+    quantize.add_argument(
+        "--part", type=_share, metavar="K/N", help="do the K-th of N shares into a folder"
+    )
     add_settings(quantize)
     quantize.add_argument("--plan", metavar="FILE", help="do this plan, which `plan --json` printed")
     quantize.add_argument("--report", metavar="FILE.json", help="write what was measured")
@@ -107,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_threads(verify)
     add_json(verify)
+
+    merge = command("merge", "make one model of a folder of parts that several runs made")
+    merge.add_argument("folder")
 
     dequantize = command("dequantize", "decode a quantized file to safetensors")
     dequantize.add_argument("file")
@@ -192,6 +209,8 @@ def _quantize(args: argparse.Namespace) -> int:
         progress=not args.quiet and sys.stderr.isatty(),
         log=None if args.quiet else _log,
         threads=int(config["num_threads"]),
+        resume=args.resume,
+        part=args.part,
     )
     if args.report is not None:
         text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
@@ -337,11 +356,41 @@ def _verify(args: argparse.Namespace) -> int:
     return 0 if found else 1
 
 
+def _merge(args: argparse.Namespace) -> int:
+    arrowquant.merge(args.folder)
+    return 0
+
+
 def _dequantize(args: argparse.Namespace) -> int:
     with arrowquant.open(args.file) as model:
         progress = sys.stderr.isatty()
         model.dequantize(args.output, args.dtype, threads=args.threads, progress=progress)
     return 0
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """The first Ctrl-C, or other way to be told to end, raises KeyboardInterrupt, which stops a run;
+    the second ends the program at once."""
+    names = ("SIGINT", "SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before: dict[int, Any] = {}
+
+    def stop(*_: Any) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    # Signals are the main thread's. What we were started to ignore, as by nohup, stays ignored.
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -352,10 +401,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "inspect": _inspect,
         "verify": _verify,
+        "merge": _merge,
         "dequantize": _dequantize,
     }
     try:
-        return commands[args.command](args)
+        with _stoppable():
+            try:
+                return commands[args.command](args)
+            except KeyboardInterrupt:
+                doing = {"quantize": "quantizing", "verify": "verifying", "dequantize": "decoding"}
+                path = args.input if "input" in args else args.file
+                what = f"{doing.get(args.command, args.command)} {path}"
+                print(f"stopped: {_printable(what)}", file=sys.stderr)
+                return 130
     except BrokenPipeError:
         # A reader that stops reading is no failure; what is left must not be flushed to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -193,6 +193,10 @@ class aq_run_options(Sized):
         ("progress", aq_progress_fn),
         ("log", aq_log_fn),
         ("user_data", c_void_p),
+        ("resume", c_uint32),
+        ("part", c_uint32),
+        ("parts", c_uint32),
+        ("part_bytes", c_uint64),
     ]
 
 
@@ -275,6 +279,7 @@ _PLANES = [c_void_p, c_size_t] * 3
 
 # Functions that return a status, whose last parameter, an aq_error, is left out here.
 FALLIBLE: dict[str, list[Any]] = {
+    "aq_merge": [c_char_p],
     "aq_fail": [c_char_p],
     "aq_plane_sizes": [_RECIPE, c_size_t, c_size_t, _SIZE, _SIZE, _SIZE],
     "aq_quantize_rows": [_RECIPE, c_void_p, c_size_t, c_int32, c_size_t, c_size_t, c_void_p]

@@ -22,7 +22,16 @@ _LEVELS = {1: logging.INFO, 2: logging.WARNING}
 class Run:
     """A call that works for a while. Exceptions in callbacks end it and leave it."""
 
-    def __init__(self, progress: Union[bool, Progress, None], log: Log | None, threads: int) -> None:
+    def __init__(
+        self,
+        progress: Union[bool, Progress, None],
+        log: Log | None,
+        threads: int,
+        *,
+        resume: bool = False,
+        part: tuple[int, int] | None = None,
+        part_bytes: int | None = None,
+    ) -> None:
         if not 0 <= threads < 1 << 32:
             raise ArgumentError(f"threads: {threads} is no number of threads")
         self._bar: Bar | None = None
@@ -35,6 +44,15 @@ class Run:
         self._stopped = False
         self.options = aq_run_options()
         self.options.threads = threads
+        self.options.resume = resume
+        if part is not None:
+            if not all(0 < number < 1 << 32 for number in part):
+                raise ArgumentError(f"part: {part} is not (K, N) with K from 1 to N")
+            self.options.part, self.options.parts = part
+        if part_bytes is not None:
+            if not 0 < part_bytes < 1 << 64:
+                raise ArgumentError(f"part_bytes: {part_bytes} is no number of bytes")
+            self.options.part_bytes = part_bytes
         # There without a callback, too: here Python notices Ctrl-C.
         self.options.progress = aq_progress_fn(
             lambda _, told: self._tell(progress or None, told[0].done, told[0].total)

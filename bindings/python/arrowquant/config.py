@@ -21,6 +21,8 @@ KEYS = (
     "on_nonfinite",
     "compression",
     "streaming_mode",
+    "memory_limit",
+    "fail_fast",
     "num_threads",
     "rules",
 )
@@ -103,7 +105,7 @@ class Config(Owner):
             value = self._read(lib.aq_config_get, encode(key, "key"))
         except ConfigError as error:
             raise UnknownKey(str(error)) from None
-        if key == "streaming_mode":
+        if key in ("streaming_mode", "fail_fast"):
             return value == "true"
         return int(value) if key in _NUMBERS else value
 

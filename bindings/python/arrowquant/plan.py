@@ -164,12 +164,14 @@ class Plan(Owner):
         progress: Union[bool, Progress, None] = None,
         log: Log | None = None,
         threads: int = 0,
+        resume: bool = False,
+        part: tuple[int, int] | None = None,
+        part_bytes: int | None = None,
     ) -> Report:
-        """Does the plan: quantizes `source` into the Parquet file `output`, which appears whole at
-        its path, or not at all. `threads` are all of the machine's where 0. Other parameters as
-        for `quantize`."""
+        """Does the plan: quantizes `source` into the Parquet file or folder `output`. `threads` are
+        all of the machine's where 0. Other parameters as for `quantize`."""
         path = encode_path(output, "output")
-        run = Run(progress, log, threads)
+        run = Run(progress, log, threads, resume=resume, part=part, part_bytes=part_bytes)
         report = ctypes.c_void_p()
         with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
             out = ctypes.byref(report)

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use arrowquant::run::Share;
+use bytesize::ByteSize;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// Quantizes the weights of diffusion models to INT2, INT4 and INT8.
@@ -29,7 +31,7 @@ pub enum Command {
     },
     /// Show the tensors of a quantized file
     Inspect {
-        /// A file that `quantize` wrote
+        /// A file or folder that `quantize` wrote
         file: PathBuf,
         /// As JSON
         #[arg(long)]
@@ -37,7 +39,7 @@ pub enum Command {
     },
     /// Check a quantized file's checksums, and its error against the original
     Verify {
-        /// A file that `quantize` wrote
+        /// A file or folder that `quantize` wrote
         file: PathBuf,
         /// The model it was made from
         #[arg(long, value_name = "ORIGINAL")]
@@ -52,9 +54,17 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make one model of a folder of parts that several runs with --part made
+    Merge {
+        /// The folder that all parts are in
+        folder: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Decode a quantized file to safetensors
     Dequantize {
-        /// A file that `quantize` wrote
+        /// A file or folder that `quantize` wrote
         file: PathBuf,
         /// The safetensors file to write
         output: PathBuf,
@@ -73,10 +83,19 @@ pub struct Quantize {
     /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
     /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
     pub input: PathBuf,
-    /// The file to write, ending in .parquet
+    /// The file to write, ending in .parquet; or a folder of parts with a manifest
     pub output: PathBuf,
     #[command(flatten)]
     pub plan_args: PlanArgs,
+    /// Go on where an interrupted run into the same folder ended
+    #[arg(long)]
+    pub resume: bool,
+    /// Do the K-th of N shares of the work into a folder, for `merge`
+    #[arg(long, value_name = "K/N")]
+    pub part: Option<Share>,
+    /// Bytes of planes after which a part of a folder ends [default: 512MiB]
+    #[arg(long, value_name = "SIZE")]
+    pub part_size: Option<ByteSize>,
     /// Do this plan, which `plan --json` printed, as it is; settings do not change it
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "profile", "config", "bits", "group_size", "scheme", "method", "gain", "scale_dtype",
@@ -132,6 +151,12 @@ pub struct PlanArgs {
     /// Hold little in memory, even where that takes longer
     #[arg(long)]
     streaming: bool,
+    /// The most memory that the whole program may take, such as 256MB; implies --streaming
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<String>,
+    /// Stop with an error where the run would otherwise mend by itself, as by streaming
+    #[arg(long)]
+    fail_fast: bool,
     /// Threads; 0 is all of the machine's [default: as the profile says]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
@@ -142,7 +167,7 @@ pub struct PlanArgs {
 
 impl PlanArgs {
     /// Flag, key and value of every setting.
-    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 11] {
+    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 13] {
         [
             ("--profile", "deployment_profile", self.profile.as_deref()),
             ("--bits", "bit_width", self.bits.as_deref()),
@@ -162,6 +187,12 @@ impl PlanArgs {
                 "streaming_mode",
                 self.streaming.then_some("true"),
             ),
+            (
+                "--memory-limit",
+                "memory_limit",
+                self.memory_limit.as_deref(),
+            ),
+            ("--fail-fast", "fail_fast", self.fail_fast.then_some("true")),
             ("--threads", "num_threads", self.threads.as_deref()),
         ]
     }

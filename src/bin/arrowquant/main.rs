@@ -1,9 +1,11 @@
 //! The command line, over the crate's public Rust surface only.
 //!
-//! Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage.
+//! Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage, 130 stopped by
+//! Ctrl-C.
 
 mod args;
 mod show;
+mod stop;
 
 use std::io::{ErrorKind, IsTerminal, Read, Write};
 use std::path::Path;
@@ -29,6 +31,8 @@ fn main() -> ExitCode {
     match execute(args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
+        // `with_bar` has said it.
+        Err(Error::Cancelled) => ExitCode::from(stop::EXIT_CODE),
         Err(error) => {
             // One line, whatever a name or a nested message holds.
             let message = error.to_string();
@@ -75,7 +79,8 @@ fn execute(args: Args) -> Result<bool> {
             let model = Model::open(&file)?;
             let original = against.as_deref().map(source::open).transpose()?;
             let original = original.as_deref();
-            let verification = with_bar(threads, false, |options| {
+            let doing = format!("verifying {}", file.display());
+            let verification = with_bar(&doing, threads, false, |options| {
                 run::verify(&model, original, min_cosine, options)
             })?;
             print(&match json {
@@ -83,6 +88,14 @@ fn execute(args: Args) -> Result<bool> {
                 false => show::verification(&verification, original.is_some()),
             })?;
             Ok(verification.failures().next().is_none())
+        }
+        Command::Merge { folder, json } => {
+            let totals = run::merge(&folder)?;
+            print(&match json {
+                true => show::json(&serde_json::json!(totals)),
+                false => show::totals(&totals),
+            })?;
+            Ok(true)
         }
         Command::Dequantize {
             file,
@@ -98,7 +111,8 @@ fn execute(args: Args) -> Result<bool> {
             };
             let dtype = dtype.map(parse).transpose()?;
             let model = Model::open(&file)?;
-            with_bar(threads, false, |options| {
+            let doing = format!("decoding {}", file.display());
+            with_bar(&doing, threads, false, |options| {
                 run::dequantize_file(&model, &output, dtype, options)
             })?;
             Ok(true)
@@ -133,9 +147,19 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
         }
         None => None,
     };
-    let report = with_bar(config.threads(), args.quiet, |options| {
+    let doing = format!("quantizing {}", args.input.display());
+    let report = with_bar(&doing, config.threads(), args.quiet, |mut options| {
+        options.resume = args.resume;
+        options.share = args.part;
+        if let Some(size) = args.part_size {
+            options.part_bytes = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        }
         run::quantize(source.as_ref(), &plan, &args.output, options)
-    })?;
+    });
+    if matches!(report, Err(Error::Cancelled)) && args.output.is_dir() {
+        complain("--resume goes on with the parts that are there");
+    }
+    let report = report?;
     if let Some(mut file) = report_file {
         let text = show::json(&serde_json::json!(report));
         let written = file.write_all(text.as_bytes());
@@ -155,6 +179,10 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
 /// Whether two paths, which may not exist yet, are one file.
 fn same_file(a: &Path, b: &Path) -> bool {
     let resolved = |path: &Path| {
+        if let Ok(path) = path.canonicalize() {
+            let name = path.file_name()?.to_owned();
+            return Some((path.parent()?.to_owned(), name));
+        }
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
@@ -219,30 +247,36 @@ fn warn(plan: &Plan) {
     }
 }
 
-/// Calls `work` with options whose progress draws a bar, on a terminal.
+/// Calls `work` with options whose progress draws a bar, on a terminal, and which Ctrl-C stops;
+/// it is then said what was `doing`.
 fn with_bar<R>(
+    doing: &str,
     threads: usize,
     quiet: bool,
     work: impl FnOnce(Options<'_>) -> Result<R>,
 ) -> Result<R> {
-    let mut options = Options {
-        threads,
-        ..Options::default()
+    let bar = match quiet || !std::io::stderr().is_terminal() {
+        true => ProgressBar::hidden(),
+        false => ProgressBar::new(0),
     };
-    if quiet || !std::io::stderr().is_terminal() {
-        return work(options);
-    }
     let template = "{wide_bar} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left";
     let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
-    let bar = ProgressBar::new(0).with_style(style);
+    bar.set_style(style);
     let mut tell = |progress: Progress| {
         bar.set_length(progress.total as u64);
         bar.set_position(progress.done as u64);
-        true
+        !stop::asked()
     };
-    options.progress = Some(&mut tell);
-    let result = work(options);
+    let options = Options {
+        threads,
+        progress: Some(&mut tell),
+        ..Options::default()
+    };
+    let result = stop::listening(|| work(options));
     bar.finish_and_clear();
+    if let Err(Error::Cancelled) = result {
+        complain(&format!("stopped: {}", show::printable(doing)));
+    }
     result
 }
 

@@ -2,7 +2,7 @@
 
 use arrowquant::model::{Model, Tensor};
 use arrowquant::plan::{Plan, PlanEntry};
-use arrowquant::run::{Report, Verification};
+use arrowquant::run::{Parts, Report, Totals, Verification};
 use arrowquant::schema::{RAW, key};
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanBytes;
@@ -104,18 +104,9 @@ pub fn plan(plan: &Plan) -> String {
     )
 }
 
-/// What a run came to, and its worst tensors.
-pub fn report(report: &Report) -> String {
-    let total = &report.total;
-    let mut text = format!(
-        "{}: {} of {} ({}) in {:.2} s\n",
-        report.output,
-        HumanBytes(report.output_bytes),
-        HumanBytes(report.source_bytes as u64),
-        ratio(report.source_bytes, report.output_bytes as usize),
-        report.seconds,
-    );
-    text += &match total.quantized {
+/// The figures over all quantized tensors.
+pub fn totals(total: &Totals) -> String {
+    match total.quantized {
         0 => format!("nothing quantized, {} kept\n", tensors(total.kept)),
         count => format!(
             "{} quantized to {} bits per weight, cosine {}, SQNR {} dB; {} kept\n",
@@ -125,7 +116,27 @@ pub fn report(report: &Report) -> String {
             number(total.sqnr_db, 2),
             total.kept,
         ),
-    };
+    }
+}
+
+/// What a run came to, and its worst tensors.
+pub fn report(report: &Report) -> String {
+    let mut text = format!(
+        "{}: {} of {} ({}) in {:.2} s\n",
+        report.output,
+        HumanBytes(report.output_bytes),
+        HumanBytes(report.source_bytes as u64),
+        ratio(report.source_bytes, report.output_bytes as usize),
+        report.seconds,
+    );
+    text += &totals(&report.total);
+    if let Some(Parts { count, resumed }) = report.parts {
+        let parts = if count == 1 { "part" } else { "parts" };
+        text += &format!("{count} {parts}, of which {resumed} were there already\n");
+    }
+    if let Some(because) = &report.streaming_because {
+        text += &format!("streamed, since {because}\n");
+    }
     let mut worst: Vec<_> = report
         .tensors
         .iter()

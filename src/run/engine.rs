@@ -1,0 +1,407 @@
+//! A run under way: tiles are read, quantized and measured by the pool, piece by piece, and
+//! written by the calling thread in plan order, into one file or several.
+
+use std::iter::from_fn;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+use std::time::Instant;
+
+use serde_json::Value;
+
+use super::memory::{self, Memory};
+use super::pipeline::Options;
+use super::pool::{resolve, with_pool};
+use super::progress::{Counter, Level, LogFn, say};
+use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
+use super::tile::{Job, Work, set_figures, set_kept_figures, wants_f32};
+use crate::error::{Error, Result};
+use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
+use crate::model::choose_table;
+use crate::plan::{OnNonFinite, Plan};
+use crate::quantize::{Fault, Outcome, PlanesMut};
+use crate::schema::Tile;
+use crate::sink::{Buffers, Destination, Footer, ParquetSink};
+use crate::source::Source;
+
+/// Parquet readers refuse a value of 2 GiB or more; the page around it needs a little room.
+const LARGEST_PLANE: usize = i32::MAX as usize - 1024;
+
+/// What all files of a run share.
+pub(super) struct Engine<'run, 'tell> {
+    pub(super) source: &'run dyn Source,
+    /// Without the recipes of tensors that turned out not to be finite.
+    pub(super) plan: Plan,
+    /// One a tensor of the plan.
+    pub(super) tallies: Vec<TensorTally>,
+    work: Work<'run>,
+    memory: Memory,
+    counter: Counter<'run, 'tell>,
+    log: Option<LogFn<'tell>>,
+    threads: usize,
+    started: Instant,
+}
+
+impl Engine<'_, '_> {
+    /// Starts a run over some entries of a plan that matches its source, and calls `body` to
+    /// write them.
+    ///
+    /// # Errors
+    /// The memory limit is too small, a tensor is not finite where that is an error, or as
+    /// `body`.
+    pub(super) fn run<R>(
+        source: &dyn Source,
+        plan: &Plan,
+        entries: Range<usize>,
+        mut options: Options<'_>,
+        body: impl FnOnce(&mut Engine<'_, '_>) -> Result<R>,
+    ) -> Result<R> {
+        let started = Instant::now();
+        for warning in plan.warnings() {
+            say(&mut options.log, Level::Warning, &warning)?;
+        }
+        let table = choose_table()?;
+        let threads = resolve(options.threads);
+        let free = options.free_memory.or_else(memory::free);
+        let all = jobs(source, plan, entries.clone())?;
+        let memory = Memory::new(source, plan, &all, threads, options.budget, free)?;
+        drop(all);
+        if let Some(because) = &memory.because {
+            say(
+                &mut options.log,
+                Level::Info,
+                &format!("streaming: {because}"),
+            )?;
+        }
+        let done = AtomicUsize::new(0);
+        let total = plan.entries[entries.clone()].iter();
+        let total = total.map(|entry| entry.source_bytes());
+        let counter = Counter::new(&done, total.sum(), options.progress);
+        with_pool(options.threads, |pool| {
+            let mut engine = Engine {
+                source,
+                plan: plan.clone(),
+                tallies: plan.entries.iter().map(|_| TensorTally::new()).collect(),
+                work: Work {
+                    source,
+                    table,
+                    pool,
+                    compress: plan.compresses(),
+                    done: &done,
+                    buffers: Mutex::default(),
+                    planes: Buffers::new(memory.waiting),
+                },
+                memory,
+                counter,
+                log: options.log,
+                threads,
+                started,
+            };
+            body(&mut engine)
+        })
+    }
+
+    fn keep_non_finite(&mut self, entries: Range<usize>) -> Result<()> {
+        if self.plan.on_nonfinite != OnNonFinite::Keep {
+            return Ok(());
+        }
+        let Self { work, counter, .. } = self;
+        let (plan, tallies) = (&mut self.plan, &mut self.tallies);
+        let budget = self.memory.in_flight;
+        work.keep_non_finite(plan, tallies, entries.clone(), budget, || counter.tell())?;
+        for i in entries {
+            if self.tallies[i].kept_non_finite {
+                let name = &self.plan.entries[i].tensor.name;
+                let message = format!("tensor '{name}' has NaN or infinite weights, kept");
+                say(&mut self.log, Level::Warning, &message)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells that some entries are done already.
+    pub(super) fn skip(&mut self, entries: Range<usize>) -> Result<()> {
+        let bytes = self.plan.entries[entries].iter();
+        let bytes = bytes.map(|entry| entry.source_bytes()).sum();
+        self.work.advance(bytes);
+        self.counter.tell()
+    }
+
+    /// Quantizes some entries into one file; `part` is what its footer says of it as a part,
+    /// given its tallies. Returns its size in bytes.
+    ///
+    /// # Errors
+    /// A tensor cannot be read or quantized, the source was changed meanwhile, or the
+    /// destination cannot be written; it is then left as it was.
+    pub(super) fn write(
+        &mut self,
+        entries: Range<usize>,
+        destination: Destination<'_>,
+        part: impl FnOnce(&Self) -> Option<Value>,
+    ) -> Result<u64> {
+        self.keep_non_finite(entries.clone())?;
+        let compress = self.work.compress;
+        let jobs = jobs(self.source, &self.plan, entries.clone())?;
+        let mut jobs = jobs.into_iter().peekable();
+        let mut sink = ParquetSink::create(destination, compress)?;
+        loop {
+            let memory = self.memory.clone();
+            let held = from_fn(|| jobs.next_if(|job| !memory.in_place(job, compress)));
+            self.held(held, &mut sink)?;
+            match jobs.next() {
+                Some(job) => self.in_place(&job, &mut sink)?,
+                None => break,
+            }
+        }
+        self.source.check_unchanged()?;
+        let total = self.total(entries.clone()).totals();
+        let footer = Footer {
+            modality: self.plan.modality.name().to_owned(),
+            config: self.plan.config.clone(),
+            source: self.source.id().to_json(),
+            source_metadata: self.source.metadata().clone(),
+            summary: summary(&total, &self.tensors(entries)),
+            part: part(self),
+        };
+        let counter = &mut self.counter;
+        sink.finish(footer, &mut || counter.tell())
+    }
+
+    /// Writes tiles that are held until they are done.
+    fn held(&mut self, jobs: impl Iterator<Item = Job>, sink: &mut ParquetSink<'_>) -> Result<()> {
+        let Self {
+            work,
+            counter,
+            tallies,
+            log,
+            ..
+        } = self;
+        let compress = work.compress;
+        // Without a budget one job is in flight, whose pieces take all threads.
+        let budget = match work.source.in_turn() {
+            true => 0,
+            false => self.memory.in_flight,
+        };
+        work.pool.in_order(
+            jobs.map(|job| (job.cost(compress), job)),
+            budget,
+            |job, pulse| work.tile(job, pulse),
+            || counter.tell(),
+            |finished, go_on| {
+                let tally = &mut tallies[finished.tensor];
+                tally.add(finished.bytes, &finished.error);
+                if finished.needed_f32 {
+                    widened(tally, &finished.tile, log)?;
+                }
+                sink.write(finished.tile, finished.planes, go_on)
+            },
+        )
+    }
+
+    /// Writes a tile piece by piece into the place that it has in the file.
+    fn in_place(&mut self, job: &Job, sink: &mut ParquetSink<'_>) -> Result<()> {
+        match job.recipe {
+            Some(recipe) => self.quantized_in_place(job, &recipe, sink),
+            None => self.kept_in_place(job, sink),
+        }
+    }
+
+    fn kept_in_place(&mut self, job: &Job, sink: &mut ParquetSink<'_>) -> Result<()> {
+        let Self { work, counter, .. } = self;
+        sink.begin(&job.tile)?;
+        work.pool.in_order(
+            job.kept_steps().map(|step| (step.1, step)),
+            self.memory.in_flight,
+            |(offset, len), _| {
+                let mut values = work.planes.take(len);
+                work.read_kept(job, offset, values.bytes_mut())?;
+                Ok(values)
+            },
+            || counter.tell(),
+            |values, _| sink.fill([values.bytes(), &[], &[]]),
+        )?;
+        let mut tile = job.tile.clone();
+        let bytes = set_kept_figures(&mut tile);
+        self.tallies[job.tensor].add(bytes, &Default::default());
+        sink.end(tile)
+    }
+
+    /// Scales are taken to fit f16. When the last piece shows that they do not, what was written
+    /// is written over: that is rare, and cheaper than to look at every tile first.
+    fn quantized_in_place(
+        &mut self,
+        job: &Job,
+        recipe: &Recipe,
+        sink: &mut ParquetSink<'_>,
+    ) -> Result<()> {
+        let planned = recipe.planned_layout().scale_dtype;
+        let mut scale_dtype = planned;
+        let mut tile = job.tile.clone();
+        let outcome = loop {
+            tile.layout = Some(recipe.layout(scale_dtype));
+            sink.begin(&tile)?;
+            let quantized = self.pieces(job, recipe, scale_dtype, sink)?;
+            if wants_f32(recipe, scale_dtype, &quantized) {
+                scale_dtype = ScaleDtype::F32;
+                sink.rewind();
+                continue;
+            }
+            break quantized.map_err(|fault| self.work.explain(job.tensor, recipe, fault))?;
+        };
+        let bytes = set_figures(&mut tile, &outcome);
+        let tally = &mut self.tallies[job.tensor];
+        tally.add(bytes, &outcome.error);
+        if scale_dtype != planned {
+            widened(tally, &tile, &mut self.log)?;
+        }
+        sink.end(tile)
+    }
+
+    /// Quantizes the pieces of a tile into the place begun. The outer error is of reading and
+    /// writing, the inner of quantizing.
+    fn pieces(
+        &mut self,
+        job: &Job,
+        recipe: &Recipe,
+        scale_dtype: ScaleDtype,
+        sink: &mut ParquetSink<'_>,
+    ) -> Result<Result<Outcome, Fault>> {
+        let Self { work, counter, .. } = self;
+        let cols = job.tile.shape.cols();
+        let layout = recipe.layout(scale_dtype);
+        let cost = job.piece_cost() + job.piece_bytes();
+        let mut total = Outcome::default();
+        let mut found = None;
+        let done = work.pool.in_order(
+            job.row_steps().map(|piece| (cost, piece)),
+            self.memory.in_flight,
+            |(row, rows), _| {
+                let mut codes = work.planes.take(rows * layout.code_bytes(cols));
+                let mut scales = work.planes.take(rows * layout.scale_bytes(cols));
+                let mut biases = work.planes.take(rows * layout.bias_bytes(cols));
+                let planes = PlanesMut {
+                    codes: codes.bytes_mut(),
+                    scales: scales.bytes_mut(),
+                    biases: biases.bytes_mut(),
+                };
+                let outcome = work.piece(job.tensor, row, rows, recipe, scale_dtype, planes)?;
+                Ok((outcome, [codes, scales, biases]))
+            },
+            || counter.tell(),
+            |(outcome, planes), _| match outcome {
+                Ok(outcome) => {
+                    total.add(outcome);
+                    sink.fill(planes.each_ref().map(|plane| plane.bytes()))
+                }
+                // Ends the work on this tile.
+                Err(fault) => {
+                    found = Some(fault);
+                    Err(Error::Cancelled)
+                }
+            },
+        );
+        match found {
+            Some(fault) => Ok(Err(fault)),
+            None => done.map(|()| Ok(total)),
+        }
+    }
+
+    /// What some entries came to together.
+    pub(super) fn total(&self, entries: Range<usize>) -> TotalTally {
+        let mut total = TotalTally::default();
+        for i in entries {
+            total.add(&self.plan.entries[i], &self.tallies[i]);
+        }
+        total
+    }
+
+    /// What some entries came to, each.
+    fn tensors(&self, entries: Range<usize>) -> Vec<TensorReport> {
+        let report = |i: usize| self.tallies[i].report(&self.plan.entries[i]);
+        entries.map(report).collect()
+    }
+
+    /// The report of a run over some entries.
+    pub(super) fn report(&self, entries: Range<usize>, output: &Path, bytes: u64) -> Report {
+        let source_bytes = self.plan.entries[entries.clone()].iter();
+        Report {
+            source: self.source.id(),
+            output: output.display().to_string(),
+            output_bytes: bytes,
+            source_bytes: source_bytes.map(|entry| entry.source_bytes()).sum(),
+            total: self.total(entries.clone()).totals(),
+            tensors: self.tensors(entries),
+            memory_limit: self.memory.limit,
+            streaming_because: self.memory.because.clone(),
+            parts: None,
+            seconds: self.started.elapsed().as_secs_f64(),
+            threads: self.threads,
+            isa: self.work.table.isa().name(),
+        }
+    }
+}
+
+/// Notes that the scales of a tile did not fit f16.
+fn widened(tally: &mut TensorTally, tile: &Tile, log: &mut Option<LogFn<'_>>) -> Result<()> {
+    tally.f32_scale_tiles.push(tile.tile);
+    let Tile { name, tile, .. } = tile;
+    let message =
+        format!("tensor '{name}', tile {tile}: f16 does not hold its scales, stored as f32");
+    say(log, Level::Info, &message)
+}
+
+/// Cuts some entries into tiles, in plan order.
+pub(super) fn jobs(source: &dyn Source, plan: &Plan, entries: Range<usize>) -> Result<Vec<Job>> {
+    let tile_bytes = match plan.compresses() {
+        true => TILE_BYTES_COMPRESSED,
+        false => TILE_BYTES,
+    };
+    let mut jobs = Vec::new();
+    for tensor in entries {
+        let entry = &plan.entries[tensor];
+        let info = &entry.tensor;
+        let (rows, cols) = (info.shape.rows(), info.shape.cols());
+        let row_bits = cols * info.dtype.bits();
+        // Rows of sub-byte elements that end inside a byte cannot be cut.
+        let whole_rows = row_bits.is_multiple_of(8);
+        let row_bytes = if whole_rows {
+            row_bits / 8
+        } else {
+            entry.source_bytes()
+        };
+        let layout = entry.recipe.map(|recipe| recipe.planned_layout());
+        let code_bytes = layout.map_or(row_bytes, |layout| layout.code_bytes(cols));
+        let step = match whole_rows {
+            true => rows_per_tile(rows, code_bytes, tile_bytes),
+            false => rows,
+        };
+        if rows > 0 && code_bytes > LARGEST_PLANE {
+            let reason = format!("a row of {code_bytes} bytes is too large for a Parquet value");
+            return Err(Error::tensor(source.path_of(tensor), &info.name, reason));
+        }
+        // An empty tensor has one tile all the same.
+        for (number, start) in (0..rows.max(1)).step_by(step.max(1)).enumerate() {
+            let count = step.min(rows - start);
+            jobs.push(Job {
+                tensor,
+                recipe: entry.recipe,
+                row_bytes,
+                tile: Tile {
+                    name: info.name.clone(),
+                    tile: number as u32,
+                    row_start: start,
+                    row_count: count,
+                    shape: info.shape.clone(),
+                    source_dtype: info.dtype,
+                    layout,
+                    checksum: 0,
+                    cosine: None,
+                    sqnr_db: None,
+                    bits_per_weight: None,
+                },
+            });
+        }
+    }
+    Ok(jobs)
+}

@@ -1,0 +1,608 @@
+//! A folder of parts instead of one file: for what is to be continued after an interruption, or
+//! done by several machines. Each part appears whole; `manifest.json` says what there is.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::UNIX_EPOCH;
+
+use serde_json::json;
+
+use super::engine::Engine;
+use super::pipeline::{Options, check_not_input};
+use super::progress::Level;
+use super::report::{Parts, Report, TensorTally, TotalTally, Totals, figures};
+use crate::error::{Error, Result};
+use crate::kernel::ErrorSums;
+use crate::model::{Model, Tensor};
+use crate::plan::{Plan, PlanEntry};
+use crate::schema::{
+    FORMAT_VERSION, Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, key,
+    part_name,
+};
+use crate::sink::{Destination, StagedFile, remove_stale};
+use crate::source::{FileState, Source};
+
+/// Bytes of planes after which a part ends.
+pub const PART_BYTES: usize = 512 << 20;
+
+/// More shares than this are a mistake.
+const MAX_SHARES: usize = 10_000;
+
+/// One of several shares of the work, written `K/N`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Which one, from 1.
+    pub index: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Share {
+    /// The K-th of N shares.
+    ///
+    /// # Errors
+    /// There is no such share.
+    pub fn new(index: usize, count: usize) -> Result<Self> {
+        match (1..=count).contains(&index) && count <= MAX_SHARES {
+            true => Ok(Self { index, count }),
+            false => Err(Error::config(
+                "part",
+                format!("'{index}/{count}' is not K/N with K from 1 to N, N at most {MAX_SHARES}"),
+            )),
+        }
+    }
+
+    /// The whole work.
+    const ALL: Self = Self { index: 1, count: 1 };
+}
+
+impl FromStr for Share {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let numbers = text.split_once('/');
+        let numbers = numbers.and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+        // What is no number is no share either.
+        let (index, count) = numbers.unwrap_or((0, 0));
+        Self::new(index, count)
+            .map_err(|_| Error::config("part", format!("'{text}' is not K/N with K from 1 to N")))
+    }
+}
+
+/// A part that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Part {
+    /// From 1.
+    share: usize,
+    entries: Range<usize>,
+}
+
+/// Cuts a plan into shares that are about the same work, and these into parts of whole tensors.
+/// Depends on the plan and the two numbers alone, so that all machines cut alike.
+fn cut(plan: &Plan, shares: usize, part_bytes: usize) -> Vec<Part> {
+    let total: u128 = plan.entries.iter().map(|e| e.source_bytes() as u128).sum();
+    let mut parts: Vec<Part> = Vec::new();
+    let (mut before, mut planes) = (0u128, 0usize);
+    for (i, entry) in plan.entries.iter().enumerate() {
+        let work = entry.source_bytes() as u128;
+        // A tensor goes where its middle lies.
+        let share = (2 * before + work) * shares as u128 / (2 * total).max(1);
+        let share = (share as usize).min(shares - 1) + 1;
+        before += work;
+        planes = planes.saturating_add(entry.bytes());
+        match parts.last_mut() {
+            Some(part) if part.share == share && planes <= part_bytes => part.entries.end = i + 1,
+            _ => {
+                planes = entry.bytes();
+                parts.push(Part {
+                    share,
+                    entries: i..i + 1,
+                });
+            }
+        }
+    }
+    if parts.is_empty() {
+        parts.push(Part {
+            share: 1,
+            entries: 0..0,
+        });
+    }
+    parts
+}
+
+/// A folder that a run writes to.
+struct Folder<'a> {
+    path: &'a Path,
+    plan: &'a Plan,
+    parts: Vec<Part>,
+    fingerprint: Fingerprint,
+    /// Whether this run made it.
+    made: bool,
+}
+
+/// Does a plan into the folder `output`, or one share of it.
+pub(super) fn quantize(
+    source: &dyn Source,
+    plan: &Plan,
+    output: &Path,
+    mut options: Options<'_>,
+) -> Result<Report> {
+    let resume = options.resume;
+    let share = options.share.unwrap_or(Share::ALL);
+    let part_bytes = options.part_bytes;
+    let fingerprint = Fingerprint {
+        format_version: FORMAT_VERSION,
+        source: source.id().to_json(),
+        config: plan.config.clone(),
+        compression: plan.compression.name().to_owned(),
+        shares: share.count,
+        part_bytes,
+    };
+    let mut folder = Folder {
+        path: output,
+        plan,
+        parts: cut(plan, share.count, part_bytes),
+        fingerprint,
+        made: false,
+    };
+    for index in 0..folder.parts.len() {
+        check_not_input(source, &folder.part_path(index))?;
+    }
+    folder.claim(source)?;
+    let mine: Vec<usize> = (0..folder.parts.len())
+        .filter(|&index| folder.parts[index].share == share.index)
+        .collect();
+    let entries = match (mine.first(), mine.last()) {
+        (Some(&first), Some(&last)) => {
+            folder.parts[first].entries.start..folder.parts[last].entries.end
+        }
+        _ => 0..0,
+    };
+    if mine.is_empty()
+        && let Some(log) = &mut options.log
+    {
+        // Cancelling what is nothing makes no difference.
+        log(
+            Level::Info,
+            "this share is empty: the tensors are too few and too large",
+        );
+    }
+    let done = Engine::run(source, plan, entries.clone(), options, |engine| {
+        let (mut bytes, mut resumed) = (0, 0);
+        for &index in &mine {
+            let part = &folder.parts[index];
+            let there = if resume { folder.read(index)? } else { None };
+            bytes += match there {
+                Some(there) => {
+                    resumed += 1;
+                    there.restore(engine, part.entries.clone());
+                    engine.skip(part.entries.clone())?;
+                    there.bytes
+                }
+                None => {
+                    let staged = StagedFile::create(&folder.part_path(index))?;
+                    let destination = Destination::File(staged);
+                    let info = |engine: &Engine<'_, '_>| Some(json!(folder.info(engine, index)));
+                    engine.write(part.entries.clone(), destination, info)?
+                }
+            };
+        }
+        let mut report = engine.report(entries, output, bytes);
+        report.parts = Some(Parts {
+            count: mine.len(),
+            resumed,
+        });
+        // Those of other shares are for `merge`.
+        if share.count == 1 {
+            finish(output)?;
+        }
+        Ok(report)
+    });
+    if done.is_err() {
+        folder.leave();
+    }
+    done
+}
+
+impl Folder<'_> {
+    fn part_path(&self, index: usize) -> PathBuf {
+        self.path.join(part_name(index))
+    }
+
+    /// Makes the folder, or finds that what is in it belongs to this run; what killed runs left
+    /// is removed.
+    fn claim(&mut self, source: &dyn Source) -> Result<()> {
+        if !self.path.exists() {
+            std::fs::create_dir(self.path).map_err(Error::io(self.path, "create the folder"))?;
+            self.made = true;
+        }
+        if !self.path.is_dir() {
+            let reason = "neither a folder to write parts to, nor does it end in .parquet";
+            return Err(Error::file(self.path, reason));
+        }
+        remove_stale(self.path);
+        let sources: Vec<_> = source.files().iter().map(source_of).collect();
+        let mut there = Manifest::read(self.path)?;
+        if there.is_none() {
+            self.check_parts()?;
+            let mut manifest = Manifest::new(self.fingerprint.clone(), self.listing());
+            manifest.sources = sources.clone();
+            manifest.modality = self.plan.modality.name().to_owned();
+            manifest.source_metadata = source.metadata().clone();
+            if write(self.path, &manifest, false)? {
+                return Ok(());
+            }
+            // Another run was faster.
+            there = Manifest::read(self.path)?;
+        }
+        let Some(there) = there else {
+            return Ok(());
+        };
+        let path = self.path.join(MANIFEST);
+        if let Some(difference) = self.fingerprint.difference(&there.fingerprint) {
+            return Err(another(&path, &difference));
+        }
+        if there.parts.len() != self.parts.len() {
+            let reason = "the parts are cut in another way";
+            return Err(another(&path, reason));
+        }
+        // Without times, as after a merge, there is nothing to compare.
+        for (there, here) in there.sources.iter().zip(&sources) {
+            if there != here {
+                let name = &here.name;
+                return Err(another(&path, &format!("{name} was changed since")));
+            }
+        }
+        Ok(())
+    }
+
+    fn listing(&self) -> Vec<ManifestPart> {
+        let part = |(index, part): (usize, &Part)| ManifestPart {
+            file: part_name(index),
+            share: part.share,
+            tensors: part.entries.len(),
+            bytes: None,
+        };
+        self.parts.iter().enumerate().map(part).collect()
+    }
+
+    /// Parts that came without a manifest, from another machine, must be of this run.
+    fn check_parts(&self) -> Result<()> {
+        for path in parts_in(self.path)? {
+            let info = open_part(&path)?.0;
+            if let Some(difference) = self.fingerprint.difference(&info.fingerprint) {
+                return Err(another(&path, &difference));
+            }
+        }
+        Ok(())
+    }
+
+    /// A part that is complete; damaged ones are made again.
+    fn read(&self, index: usize) -> Result<Option<PartThere>> {
+        let path = self.part_path(index);
+        let Ok((info, model)) = open_part(&path) else {
+            return Ok(None);
+        };
+        if let Some(difference) = self.fingerprint.difference(&info.fingerprint) {
+            return Err(another(&path, &difference));
+        }
+        // Small kept tensors are gathered, so that a file has another order than the plan.
+        let entries = &self.plan.entries[self.parts[index].entries.clone()];
+        let there = |entry: &PlanEntry| {
+            let found = model.find(&entry.tensor.name);
+            found.is_some_and(|tensor| model.tensors()[tensor].info == entry.tensor)
+        };
+        let all = entries.len() == model.tensors().len() && entries.iter().all(there);
+        if info.index != index || !all {
+            return Ok(None);
+        }
+        let bytes = model.file_bytes() as u64;
+        Ok(Some(PartThere { info, model, bytes }))
+    }
+
+    fn info(&self, engine: &Engine<'_, '_>, index: usize) -> PartInfo {
+        let part = &self.parts[index];
+        let mut sums = BTreeMap::new();
+        for i in part.entries.clone() {
+            let entry = &engine.plan.entries[i];
+            if entry.recipe.is_some() {
+                let error = engine.tallies[i].error;
+                let sum = [error.signal, error.decoded, error.error];
+                sums.insert(entry.tensor.name.clone(), sum);
+            }
+        }
+        PartInfo {
+            index,
+            count: self.parts.len(),
+            share: part.share,
+            fingerprint: self.fingerprint.clone(),
+            sums,
+        }
+    }
+
+    /// Leaves no folder without parts behind.
+    fn leave(&self) {
+        if self.made && parts_in(self.path).is_ok_and(|parts| parts.is_empty()) {
+            let _ = std::fs::remove_file(self.path.join(MANIFEST));
+            let _ = std::fs::remove_dir(self.path);
+        }
+    }
+}
+
+fn another(path: &Path, difference: &str) -> Error {
+    let reason = format!(
+        "of another run: {difference}; continue with the same, or name or empty another folder"
+    );
+    Error::file(path, reason)
+}
+
+fn source_of(file: &FileState) -> ManifestSource {
+    let name = file.path.file_name().unwrap_or_default();
+    let since = file
+        .modified
+        .and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let modified = since.map(|t| format!("{}.{:09}", t.as_secs(), t.subsec_nanos()));
+    ManifestSource {
+        name: name.to_string_lossy().into_owned(),
+        bytes: file.bytes,
+        modified,
+    }
+}
+
+/// The paths of all parts in a folder, in order.
+fn parts_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
+        let path = entry.map_err(Error::io(folder, "list"))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with("part-") && name.ends_with(".parquet") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Writes a manifest; false when there must be none yet, and is.
+fn write(folder: &Path, manifest: &Manifest, replace: bool) -> Result<bool> {
+    let mut file = StagedFile::create(&folder.join(MANIFEST))?;
+    let written = file.write_at(manifest.text().as_bytes(), 0);
+    written.map_err(Error::io(file.target(), "write"))?;
+    if replace {
+        file.commit()?;
+        return Ok(true);
+    }
+    match file.commit_new() {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(false),
+        done => done.map(|()| true),
+    }
+}
+
+/// A part that was done before.
+struct PartThere {
+    info: PartInfo,
+    model: Model,
+    bytes: u64,
+}
+
+impl PartThere {
+    /// Takes over what was measured then.
+    fn restore(&self, engine: &mut Engine<'_, '_>, entries: Range<usize>) {
+        for i in entries {
+            let entry = &mut engine.plan.entries[i];
+            let Some(tensor) = self.model.find(&entry.tensor.name) else {
+                continue;
+            };
+            let tensor = &self.model.tensors()[tensor];
+            let mut tally = tally_of(tensor, &self.info);
+            if let Some(planned) = entry.recipe.map(|recipe| recipe.planned_layout()) {
+                for tile in tensor.tiles.iter().map(|tile| &tile.tile) {
+                    match tile.layout {
+                        None => tally.kept_non_finite = true,
+                        Some(layout) if layout == planned => {}
+                        Some(_) => tally.f32_scale_tiles.push(tile.tile),
+                    }
+                }
+            }
+            if tally.kept_non_finite {
+                entry.keep_non_finite();
+            }
+            engine.tallies[i] = tally;
+        }
+    }
+}
+
+/// What a tensor of a part came to.
+fn tally_of(tensor: &Tensor, info: &PartInfo) -> TensorTally {
+    let mut tally = TensorTally::new();
+    let sums = info.sums.get(&tensor.info.name).copied();
+    let [signal, decoded, error] = sums.unwrap_or_default();
+    let planes = tensor
+        .tiles
+        .iter()
+        .filter_map(|tile| tile.tile.plane_bytes());
+    let sums = ErrorSums {
+        signal,
+        decoded,
+        error,
+    };
+    tally.add(planes.flatten().sum(), &sums);
+    tally
+}
+
+/// Opens a part of a folder.
+fn open_part(path: &Path) -> Result<(PartInfo, Model)> {
+    let model = Model::open(path)?;
+    let refuse = |reason: &str| Error::file(path, reason);
+    let text = model.metadata().get(key::PART);
+    let text = text.ok_or_else(|| refuse("a file of its own, not a part of a folder"))?;
+    let info =
+        serde_json::from_str(text).map_err(|_| refuse("what it says of itself is damaged"))?;
+    Ok((info, model))
+}
+
+/// Checks that all parts of a folder are there and belong together, and writes its manifest,
+/// after which the folder is one model. Returns the figures over all of it.
+///
+/// # Errors
+/// A part is missing or damaged, or of another run; the message names it.
+pub fn merge(folder: &Path) -> Result<Totals> {
+    if !folder.is_dir() {
+        return Err(Error::file(folder, "not a folder of parts"));
+    }
+    remove_stale(folder);
+    finish(folder)
+}
+
+fn finish(folder: &Path) -> Result<Totals> {
+    let paths = parts_in(folder)?;
+    let Some(first) = paths.first() else {
+        return Err(Error::file(folder, "holds no part-00000.parquet and so on"));
+    };
+    let (first_info, first_model) = open_part(first)?;
+    let PartInfo {
+        fingerprint, count, ..
+    } = first_info;
+    let missing: Vec<String> = (0..count)
+        .map(part_name)
+        .filter(|name| !folder.join(name).is_file())
+        .collect();
+    if let Some(name) = missing.first() {
+        let others = match missing.len() - 1 {
+            0 => String::new(),
+            others => format!(" and {others} others"),
+        };
+        let reason = format!("of {count} parts {name}{others} is missing");
+        return Err(Error::file(folder, reason));
+    }
+    if let Some(stray) = paths.get(count) {
+        return Err(Error::file(stray, format!("there are only {count} parts")));
+    }
+    let mut total = TotalTally::default();
+    let mut summary = serde_json::Map::new();
+    let mut listing = Vec::with_capacity(count);
+    let mut names = HashSet::new();
+    for (index, path) in paths.iter().enumerate() {
+        let (info, model) = open_part(path)?;
+        if let Some(difference) = fingerprint.difference(&info.fingerprint) {
+            return Err(another(path, &difference));
+        }
+        if (info.index, info.count) != (index, count) {
+            let (index, count) = (info.index + 1, info.count);
+            let reason = format!("it says that it is part {index} of {count}");
+            return Err(Error::file(path, reason));
+        }
+        for tensor in model.tensors() {
+            let name = &tensor.info.name;
+            if !names.insert(name.clone()) {
+                return Err(Error::tensor(path, name, "it is in another part, too"));
+            }
+            let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
+            let weights = tensor.info.shape.elements();
+            let tally = tally_of(tensor, &info);
+            total.take(quantized, weights, &tally);
+            summary.insert(name.clone(), figures(quantized, weights, &tally));
+        }
+        listing.push(ManifestPart {
+            file: part_name(index),
+            share: info.share,
+            tensors: model.tensors().len(),
+            bytes: Some(model.file_bytes() as u64),
+        });
+    }
+    let totals = total.totals();
+    let mut manifest = Manifest::new(fingerprint, listing);
+    manifest.complete = true;
+    manifest.sources = Manifest::read(folder)?.map_or(Vec::new(), |there| there.sources);
+    manifest.modality = first_model
+        .metadata()
+        .get(key::MODALITY)
+        .cloned()
+        .unwrap_or_default();
+    manifest.source_metadata = first_model.source_metadata()?;
+    manifest.summary = json!({"total": totals.figures(), "tensors": summary});
+    write(folder, &manifest, true)?;
+    Ok(totals)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Config;
+    use crate::tensor::{Dtype, Shape, TensorInfo};
+
+    fn plan(sizes: &[usize]) -> Plan {
+        let tensors: Vec<TensorInfo> = sizes
+            .iter()
+            .enumerate()
+            .map(|(i, &rows)| TensorInfo {
+                name: format!("{i}.weight"),
+                dtype: Dtype::BF16,
+                shape: Shape::new(vec![rows, 128]).unwrap(),
+            })
+            .collect();
+        let tensors = tensors.iter().map(|tensor| (tensor, Path::new("m")));
+        Plan::new(tensors, &Config::new()).unwrap()
+    }
+
+    fn parts(sizes: &[usize], shares: usize, part_bytes: usize) -> Vec<(usize, Range<usize>)> {
+        let parts = cut(&plan(sizes), shares, part_bytes).into_iter();
+        parts.map(|part| (part.share, part.entries)).collect()
+    }
+
+    #[test]
+    fn parts_end_where_planes_pass_the_limit() {
+        // A row of 128 int4 codes and a scale takes 66 bytes.
+        assert_eq!(parts(&[10, 10, 10], 1, 1320), [(1, 0..2), (1, 2..3)]);
+        assert_eq!(
+            parts(&[10, 10, 10], 1, 1319),
+            [(1, 0..1), (1, 1..2), (1, 2..3)]
+        );
+        // One tensor may pass it.
+        assert_eq!(parts(&[100], 1, 10), [(1, 0..1)]);
+        assert_eq!(parts(&[], 3, 10), [(1, 0..0)]);
+    }
+
+    #[test]
+    fn shares_are_about_the_same_work() {
+        let all = usize::MAX;
+        assert_eq!(parts(&[5, 5, 5, 5], 2, all), [(1, 0..2), (2, 2..4)]);
+        assert_eq!(parts(&[1, 1, 1, 9], 2, all), [(1, 0..3), (2, 3..4)]);
+        // One that is too large for a share leaves others empty.
+        assert_eq!(
+            parts(&[1, 90, 1], 4, all),
+            [(1, 0..1), (3, 1..2), (4, 2..3)]
+        );
+        // A share's parts are cut on their own.
+        assert_eq!(
+            parts(&[10, 10, 10, 10], 2, 700),
+            [(1, 0..1), (1, 1..2), (2, 2..3), (2, 3..4)]
+        );
+    }
+
+    #[test]
+    fn shares_are_read_from_text() {
+        let share: Share = "2/4".parse().unwrap();
+        assert_eq!((share.index, share.count), (2, 4));
+        for text in [
+            "0/4",
+            "5/4",
+            "4",
+            "/",
+            "a/b",
+            "1/0",
+            "1/99999999",
+            "-1/2",
+            "",
+        ] {
+            let message = text.parse::<Share>().unwrap_err().to_string();
+            assert!(
+                message.contains(&format!("'{text}' is not K/N")),
+                "{message}"
+            );
+        }
+    }
+}

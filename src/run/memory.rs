@@ -1,0 +1,192 @@
+//! How much memory a run takes, and what of a ceiling goes to what.
+
+use bytesize::ByteSize;
+
+use super::tile::Job;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::sink::{SHARED_BELOW, SHARED_BYTES};
+use crate::source::Source;
+
+/// Planes in flight when nothing else is said.
+pub(super) const DEFAULT_BUDGET: usize = 1 << 30;
+
+/// The ceiling of a streaming run that is given no other.
+const STREAMING_LIMIT: usize = 256 << 20;
+
+/// The program itself: its code as far as it is used, and what the allocator holds.
+const PROGRAM: usize = 16 << 20;
+
+/// A thread's stack and heap, and the buffers of a piece that it works on.
+const THREAD: usize = 2 << 20;
+
+/// The state of a compressor.
+const COMPRESSOR: usize = 8 << 20;
+
+/// What is known of a tensor: in the source, the plan, the report and the summary.
+const TENSOR: usize = 2 << 10;
+
+/// What is known of a tile, and its row group in the footer.
+const TILE: usize = 4 << 10;
+
+/// What a run may hold, and why so much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Memory {
+    /// Bytes of planes in flight.
+    pub(super) in_flight: usize,
+    /// Bytes of planes that wait to be used again.
+    pub(super) waiting: usize,
+    /// The ceiling, where there is one.
+    pub(super) limit: Option<usize>,
+    /// Why the run streams, though nobody asked for it.
+    pub(super) because: Option<String>,
+}
+
+/// What the jobs of a run take.
+struct Needs {
+    /// Beside planes in flight.
+    fixed: usize,
+    /// Planes of the job that takes most, when they are held no longer than they must.
+    largest: usize,
+    /// All planes.
+    planes: usize,
+}
+
+impl Memory {
+    /// Decides for a run: `budget` bytes of planes may be in flight where the plan says no less,
+    /// and `free` bytes of memory are free, where that is known.
+    ///
+    /// # Errors
+    /// The plan's limit is too small, or the run would have to stream and is to fail instead.
+    pub(super) fn new(
+        source: &dyn Source,
+        plan: &Plan,
+        jobs: &[Job],
+        threads: usize,
+        budget: usize,
+        free: Option<u64>,
+    ) -> Result<Self> {
+        let needs = Needs::of(source, plan, jobs, threads);
+        let least = needs.least();
+        let size = |bytes: usize| ByteSize::b(bytes as u64).display().si().to_string();
+        if let Some(limit) = plan.memory_limit {
+            let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+            if limit < least {
+                // The smallest that can be written in whole megabytes.
+                let smallest = least.div_ceil(1_000_000);
+                let reason = format!(
+                    "{} is too little for this model with {threads} threads, it takes {smallest}MB",
+                    size(limit)
+                );
+                return Err(Error::config("memory_limit", reason));
+            }
+            return Ok(needs.within(limit, budget));
+        }
+        if plan.streaming {
+            return Ok(needs.within(STREAMING_LIMIT.max(least), budget));
+        }
+        let batch = needs.fixed.saturating_add(needs.planes.min(budget));
+        match free.and_then(|free| usize::try_from(free).ok()) {
+            Some(free) if batch > free => {
+                let because = format!(
+                    "it would take {} of memory, of which {} are free",
+                    size(batch),
+                    size(free)
+                );
+                if plan.fail_fast {
+                    let reason = format!("{because}; streaming_mode would take less");
+                    return Err(Error::config("fail_fast", reason));
+                }
+                let mut memory = needs.within(STREAMING_LIMIT.min(free).max(least), budget);
+                memory.because = Some(because);
+                Ok(memory)
+            }
+            _ => Ok(Self {
+                in_flight: budget,
+                waiting: budget / 4,
+                limit: None,
+                because: None,
+            }),
+        }
+    }
+
+    /// Whether a job is written in place instead of being held until it is done: so that two
+    /// can be in flight.
+    pub(super) fn in_place(&self, job: &Job, compress: bool) -> bool {
+        let planes: usize = job.tile.plane_bytes().unwrap_or_default().iter().sum();
+        let shares = job.recipe.is_none() && planes < SHARED_BELOW;
+        !compress && !shares && job.cost(compress) > self.in_flight / 2
+    }
+}
+
+impl Needs {
+    fn of(source: &dyn Source, plan: &Plan, jobs: &[Job], threads: usize) -> Self {
+        let compress = plan.compresses();
+        let (mut largest, mut planes, mut read, mut shared) = (0, 0usize, 0, 0usize);
+        for job in jobs {
+            let cost = job.cost(compress);
+            planes = planes.saturating_add(cost);
+            read = read.max(job.piece_bytes());
+            largest = largest.max(if compress { cost } else { job.piece_cost() });
+            let bytes: usize = job.tile.plane_bytes().unwrap_or_default().iter().sum();
+            if job.recipe.is_none() && bytes < SHARED_BELOW {
+                shared += bytes;
+            }
+        }
+        let shared = shared.min(SHARED_BYTES) * if compress { 3 } else { 1 };
+        let names: usize = plan
+            .entries
+            .iter()
+            .map(|entry| entry.tensor.name.len())
+            .sum();
+        let thread = THREAD + read + if compress { COMPRESSOR } else { 0 };
+        let fixed = [
+            PROGRAM,
+            threads.saturating_mul(thread),
+            shared,
+            plan.entries.len() * TENSOR,
+            jobs.len() * TILE,
+            8 * names,
+            source.held_bytes(),
+        ];
+        Self {
+            fixed: fixed.into_iter().fold(0, usize::saturating_add),
+            largest,
+            planes,
+        }
+    }
+
+    /// The smallest ceiling: a job at a time, and nothing waits.
+    fn least(&self) -> usize {
+        self.fixed.saturating_add(self.largest)
+    }
+
+    /// What goes to what under a ceiling of at least [`Needs::least`]. Buffers that are used
+    /// again may be twice as large as what they are used for.
+    fn within(&self, limit: usize, budget: usize) -> Memory {
+        let rest = limit.saturating_sub(self.fixed);
+        let comfortable = rest / 4 >= self.largest;
+        let (in_flight, waiting) = match comfortable {
+            true => (rest / 4, rest / 4),
+            false => (rest, 0),
+        };
+        Memory {
+            in_flight: in_flight.min(budget),
+            waiting: waiting.min(budget / 4),
+            limit: Some(limit),
+            because: None,
+        }
+    }
+}
+
+/// Bytes of memory that are free on this machine, or under the limit that its container sets.
+pub(super) fn free() -> Option<u64> {
+    let mut system = sysinfo::System::new().ok()?;
+    system.refresh_memory();
+    let free = system.available_memory();
+    let contained = system
+        .cgroup_limits()
+        .map_or(u64::MAX, |limits| limits.free_memory);
+    // Systems that cannot be asked say 0.
+    Some(free.min(contained)).filter(|&free| free > 0)
+}
