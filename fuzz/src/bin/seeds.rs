@@ -1,11 +1,12 @@
 //! Writes the seed corpus: small files of every kind that each target reads, where a fuzzer
-//! starts from. Run it in this folder, `cargo run --bin seeds`, after the formats have changed.
+//! starts from. Run it in this folder, `cargo run --release --bin seeds`, after the formats have changed.
 
 use std::fs;
 use std::path::Path;
 
 use arrowquant::plan::Config;
 use arrowquant::run::{self, Options};
+use arrowquant::schema::{Fingerprint, Manifest, ManifestPart, part_name};
 use arrowquant::source::{MemorySource, Source};
 use arrowquant::tensor::Dtype;
 use parquet::basic::Compression;
@@ -89,6 +90,13 @@ fn main() {
             "parquet_model"
         };
         write(target, name, &file);
+        if name == "affine" {
+            write(
+                "manifest",
+                "one-part",
+                manifest(file.len()).text().as_bytes(),
+            );
+        }
         write("plan_json", name, plan.to_json().to_string().as_bytes());
     }
 }
@@ -213,4 +221,27 @@ fn gguf() -> Vec<u8> {
     }
     file.resize(file.len().next_multiple_of(32) + 32 + 34, 0);
     file
+}
+
+/// The manifest of a folder with one part of so many bytes.
+fn manifest(bytes: usize) -> Manifest {
+    let fingerprint = Fingerprint {
+        format_version: 2,
+        source: json!({"name": "m.safetensors", "bytes": 1000}),
+        config: json!({"bit_width": 4}),
+        compression: "none".into(),
+        shares: 1,
+        part_bytes: 1 << 20,
+    };
+    let part = ManifestPart {
+        file: part_name(0),
+        share: 1,
+        tensors: 5,
+        bytes: Some(bytes as u64),
+    };
+    let mut manifest = Manifest::new(fingerprint, vec![part]);
+    manifest.complete = true;
+    manifest.modality = "image".into();
+    manifest.summary = json!({"total": {"cosine": 0.5}, "tensors": {"x": {"cosine": 0.5}}});
+    manifest
 }
