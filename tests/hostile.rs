@@ -637,7 +637,7 @@ fn replay(path: &Path) {
 }
 
 #[test]
-fn what_fuzzing_found_stays_mended() {
+fn files_that_were_made_to_harm_do_none() {
     let folder = root().join("tests/data/hostile");
     let names = names_in(&folder);
     assert!(!names.is_empty());

@@ -81,6 +81,13 @@ impl Parts {
                 }
             }
         }
+        let rows = groups
+            .iter_mut()
+            .filter_map(|group| group.field(3)?.int())
+            .fold(0, i64::wrapping_add);
+        if let Some(sum) = self.footer.field(3) {
+            sum.set_int(rows);
+        }
         if let Some(Node::List(_, list)) = self.footer.field(4) {
             *list = groups;
         }

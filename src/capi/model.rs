@@ -405,8 +405,8 @@ pub unsafe extern "C" fn aq_model_dequantize_to_path(
                 AQ_DTYPE_DEFAULT => None,
                 dtype => Some(FLOATS.read(dtype)?),
             };
-            Ok(aq_run_options::read(options)?
-                .with(|options| run::dequantize_file(model, output, float, options))?)
+            aq_run_options::read(options)?
+                .with(|options| run::dequantize_file(model, output, float, options))
         })
     }
 }

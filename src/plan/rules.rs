@@ -453,6 +453,26 @@ mod tests {
     }
 
     #[test]
+    fn globs_that_spell_a_name_out_are_that_name() {
+        for (glob, name) in [
+            ("a.b", Some("a.b")),
+            ("[*][?][[][]]", Some("*?[]")),
+            ("a]b", Some("a]b")),
+            ("[r]e:x", Some("re:x")),
+            ("a*", None),
+            ("a?", None),
+            ("[ab]", None),
+            ("[!a]", None),
+        ] {
+            let pattern: Pattern = glob.parse().unwrap();
+            assert_eq!(pattern.name(), name, "{glob}");
+            assert!(name.is_none_or(|name| pattern.matches(name)), "{glob}");
+        }
+        assert!("[".parse::<Pattern>().is_err());
+        assert!("[a".parse::<Pattern>().is_err());
+    }
+
+    #[test]
     fn rules_read_and_write_the_same_text() {
         for text in [
             "a.*=bits:8,group:64",

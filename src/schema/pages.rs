@@ -330,8 +330,12 @@ impl Header {
         };
         if !known {
             // The lengths of delta encoded text need memory by numbers that only unpacking shows.
-            let code = self.encoding;
-            return Err(format!("encoding {code} of {physical} is not read"));
+            let encoding = match self.encoding {
+                6 => "DELTA_LENGTH_BYTE_ARRAY".to_owned(),
+                7 => "DELTA_BYTE_ARRAY".to_owned(),
+                other => other.to_string(),
+            };
+            return Err(format!("encoding {encoding} of {physical} is not read"));
         }
         match page.kind {
             PageKind::Dictionary => {

@@ -1,11 +1,12 @@
 //! Writes the seed corpus: small files of every kind that each target reads, where a fuzzer
-//! starts from. Run it in this folder, `cargo run --bin seeds`, after the formats have changed.
+//! starts from. Run it in this folder, `cargo run --release --bin seeds`, after the formats have changed.
 
 use std::fs;
 use std::path::Path;
 
 use arrowquant::plan::Config;
 use arrowquant::run::{self, Options};
+use arrowquant::schema::{Fingerprint, Manifest, ManifestPart, part_name};
 use arrowquant::source::{MemorySource, Source};
 use arrowquant::tensor::Dtype;
 use parquet::basic::Compression;
@@ -32,6 +33,19 @@ fn main() {
     });
     write("index", "two-shards", index.to_string().as_bytes());
 
+    let pipeline = json!({
+        "_class_name": "FluxPipeline",
+        "transformer": ["diffusers", "FluxTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "Scheduler"],
+        "tokenizer": [null, null],
+    });
+    write(
+        "pipeline",
+        "two-components",
+        pipeline.to_string().as_bytes(),
+    );
+
     let yaml = "deployment_profile: edge\nbit_width: 4\nscheme: affine\nrules:\n- 're:^a\\.=keep'\n\
                 - {pattern: 'b*', bits: 8, group: 64}\ngain: &x auto\nscale_dtype: *x\n";
     write("yaml", "every-kind", yaml.as_bytes());
@@ -49,13 +63,8 @@ fn main() {
     write("gguf", "every-kind", &gguf());
     let folder = arrowquant_fuzz::folder();
     arrowquant_fuzz::parts::write(folder);
-    for (target, name) in [
-        ("manifest", "manifest.json"),
-        ("part", "part-00000.parquet"),
-    ] {
-        let file = fs::read(folder.join(name)).expect("a file that was written");
-        write(target, "one", &file);
-    }
+    let part = fs::read(folder.join("part-00000.parquet")).expect("a file that was written");
+    write("part", "one", &part);
     write("parquet_source", "table", &table());
 
     let source = tensors();
@@ -85,6 +94,13 @@ fn main() {
             "parquet_model"
         };
         write(target, name, &file);
+        if name == "affine" {
+            write(
+                "manifest",
+                "one-part",
+                manifest(file.len()).text().as_bytes(),
+            );
+        }
         write("plan_json", name, plan.to_json().to_string().as_bytes());
     }
 }
@@ -209,4 +225,27 @@ fn gguf() -> Vec<u8> {
     }
     file.resize(file.len().next_multiple_of(32) + 32 + 34, 0);
     file
+}
+
+/// The manifest of a folder with one part of so many bytes.
+fn manifest(bytes: usize) -> Manifest {
+    let fingerprint = Fingerprint {
+        format_version: 2,
+        source: json!({"name": "m.safetensors", "bytes": 1000}),
+        config: json!({"bit_width": 4}),
+        compression: "none".into(),
+        shares: 1,
+        part_bytes: 1 << 20,
+    };
+    let part = ManifestPart {
+        file: part_name(0),
+        share: 1,
+        tensors: 5,
+        bytes: Some(bytes as u64),
+    };
+    let mut manifest = Manifest::new(fingerprint, vec![part]);
+    manifest.complete = true;
+    manifest.modality = "image".into();
+    manifest.summary = json!({"total": {"cosine": 0.5}, "tensors": {"x": {"cosine": 0.5}}});
+    manifest
 }
