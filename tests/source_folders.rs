@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use arrowquant::model::Model;
 use arrowquant::source;
 use arrowquant::tensor::Dtype;
 use serde_json::{Value, json};
@@ -131,18 +130,7 @@ fn a_pipeline_is_quantized_and_verified_whole() {
     let folder = pipeline();
     let work = tempfile::tempdir().unwrap();
     let output = work.path().join("flux.parquet");
-    let output = output.as_os_str();
-    let input = folder.path().as_os_str();
-    arrowquant_ok([
-        "quantize".as_ref(),
-        input,
-        output,
-        "--bits".as_ref(),
-        "8".as_ref(),
-    ]);
-    arrowquant_ok(["verify".as_ref(), output, "--against".as_ref(), input]);
-
-    let model = Model::open(Path::new(output)).unwrap();
+    let model = quantized_and_verified(folder.path(), &output);
     // Kept tensors lie together, whichever component they are of.
     let kept = [NAMES[2], NAMES[4], NAMES[5]];
     for name in NAMES {

@@ -1,9 +1,6 @@
 //! GGUF files made by hand, right and wrong. The package `gguf` writes others in
 //! `tests/python/test_sources.py`.
 
-use std::path::Path;
-
-use arrowquant::model::Model;
 use arrowquant::source::{self, Source};
 use arrowquant::tensor::Dtype;
 
@@ -158,17 +155,7 @@ fn it_is_quantized_and_verified() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     std::fs::write(at("m.gguf"), small()).unwrap();
-    let (input, output) = (at("m.gguf"), at("m.parquet"));
-    let (input, output) = (input.as_os_str(), output.as_os_str());
-    arrowquant_ok([
-        "quantize".as_ref(),
-        input,
-        output,
-        "--bits".as_ref(),
-        "8".as_ref(),
-    ]);
-    arrowquant_ok(["verify".as_ref(), output, "--against".as_ref(), input]);
-    let model = Model::open(Path::new(output)).unwrap();
+    let model = quantized_and_verified(&at("m.gguf"), &at("m.parquet"));
     assert!(model.tensors().iter().all(|tensor| tensor.is_quantized()));
     assert_eq!(
         model.source_metadata().unwrap()["general.architecture"],

@@ -1,7 +1,6 @@
 //! Tensors in Parquet files: tables as others write them, and kept tensors in files of ours.
 //! Those of pyarrow and DuckDB are in `tests/python/test_sources.py`.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use arrowquant::model::Model;
@@ -172,16 +171,7 @@ fn a_table_is_quantized_and_verified() {
             at(&format!("{i}-int8.parquet")),
         );
         std::fs::write(&input, table(&rows(), style)).unwrap();
-        let (input, output) = (input.as_os_str(), output.as_os_str());
-        arrowquant_ok([
-            "quantize".as_ref(),
-            input,
-            output,
-            "--bits".as_ref(),
-            "8".as_ref(),
-        ]);
-        arrowquant_ok(["verify".as_ref(), output, "--against".as_ref(), input]);
-        let model = Model::open(Path::new(output)).unwrap();
+        let model = quantized_and_verified(&input, &output);
         assert!(model.tensors()[model.find("b.weight").unwrap()].is_quantized());
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::pipeline::Options;
+use super::options::Options;
 use super::pool::with_pool;
 use super::progress::Counter;
 use crate::error::{Error, Result};

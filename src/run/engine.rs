@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::memory::{self, Memory};
-use super::pipeline::Options;
+use super::options::Options;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};

@@ -4,19 +4,20 @@ mod decode;
 mod engine;
 mod folder;
 mod memory;
+mod options;
 mod pipeline;
 mod pool;
 mod progress;
 mod report;
+mod share;
 mod tile;
 mod verify;
 
 pub use decode::dequantize_file;
-pub use folder::{PART_BYTES, Share, merge};
-pub use pipeline::{
-    Options, check_environment, check_not_input, output_bound, plan, quantize, quantize_file,
-    quantize_into,
-};
+pub use folder::merge;
+pub use options::{Options, check_not_input};
+pub use pipeline::{check_environment, output_bound, plan, quantize, quantize_file, quantize_into};
 pub use progress::{Level, LogFn, Progress, ProgressFn};
 pub use report::{Parts, Report, TensorReport, Totals};
+pub use share::{PART_BYTES, Share};
 pub use verify::{TensorCheck, Verification, verify};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
 
-use super::pipeline::Options;
+use super::options::Options;
 use super::pool::{Pool, Pulse, with_pool};
 use super::progress::Counter;
 use crate::error::{Error, Result};

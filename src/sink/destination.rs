@@ -3,11 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use super::staging::StagedFile;
+use super::staging::{GoOn, StagedFile};
 use crate::error::{MEMORY, Result};
-
-/// Called now and then by what takes long, which ends with its error.
-pub type GoOn<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A path, or the caller's memory.
 #[derive(Debug)]

@@ -13,8 +13,9 @@ use parquet::file::metadata::ColumnChunkMetaData;
 
 use super::buffer::PlaneBuffer;
 use super::columns::{Out, Plane, Room};
-use super::destination::{Destination, GoOn};
+use super::destination::Destination;
 use super::footer::{Footer, RowGroups};
+use super::staging::GoOn;
 use crate::error::{Error, Result};
 use crate::schema::{Checksum, Column, STEP, Tile};
 

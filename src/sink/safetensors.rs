@@ -6,8 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::destination::GoOn;
-use super::staging::StagedFile;
+use super::staging::{GoOn, StagedFile};
 use crate::error::{Error, Result};
 use crate::tensor::TensorInfo;
 

@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-use super::destination::GoOn;
 use crate::error::{Error, Result};
 
 const PREFIX: &str = ".arrowquant-";
 const SUFFIX: &str = ".partial";
+
+/// Called now and then by what takes long, which ends with its error.
+pub type GoOn<'a> = &'a mut dyn FnMut() -> Result<()>;
 
 /// A file being written beside its target under a temporary name. Dropped uncommitted it is
 /// removed; what a killed process left behind, the next run in that folder removes: a live

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use arrowquant::error::Result;
+use arrowquant::model::Model;
 use arrowquant::plan::Config;
 use arrowquant::run::{self, Options, Report};
 use arrowquant::source;
@@ -175,4 +176,12 @@ pub fn check_parts(source: &dyn source::Source, tensor: usize, cuts: &[usize]) {
         source.read(tensor, part[0], &mut bytes).unwrap();
         assert_eq!(bytes, whole[part[0]..part[1]], "{part:?}");
     }
+}
+
+/// Quantizes to 8 bits by the program, which then finds the result to be of its input.
+pub fn quantized_and_verified(input: &Path, output: &Path) -> Model {
+    let (input, path) = (input.as_os_str(), output.as_os_str());
+    arrowquant_ok(["quantize".as_ref(), input, path, "--bits=8".as_ref()]);
+    arrowquant_ok(["verify".as_ref(), path, "--against".as_ref(), input]);
+    Model::open(output).unwrap()
 }
