@@ -504,3 +504,81 @@ fn a_failed_run_leaves_no_folder() {
     assert!(message.contains("'holed.weight'"), "{message}");
     assert_eq!(names_in(folder.path()), ["m.safetensors"]);
 }
+
+/// Full disks and failing ones, at several moments: what is whole stays, and is gone on with.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_that_failed_is_continued() {
+    use crate::common::faults::*;
+
+    let folder = tempfile::tempdir().unwrap();
+    // The path that the system shows of an open file.
+    let root = folder.path().canonicalize().unwrap();
+    let input = root.join("m.safetensors");
+    write_model(&input);
+    let run = |output: &Path, more: &[&str]| {
+        let mut command = program();
+        command.arg("quantize").arg(&input).arg(output).args(more);
+        command.args(["--on-nonfinite=keep", "--group-size=32", "--part-size=6000"]);
+        command.args(["--quiet", "--threads=1"]);
+        command
+    };
+    let whole = root.join("whole");
+    assert!(run(&whole, &[]).status().unwrap().success());
+    let expected = files(&whole);
+    let output = root.join("out");
+    let text = output.to_str().unwrap();
+    for (call, after, errno, reason) in [
+        (
+            Call::Write(text),
+            After::Bytes(0),
+            libc::ENOSPC,
+            "No space left on device",
+        ),
+        (
+            Call::Write(text),
+            After::Bytes(9000),
+            libc::ENOSPC,
+            "No space left on device",
+        ),
+        (
+            Call::Write(text),
+            After::Bytes(25000),
+            libc::EIO,
+            "Input/output error",
+        ),
+        (
+            Call::Sync(text),
+            After::Calls(4),
+            libc::EIO,
+            "Input/output error",
+        ),
+        (
+            Call::Read("m.safetensors"),
+            After::Calls(25),
+            libc::EIO,
+            "cannot read",
+        ),
+    ] {
+        let fired = root.join("fired");
+        let mut command = run(&output, &[]);
+        spoil(&mut command, call, after, Then::Fails(errno), &fired);
+        let done = command.output().unwrap();
+        let message = stderr(&done);
+        assert_eq!(done.status.code(), Some(1), "{call:?}: {message}");
+        assert!(message.contains(reason), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        std::fs::remove_file(fired).expect("a call that failed");
+        if output.exists() {
+            for (name, bytes) in files(&output) {
+                assert!(
+                    name == "manifest.json" || bytes == expected[&name],
+                    "{name}"
+                );
+            }
+        }
+        assert!(run(&output, &["--resume"]).status().unwrap().success());
+        assert!(files(&output) == expected, "{call:?}");
+        std::fs::remove_dir_all(&output).unwrap();
+    }
+}
