@@ -366,6 +366,10 @@ fn what_does_not_belong_together_is_not_merged() {
     let message = |output: &Path| run::merge(output).unwrap_err().to_string();
     assert!(message(&output).contains("out: not a folder of parts"));
     share(1, &output, SETTINGS);
+    // Another machine has a copy of its own.
+    let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
+    let file = std::fs::File::options().write(true).open(&input).unwrap();
+    file.set_modified(later).unwrap();
     share(3, &output, SETTINGS);
     let missing = message(&output);
     assert!(

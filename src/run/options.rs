@@ -55,12 +55,8 @@ pub fn check_not_input(source: &dyn Source, output: &Path) -> Result<()> {
     let Ok(output) = output.canonicalize() else {
         return Ok(());
     };
-    for i in 0..source.tensors().len() {
-        if source
-            .path_of(i)
-            .canonicalize()
-            .is_ok_and(|input| input == output)
-        {
+    for input in source.files() {
+        if input.path.canonicalize().is_ok_and(|input| input == output) {
             return Err(Error::file(
                 &output,
                 "would be overwritten while it is read",
