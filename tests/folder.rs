@@ -304,6 +304,12 @@ fn another_run_is_refused_and_the_difference_named() {
         PART_BYTES,
         &["m.safetensors was changed since"],
     );
+    // Other weights under the same header and time.
+    let mut bytes = std::fs::read(&input).unwrap();
+    let whole = bytes.clone();
+    bytes[whole.len() - 8..].fill(0x11);
+    std::fs::write(&input, &bytes).unwrap();
+    refused(SETTINGS, true, PART_BYTES, &["sample is \""]);
     // Another header.
     let mut bytes = std::fs::read(&input).unwrap();
     let at = bytes

@@ -155,13 +155,12 @@ impl Engine<'_, '_> {
             }
         }
         self.source.check_unchanged()?;
-        let total = self.total(entries.clone()).totals();
         let footer = Footer {
             modality: self.plan.modality.name().to_owned(),
             config: self.plan.config.clone(),
             source: self.source.id().to_json(),
             source_metadata: self.source.metadata().clone(),
-            summary: summary(&total, &self.tensors(entries)),
+            summary: self.summary(entries),
             part: part(self),
         };
         let counter = &mut self.counter;
@@ -320,6 +319,14 @@ impl Engine<'_, '_> {
     fn tensors(&self, entries: Range<usize>) -> Vec<TensorReport> {
         let report = |i: usize| self.tallies[i].report(&self.plan.entries[i]);
         entries.map(report).collect()
+    }
+
+    /// The same as files record it.
+    pub(super) fn summary(&self, entries: Range<usize>) -> Value {
+        summary(
+            &self.total(entries.clone()).totals(),
+            &self.tensors(entries),
+        )
     }
 
     /// The report of a run over some entries.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use serde_json::json;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::engine::Engine;
 use super::options::{Options, check_not_input};
@@ -48,6 +49,7 @@ pub(super) fn quantize(
     let fingerprint = Fingerprint {
         format_version: FORMAT_VERSION,
         source: source.id().to_json(),
+        sample: sample(source)?,
         config: plan.config.clone(),
         compression: plan.compression.name().to_owned(),
         shares: share.count,
@@ -83,11 +85,11 @@ pub(super) fn quantize(
         );
     }
     let done = Engine::run(source, plan, entries.clone(), options, |engine| {
-        let (mut bytes, mut resumed) = (0, 0);
+        let (mut sizes, mut resumed) = (Vec::with_capacity(mine.len()), 0);
         for &index in &mine {
             let part = &folder.parts[index];
             let there = if resume { folder.read(index)? } else { None };
-            bytes += match there {
+            sizes.push(match there {
                 Some(there) => {
                     resumed += 1;
                     there.restore(engine, part.entries.clone());
@@ -100,16 +102,16 @@ pub(super) fn quantize(
                     let info = |engine: &Engine<'_, '_>| Some(json!(folder.info(engine, index)));
                     engine.write(part.entries.clone(), destination, info)?
                 }
-            };
+            });
         }
-        let mut report = engine.report(entries, output, bytes);
+        let mut report = engine.report(entries, output, sizes.iter().sum());
         report.parts = Some(Parts {
             count: mine.len(),
             resumed,
         });
         // Those of other shares are for `merge`.
         if share.count == 1 {
-            finish(output)?;
+            folder.finish(engine, &sizes)?;
         }
         Ok(report)
     });
@@ -127,9 +129,12 @@ impl Folder<'_> {
     /// Makes the folder, or finds that what is in it belongs to this run; what killed runs left
     /// is removed.
     fn claim(&mut self, source: &dyn Source) -> Result<()> {
-        if !self.path.exists() {
-            std::fs::create_dir(self.path).map_err(Error::io(self.path, "create the folder"))?;
-            self.made = true;
+        match std::fs::create_dir(self.path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => {
+                made.map_err(Error::io(self.path, "create the folder"))?;
+                self.made = true;
+            }
         }
         if !self.path.is_dir() {
             let reason = "neither a folder to write parts to, nor does it end in .parquet";
@@ -140,11 +145,7 @@ impl Folder<'_> {
         let mut there = Manifest::read(self.path)?;
         if there.is_none() {
             self.check_parts()?;
-            let mut manifest = Manifest::new(self.fingerprint.clone(), self.listing());
-            manifest.sources = sources.clone();
-            manifest.modality = self.plan.modality.name().to_owned();
-            manifest.source_metadata = source.metadata().clone();
-            if write(self.path, &manifest, false)? {
+            if write(self.path, &self.manifest(source), false)? {
                 return Ok(());
             }
             // Another run was faster.
@@ -173,14 +174,31 @@ impl Folder<'_> {
         Ok(())
     }
 
-    fn listing(&self) -> Vec<ManifestPart> {
+    /// What is to be in the folder.
+    fn manifest(&self, source: &dyn Source) -> Manifest {
         let part = |(index, part): (usize, &Part)| ManifestPart {
             file: part_name(index),
             share: part.share,
             tensors: part.entries.len(),
             bytes: None,
         };
-        self.parts.iter().enumerate().map(part).collect()
+        let parts = self.parts.iter().enumerate().map(part).collect();
+        let mut manifest = Manifest::new(self.fingerprint.clone(), parts);
+        manifest.sources = source.files().iter().map(source_of).collect();
+        manifest.modality = self.plan.modality.name().to_owned();
+        manifest.source_metadata = source.metadata().clone();
+        manifest
+    }
+
+    /// Says that all parts are there, which have these sizes.
+    fn finish(&self, engine: &Engine<'_, '_>, sizes: &[u64]) -> Result<()> {
+        let mut manifest = self.manifest(engine.source);
+        for (part, &bytes) in manifest.parts.iter_mut().zip(sizes) {
+            part.bytes = Some(bytes);
+        }
+        manifest.complete = true;
+        manifest.summary = engine.summary(0..self.plan.entries.len());
+        write(self.path, &manifest, true).map(drop)
     }
 
     /// Parts that came without a manifest, from another machine, must be of this run.
@@ -194,7 +212,8 @@ impl Folder<'_> {
         Ok(())
     }
 
-    /// A part that is complete; damaged ones are made again.
+    /// A part that is complete. One that cannot be opened is made again; damaged planes are left
+    /// to `verify` to find, as they are not read here.
     fn read(&self, index: usize) -> Result<Option<PartThere>> {
         let path = self.part_path(index);
         let Ok((info, model)) = open_part(&path) else {
@@ -237,9 +256,10 @@ impl Folder<'_> {
         }
     }
 
-    /// Leaves no folder without parts behind.
+    /// Leaves no folder without parts behind. Where others do their shares it is theirs, too.
     fn leave(&self) {
-        if self.made && parts_in(self.path).is_ok_and(|parts| parts.is_empty()) {
+        let alone = self.made && self.fingerprint.shares == 1;
+        if alone && parts_in(self.path).is_ok_and(|parts| parts.is_empty()) {
             let _ = std::fs::remove_file(self.path.join(MANIFEST));
             let _ = std::fs::remove_dir(self.path);
         }
@@ -264,6 +284,27 @@ fn source_of(file: &FileState) -> ManifestSource {
         bytes: file.bytes,
         modified,
     }
+}
+
+/// A hash of some of the values, spread over the model: headers say nothing of them. Empty for a
+/// source that is unpacked to be read.
+fn sample(source: &dyn Source) -> Result<String> {
+    const TENSORS: usize = 64;
+    const BYTES: usize = 4 << 10;
+    if source.in_turn() {
+        return Ok(String::new());
+    }
+    let mut hash = Xxh3::new();
+    let mut values = vec![0; BYTES];
+    let tensors = source.tensors();
+    for i in 0..tensors.len().min(TENSORS) {
+        let index = i * tensors.len() / tensors.len().min(TENSORS);
+        let bytes = tensors[index].bytes().unwrap_or(0);
+        let values = &mut values[..bytes.min(BYTES)];
+        source.read(index, (bytes - values.len()) / 2, values)?;
+        hash.update(values);
+    }
+    Ok(format!("{:016x}", hash.digest()))
 }
 
 /// The paths of all parts in a folder, in order.
@@ -368,39 +409,33 @@ pub fn merge(folder: &Path) -> Result<Totals> {
         return Err(Error::file(folder, "not a folder of parts"));
     }
     remove_stale(folder);
-    finish(folder)
-}
-
-fn finish(folder: &Path) -> Result<Totals> {
-    let paths = parts_in(folder)?;
-    let Some(first) = paths.first() else {
+    let there: HashSet<PathBuf> = parts_in(folder)?.into_iter().collect();
+    let at = |index: usize| folder.join(part_name(index));
+    if !there.contains(&at(0)) {
         return Err(Error::file(folder, "holds no part-00000.parquet and so on"));
-    };
-    let (first_info, first_model) = open_part(first)?;
+    }
+    // What a part says there are may be any number.
+    let (first, model) = open_part(&at(0))?;
     let PartInfo {
         fingerprint, count, ..
-    } = first_info;
-    // What a part says there are may be any number.
-    let missing = count.saturating_sub(paths.len());
-    let first = (0..=paths.len())
-        .map(part_name)
-        .find(|name| !folder.join(name).is_file());
-    if let (1.., Some(name)) = (missing, first) {
-        let others = match missing - 1 {
-            0 => String::new(),
-            others => format!(" and {others} others"),
-        };
-        let reason = format!("of {count} parts {name}{others} is missing");
+    } = first;
+    let modality = model.metadata().get(key::MODALITY).cloned();
+    let source_metadata = model.source_metadata()?;
+    drop(model);
+    if let Some(index) = (0..count).find(|&index| !there.contains(&at(index))) {
+        let reason = format!("of {count} parts {} is missing", part_name(index));
         return Err(Error::file(folder, reason));
     }
-    if let Some(stray) = paths.get(count) {
-        return Err(Error::file(stray, format!("there are only {count} parts")));
+    let own: HashSet<PathBuf> = (0..count).map(at).collect();
+    if let Some(stray) = there.iter().filter(|&path| !own.contains(path)).min() {
+        return Err(Error::file(stray, format!("none of the {count} parts")));
     }
     let mut total = TotalTally::default();
     let mut summary = serde_json::Map::new();
     let mut listing = Vec::with_capacity(count);
     let mut names = HashSet::new();
-    for (index, path) in paths.iter().enumerate() {
+    for (index, path) in (0..count).map(|index| (index, at(index))) {
+        let path = &path;
         let (info, model) = open_part(path)?;
         if let Some(difference) = fingerprint.difference(&info.fingerprint) {
             return Err(another(path, &difference));
@@ -432,12 +467,8 @@ fn finish(folder: &Path) -> Result<Totals> {
     let mut manifest = Manifest::new(fingerprint, listing);
     manifest.complete = true;
     manifest.sources = Manifest::read(folder)?.map_or(Vec::new(), |there| there.sources);
-    manifest.modality = first_model
-        .metadata()
-        .get(key::MODALITY)
-        .cloned()
-        .unwrap_or_default();
-    manifest.source_metadata = first_model.source_metadata()?;
+    manifest.modality = modality.unwrap_or_default();
+    manifest.source_metadata = source_metadata;
     manifest.summary = json!({"total": totals.figures(), "tensors": summary});
     write(folder, &manifest, true)?;
     Ok(totals)

@@ -24,7 +24,11 @@ const THREAD: usize = 2 << 20;
 const COMPRESSOR: usize = 8 << 20;
 
 /// What is known of a tensor: in the source, the plan, the report and the summary.
-const TENSOR: usize = 2 << 10;
+const TENSOR: usize = 3 << 10;
+
+/// Times that names and metadata are held: in the source, the plan, tiles and reports, and in the
+/// footer as JSON in JSON.
+const COPIES: usize = 16;
 
 /// What is known of a tile, and its row group in the footer.
 const TILE: usize = 4 << 10;
@@ -139,6 +143,11 @@ impl Needs {
             .iter()
             .map(|entry| entry.tensor.name.len())
             .sum();
+        let metadata = source
+            .metadata()
+            .iter()
+            .map(|(key, value)| key.len() + value.len());
+        let metadata: usize = metadata.sum();
         let thread = THREAD + read + if compress { COMPRESSOR } else { 0 };
         let fixed = [
             PROGRAM,
@@ -146,7 +155,7 @@ impl Needs {
             shared,
             plan.entries.len() * TENSOR,
             jobs.len() * TILE,
-            8 * names,
+            COPIES * (names + metadata),
             source.held_bytes(),
         ];
         Self {
@@ -184,9 +193,10 @@ pub(super) fn free() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     let free = system.available_memory();
-    let contained = system
-        .cgroup_limits()
-        .map_or(u64::MAX, |limits| limits.free_memory);
+    // What a container uses counts its page cache in, which gives way.
+    let contained = system.cgroup_limits().map_or(u64::MAX, |limits| {
+        limits.total_memory.saturating_sub(limits.rss)
+    });
     // Systems that cannot be asked say 0.
     Some(free.min(contained)).filter(|&free| free > 0)
 }

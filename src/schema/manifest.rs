@@ -30,6 +30,8 @@ pub struct Fingerprint {
     pub format_version: u32,
     /// Base name, size and header hash of the source.
     pub source: Value,
+    /// XXH3-64 over some of the source's values, in hexadecimal; empty where they are packed.
+    pub sample: String,
     /// Settings that change values.
     pub config: Value,
     /// none or zstd.
@@ -227,6 +229,7 @@ mod tests {
         let fingerprint = Fingerprint {
             format_version: FORMAT_VERSION,
             source: json!({"name": "m.safetensors"}),
+            sample: String::new(),
             config: json!({"bit_width": 4}),
             compression: "none".into(),
             shares: 1,

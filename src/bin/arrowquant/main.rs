@@ -16,6 +16,7 @@ use arrowquant::error::{Error, Result};
 use arrowquant::model::Model;
 use arrowquant::plan::{Config, Plan};
 use arrowquant::run::{self, Options, Progress};
+use arrowquant::schema::MANIFEST;
 use arrowquant::sink::StagedFile;
 use arrowquant::source;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -125,10 +126,18 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
     let source = source::open(&args.input)?;
     let plan = match &args.plan {
         None => run::plan(source.as_ref(), &config)?,
-        Some(path) => Plan::from_json(&read(path)?).map_err(|error| match error {
-            Error::Plan(reason) => Error::Plan(format!("{}: {reason}", path.display())),
-            other => other,
-        })?,
+        Some(path) => {
+            let plan = Plan::from_json(&read(path)?);
+            let mut plan = plan.map_err(|error| match error {
+                Error::Plan(reason) => Error::Plan(format!("{}: {reason}", path.display())),
+                other => other,
+            })?;
+            // These change nothing of what tensors get.
+            plan.streaming |= config.streaming();
+            plan.memory_limit = config.memory_limit().or(plan.memory_limit);
+            plan.fail_fast |= config.fail_fast();
+            plan
+        }
     };
     if !args.quiet {
         warn(&plan);
@@ -139,6 +148,12 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
             return Err(Error::Config {
                 key: "--report".into(),
                 reason: format!("'{}' is the output", path.display()),
+            });
+        }
+        Some(path) if is_of_folder(path, &args.output) => {
+            return Err(Error::Config {
+                key: "--report".into(),
+                reason: format!("'{}' is for a file of the output", path.display()),
             });
         }
         Some(path) => {
@@ -174,6 +189,16 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
         print(&show::report(&report))?;
     }
     Ok(true)
+}
+
+/// Whether a path is that of a part or of the manifest of an output that is a folder.
+fn is_of_folder(path: &Path, output: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let reserved = name == MANIFEST || name.starts_with("part-") && name.ends_with(".parquet");
+    reserved
+        && path
+            .parent()
+            .is_some_and(|folder| same_file(folder, output))
 }
 
 /// Whether two paths, which may not exist yet, are one file.
