@@ -306,8 +306,8 @@ fn another_run_is_refused_and_the_difference_named() {
     );
     // Other weights under the same header and time.
     let mut bytes = std::fs::read(&input).unwrap();
-    let whole = bytes.clone();
-    bytes[whole.len() - 2500..].fill(0x11);
+    let end = bytes.len() - 2500;
+    bytes[end..].fill(0x11);
     std::fs::write(&input, &bytes).unwrap();
     refused(SETTINGS, true, PART_BYTES, &["sample is \""]);
     // Another header.
