@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::memory::{self, Memory};
+use super::memory::Memory;
 use super::options::Options;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
@@ -63,9 +63,8 @@ impl Engine<'_, '_> {
         }
         let table = choose_table()?;
         let threads = resolve(options.threads);
-        let free = options.free_memory.or_else(memory::free);
         let all = jobs(source, plan, entries.clone())?;
-        let memory = Memory::new(source, plan, &all, threads, options.budget, free)?;
+        let memory = Memory::new(source, plan, &all, threads, &options)?;
         drop(all);
         if let Some(because) = &memory.because {
             say(

@@ -2,6 +2,7 @@
 
 use bytesize::ByteSize;
 
+use super::options::Options;
 use super::tile::Job;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -33,6 +34,10 @@ const COPIES: usize = 16;
 /// What is known of a tile, and its row group in the footer.
 const TILE: usize = 4 << 10;
 
+/// The same of a part that was done before and is opened, as the parquet crate holds it, with the
+/// pages of the file that are looked at.
+const OPENED: usize = 96 << 10;
+
 /// What a run may hold, and why so much.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Memory {
@@ -57,8 +62,8 @@ struct Needs {
 }
 
 impl Memory {
-    /// Decides for a run: `budget` bytes of planes may be in flight where the plan says no less,
-    /// and `free` bytes of memory are free, where that is known.
+    /// Decides for a run: the budget of its options may be in flight where the plan says no less
+    /// and memory is free.
     ///
     /// # Errors
     /// The plan's limit is too small, or the run would have to stream and is to fail instead.
@@ -67,10 +72,10 @@ impl Memory {
         plan: &Plan,
         jobs: &[Job],
         threads: usize,
-        budget: usize,
-        free: Option<u64>,
+        options: &Options<'_>,
     ) -> Result<Self> {
-        let needs = Needs::of(source, plan, jobs, threads);
+        let (budget, free) = (options.budget, options.free_memory.or_else(free));
+        let needs = Needs::of(source, plan, jobs, threads, options);
         let least = needs.least();
         let size = |bytes: usize| ByteSize::b(bytes as u64).display().si().to_string();
         if let Some(limit) = plan.memory_limit {
@@ -117,24 +122,39 @@ impl Memory {
     /// Whether a job is written in place instead of being held until it is done: so that two
     /// can be in flight.
     pub(super) fn in_place(&self, job: &Job, compress: bool) -> bool {
-        let planes: usize = job.tile.plane_bytes().unwrap_or_default().iter().sum();
-        let shares = job.recipe.is_none() && planes < SHARED_BELOW;
+        let shares = job.recipe.is_none() && job.tile.bytes() < SHARED_BELOW;
         !compress && !shares && job.cost(compress) > self.in_flight / 2
     }
 }
 
 impl Needs {
-    fn of(source: &dyn Source, plan: &Plan, jobs: &[Job], threads: usize) -> Self {
+    fn of(
+        source: &dyn Source,
+        plan: &Plan,
+        jobs: &[Job],
+        threads: usize,
+        options: &Options<'_>,
+    ) -> Self {
         let compress = plan.compresses();
         let (mut largest, mut planes, mut read, mut shared) = (0, 0usize, 0, 0usize);
+        let (mut opened, mut part) = (0usize, (0usize, 0usize));
         for job in jobs {
             let cost = job.cost(compress);
             planes = planes.saturating_add(cost);
             read = read.max(job.piece_bytes());
             largest = largest.max(if compress { cost } else { job.piece_cost() });
-            let bytes: usize = job.tile.plane_bytes().unwrap_or_default().iter().sum();
+            let bytes = job.tile.bytes();
             if job.recipe.is_none() && bytes < SHARED_BELOW {
                 shared += bytes;
+            }
+            // Parts are opened one at a time; each has about as many tiles as this.
+            part.0 += 1;
+            part.1 += bytes;
+            if options.resume {
+                opened = opened.max(part.0);
+            }
+            if part.1 > options.part_bytes {
+                part = (0, 0);
             }
         }
         let shared = shared.min(SHARED_BYTES) * if compress { 3 } else { 1 };
@@ -155,6 +175,7 @@ impl Needs {
             shared,
             plan.entries.len() * TENSOR,
             jobs.len() * TILE,
+            opened * OPENED,
             COPIES * (names + metadata),
             source.held_bytes(),
         ];
@@ -189,7 +210,7 @@ impl Needs {
 }
 
 /// Bytes of memory that are free on this machine, or under the limit that its container sets.
-pub(super) fn free() -> Option<u64> {
+fn free() -> Option<u64> {
     let mut system = sysinfo::System::new().ok()?;
     system.refresh_memory();
     let free = system.available_memory();
