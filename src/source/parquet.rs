@@ -428,12 +428,9 @@ impl Source for ParquetSource {
     }
 
     fn held_bytes(&self) -> usize {
-        /// What the parquet crate knows of a row group of ours.
-        const ROW_GROUP: usize = 32 << 10;
         let largest = self.packed.iter().flatten().max().copied().unwrap_or(0);
         let held = self.packed_bytes().min(largest.max(HELD));
-        let held = usize::try_from(held).unwrap_or(usize::MAX);
-        held.saturating_add(self.packed.len() * ROW_GROUP)
+        held.try_into().unwrap_or(usize::MAX)
     }
 
     fn in_turn(&self) -> bool {
