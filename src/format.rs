@@ -223,11 +223,14 @@ impl Float {
 pub enum Method {
     /// From the range of the group.
     MinMax,
-    /// Least squares over trial scales: the default.
+    /// Least squares over trial scales: the default without calibration.
     Lsq,
+    /// Columns make up for each other's errors, as a calibration's Hessian says how; the default
+    /// with one.
+    Gptq,
 }
 
-named!(Method, "method", { MinMax => "minmax", Lsq => "lsq" });
+named!(Method, "method", { MinMax => "minmax", Lsq => "lsq", Gptq => "gptq" });
 
 /// Whether the loss of amplitude of a row is made up for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -48,6 +48,8 @@ pub mod format;
 pub mod kernel;
 
 #[cfg(feature = "std")]
+pub mod calibrate;
+#[cfg(feature = "std")]
 pub mod error;
 #[cfg(feature = "std")]
 pub mod model;

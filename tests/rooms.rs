@@ -12,7 +12,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["error", "tensor"]),
     ("schema", &["format", "tensor", "error"]),
     ("kernel", &["format"]),
-    ("calibrate", &["kernel", "tensor", "error"]),
+    (
+        "calibrate",
+        &["kernel", "schema", "format", "tensor", "error"],
+    ),
     (
         "quantize",
         &["kernel", "calibrate", "format", "tensor", "error"],

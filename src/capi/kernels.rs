@@ -91,7 +91,7 @@ pub unsafe extern "C" fn aq_quantize_rows(
     err: *mut aq_error,
 ) -> aq_status {
     use super::guard::{check_out, write};
-    use crate::quantize::{Matrix, PlanesMut, quantize_rows};
+    use crate::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 
     // SAFETY: by the header's conventions.
     unsafe {
@@ -130,19 +130,15 @@ pub unsafe extern "C" fn aq_quantize_rows(
                 scales,
                 biases,
             };
-            let importance = (!importance.is_empty()).then_some(importance);
+            let guide = match importance.is_empty() {
+                true => Guide::None,
+                false => Guide::Importance(importance),
+            };
             let measure = !quality.is_null();
             let table = table()?;
-            let outcome = quantize_rows(
-                table,
-                &recipe,
-                scale_dtype,
-                matrix,
-                importance,
-                measure,
-                planes,
-            )
-            .map_err(Fault::Rows)?;
+            let outcome =
+                quantize_rows(table, &recipe, scale_dtype, matrix, guide, measure, planes)
+                    .map_err(Fault::Rows)?;
             if !quality.is_null() {
                 let bits = sizes.iter().sum::<usize>() as f64 * 8.0;
                 let measured = aq_quality {

@@ -190,9 +190,15 @@ impl<L: Lanes, C: Code> Encoder<L, C> {
     /// For a bias and the reciprocal of a scale.
     #[inline(always)]
     pub(super) fn new(code: C, inverse: f32, bias: f32) -> Self {
+        Self::of_lanes(code, L::splat(inverse), L::splat(bias))
+    }
+
+    /// The same where every lane has its own.
+    #[inline(always)]
+    pub(super) fn of_lanes(code: C, inverse: L, bias: L) -> Self {
         Self {
-            bias: L::splat(bias),
-            inverse: L::splat(inverse),
+            bias,
+            inverse,
             zero_point: L::splat(code.format().zero_point()),
             max_code: L::splat(f32::from(code.format().max_code())),
             code,

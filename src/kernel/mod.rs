@@ -11,10 +11,12 @@
 mod avx2;
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 mod avx512;
+mod channels;
 mod dot;
 mod element;
 mod encode;
 mod errors;
+mod feedback;
 mod fit;
 mod group;
 #[cfg(test)]
@@ -230,6 +232,68 @@ pub struct ByteMatVec<'a> {
     pub y_rows: usize,
 }
 
+/// Some rows of activations, to add up by channel.
+#[derive(Debug)]
+pub struct ChannelSums<'a> {
+    /// Element type of `x`.
+    pub float: Float,
+    /// Channels.
+    pub cols: usize,
+    /// One row or more of `cols` little-endian values; no more than some hundred, as the sums are
+    /// f32.
+    pub x: &'a [u8],
+    /// The smallest value of each channel is written here.
+    pub low: &'a mut [f32],
+    /// The largest.
+    pub high: &'a mut [f32],
+    /// The sum of squares; infinite or NaN where there is such a value, or one too large to be
+    /// squared.
+    pub squares: &'a mut [f32],
+}
+
+/// Rows that [`Feedback`] quantizes side by side.
+pub const BUNDLE: usize = 32;
+
+/// A bundle of rows times a triangular factor.
+#[derive(Debug)]
+pub struct Projection<'a> {
+    /// Weights in a row.
+    pub cols: usize,
+    /// `cols x cols`, of which what is below the diagonal counts.
+    pub factor: &'a [f32],
+    /// [`BUNDLE`] weights for each column.
+    pub weights: &'a [f32],
+    /// Likewise: `weight_k + sum_{j<k} factor_kj weight_j`, added in this order.
+    pub out: &'a mut [f32],
+}
+
+/// A bundle of rows to quantize column by column, errors being made up for later.
+#[derive(Debug)]
+pub struct Feedback<'a> {
+    /// Format and scheme of the codes.
+    pub layout: Layout,
+    /// Weights in a row.
+    pub cols: usize,
+    /// As in [`Projection`]: what the error of one column adds to the target of a later one.
+    pub factor: &'a [f32],
+    /// The group of each column.
+    pub groups: &'a [u32],
+    /// [`BUNDLE`] weights for each column, in the order in which columns are quantized.
+    pub weights: &'a [f32],
+    /// [`BUNDLE`] reciprocals of scales for each group, 0 where the scale is.
+    pub inverses: &'a [f32],
+    /// Likewise the scales.
+    pub scales: &'a [f32],
+    /// Likewise the biases; not looked at when symmetric.
+    pub biases: &'a [f32],
+    /// The codes are written here, [`BUNDLE`] for each column.
+    pub codes: &'a mut [f32],
+    /// Likewise weights less decoded weights.
+    pub errors: &'a mut [f32],
+    /// Likewise targets less decoded weights: what no later column makes up for.
+    pub left: &'a mut [f32],
+}
+
 /// Vectors quantized to signed bytes, group by group: `x = scale * value`.
 #[derive(Debug, Clone, Copy)]
 pub struct Activations<'a> {
@@ -310,6 +374,10 @@ pub struct KernelTable {
     matvec: unsafe fn(MatVec<'_>),
     quantize_activations: unsafe fn(&[f32], usize, ActivationsMut<'_>) -> bool,
     matvec_bytes: unsafe fn(ByteMatVec<'_>),
+    channel_sums: unsafe fn(ChannelSums<'_>),
+    widen: unsafe fn(Float, &[u8], &mut [f32]),
+    project: unsafe fn(Projection<'_>),
+    feedback: unsafe fn(Feedback<'_>),
 }
 
 impl KernelTable {
@@ -470,6 +538,59 @@ impl KernelTable {
         assert!(m.rows.end <= m.y_rows);
         // SAFETY: as in `quantize_row`.
         unsafe { (self.matvec_bytes)(m) }
+    }
+
+    /// Adds up rows of activations by channel.
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says, or there is no row.
+    pub fn channel_sums(&self, sums: ChannelSums<'_>) {
+        let row_bytes = sums.cols * sums.float.size();
+        assert!(!sums.x.is_empty() && sums.x.len().is_multiple_of(row_bytes));
+        let lengths = [sums.low.len(), sums.high.len(), sums.squares.len()];
+        assert_eq!(lengths, [sums.cols; 3]);
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.channel_sums)(sums) }
+    }
+
+    /// Values as f32.
+    ///
+    /// # Panics
+    /// If there are not as many as `out` holds.
+    pub fn widen(&self, float: Float, values: &[u8], out: &mut [f32]) {
+        assert_eq!(values.len(), out.len() * float.size());
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.widen)(float, values, out) }
+    }
+
+    /// Multiplies a bundle of rows with a triangular factor.
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says.
+    pub fn project(&self, p: Projection<'_>) {
+        assert_eq!(p.factor.len(), p.cols * p.cols);
+        assert_eq!(p.weights.len(), p.cols * BUNDLE);
+        assert_eq!(p.out.len(), p.weights.len());
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.project)(p) }
+    }
+
+    /// Quantizes a bundle of rows, each column making up for the errors of those before it.
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says.
+    pub fn feedback(&self, f: Feedback<'_>) {
+        assert_eq!(f.factor.len(), f.cols * f.cols);
+        assert_eq!(f.groups.len(), f.cols);
+        let each = [&f.codes, &f.errors, &f.left].map(|out| out.len());
+        assert_eq!(
+            (f.weights.len(), each),
+            (f.cols * BUNDLE, [f.cols * BUNDLE; 3])
+        );
+        assert_eq!(f.inverses.len(), f.scales.len());
+        assert!(f.layout.scheme == Scheme::Symmetric || f.biases.len() == f.scales.len());
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.feedback)(f) }
     }
 }
 

@@ -1,19 +1,20 @@
 //! One table of kernels for each instruction set.
 
-use super::dot;
 #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 use super::neon::{Dotprod, Neon};
 use super::rows;
 use super::scalar::Scalar;
 use super::{
-    ActivationsMut, ByteMatVec, CompareRow, DecodeRow, ErrorRow, ErrorSums, Isa, KernelTable,
-    MatVec, QuantizeRow, RescaleRow, RowFault,
+    ActivationsMut, ByteMatVec, ChannelSums, CompareRow, DecodeRow, ErrorRow, ErrorSums, Feedback,
+    Isa, KernelTable, MatVec, Projection, QuantizeRow, RescaleRow, RowFault,
 };
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
     avx2::Avx2,
     avx512::{Avx512, VnniBytes},
 };
+use super::{channels, dot, feedback};
+use crate::format::Float;
 
 /// A kernel compiled for the target features that are named, so that what the lanes do becomes
 /// single instructions.
@@ -56,6 +57,18 @@ macro_rules! table {
                 (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
             ),
             matvec_bytes: kernel!($($features)?, dot::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)),
+            channel_sums: kernel!(
+                $($features)?,
+                channels::channel_sums::<$lanes>,
+                (sums: ChannelSums<'_>)
+            ),
+            widen: kernel!(
+                $($features)?,
+                channels::widen::<$lanes>,
+                (float: Float, values: &[u8], out: &mut [f32])
+            ),
+            project: kernel!($($features)?, feedback::project::<$lanes>, (p: Projection<'_>)),
+            feedback: kernel!($($features)?, feedback::feedback::<$lanes>, (f: Feedback<'_>)),
         }
     };
 }

@@ -1,12 +1,16 @@
 //! How codes and scales are chosen, over whole rows: the kernels fit and pack one row, this
 //! room says from which trials, restores the amplitude, and decides how scales are stored.
 
+mod factor;
+mod gptq;
 mod lsq;
 
-use crate::format::{Float, Gain, Layout, Method, Recipe, ScaleDtype};
+pub use factor::Factor;
+
+use crate::format::{Float, Gain, Layout, Method, Recipe, ScaleDtype, Scheme};
 use crate::kernel::{
-    ErrorRow, ErrorSums, Fit, GainSums, KernelTable, Moments, Planes, QuantizeRow, RescaleRow,
-    RowFault, Sums, moments_tell,
+    BUNDLE, ErrorRow, ErrorSums, Fit, GainSums, KernelTable, Moments, Planes, QuantizeRow,
+    RescaleRow, RowFault, Sums, moments_tell,
 };
 
 /// Rows of weights, row-major.
@@ -38,6 +42,37 @@ pub struct PlanesMut<'a> {
     pub scales: &'a mut [u8],
     /// Packed biases; empty when symmetric.
     pub biases: &'a mut [u8],
+}
+
+/// What is known of the inputs that the rows will be multiplied with.
+#[derive(Debug, Clone, Copy)]
+pub enum Guide<'a> {
+    /// Nothing: all weights count alike.
+    None,
+    /// What errors count for by input channel: `cols` finite numbers >= 0. They weigh the choice of
+    /// scales, and unit gain.
+    Importance(&'a [f32]),
+    /// How errors of one channel can be made up for by others, for `method: gptq`; of `cols`
+    /// channels. Other methods take its importance.
+    Factor(&'a Factor),
+}
+
+impl<'a> Guide<'a> {
+    fn importance(self) -> Option<&'a [f32]> {
+        match self {
+            Guide::None => None,
+            Guide::Importance(importance) => Some(importance),
+            Guide::Factor(factor) => Some(factor.importance()),
+        }
+    }
+
+    /// Bytes that quantizing rows of `cols` weights takes beside their planes.
+    pub fn scratch_bytes(method: Method, cols: usize) -> usize {
+        match method {
+            Method::Gptq => gptq::Bundle::bytes(cols),
+            Method::MinMax | Method::Lsq => 0,
+        }
+    }
 }
 
 /// What quantizing some rows came to.
@@ -100,11 +135,11 @@ impl Fault {
     }
 }
 
-/// Quantizes whole rows and, where `measure` is set, measures the result. Allocates nothing; may
-/// be called on disjoint rows from any number of threads, with the same bytes as in one call.
+/// Quantizes whole rows and, where `measure` is set, measures the result. Allocates nothing, but
+/// with a [`Guide::Factor`] once a call; may be called on disjoint rows from any number of threads,
+/// with the same bytes as in one call.
 ///
-/// `importance` weighs the input channels (`cols` finite numbers >= 0) in the choice of scales
-/// and in unit gain.
+/// `method: gptq` without a factor is `lsq`, with the importance that there is.
 ///
 /// # Errors
 /// A weight is not finite, or a scale does not fit `scale_dtype`. The planes then hold nothing
@@ -117,7 +152,7 @@ pub fn quantize_rows(
     recipe: &Recipe,
     scale_dtype: ScaleDtype,
     matrix: Matrix<'_>,
-    importance: Option<&[f32]>,
+    guide: Guide<'_>,
     measure: bool,
     planes: PlanesMut<'_>,
 ) -> Result<Outcome, Fault> {
@@ -130,10 +165,14 @@ pub fn quantize_rows(
         layout,
         cols,
         float: matrix.float,
-        importance,
+        importance: guide.importance(),
         measure,
         moments: [Moments::default(); HELD],
     };
+    if let (Method::Gptq, Guide::Factor(factor)) = (recipe.method, guide) {
+        assert_eq!(factor.cols(), cols);
+        return feed_back(rows, factor, matrix, planes);
+    }
     for row in 0..matrix.rows {
         let planes = PlanesMut {
             codes: row_mut(planes.codes, row, layout.code_bytes(cols)),
@@ -142,6 +181,36 @@ pub fn quantize_rows(
         };
         let done = rows.quantize(matrix.row(row), planes);
         outcome.add(done.map_err(|fault| locate(fault, row, matrix))?);
+    }
+    Ok(outcome)
+}
+
+/// Quantizes rows in bundles, each weight making up for the errors of others.
+fn feed_back(
+    mut rows: Rows<'_>,
+    factor: &Factor,
+    matrix: Matrix<'_>,
+    planes: PlanesMut<'_>,
+) -> Result<Outcome, Fault> {
+    let (layout, cols) = (rows.layout, rows.cols);
+    let mut bundle = gptq::Bundle::new(rows.table, factor, layout);
+    let mut outcome = Outcome::default();
+    for start in (0..matrix.rows).step_by(BUNDLE) {
+        let range = start..matrix.rows.min(start + BUNDLE);
+        let slice = |bytes: usize| range.start * bytes..range.end * bytes;
+        let some = Matrix {
+            rows: range.len(),
+            weights: &matrix.weights[slice(cols * matrix.float.size())],
+            ..matrix
+        };
+        let planes = PlanesMut {
+            codes: &mut planes.codes[slice(layout.code_bytes(cols))],
+            scales: &mut planes.scales[slice(layout.scale_bytes(cols))],
+            biases: &mut planes.biases[slice(layout.bias_bytes(cols))],
+        };
+        let done = bundle.quantize(&mut rows, some, planes);
+        let done = done.map_err(|(row, fault)| locate(fault, start + row, matrix));
+        outcome.add(done?);
     }
     Ok(outcome)
 }
@@ -163,6 +232,29 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
+    /// Finds the grids of a row for GPTQ, and rounds to them; returns the largest magnitude of a
+    /// weight.
+    fn grid(&self, weights: &[u8], planes: PlanesMut<'_>) -> Result<f32, RowFault> {
+        let fit = match self.layout.scheme {
+            // Least squares clips weights for the sake of all others, but here the others make up
+            // for rounding, and not for clipping.
+            Scheme::Affine => Fit::MinMax,
+            Scheme::Symmetric => fit(self.recipe),
+        };
+        self.table.quantize_row(QuantizeRow {
+            layout: self.layout,
+            fit,
+            cols: self.cols,
+            float: self.float,
+            weights,
+            importance: self.importance,
+            sums: Sums::None,
+            codes: planes.codes,
+            scales: planes.scales,
+            biases: planes.biases,
+        })
+    }
+
     fn quantize(&mut self, weights: &[u8], planes: PlanesMut<'_>) -> Result<Outcome, RowFault> {
         let Self { layout, cols, .. } = *self;
         let PlanesMut {
@@ -269,7 +361,7 @@ pub fn find_non_finite(matrix: Matrix<'_>) -> Option<(usize, usize, f32)> {
 fn fit(recipe: &Recipe) -> Fit<'static> {
     match recipe.method {
         Method::MinMax => Fit::MinMax,
-        Method::Lsq => Fit::LeastSquares(lsq::ratios(recipe.format, recipe.scheme)),
+        Method::Lsq | Method::Gptq => Fit::LeastSquares(lsq::ratios(recipe.format, recipe.scheme)),
     }
 }
 

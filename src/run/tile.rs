@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::format::{Float, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
 use crate::kernel::{ErrorSums, KernelTable};
 use crate::plan::Plan;
-use crate::quantize::{Fault, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
+use crate::quantize::{Fault, Guide, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
 use crate::schema::{self, Tile};
 use crate::sink::{Buffers, PlaneBuffer, TilePlanes};
 use crate::source::Source;
@@ -294,7 +294,15 @@ impl Work<'_> {
             if scale_dtype == recipe.planned_layout().scale_dtype {
                 self.advance(bytes);
             }
-            quantize_rows(self.table, recipe, scale_dtype, matrix, None, true, planes)
+            quantize_rows(
+                self.table,
+                recipe,
+                scale_dtype,
+                matrix,
+                Guide::None,
+                true,
+                planes,
+            )
         })?;
         Ok(quantized.map_err(|fault| fault.moved_down(row)))
     }

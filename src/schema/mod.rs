@@ -128,7 +128,7 @@ pub fn parquet_schema() -> SchemaDescriptor {
     const REQUIRED: Repetition = Repetition::REQUIRED;
     const OPTIONAL: Repetition = Repetition::OPTIONAL;
     let element = |repetition, physical| leaf("element", repetition, physical, None);
-    let string = Some(LogicalType::String);
+    let string = string();
     let unsigned = Some(LogicalType::integer(64, false));
     let fields = vec![
         leaf("name", REQUIRED, Physical::BYTE_ARRAY, string.clone()),
@@ -184,7 +184,7 @@ pub fn parquet_schema() -> SchemaDescriptor {
     SchemaDescriptor::new(Arc::new(root))
 }
 
-fn leaf(
+pub(crate) fn leaf(
     name: &str,
     repetition: Repetition,
     physical: Physical,
@@ -196,15 +196,20 @@ fn leaf(
     Arc::new(builder.build().expect("a valid leaf"))
 }
 
-fn group(name: &str, repetition: Repetition, fields: Vec<Arc<Type>>) -> Arc<Type> {
+pub(crate) fn group(name: &str, repetition: Repetition, fields: Vec<Arc<Type>>) -> Arc<Type> {
     let builder = Type::group_type_builder(name)
         .with_repetition(repetition)
         .with_fields(fields);
     Arc::new(builder.build().expect("a valid group"))
 }
 
+/// What a text is.
+pub(crate) fn string() -> Option<LogicalType> {
+    Some(LogicalType::String)
+}
+
 /// A list in the three levels of the Parquet specification.
-fn list(name: &str, repetition: Repetition, element: Arc<Type>) -> Arc<Type> {
+pub(crate) fn list(name: &str, repetition: Repetition, element: Arc<Type>) -> Arc<Type> {
     let builder = Type::group_type_builder(name)
         .with_repetition(repetition)
         .with_converted_type(ConvertedType::LIST)

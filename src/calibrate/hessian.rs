@@ -1,0 +1,302 @@
+//! `sum x x^T` over the inputs of a layer: added up in f32 over some rows, in f64 from there, its
+//! lower triangle alone, row by row. What does not fit memory lies in a temporary file, and is read
+//! and written in blocks of rows.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use faer::linalg::matmul::matmul as dense_matmul;
+use faer::linalg::matmul::triangular::{BlockStructure, matmul};
+use faer::{Accum, MatMut, MatRef, Par};
+
+/// Rows that wait to be multiplied together, so that a Hessian is gone through less often.
+const PENDING: usize = 256;
+
+/// Rows of a Hessian that are dealt with at once.
+const BLOCK: usize = 256;
+
+/// Numbers in the lower triangle of a matrix with `n` rows.
+pub const fn packed_len(n: usize) -> usize {
+    n * (n + 1) / 2
+}
+
+/// The lower triangle of `sum x x^T`.
+#[derive(Debug)]
+pub struct HessianSums {
+    cols: usize,
+    count: u64,
+    sums: Place,
+    /// Rows not taken in yet.
+    pending: Vec<f32>,
+    spill: Arc<Spill>,
+}
+
+/// Where the numbers are.
+#[derive(Debug)]
+enum Place {
+    /// All are 0.
+    Nowhere,
+    Memory(Vec<f64>),
+    /// From this byte of the temporary file on.
+    Spilled(u64),
+}
+
+impl HessianSums {
+    pub(super) fn new(cols: usize, spill: &Arc<Spill>) -> Self {
+        Self {
+            cols,
+            count: 0,
+            sums: Place::Nowhere,
+            pending: Vec::new(),
+            spill: spill.clone(),
+        }
+    }
+
+    /// Rows taken in.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Takes in rows of `cols` values.
+    pub(super) fn add(&mut self, rows: &[f32]) -> io::Result<()> {
+        self.count += (rows.len() / self.cols) as u64;
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let room = PENDING * self.cols - self.pending.len();
+            let (now, later) = rest.split_at(room.min(rest.len()));
+            self.pending.extend_from_slice(now);
+            if self.pending.len() == PENDING * self.cols {
+                self.settle()?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Multiplies what waits.
+    fn settle(&mut self) -> io::Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let (cols, pending) = (self.cols, std::mem::take(&mut self.pending));
+        let x = MatRef::from_row_major_slice(&pending, pending.len() / cols, cols);
+        let mut products = vec![0.0f32; BLOCK.min(cols) * cols];
+        self.change(|first, rows, block| {
+            // Rows of the product, up to the diagonal: a rectangle, and a triangle at its end.
+            let width = first + rows;
+            let products = &mut products[..rows * width];
+            let out = MatMut::from_row_major_slice_mut(products, rows, width);
+            let (left, right) = out.split_at_col_mut(first);
+            let ours = x.subcols(first, rows);
+            dense_matmul(
+                left,
+                Accum::Replace,
+                ours.transpose(),
+                x.subcols(0, first),
+                1.0,
+                Par::Seq,
+            );
+            matmul(
+                right,
+                BlockStructure::TriangularLower,
+                Accum::Replace,
+                ours.transpose(),
+                BlockStructure::Rectangular,
+                ours,
+                BlockStructure::Rectangular,
+                1.0,
+                Par::Seq,
+            );
+            let mut at = 0;
+            for row in 0..rows {
+                let found = &products[row * width..][..first + row + 1];
+                for (sum, &product) in block[at..].iter_mut().zip(found) {
+                    *sum += f64::from(product);
+                }
+                at += found.len();
+            }
+            Ok(())
+        })?;
+        self.pending = pending;
+        self.pending.clear();
+        Ok(())
+    }
+
+    /// Goes through the numbers in blocks of rows: `body` gets the first row, how many, and their
+    /// part of the triangle, and what it writes is kept.
+    fn change(
+        &mut self,
+        mut body: impl FnMut(usize, usize, &mut [f64]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        if let Place::Nowhere = self.sums {
+            self.sums = self.spill.place(packed_len(self.cols))?;
+        }
+        for first in (0..self.cols).step_by(BLOCK) {
+            let rows = BLOCK.min(self.cols - first);
+            let range = packed_len(first)..packed_len(first + rows);
+            match &mut self.sums {
+                Place::Nowhere => {}
+                Place::Memory(sums) => body(first, rows, &mut sums[range])?,
+                Place::Spilled(offset) => {
+                    let place = *offset + range.start as u64 * 8;
+                    let mut block = self.spill.read(place, range.len())?;
+                    body(first, rows, &mut block)?;
+                    self.spill.write(place, &block)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes through the numbers in blocks of rows: `body` gets the first row and their part of the
+    /// triangle, each row up to the diagonal. Nothing comes where nothing was taken in.
+    ///
+    /// # Errors
+    /// A temporary file cannot be read or written, or that of `body`.
+    pub fn each_block(
+        &mut self,
+        mut body: impl FnMut(usize, &[f64]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.settle()?;
+        for first in (0..self.cols).step_by(BLOCK) {
+            let rows = BLOCK.min(self.cols - first);
+            let range = packed_len(first)..packed_len(first + rows);
+            match &self.sums {
+                Place::Nowhere => return Ok(()),
+                Place::Memory(sums) => body(first, &sums[range])?,
+                Place::Spilled(offset) => {
+                    let place = offset + range.start as u64 * 8;
+                    body(first, &self.spill.read(place, range.len())?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn merge(&mut self, other: &mut Self) -> io::Result<()> {
+        self.settle()?;
+        other.settle()?;
+        let (theirs, spill) = (&other.sums, &other.spill);
+        if let Place::Nowhere = theirs {
+            return Ok(());
+        }
+        self.count += other.count;
+        self.change(|first, rows, block| {
+            let range = packed_len(first)..packed_len(first + rows);
+            let read;
+            let theirs = match theirs {
+                Place::Nowhere => return Ok(()),
+                Place::Memory(sums) => &sums[range],
+                Place::Spilled(offset) => {
+                    read = spill.read(offset + range.start as u64 * 8, range.len())?;
+                    &read[..]
+                }
+            };
+            for (sum, &theirs) in block.iter_mut().zip(theirs) {
+                *sum += theirs;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes in a block of sums that were saved, of rows from `first` on.
+    pub(super) fn restore(&mut self, first: usize, saved: &[f64]) -> io::Result<()> {
+        let at = packed_len(first);
+        self.change(|row, rows, block| {
+            let (start, end) = (
+                packed_len(row).max(at),
+                packed_len(row + rows).min(at + saved.len()),
+            );
+            if start < end {
+                block[start - packed_len(row)..end - packed_len(row)]
+                    .copy_from_slice(&saved[start - at..end - at]);
+            }
+            Ok(())
+        })
+    }
+
+    /// Whether a piece of `len` numbers from row `first` on is whole rows of the triangle.
+    pub(super) fn holds(&self, first: usize, len: usize) -> bool {
+        let mut rows = (first..self.cols).scan(0, |sum, row| {
+            *sum += row + 1;
+            Some(*sum)
+        });
+        rows.any(|sum| sum == len)
+    }
+
+    pub(super) fn set_count(&mut self, count: u64) {
+        self.count = count;
+    }
+}
+
+/// Memory for Hessians, and the file for those that do not fit it.
+#[derive(Debug)]
+pub(super) struct Spill {
+    limit: usize,
+    used: AtomicUsize,
+    folder: PathBuf,
+    file: Mutex<Option<File>>,
+}
+
+impl Spill {
+    pub(super) fn new(limit: Option<usize>, folder: Option<PathBuf>) -> Self {
+        Self {
+            limit: limit.unwrap_or(usize::MAX),
+            used: AtomicUsize::new(0),
+            folder: folder.unwrap_or_else(std::env::temp_dir),
+            file: Mutex::new(None),
+        }
+    }
+
+    /// Where the file is, for messages.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Bytes of Hessians in memory.
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Room for so many zeros.
+    fn place(&self, len: usize) -> io::Result<Place> {
+        let bytes = len * size_of::<f64>();
+        let take = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.limit);
+        let taken = self
+            .used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
+        if taken.is_ok() {
+            return Ok(Place::Memory(vec![0.0; len]));
+        }
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if file.is_none() {
+            *file = Some(tempfile::tempfile_in(&self.folder)?);
+        }
+        let file = file.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        file.set_len(end + bytes as u64)?; // a hole, which reads as zeros
+        Ok(Place::Spilled(end))
+    }
+
+    fn at<R>(&self, offset: u64, body: impl FnOnce(&mut File) -> io::Result<R>) -> io::Result<R> {
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = file.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        file.seek(SeekFrom::Start(offset))?;
+        body(file)
+    }
+
+    fn read(&self, offset: u64, len: usize) -> io::Result<Vec<f64>> {
+        let mut bytes = vec![0; len * 8];
+        self.at(offset, |file| file.read_exact(&mut bytes))?;
+        let number = |bytes: &[u8; 8]| f64::from_le_bytes(*bytes);
+        Ok(bytes.as_chunks().0.iter().map(number).collect())
+    }
+
+    fn write(&self, offset: u64, numbers: &[f64]) -> io::Result<()> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.at(offset, |file| file.write_all(&bytes))
+    }
+}

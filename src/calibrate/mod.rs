@@ -1,0 +1,406 @@
+//! What activations say about weights: which input channels matter, at which timesteps, and how
+//! errors in one can be made up for in another.
+//!
+//! A [`Calibration`] takes in the inputs of each layer as the caller's own runtime computes them.
+//! It keeps sums alone: per layer and bin of timesteps the range, the squares and a histogram, and
+//! on request per group of bins the Hessian `sum x x^T` (up to a factor that of the layer's squared
+//! output error). Calibrations add up, so that several machines may share the work.
+
+mod file;
+mod hessian;
+pub mod histogram;
+mod stats;
+mod weighting;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+pub use hessian::{HessianSums, packed_len};
+pub use stats::BinStats;
+pub use weighting::{TimeWeighting, Weights};
+
+use crate::error::{Error, Result};
+use crate::format::Float;
+use crate::kernel::KernelTable;
+use hessian::Spill;
+use stats::Sums;
+
+/// Rows that are added up in f32 before they join sums in f64.
+const CHUNK: usize = 256;
+
+/// Channels of a layer at most: as many as rows of a Hessian that are still a file.
+const MAX_COLS: usize = 1 << 20;
+
+/// Bytes of a layer's name at most.
+const MAX_NAME: usize = 4096;
+
+/// How a calibration divides time, and what it keeps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CalibrationOptions {
+    /// Timesteps of the model: they run from 0 to one less. (For masked text models the mask
+    /// ratio serves as time: ratio times this.)
+    pub timesteps: u32,
+    /// Bins that timesteps are put into for ranges, squares and histograms.
+    pub bins: u32,
+    /// Whether Hessians are kept, for `method: gptq`.
+    pub hessian: bool,
+    /// Groups of timesteps with a Hessian each; divides `bins`.
+    pub hessian_groups: u32,
+    /// Bytes of Hessians that are held in memory; those beyond lie in a temporary file.
+    pub memory_limit: Option<usize>,
+    /// Where that file is made; `None` is the system's folder for such.
+    pub spill_folder: Option<PathBuf>,
+}
+
+impl Default for CalibrationOptions {
+    fn default() -> Self {
+        Self {
+            timesteps: 1000,
+            bins: 50,
+            hessian: true,
+            hessian_groups: 10,
+            memory_limit: None,
+            spill_folder: None,
+        }
+    }
+}
+
+impl CalibrationOptions {
+    /// Half-open range of timesteps of bin `i` of `count`.
+    fn range(&self, i: u32, count: u32) -> (u32, u32) {
+        let boundary =
+            |i: u32| (u64::from(i) * u64::from(self.timesteps) / u64::from(count)) as u32;
+        (boundary(i), boundary(i + 1))
+    }
+
+    /// The bin of a timestep, of `count`.
+    fn bin_of(&self, timestep: u32, count: u32) -> u32 {
+        let (t, count, all) = (
+            u64::from(timestep),
+            u64::from(count),
+            u64::from(self.timesteps),
+        );
+        // The last i with floor(i * all / count) <= t.
+        (((t + 1) * count - 1) / all) as u32
+    }
+
+    fn check(&self) -> Result<()> {
+        let refuse = |key: &str, reason: String| Err(Error::config(key, reason));
+        if self.timesteps == 0 || self.timesteps > 1 << 20 {
+            return refuse(
+                "timesteps",
+                format!("{} is not from 1 to 2^20", self.timesteps),
+            );
+        }
+        if self.bins == 0 || self.bins > self.timesteps || self.bins > 4096 {
+            let reason = format!(
+                "{} is not from 1 to the number of timesteps (or 4096)",
+                self.bins
+            );
+            return refuse("bins", reason);
+        }
+        if self.hessian_groups == 0 || !self.bins.is_multiple_of(self.hessian_groups) {
+            let reason = format!(
+                "{} does not divide the {} bins",
+                self.hessian_groups, self.bins
+            );
+            return refuse("hessian_groups", reason);
+        }
+        Ok(())
+    }
+}
+
+/// Activations of one layer: rows of its input, row-major.
+#[derive(Debug, Clone, Copy)]
+pub struct Activations<'a> {
+    /// Tokens, pixels, or samples.
+    pub rows: usize,
+    /// Input channels.
+    pub cols: usize,
+    /// Element type.
+    pub float: Float,
+    /// `rows * cols` little-endian values, at any alignment.
+    pub values: &'a [u8],
+}
+
+/// Statistics of the inputs of a model's layers, by layer and time. May be shared by threads.
+#[derive(Debug)]
+pub struct Calibration {
+    options: CalibrationOptions,
+    table: &'static KernelTable,
+    /// The share of the signal that is left at each timestep (alpha bar), where it was given.
+    schedule: RwLock<Vec<f64>>,
+    layers: RwLock<BTreeMap<String, Arc<Mutex<Layer>>>>,
+    spill: Arc<Spill>,
+}
+
+/// What is known of one layer.
+#[derive(Debug)]
+struct Layer {
+    cols: usize,
+    bins: Vec<Option<Box<BinStats>>>,
+    hessians: Vec<HessianSums>,
+}
+
+impl Layer {
+    fn new(cols: usize, options: &CalibrationOptions, spill: &Arc<Spill>) -> Self {
+        let groups = if options.hessian {
+            options.hessian_groups
+        } else {
+            0
+        };
+        Self {
+            cols,
+            bins: (0..options.bins).map(|_| None).collect(),
+            hessians: (0..groups).map(|_| HessianSums::new(cols, spill)).collect(),
+        }
+    }
+
+    fn bin(&mut self, bin: usize) -> &mut BinStats {
+        self.bins[bin].get_or_insert_with(|| Box::new(BinStats::new(self.cols)))
+    }
+}
+
+/// What a calibration knows of a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInfo {
+    /// Its name, as it was observed.
+    pub name: String,
+    /// Input channels.
+    pub cols: usize,
+    /// Rows observed, at all timesteps.
+    pub rows: u64,
+}
+
+impl Calibration {
+    /// An empty calibration.
+    ///
+    /// # Errors
+    /// An option is out of range, or `AQ_ISA` names no instruction set.
+    pub fn new(options: CalibrationOptions) -> Result<Self> {
+        options.check()?;
+        let table =
+            KernelTable::choose().map_err(|error| Error::config("AQ_ISA", error.to_string()))?;
+        let spill = Spill::new(options.memory_limit, options.spill_folder.clone());
+        Ok(Self {
+            options,
+            table,
+            schedule: RwLock::default(),
+            layers: RwLock::default(),
+            spill: Arc::new(spill),
+        })
+    }
+
+    /// How it divides time.
+    pub fn options(&self) -> &CalibrationOptions {
+        &self.options
+    }
+
+    /// Says how much of the signal is left at each timestep (the cumulative product of 1 - beta),
+    /// for [`TimeWeighting::Snr`].
+    ///
+    /// # Errors
+    /// There is not one number from 0 to 1 for each timestep.
+    pub fn set_schedule(&self, alphas: &[f64]) -> Result<()> {
+        let expected = self.options.timesteps as usize;
+        if alphas.len() != expected {
+            let reason = format!(
+                "{} numbers, where there are {expected} timesteps",
+                alphas.len()
+            );
+            return Err(Error::config("schedule", reason));
+        }
+        match alphas.iter().position(|a| !(0.0..=1.0).contains(a)) {
+            Some(t) => {
+                let reason = format!("{} at timestep {t} is not from 0 to 1", alphas[t]);
+                Err(Error::config("schedule", reason))
+            }
+            None => {
+                *self
+                    .schedule
+                    .write()
+                    .unwrap_or_else(PoisonError::into_inner) = alphas.to_vec();
+                Ok(())
+            }
+        }
+    }
+
+    /// The schedule that was set; empty where none was.
+    pub fn schedule(&self) -> Vec<f64> {
+        let schedule = self.schedule.read().unwrap_or_else(PoisonError::into_inner);
+        schedule.clone()
+    }
+
+    /// Takes in some rows of a layer's input at a timestep. Layers are named as their weights, with
+    /// or without a trailing `.weight`. Threads may observe at once; those of one layer take turns.
+    ///
+    /// # Errors
+    /// The timestep is out of range, the layer was seen with another number of channels, a value is
+    /// NaN, infinite or above 10^18, or a temporary file cannot be written. Nothing is taken in
+    /// then, but in the last case.
+    pub fn observe(&self, layer: &str, timestep: u32, x: Activations<'_>) -> Result<()> {
+        let refuse = |reason: String| Error::config(format!("layer '{layer}'"), reason);
+        let name = layer_name(layer);
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(refuse("a name of 1 to 4096 bytes is needed".into()));
+        }
+        if timestep >= self.options.timesteps {
+            let last = self.options.timesteps - 1;
+            return Err(refuse(format!(
+                "timestep {timestep} is not from 0 to {last}"
+            )));
+        }
+        let row_bytes = x.cols.checked_mul(x.float.size());
+        let expected = row_bytes.and_then(|bytes| bytes.checked_mul(x.rows));
+        if x.cols == 0 || x.cols > MAX_COLS || expected != Some(x.values.len()) {
+            let (rows, cols, found) = (x.rows, x.cols, x.values.len());
+            let reason = format!(
+                "{found} bytes are not {rows} rows of {cols} {} channels",
+                x.float
+            );
+            return Err(refuse(reason));
+        }
+        if x.rows == 0 {
+            return Ok(());
+        }
+        let state = self.layer(name, x.cols);
+        let check = |cols: usize| match cols == x.cols {
+            true => Ok(()),
+            false => Err(refuse(format!(
+                "{} channels, where {cols} were seen before",
+                x.cols
+            ))),
+        };
+        check(lock(&state).cols)?;
+        // All is added up before anything is taken in, as a value may not be finite.
+        let mut sums = Vec::with_capacity(x.rows.div_ceil(CHUNK));
+        for (i, chunk) in x.values.chunks(CHUNK * x.cols * x.float.size()).enumerate() {
+            let found = Sums::of(self.table, x.float, x.cols, chunk);
+            if !found.are_finite() {
+                return Err(refuse(stats::explain(x, i * CHUNK)));
+            }
+            sums.push(found);
+        }
+        let bin = self.options.bin_of(timestep, self.options.bins) as usize;
+        let group = self.options.bin_of(timestep, self.options.hessian_groups) as usize;
+        let mut values = vec![0.0f32; CHUNK.min(x.rows) * x.cols];
+        let state = &mut *lock(&state);
+        for (chunk, sums) in x.values.chunks(CHUNK * x.cols * x.float.size()).zip(&sums) {
+            let values = &mut values[..chunk.len() / x.float.size()];
+            self.table.widen(x.float, chunk, values);
+            state.bin(bin).add(sums, values);
+            if let Some(hessian) = state.hessians.get_mut(group) {
+                hessian
+                    .add(values)
+                    .map_err(Error::io(self.spill.folder(), "write"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The layer of this name, which is made where there is none.
+    fn layer(&self, name: &str, cols: usize) -> Arc<Mutex<Layer>> {
+        if let Some(layer) = self.find(name) {
+            return layer;
+        }
+        let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
+        let make = || Arc::new(Mutex::new(Layer::new(cols, &self.options, &self.spill)));
+        layers.entry(name.to_owned()).or_insert_with(make).clone()
+    }
+
+    fn find(&self, name: &str) -> Option<Arc<Mutex<Layer>>> {
+        let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
+        layers.get(layer_name(name)).cloned()
+    }
+
+    /// Every layer, by name.
+    pub fn layers(&self) -> Vec<LayerInfo> {
+        let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
+        let info = |(name, layer): (&String, &Arc<Mutex<Layer>>)| {
+            let layer = lock(layer);
+            LayerInfo {
+                name: name.clone(),
+                cols: layer.cols,
+                rows: layer.bins.iter().flatten().map(|bin| bin.count).sum(),
+            }
+        };
+        layers.iter().map(info).collect()
+    }
+
+    /// Input channels of a layer, or `None` when it was not observed.
+    pub fn cols(&self, layer: &str) -> Option<usize> {
+        self.find(layer).map(|layer| lock(&layer).cols)
+    }
+
+    /// Whether Hessians are kept.
+    pub fn has_hessians(&self) -> bool {
+        self.options.hessian
+    }
+
+    /// Takes in what another calibration of the same model has seen. Counts, ranges and histograms
+    /// are as if one had seen all; sums are so to the rounding of f64.
+    ///
+    /// # Errors
+    /// The other divides time otherwise, keeps no Hessians where this does, has another schedule,
+    /// or has a layer with another number of channels. Nothing is taken in then.
+    pub fn merge(&self, other: &Self) -> Result<()> {
+        let differ =
+            |what: &str| Error::config("merge", format!("the calibrations differ in {what}"));
+        let (ours, theirs) = (&self.options, &other.options);
+        if (ours.timesteps, ours.bins) != (theirs.timesteps, theirs.bins) {
+            return Err(differ("timesteps or bins"));
+        }
+        if ours.hessian != theirs.hessian || ours.hessian_groups != theirs.hessian_groups {
+            return Err(differ("Hessians"));
+        }
+        let (mine, schedule) = (self.schedule(), other.schedule());
+        if !mine.is_empty() && !schedule.is_empty() && mine != schedule {
+            return Err(differ("schedule"));
+        }
+        if std::ptr::eq(self, other) {
+            return Err(Error::config(
+                "merge",
+                "a calibration cannot be merged with itself",
+            ));
+        }
+        let layers = other.layers.read().unwrap_or_else(PoisonError::into_inner);
+        for (name, layer) in layers.iter() {
+            let theirs = lock(layer).cols;
+            if let Some(ours) = self.cols(name).filter(|ours| *ours != theirs) {
+                let reason = format!("layer '{name}' has {ours} channels here and {theirs} there");
+                return Err(Error::config("merge", reason));
+            }
+        }
+        if mine.is_empty() && !schedule.is_empty() {
+            self.set_schedule(&schedule)?;
+        }
+        for (name, layer) in layers.iter() {
+            let theirs = &mut *lock(layer);
+            let ours = self.layer(name, theirs.cols);
+            let ours = &mut *lock(&ours);
+            for (i, bin) in theirs.bins.iter().enumerate() {
+                if let Some(bin) = bin {
+                    ours.bin(i).merge(bin);
+                }
+            }
+            for (ours, theirs) in ours.hessians.iter_mut().zip(&mut theirs.hessians) {
+                ours.merge(theirs)
+                    .map_err(Error::io(self.spill.folder(), "write"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Layers are called as their weights are.
+fn layer_name(name: &str) -> &str {
+    name.strip_suffix(".weight").unwrap_or(name)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

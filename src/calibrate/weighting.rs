@@ -1,0 +1,299 @@
+//! What the timesteps count for, when what was seen at each becomes one importance or Hessian.
+
+use std::io;
+use std::str::FromStr;
+
+use super::{Calibration, CalibrationOptions, Layer, lock};
+use crate::error::{Error, Result};
+
+/// The part of noise below which a timestep counts no more: 1/(1 - alpha bar) has no bound.
+const LEAST_NOISE: f64 = 0.02;
+
+/// How the groups of timesteps are weighed against each other.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TimeWeighting {
+    /// Every row of activations alike, whatever its time: no time-awareness.
+    Rows,
+    /// Every group alike, however many rows it has: a long quiet stretch does not drown a short
+    /// critical one.
+    Equal,
+    /// Groups by `1 / max(1 - alpha bar, .02)` from the noise schedule: errors count most where
+    /// there is little noise.
+    Snr,
+    /// Groups by 1 over the layer's mean squared output in them.
+    Relative,
+    /// The caller's weights, one a group.
+    Custom(Vec<f64>),
+}
+
+impl std::fmt::Display for TimeWeighting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Rows => f.write_str("rows"),
+            Self::Equal => f.write_str("equal"),
+            Self::Snr => f.write_str("snr"),
+            Self::Relative => f.write_str("relative"),
+            Self::Custom(weights) => {
+                let weights: Vec<String> = weights.iter().map(f64::to_string).collect();
+                f.write_str(&weights.join(","))
+            }
+        }
+    }
+}
+
+impl FromStr for TimeWeighting {
+    type Err = ();
+
+    /// From a name, or from numbers that are separated by commas.
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Ok(match text {
+            "rows" => Self::Rows,
+            "equal" => Self::Equal,
+            "snr" => Self::Snr,
+            "relative" => Self::Relative,
+            _ => {
+                let weights: Result<Vec<f64>, _> =
+                    text.split(',').map(|w| w.trim().parse()).collect();
+                let weights = weights.map_err(drop)?;
+                let usable = weights.iter().all(|w| w.is_finite() && *w >= 0.0)
+                    && weights.iter().any(|w| *w > 0.0);
+                match usable && weights.len() <= 4096 {
+                    true => Self::Custom(weights),
+                    false => return Err(()),
+                }
+            }
+        })
+    }
+}
+
+/// What one row of activations counts for, by its group of timesteps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Weights {
+    /// One number a group.
+    pub of_row: Vec<f64>,
+}
+
+/// Sums over a group of timesteps.
+pub(super) struct GroupSums {
+    pub(super) begin: u32,
+    pub(super) end: u32,
+    pub(super) count: u64,
+    pub(super) squares: Vec<f64>,
+}
+
+impl Calibration {
+    /// Groups that times are told apart by: as many as there are Hessians, or fewer.
+    fn groups(&self, wanted: u32) -> u32 {
+        // Those of the Hessians, or those of the statistics where there are none.
+        let most = match self.options.hessian {
+            true => self.options.hessian_groups,
+            false => self.options.bins,
+        };
+        wanted.clamp(1, most)
+    }
+
+    /// The group, of `count`, that each of the finest groups belongs to.
+    fn coarse(&self, finest: u32, count: u32) -> Vec<usize> {
+        let of = |i: u32| {
+            let (begin, _) = self.options.range(i, finest);
+            self.options.bin_of(begin, count) as usize
+        };
+        (0..finest).map(of).collect()
+    }
+
+    /// What the rows of each finest group (those of the Hessians, else the bins) count for, so that
+    /// all weights of a layer's rows add up to 1. `groups` is how many groups of timesteps are told
+    /// apart; for [`TimeWeighting::Relative`], `outputs` is the sum of squared outputs of each of
+    /// the finest.
+    ///
+    /// # Errors
+    /// The layer was not observed, there is no schedule, or not one weight a group.
+    pub fn weights(
+        &self,
+        layer: &str,
+        weighting: &TimeWeighting,
+        groups: u32,
+        outputs: Option<&[f64]>,
+    ) -> Result<Weights> {
+        let refuse = |reason: String| Error::config("time_weighting", reason);
+        let Some(found) = self.find(layer) else {
+            return Err(refuse(format!("layer '{layer}' was not observed")));
+        };
+        let finest = self.groups(u32::MAX);
+        let counts = self.counts(&lock(&found), finest);
+        let count = self.groups(groups);
+        let coarse = self.coarse(finest, count);
+        let add_up = |of: &[f64]| {
+            let mut sums = vec![0.0; count as usize];
+            for (&group, x) in coarse.iter().zip(of) {
+                sums[group] += x;
+            }
+            sums
+        };
+        let rows = add_up(&counts);
+        // What all rows of a group count for together.
+        let shares: Vec<f64> = match weighting {
+            TimeWeighting::Rows => rows.clone(),
+            TimeWeighting::Equal => vec![1.0; count as usize],
+            TimeWeighting::Snr => {
+                let noise = self.snr()?;
+                let of = |i: usize| {
+                    let (begin, end) = self.options.range(i as u32, count);
+                    let noise = &noise[begin as usize..end as usize];
+                    noise.iter().sum::<f64>() / noise.len() as f64
+                };
+                (0..count as usize).map(of).collect()
+            }
+            TimeWeighting::Relative => {
+                let outputs = outputs.unwrap_or_default();
+                if outputs.len() != finest as usize {
+                    return Err(refuse("relative takes a layer's outputs".into()));
+                }
+                let outputs = add_up(outputs);
+                let of = |i: usize| match outputs[i] > 0.0 {
+                    true => rows[i] / outputs[i],
+                    false => 0.0,
+                };
+                (0..count as usize).map(of).collect()
+            }
+            TimeWeighting::Custom(weights) => {
+                if weights.len() != count as usize {
+                    let reason = format!("{} weights for {count} groups", weights.len());
+                    return Err(refuse(reason));
+                }
+                weights.clone()
+            }
+        };
+        let each: Vec<f64> = (shares.iter().zip(&rows))
+            .map(|(share, rows)| if *rows > 0.0 { share / rows } else { 0.0 })
+            .collect();
+        let total: f64 = each
+            .iter()
+            .zip(&rows)
+            .map(|(weight, rows)| weight * rows)
+            .sum();
+        let scale = if total > 0.0 { 1.0 / total } else { 1.0 };
+        Ok(Weights {
+            of_row: coarse.iter().map(|&group| each[group] * scale).collect(),
+        })
+    }
+
+    /// `1 / max(1 - alpha bar, .02)` of every timestep.
+    fn snr(&self) -> Result<Vec<f64>> {
+        let schedule = self.schedule();
+        if schedule.is_empty() {
+            let reason = "snr takes the noise schedule, which the calibration has not been given";
+            return Err(Error::config("time_weighting", reason));
+        }
+        let of = |alpha: &f64| 1.0 / (1.0 - alpha).max(LEAST_NOISE);
+        Ok(schedule.iter().map(of).collect())
+    }
+
+    /// Rows of each of the finest groups.
+    fn counts(&self, layer: &Layer, finest: u32) -> Vec<f64> {
+        let sums = self.sums(layer, finest);
+        sums.iter().map(|group| group.count as f64).collect()
+    }
+
+    /// The sums of the bins of each of `count` groups.
+    pub(super) fn sums(&self, layer: &Layer, count: u32) -> Vec<GroupSums> {
+        let empty = |i: u32| {
+            let (begin, end) = self.options.range(i, count);
+            GroupSums {
+                begin,
+                end,
+                count: 0,
+                squares: vec![0.0; layer.cols],
+            }
+        };
+        let mut groups: Vec<GroupSums> = (0..count).map(empty).collect();
+        let coarse = self.coarse(self.options.bins, count);
+        for (bin, &group) in layer.bins.iter().zip(&coarse) {
+            let Some(bin) = bin else { continue };
+            let group = &mut groups[group];
+            group.count += bin.count;
+            for (sum, square) in group.squares.iter_mut().zip(&bin.squares) {
+                *sum += square;
+            }
+        }
+        groups
+    }
+
+    /// The weighted mean square of each input channel: what errors of a channel's weights count
+    /// for. `None` when the layer was not observed.
+    pub fn importance(&self, layer: &str, weights: &Weights) -> Option<Vec<f64>> {
+        let found = self.find(layer)?;
+        let layer = lock(&found);
+        let mut importance = vec![0.0; layer.cols];
+        let groups = self.sums(&layer, weights.of_row.len() as u32);
+        for (group, weight) in groups.iter().zip(&weights.of_row) {
+            for (sum, square) in importance.iter_mut().zip(&group.squares) {
+                *sum += weight * square;
+            }
+        }
+        Some(importance)
+    }
+
+    /// Half-open ranges of timesteps of the finest groups, and rows of a layer seen in each.
+    pub fn time_groups(&self, layer: &str) -> Vec<(u32, u32, u64)> {
+        let Some(found) = self.find(layer) else {
+            return Vec::new();
+        };
+        let groups = self.sums(&lock(&found), self.groups(u32::MAX));
+        groups
+            .iter()
+            .map(|group| (group.begin, group.end, group.count))
+            .collect()
+    }
+
+    /// Goes through the Hessian of each group of timesteps in blocks of rows: `body` gets the group,
+    /// the first row, and their part of the lower triangle. False when there is none.
+    ///
+    /// # Errors
+    /// A temporary file cannot be read.
+    pub fn each_hessian_block(
+        &self,
+        layer: &str,
+        mut body: impl FnMut(usize, usize, &[f64]),
+    ) -> io::Result<bool> {
+        let Some(found) = self.find(layer) else {
+            return Ok(false);
+        };
+        let mut layer = lock(&found);
+        let mut any = false;
+        for (group, hessian) in layer.hessians.iter_mut().enumerate() {
+            any |= hessian.count() > 0;
+            hessian.each_block(|first, sums| {
+                body(group, first, sums);
+                Ok(())
+            })?;
+        }
+        Ok(any)
+    }
+
+    /// Whether a layer has a Hessian.
+    pub fn has_hessian(&self, layer: &str) -> bool {
+        let Some(found) = self.find(layer) else {
+            return false;
+        };
+        lock(&found)
+            .hessians
+            .iter()
+            .any(|hessian| hessian.count() > 0)
+    }
+
+    /// Bytes that it holds in memory.
+    pub fn held_bytes(&self) -> usize {
+        let layers = self.layers();
+        let bin = |cols: usize| cols * 16 + 8 * 1024;
+        let bins: usize = layers.iter().map(|layer| bin(layer.cols)).sum();
+        bins * self.options.bins as usize + self.spill.used()
+    }
+}
+
+impl CalibrationOptions {
+    /// Bytes of memory or temporary file that the Hessians of a layer with so many channels take.
+    pub fn hessian_bytes(&self, cols: usize) -> usize {
+        super::packed_len(cols) * size_of::<f64>() * self.hessian_groups as usize
+    }
+}

@@ -1,0 +1,157 @@
+//! Rounding columns one after the other, each making up for the errors of those before (GPTQ,
+//! Frantar et al. 2022, in the form of LDLQ, Chee et al. 2023, which gives the same codes).
+//!
+//! With `H = R R^T`, R upper triangular, the error `e H e^T` of a row is the sum over columns k of
+//! `R_kk^2 (e_k + sum_{j<k} e_j R_jk / R_kk)^2`. So column k is rounded to what makes its own term
+//! smallest, given the errors before it: its target is the weight plus that sum. Nothing need be
+//! inverted.
+//!
+//! [`BUNDLE`] rows go side by side in lanes, as all of them take the same steps.
+
+use super::element::Code;
+use super::group::Encoder;
+use super::lanes::{LANES, Lanes};
+use super::{BUNDLE, Feedback, Projection};
+use crate::format::Scheme;
+
+/// Vectors in a bundle.
+const WIDTH: usize = BUNDLE / LANES;
+
+/// Columns whose sums are taken together, so that they do not wait for each other.
+const PANEL: usize = 4;
+
+/// One value for each row of a bundle.
+type Wide<L> = [L; WIDTH];
+
+#[inline(always)]
+fn read<L: Lanes>(values: &[f32], column: usize) -> Wide<L> {
+    let values = &values[column * BUNDLE..(column + 1) * BUNDLE];
+    let mut wide = [L::splat(0.0); WIDTH];
+    for (lanes, values) in wide.iter_mut().zip(values.as_chunks().0) {
+        *lanes = L::from_array(*values);
+    }
+    wide
+}
+
+#[inline(always)]
+fn write<L: Lanes>(wide: Wide<L>, values: &mut [f32], column: usize) {
+    let values = &mut values[column * BUNDLE..(column + 1) * BUNDLE];
+    for (lanes, values) in wide.into_iter().zip(values.as_chunks_mut().0) {
+        *values = lanes.to_array();
+    }
+}
+
+#[inline(always)]
+fn add_product<L: Lanes>(sum: Wide<L>, factor: f32, values: Wide<L>) -> Wide<L> {
+    let factor = L::splat(factor);
+    let mut sum = sum;
+    for (sum, x) in sum.iter_mut().zip(values) {
+        *sum = sum.add(x.mul(factor));
+    }
+    sum
+}
+
+/// What the columns before `first` add to those from `first` on: `weights + sum factor * values`,
+/// in the order of the columns.
+#[inline(always)]
+fn panel<L: Lanes, const N: usize>(
+    cols: usize,
+    factor: &[f32],
+    first: usize,
+    weights: &[f32],
+    values: &[f32],
+) -> [Wide<L>; N] {
+    let mut sums = [[L::splat(0.0); WIDTH]; N];
+    let mut rows = [&factor[..0]; N];
+    for i in 0..N {
+        sums[i] = read(weights, first + i);
+        rows[i] = &factor[(first + i) * cols..][..first];
+    }
+    for j in 0..first {
+        let x = read::<L>(values, j);
+        for i in 0..N {
+            sums[i] = add_product(sums[i], rows[i][j], x);
+        }
+    }
+    sums
+}
+
+/// Does something for panels of columns, and for what is left of them one by one.
+macro_rules! each_panel {
+    ($cols:expr, |$first:ident, $n:ident| $body:expr) => {{
+        let whole = $cols / PANEL * PANEL;
+        let mut $first = 0;
+        while $first < whole {
+            const $n: usize = PANEL;
+            $body;
+            $first += PANEL;
+        }
+        while $first < $cols {
+            const $n: usize = 1;
+            $body;
+            $first += 1;
+        }
+    }};
+}
+
+#[inline(always)]
+pub(super) fn project<L: Lanes>(p: Projection<'_>) {
+    each_panel!(p.cols, |first, N| {
+        let mut sums = panel::<L, N>(p.cols, p.factor, first, p.weights, p.weights);
+        for i in 0..N {
+            for before in 0..i {
+                let factor = p.factor[(first + i) * p.cols + first + before];
+                sums[i] = add_product(sums[i], factor, read(p.weights, first + before));
+            }
+            write(sums[i], p.out, first + i);
+        }
+    });
+}
+
+#[inline(always)]
+pub(super) fn feedback<L: Lanes>(f: Feedback<'_>) {
+    // The sums take nearly all the time, whatever the code.
+    let code = f.layout;
+    each_panel!(f.cols, |first, N| {
+        let mut sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
+        for i in 0..N {
+            let column = first + i;
+            for before in 0..i {
+                let factor = f.factor[column * f.cols + first + before];
+                sums[i] = add_product(sums[i], factor, read(f.errors, first + before));
+            }
+            let group = f.groups[column] as usize;
+            let weights = read::<L>(f.weights, column);
+            let inverse = read::<L>(f.inverses, group);
+            let scale = read::<L>(f.scales, group);
+            let bias = match code.scheme() {
+                Scheme::Symmetric => [L::splat(0.0); WIDTH],
+                Scheme::Affine => read::<L>(f.biases, group),
+            };
+            let mut codes = [L::splat(0.0); WIDTH];
+            let (mut errors, mut left) = (codes, codes);
+            for v in 0..WIDTH {
+                let encoder = Encoder::of_lanes(code, inverse[v], bias[v]);
+                codes[v] = encoder.codes(encoder.exact(sums[i][v]));
+                let y = decode(code, codes[v], scale[v], bias[v]);
+                errors[v] = weights[v].sub(y);
+                left[v] = sums[i][v].sub(y);
+            }
+            write(codes, f.codes, column);
+            write(errors, f.errors, column);
+            write(left, f.left, column);
+        }
+    });
+}
+
+/// As the decoder has it: in f32, multiplied, then added.
+#[inline(always)]
+fn decode<L: Lanes>(code: impl Code, codes: L, scale: L, bias: L) -> L {
+    match code.scheme() {
+        Scheme::Symmetric => {
+            let zero_point = L::splat(code.format().zero_point());
+            codes.sub(zero_point).mul(scale)
+        }
+        Scheme::Affine => codes.mul(scale).add(bias),
+    }
+}

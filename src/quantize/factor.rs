@@ -1,0 +1,277 @@
+//! The triangular factor of a layer's Hessian, by which columns make up for the errors of others.
+
+use std::io;
+
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
+use faer::{MatMut, Par, Spec};
+
+use crate::calibrate::{Calibration, Weights};
+
+/// Part of the mean diagonal that is added to it: a Hessian of few samples is singular.
+const DAMPING: f64 = 0.01;
+
+/// Times that damping is raised tenfold before other columns are left out of account altogether.
+const ATTEMPTS: usize = 12;
+
+/// A layer's damped Hessian H as `R R^T`, R upper triangular, its columns in the order in which
+/// they are quantized: by falling diagonal, so that what matters most is rounded first and made up
+/// for by all others (act-order).
+#[derive(Debug, Clone)]
+pub struct Factor {
+    pub(super) cols: usize,
+    /// The columns in order.
+    pub(super) order: Vec<u32>,
+    /// `R_jk / R_kk` in row k and column j < k; zeros from the diagonal on.
+    pub(super) matrix: Vec<f32>,
+    /// `R_kk^2`: what is left of a unit error in column k when all later ones have made up for it.
+    pub(super) pivots: Vec<f64>,
+    /// The weighted mean square of each input channel.
+    pub(super) importance: Vec<f32>,
+    /// What was added to the diagonal, as part of its mean.
+    damping: f64,
+}
+
+impl Factor {
+    /// The factor of a layer's Hessian, weighted over time, or `None` when the calibration has
+    /// none. Any Hessian has one: damping is raised tenfold until it can be factored.
+    ///
+    /// # Errors
+    /// A temporary file of the calibration cannot be read.
+    pub fn new(
+        calibration: &Calibration,
+        layer: &str,
+        weights: &Weights,
+    ) -> io::Result<Option<Self>> {
+        let Some(importance) = calibration.importance(layer, weights) else {
+            return Ok(None);
+        };
+        let order = falling(&importance);
+        let mut square = Square::new(order.len());
+        let place = square.places(&order);
+        let found = calibration.each_hessian_block(layer, |group, first, sums| {
+            let weight = weights.of_row[group];
+            let mut rest = sums;
+            let mut row = first;
+            while !rest.is_empty() {
+                let (values, after) = rest.split_at(row + 1);
+                for (column, &value) in values.iter().enumerate() {
+                    square.add(place[row], place[column], weight * value);
+                }
+                (rest, row) = (after, row + 1);
+            }
+        })?;
+        Ok(found.then(|| square.factor(order, &importance)))
+    }
+
+    /// Input channels.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// What was added to the diagonal, as part of its mean.
+    pub fn damping(&self) -> f64 {
+        self.damping
+    }
+
+    /// The weighted mean square of each input channel.
+    pub fn importance(&self) -> &[f32] {
+        &self.importance
+    }
+
+    /// Bytes that the factor of so many channels takes, and those while it is made.
+    pub fn bytes(cols: usize) -> (usize, usize) {
+        let square = cols.saturating_mul(cols);
+        (square.saturating_mul(4), square.saturating_mul(12))
+    }
+}
+
+/// Channels by falling importance; of equal ones the first comes first.
+fn falling(importance: &[f64]) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..importance.len() as u32).collect();
+    order.sort_by(|&a, &b| importance[b as usize].total_cmp(&importance[a as usize]));
+    order
+}
+
+/// A symmetric matrix with its columns in reverse order, of which the lower Cholesky factor is the
+/// upper one of the matrix itself. Above the diagonal are its numbers, below it what is tried.
+struct Square {
+    n: usize,
+    /// Column by column.
+    numbers: Vec<f64>,
+    diagonal: Vec<f64>,
+}
+
+impl Square {
+    fn new(n: usize) -> Self {
+        Self {
+            n,
+            numbers: vec![0.0; n * n],
+            diagonal: vec![0.0; n],
+        }
+    }
+
+    /// Where each channel is in a matrix that has them in reverse order.
+    fn places(&self, order: &[u32]) -> Vec<usize> {
+        let mut places = vec![0; self.n];
+        for (k, &column) in order.iter().enumerate() {
+            places[column as usize] = self.n - 1 - k;
+        }
+        places
+    }
+
+    fn add(&mut self, a: usize, b: usize, value: f64) {
+        match a == b {
+            true => self.diagonal[a] += value,
+            false => self.numbers[a.min(b) + a.max(b) * self.n] += value,
+        }
+    }
+
+    fn factor(mut self, order: Vec<u32>, importance: &[f64]) -> Factor {
+        let n = self.n;
+        let mean = self.diagonal.iter().sum::<f64>() / n as f64;
+        let mean = if mean > 0.0 { mean } else { 1.0 };
+        // A channel that was never used says nothing of others, nor they of it.
+        for x in &mut self.diagonal {
+            *x = if *x > 0.0 { *x } else { mean };
+        }
+        let mut damping = DAMPING;
+        let mut attempts = 0;
+        while !self.cholesky(damping * mean, attempts < ATTEMPTS) {
+            damping *= 10.0;
+            attempts += 1;
+        }
+        let mut matrix = vec![0.0f32; n * n];
+        let mut pivots = vec![0.0; n];
+        for (k, row) in matrix.chunks_exact_mut(n).enumerate() {
+            // Row k of the factor, from right to left, is a column here, from the diagonal down.
+            let column = &self.numbers[(n - 1 - k) * n..(n - k) * n];
+            let pivot = column[n - 1 - k];
+            pivots[k] = pivot * pivot;
+            for (j, out) in row[..k].iter_mut().enumerate() {
+                *out = (column[n - 1 - j] / pivot) as f32;
+            }
+        }
+        Factor {
+            cols: n,
+            order,
+            matrix,
+            pivots,
+            importance: importance.iter().map(|&h| h as f32).collect(),
+            damping,
+        }
+    }
+
+    /// Factors the matrix with `added` on its diagonal, or that diagonal alone.
+    fn cholesky(&mut self, added: f64, whole: bool) -> bool {
+        const TILE: usize = 64;
+        let n = self.n;
+        // The numbers are copied below the diagonal, in tiles that stay in cache.
+        for columns in (0..n).step_by(TILE) {
+            for rows in (columns..n).step_by(TILE) {
+                for column in columns..n.min(columns + TILE) {
+                    for row in rows.max(column + 1)..n.min(rows + TILE) {
+                        let number = self.numbers[column + row * n];
+                        self.numbers[row + column * n] = if whole { number } else { 0.0 };
+                    }
+                }
+            }
+        }
+        for (i, x) in self.diagonal.iter().enumerate() {
+            self.numbers[i + i * n] = x + added;
+        }
+        let square = MatMut::from_column_major_slice_mut(&mut self.numbers, n, n);
+        let params = Spec::default();
+        let mut scratch = MemBuffer::new(cholesky_in_place_scratch::<f64>(n, Par::Seq, params));
+        let stack = MemStack::new(&mut scratch);
+        let factored = cholesky_in_place(square, Default::default(), Par::Seq, stack, params);
+        let finite =
+            |i: usize| self.numbers[i + i * n].is_finite() && self.numbers[i + i * n] > 0.0;
+        factored.is_ok() && (0..n).all(finite)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn factor(n: usize, h: impl Fn(usize, usize) -> f64) -> Factor {
+        let importance: Vec<f64> = (0..n).map(|i| h(i, i)).collect();
+        let order = falling(&importance);
+        let mut square = Square::new(n);
+        let place = square.places(&order);
+        for i in 0..n {
+            for j in 0..=i {
+                square.add(place[i], place[j], h(i, j));
+            }
+        }
+        square.factor(order, &importance)
+    }
+
+    /// `R R^T` in the original order of columns.
+    fn product(factor: &Factor) -> Vec<Vec<f64>> {
+        let n = factor.cols;
+        let r = |j: usize, k: usize| {
+            let root = factor.pivots[k].sqrt();
+            match j.cmp(&k) {
+                std::cmp::Ordering::Less => f64::from(factor.matrix[k * n + j]) * root,
+                std::cmp::Ordering::Equal => root,
+                std::cmp::Ordering::Greater => 0.0,
+            }
+        };
+        let mut found = vec![vec![0.0; n]; n];
+        for (a, &i) in factor.order.iter().enumerate() {
+            for (b, &j) in factor.order.iter().enumerate() {
+                found[i as usize][j as usize] = (0..n).map(|k| r(a, k) * r(b, k)).sum();
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn its_product_is_the_damped_hessian() {
+        // Gaussian bumps and a falling diagonal.
+        let h = |i: usize, j: usize| {
+            let (a, b) = (1.0 + i as f64 % 7.0, 1.0 + j as f64 % 7.0);
+            a * b * (-(i as f64 - j as f64).powi(2) / 8.0).exp()
+        };
+        let n = 67;
+        let factor = factor(n, h);
+        assert_eq!(factor.damping(), 0.01);
+        let mean = (0..n).map(|i| h(i, i)).sum::<f64>() / n as f64;
+        for (i, row) in product(&factor).iter().enumerate() {
+            for (j, found) in row.iter().enumerate() {
+                let expected = h(i, j) + if i == j { 0.01 * mean } else { 0.0 };
+                assert!(
+                    (found - expected).abs() < 1e-5 * mean,
+                    "{i} {j}: {found} {expected}"
+                );
+            }
+        }
+        let diagonal: Vec<f64> = factor
+            .order
+            .iter()
+            .map(|&i| h(i as usize, i as usize))
+            .collect();
+        assert!(diagonal.is_sorted_by(|a, b| a >= b));
+    }
+
+    #[test]
+    fn any_hessian_has_one() {
+        let ones = factor(40, |_, _| 1.0); // one sample
+        let none = factor(40, |_, _| 0.0);
+        let steep = factor(40, |i, j| {
+            if i == j {
+                1000f64.powf(i as f64 / 39.0)
+            } else {
+                0.0
+            }
+        });
+        let wrong = factor(40, |i, j| if i == j { 1.0 } else { 50.0 }); // not even semidefinite
+        for factor in [&ones, &none, &steep, &wrong] {
+            assert!(factor.matrix.iter().all(|x| x.is_finite()));
+            assert!(factor.pivots.iter().all(|x| x.is_finite() && *x > 0.0));
+        }
+        assert!(wrong.damping() > 10.0);
+    }
+}
