@@ -49,6 +49,9 @@ struct Header {
     hessian_groups: u32,
     #[serde(default)]
     schedule: Vec<f64>,
+    /// Of all that was seen.
+    #[serde(default)]
+    hash: String,
 }
 
 /// A row of the file.
@@ -137,6 +140,7 @@ impl Calibration {
             hessian: self.options.hessian,
             hessian_groups: self.options.hessian_groups,
             schedule: self.schedule(),
+            hash: self.hash(),
         };
         let header = KeyValue::new(KEY.to_owned(), serde_json::to_string(&header)?);
         let properties = WriterProperties::builder()
@@ -192,23 +196,23 @@ impl Calibration {
         writer.inner_mut().flush()
     }
 
+    /// What a file that [`Calibration::save`] wrote says of itself: the hash of what was seen, and
+    /// whether there are Hessians.
+    ///
+    /// # Errors
+    /// As [`Calibration::load`].
+    pub fn peek(path: &Path) -> Result<(String, bool)> {
+        let header = Table::open(path)?.header;
+        Ok((header.hash, header.hessian))
+    }
+
     /// Reads a file that [`Calibration::save`] wrote. Hessians beyond `memory_limit` bytes go to a
     /// temporary file.
     ///
     /// # Errors
     /// The file cannot be read, or is no calibration, or damaged.
     pub fn load(path: &Path, memory_limit: Option<usize>) -> Result<Self> {
-        let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
-        if !status.is_file() || status.len() < 12 {
-            return Err(Error::file(
-                path,
-                "not a calibration: too short, or no file at all",
-            ));
-        }
-        let file = File::open(path).map_err(Error::io(path, "open"))?;
-        // SAFETY: the map is read-only, and only used in this function.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
-        let table = Table::open(path, Bytes::from_owner(map))?;
+        let table = Table::open(path)?;
         let calibration = Self::new(CalibrationOptions {
             memory_limit,
             ..table.options(path)?
@@ -362,7 +366,18 @@ struct Table {
 }
 
 impl Table {
-    fn open(path: &Path, map: Bytes) -> Result<Self> {
+    fn open(path: &Path) -> Result<Self> {
+        let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
+        if !status.is_file() || status.len() < 12 {
+            return Err(Error::file(
+                path,
+                "not a calibration: too short, or no file at all",
+            ));
+        }
+        let file = File::open(path).map_err(Error::io(path, "open"))?;
+        // SAFETY: the map is read-only; files are replaced by renaming, never written into.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
+        let map = Bytes::from_owner(map);
         let damaged = |reason: String| Error::file(path, format!("damaged calibration: {reason}"));
         let (front, back) = (map.first_chunk(), map.last_chunk());
         let (Some(front), Some(back)) = (front, back) else {

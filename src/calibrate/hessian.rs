@@ -16,11 +16,58 @@ use faer::{Accum, MatMut, MatRef, Par};
 const PENDING: usize = 256;
 
 /// Rows of a Hessian that are dealt with at once.
-const BLOCK: usize = 256;
+pub const BLOCK: usize = 256;
 
 /// Numbers in the lower triangle of a matrix with `n` rows.
 pub const fn packed_len(n: usize) -> usize {
     n * (n + 1) / 2
+}
+
+/// Adds `sum x x^T` over rows of `cols` values to some rows of a lower triangle, from `first` on.
+/// `products` is scratch.
+pub fn add_products(
+    x: &[f32],
+    cols: usize,
+    first: usize,
+    rows: usize,
+    triangle: &mut [f64],
+    products: &mut Vec<f32>,
+) {
+    let x = MatRef::from_row_major_slice(x, x.len() / cols, cols);
+    // Rows of the product, up to the diagonal: a rectangle, and a triangle at its end.
+    let width = first + rows;
+    products.resize(rows * width, 0.0);
+    let (left, right) =
+        MatMut::from_row_major_slice_mut(products, rows, width).split_at_col_mut(first);
+    let ours = x.subcols(first, rows);
+    dense_matmul(
+        left,
+        Accum::Replace,
+        ours.transpose(),
+        x.subcols(0, first),
+        1.0,
+        Par::Seq,
+    );
+    matmul(
+        right,
+        BlockStructure::TriangularLower,
+        Accum::Replace,
+        ours.transpose(),
+        BlockStructure::Rectangular,
+        ours,
+        BlockStructure::Rectangular,
+        1.0,
+        Par::Seq,
+    );
+    let mut rest = triangle;
+    for row in 0..rows {
+        let found = &products[row * width..][..first + row + 1];
+        let (sums, after) = rest.split_at_mut(found.len());
+        for (sum, &product) in sums.iter_mut().zip(found) {
+            *sum += f64::from(product);
+        }
+        rest = after;
+    }
 }
 
 /// The lower triangle of `sum x x^T`.
@@ -81,43 +128,10 @@ impl HessianSums {
         if self.pending.is_empty() {
             return Ok(());
         }
-        let (cols, pending) = (self.cols, std::mem::take(&mut self.pending));
-        let x = MatRef::from_row_major_slice(&pending, pending.len() / cols, cols);
-        let mut products = vec![0.0f32; BLOCK.min(cols) * cols];
+        let pending = std::mem::take(&mut self.pending);
+        let (cols, mut products) = (self.cols, Vec::new());
         self.change(|first, rows, block| {
-            // Rows of the product, up to the diagonal: a rectangle, and a triangle at its end.
-            let width = first + rows;
-            let products = &mut products[..rows * width];
-            let out = MatMut::from_row_major_slice_mut(products, rows, width);
-            let (left, right) = out.split_at_col_mut(first);
-            let ours = x.subcols(first, rows);
-            dense_matmul(
-                left,
-                Accum::Replace,
-                ours.transpose(),
-                x.subcols(0, first),
-                1.0,
-                Par::Seq,
-            );
-            matmul(
-                right,
-                BlockStructure::TriangularLower,
-                Accum::Replace,
-                ours.transpose(),
-                BlockStructure::Rectangular,
-                ours,
-                BlockStructure::Rectangular,
-                1.0,
-                Par::Seq,
-            );
-            let mut at = 0;
-            for row in 0..rows {
-                let found = &products[row * width..][..first + row + 1];
-                for (sum, &product) in block[at..].iter_mut().zip(found) {
-                    *sum += f64::from(product);
-                }
-                at += found.len();
-            }
+            add_products(&pending, cols, first, rows, block, &mut products);
             Ok(())
         })?;
         self.pending = pending;
@@ -160,20 +174,32 @@ impl HessianSums {
         &mut self,
         mut body: impl FnMut(usize, &[f64]) -> io::Result<()>,
     ) -> io::Result<()> {
-        self.settle()?;
         for first in (0..self.cols).step_by(BLOCK) {
-            let rows = BLOCK.min(self.cols - first);
-            let range = packed_len(first)..packed_len(first + rows);
-            match &self.sums {
-                Place::Nowhere => return Ok(()),
-                Place::Memory(sums) => body(first, &sums[range])?,
-                Place::Spilled(offset) => {
-                    let place = offset + range.start as u64 * 8;
-                    body(first, &self.spill.read(place, range.len())?)?;
-                }
-            }
+            self.block(first, |sums| body(first, sums))?;
         }
         Ok(())
+    }
+
+    /// The block of rows from `first` on, a multiple of [`BLOCK`].
+    ///
+    /// # Errors
+    /// As [`HessianSums::each_block`].
+    pub fn block(
+        &mut self,
+        first: usize,
+        body: impl FnOnce(&[f64]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.settle()?;
+        let rows = BLOCK.min(self.cols - first);
+        let range = packed_len(first)..packed_len(first + rows);
+        match &self.sums {
+            Place::Nowhere => Ok(()),
+            Place::Memory(sums) => body(&sums[range]),
+            Place::Spilled(offset) => {
+                let place = offset + range.start as u64 * 8;
+                body(&self.spill.read(place, range.len())?)
+            }
+        }
     }
 
     pub(super) fn merge(&mut self, other: &mut Self) -> io::Result<()> {

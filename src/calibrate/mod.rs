@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-pub use hessian::{HessianSums, packed_len};
+use hessian::HessianSums;
+pub use hessian::{BLOCK as HESSIAN_BLOCK, add_products, packed_len};
 pub use stats::BinStats;
 pub use weighting::{TimeWeighting, Weights};
 

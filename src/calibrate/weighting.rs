@@ -3,6 +3,8 @@
 use std::io;
 use std::str::FromStr;
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::{Calibration, CalibrationOptions, Layer, lock};
 use crate::error::{Error, Result};
 
@@ -271,6 +273,38 @@ impl Calibration {
         Ok(any)
     }
 
+    /// One block of the Hessian of each group, of rows from `first` on, a multiple of
+    /// [`HESSIAN_BLOCK`](super::HESSIAN_BLOCK).
+    ///
+    /// # Errors
+    /// A temporary file cannot be read.
+    pub fn hessian_block(
+        &self,
+        layer: &str,
+        first: usize,
+        mut body: impl FnMut(usize, &[f64]),
+    ) -> io::Result<()> {
+        let Some(found) = self.find(layer) else {
+            return Ok(());
+        };
+        for (group, hessian) in lock(&found).hessians.iter_mut().enumerate() {
+            hessian.block(first, |sums| {
+                body(group, sums);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Sums of squares of each channel, for each of the finest groups.
+    pub fn squares(&self, layer: &str) -> Vec<Vec<f64>> {
+        let Some(found) = self.find(layer) else {
+            return Vec::new();
+        };
+        let groups = self.sums(&lock(&found), self.groups(u32::MAX));
+        groups.into_iter().map(|group| group.squares).collect()
+    }
+
     /// Whether a layer has a Hessian.
     pub fn has_hessian(&self, layer: &str) -> bool {
         let Some(found) = self.find(layer) else {
@@ -280,6 +314,33 @@ impl Calibration {
             .hessians
             .iter()
             .any(|hessian| hessian.count() > 0)
+    }
+
+    /// A hash of what was seen, by which files say what they were made with.
+    pub fn hash(&self) -> String {
+        let mut hash = Xxh3::new();
+        for info in self.layers() {
+            let Some(layer) = self.find(&info.name) else {
+                continue;
+            };
+            hash.update(info.name.as_bytes());
+            for (i, bin) in lock(&layer).bins.iter().enumerate() {
+                let Some(bin) = bin else { continue };
+                hash.update(&(i as u64).to_le_bytes());
+                hash.update(&bin.count.to_le_bytes());
+                bin.squares
+                    .iter()
+                    .for_each(|x| hash.update(&x.to_le_bytes()));
+                bin.histogram
+                    .counts()
+                    .iter()
+                    .for_each(|n| hash.update(&n.to_le_bytes()));
+            }
+        }
+        self.schedule()
+            .iter()
+            .for_each(|x| hash.update(&x.to_le_bytes()));
+        format!("xxh3-{:016x}", hash.digest())
     }
 
     /// Bytes that it holds in memory.

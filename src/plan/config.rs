@@ -7,9 +7,11 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 use super::profile::Profile;
 use super::rules::{Rule, parse_bits, parse_group_size, parse_named};
-use crate::error::{Error, Result};
+use crate::calibrate::TimeWeighting;
+use crate::error::{Error, MEMORY, Result};
 use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
 
 /// Compression of the planes in the file.
@@ -49,7 +51,7 @@ pub const KEYS: &[(&str, &str)] = &[
         "a multiple of 16 from 16 to 1024, or 0 for the whole row",
     ),
     ("scheme", "symmetric or affine"),
-    ("method", "minmax or lsq"),
+    ("method", "minmax, lsq or gptq"),
     ("gain", "auto, unit or lsq"),
     ("scale_dtype", "auto, f16 or f32"),
     ("on_nonfinite", "error or keep"),
@@ -57,6 +59,14 @@ pub const KEYS: &[(&str, &str)] = &[
     ("streaming_mode", "true or false"),
     ("memory_limit", "a size such as 256MB or 1GiB, or none"),
     ("fail_fast", "true or false"),
+    ("calibration", "a calibration file, or none"),
+    ("enable_time_aware", "true or false"),
+    ("num_time_groups", "a number from 1 to 4096"),
+    (
+        "time_weighting",
+        "auto, rows, equal, snr, relative, or a weight for each time group, separated by commas",
+    ),
+    ("enable_spatial", "true or false"),
     (
         "num_threads",
         "a number up to 1024, 0 for all of the machine's",
@@ -93,6 +103,13 @@ pub struct Config {
     memory_limit: Option<u64>,
     fail_fast: Option<bool>,
     threads: Option<usize>,
+    calibration: Option<CalibrationInput>,
+    /// Of the calibration, or of the one that a plan was made with.
+    calibration_info: Option<CalibrationInfo>,
+    time_aware: Option<bool>,
+    time_groups: Option<u32>,
+    time_weighting: Option<TimeWeighting>,
+    spatial: Option<bool>,
     rules: Vec<Rule>,
     /// What the patterns of rules that were read cost.
     patterns: usize,
@@ -158,6 +175,13 @@ impl Config {
     fn merge_values(&mut self, map: &BTreeMap<String, Value>) -> Result<()> {
         for (key, value) in map {
             match (key.as_str(), value) {
+                // Recorded is which calibration it was, not where.
+                ("calibration_hash", Value::String(hash)) => {
+                    self.calibration_info = Some(CalibrationInfo {
+                        hash: hash.clone(),
+                        hessians: true, // or the method says so
+                    });
+                }
                 ("rules", Value::Array(rules)) => {
                     for rule in rules {
                         self.add_rule(rule_from_yaml(rule)?)?;
@@ -241,6 +265,20 @@ impl Config {
                 self.memory_limit = Some(limit.as_u64());
             }
             "fail_fast" => self.fail_fast = Some(value.parse().map_err(|_| refuse())?),
+            "calibration" => {
+                let file = (value != "none").then(|| CalibrationInput::File(value.into()));
+                self.set_calibration(file);
+            }
+            "enable_time_aware" => self.time_aware = Some(value.parse().map_err(|_| refuse())?),
+            "num_time_groups" => {
+                let groups = value.parse().ok().filter(|n| (1..=4096).contains(n));
+                self.time_groups = Some(groups.ok_or_else(refuse)?);
+            }
+            "time_weighting" if value == "auto" => self.time_weighting = None,
+            "time_weighting" => {
+                self.time_weighting = Some(value.parse().map_err(|()| refuse())?);
+            }
+            "enable_spatial" => self.spatial = Some(value.parse().map_err(|_| refuse())?),
             "num_threads" => {
                 let threads = value.parse().ok().filter(|&n| n <= MAX_THREADS);
                 self.threads = Some(threads.ok_or_else(refuse)?);
@@ -279,6 +317,17 @@ impl Config {
                 .memory_limit
                 .map_or("none".to_owned(), |n| format!("{n}B")),
             "fail_fast" => self.fail_fast().to_string(),
+            "calibration" => match &self.calibration {
+                None => "none".to_owned(),
+                Some(CalibrationInput::File(path)) => path.display().to_string(),
+                Some(CalibrationInput::Held(_)) => MEMORY.to_owned(),
+            },
+            "enable_time_aware" => self.time_aware().to_string(),
+            "num_time_groups" => self.time_groups().to_string(),
+            "time_weighting" => {
+                (self.time_weighting.as_ref()).map_or("auto".to_owned(), TimeWeighting::to_string)
+            }
+            "enable_spatial" => self.spatial().to_string(),
             "num_threads" => self.threads().to_string(),
             _ => self.rule_texts().join(";"),
         })
@@ -335,8 +384,67 @@ impl Config {
         self.threads.unwrap_or(self.profile().threads())
     }
 
+    /// Sets the calibration, or none.
+    pub fn set_calibration(&mut self, input: Option<CalibrationInput>) {
+        self.calibration = input;
+        self.calibration_info = None;
+    }
+
+    /// The calibration that was set.
+    pub fn calibration(&self) -> Option<&CalibrationInput> {
+        self.calibration.as_ref()
+    }
+
+    /// Says what calibration it is, which plans are made by.
+    pub fn set_calibration_info(&mut self, info: CalibrationInfo) {
+        self.calibration_info = Some(info);
+    }
+
+    /// What a calibration is used for; `None` without one.
+    pub fn calibrated(&self) -> Option<Calibrated> {
+        let info = self.calibration_info.clone()?;
+        Some(Calibrated {
+            input: self.calibration.clone(),
+            info,
+            time_aware: self.time_aware(),
+            time_groups: self.time_groups(),
+            time_weighting: self.time_weighting.clone(),
+            spatial: self.spatial(),
+        })
+    }
+
+    fn time_aware(&self) -> bool {
+        self.time_aware.unwrap_or(true)
+    }
+
+    fn time_groups(&self) -> u32 {
+        self.time_groups.unwrap_or(self.profile().time_groups())
+    }
+
+    fn spatial(&self) -> bool {
+        self.spatial.unwrap_or(self.profile().spatial())
+    }
+
     /// The settings that change values, as the file records them: sorted by key.
     pub fn to_json(&self) -> Value {
+        let mut json = self.values();
+        if let (Some(info), Value::Object(map)) = (&self.calibration_info, &mut json) {
+            map.insert("calibration_hash".to_owned(), json!(info.hash));
+            for key in [
+                "enable_spatial",
+                "enable_time_aware",
+                "num_time_groups",
+                "time_weighting",
+            ] {
+                map.insert(key.to_owned(), json!(self.get(key).unwrap_or_default()));
+            }
+            map.sort_keys();
+        }
+        json
+    }
+
+    /// Those that count without a calibration.
+    fn values(&self) -> Value {
         let recipe = self.recipe(self.format());
         json!({
             "bit_width": recipe.format.bits(),
@@ -372,11 +480,22 @@ impl Config {
 
     /// The recipe of a tensor that gets codes of `format`, before rules.
     pub(super) fn recipe(&self, format: Format) -> Recipe {
+        let calibrated = self.calibration_info.as_ref();
+        let method = self
+            .method
+            .unwrap_or(match calibrated.is_some_and(|info| info.hessians) {
+                true => Method::Gptq,
+                false => Method::Lsq,
+            });
+        let scheme = match method {
+            Method::Gptq => Scheme::Affine,
+            Method::MinMax | Method::Lsq => Scheme::Symmetric,
+        };
         Recipe {
             format,
-            scheme: self.scheme.unwrap_or(Scheme::Symmetric),
+            scheme: self.scheme.unwrap_or(scheme),
             group_size: self.group_size.unwrap_or(self.profile().group_size()),
-            method: self.method.unwrap_or(Method::Lsq),
+            method,
             gain: self.gain.unwrap_or(Gain::of(format)),
             scales: self.scales.unwrap_or(ScalePolicy::Auto),
         }

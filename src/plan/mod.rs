@@ -1,5 +1,6 @@
 //! What each tensor gets, decided before any work. Pure data and pure functions.
 
+mod calibrated;
 mod config;
 mod modality;
 mod profile;
@@ -11,13 +12,14 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 pub use config::{Compression, Config, KEYS, OnNonFinite};
 pub use modality::Modality;
 pub use profile::Profile;
 pub use rules::{Pattern, Rule};
 
 use crate::error::{Error, Result};
-use crate::format::{GroupSize, Recipe};
+use crate::format::{GroupSize, Method, Recipe};
 use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 
 /// Version of the plan's JSON.
@@ -87,6 +89,8 @@ pub struct Plan {
     pub fail_fast: bool,
     /// What to do with non-finite weights.
     pub on_nonfinite: OnNonFinite,
+    /// What a calibration is used for, where there is one.
+    pub calibrated: Option<Calibrated>,
     /// One entry a tensor, in the order of the source.
     pub entries: Vec<PlanEntry>,
     /// Rules that matched no tensor, as text.
@@ -106,8 +110,12 @@ impl Plan {
         let entries = tensors
             .clone()
             .map(|(tensor, path)| decide(tensor, path, config, &mut rules))
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<_>>>()?;
         let rules = config.rules().iter().zip(rules.used);
+        let calibrated = config.calibrated();
+        if calibrated.is_none() {
+            check_needs_none(&entries)?;
+        }
         Ok(Self {
             modality: Modality::of_names(tensors.map(|(tensor, _)| tensor.name.as_str())),
             config: config.to_json(),
@@ -116,6 +124,7 @@ impl Plan {
             memory_limit: config.memory_limit(),
             fail_fast: config.fail_fast(),
             on_nonfinite: config.on_nonfinite(),
+            calibrated,
             entries,
             unused_rules: rules
                 .filter(|(_, used)| !used)
@@ -155,10 +164,19 @@ impl Plan {
             streaming_mode: self.streaming,
             memory_limit: self.memory_limit,
             fail_fast: self.fail_fast,
+            calibration: self.calibration_file(),
             config: self.config.clone(),
             tensors: self.entries.iter().map(EntryJson::from).collect(),
         };
         serde_json::to_value(json).expect("plain data")
+    }
+
+    /// The calibration's file, where it is one.
+    fn calibration_file(&self) -> Option<String> {
+        match &self.calibrated.as_ref()?.input {
+            Some(CalibrationInput::File(path)) => Some(path.to_string_lossy().into_owned()),
+            _ => None,
+        }
     }
 
     /// Reads a plan, whose settings and entries may have been edited. An entry that is not as
@@ -212,6 +230,11 @@ impl Plan {
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
         plan.fail_fast = json.fail_fast;
+        if let Some(calibrated) = &mut plan.calibrated {
+            calibrated.input = json
+                .calibration
+                .map(|path| CalibrationInput::File(path.into()));
+        }
         // The rules were matched when the plan was made.
         plan.unused_rules.clear();
         Ok(plan)
@@ -283,6 +306,19 @@ impl Plan {
             )));
         }
         Ok(())
+    }
+}
+
+/// Without a calibration no tensor can have a method that takes one.
+fn check_needs_none(entries: &[PlanEntry]) -> Result<()> {
+    let calibrated = |entry: &&PlanEntry| entry.recipe.is_some_and(|r| r.method == Method::Gptq);
+    match entries.iter().find(calibrated) {
+        None => Ok(()),
+        Some(entry) => {
+            let name = &entry.tensor.name;
+            let reason = format!("tensor '{name}' is to have gptq, which takes a calibration");
+            Err(Error::config("method", reason))
+        }
     }
 }
 
@@ -406,6 +442,8 @@ struct PlanJson {
     memory_limit: Option<u64>,
     #[serde(default)]
     fail_fast: bool,
+    #[serde(default)]
+    calibration: Option<String>,
     config: Value,
     tensors: Vec<EntryJson>,
 }

@@ -50,6 +50,20 @@ impl Profile {
         self == Self::Edge
     }
 
+    /// Groups of timesteps that are told apart.
+    pub fn time_groups(self) -> u32 {
+        match self {
+            Self::Edge => 5,
+            Self::Local => 10,
+            Self::Cloud => 20,
+        }
+    }
+
+    /// Whether smoothing and rotation are tried, with a calibration.
+    pub fn spatial(self) -> bool {
+        self != Self::Edge
+    }
+
     /// Threads of a run; 0 is all of the machine's.
     pub fn threads(self) -> usize {
         match self {

@@ -10,17 +10,18 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+use super::guide::Calibrator;
 use super::memory::Memory;
 use super::options::Options;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
-use super::tile::{Job, Work, set_figures, set_kept_figures, wants_f32};
+use super::tile::{CalibratedTile, Job, Work, set_figures, set_kept_figures, wants_f32};
 use crate::error::{Error, Result};
 use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
 use crate::plan::{OnNonFinite, Plan};
-use crate::quantize::{Fault, Outcome, PlanesMut};
+use crate::quantize::{Fault, Guide, Outcome, PlanesMut};
 use crate::schema::Tile;
 use crate::sink::{Buffers, Destination, Footer, ParquetSink};
 use crate::source::Source;
@@ -62,9 +63,10 @@ impl Engine<'_, '_> {
             say(&mut options.log, Level::Warning, &warning)?;
         }
         let table = choose_table()?;
+        let calibrator = Calibrator::new(plan, &mut options.log)?;
         let threads = resolve(options.threads);
         let all = jobs(source, plan, entries.clone())?;
-        let memory = Memory::new(source, plan, &all, threads, &options)?;
+        let memory = Memory::new(source, plan, &all, threads, calibrator.as_ref(), &options)?;
         drop(all);
         if let Some(because) = &memory.because {
             say(
@@ -90,6 +92,7 @@ impl Engine<'_, '_> {
                     done: &done,
                     buffers: Mutex::default(),
                     planes: Buffers::new(memory.waiting),
+                    calibrator: calibrator.as_ref(),
                 },
                 memory,
                 counter,
@@ -146,7 +149,8 @@ impl Engine<'_, '_> {
         let mut sink = ParquetSink::create(destination, compress)?;
         loop {
             let memory = self.memory.clone();
-            let held = from_fn(|| jobs.next_if(|job| !memory.in_place(job, compress)));
+            let threads = self.threads;
+            let held = from_fn(|| jobs.next_if(|job| !memory.in_place(job, compress, threads)));
             self.held(held, &mut sink)?;
             match jobs.next() {
                 Some(job) => self.in_place(&job, &mut sink)?,
@@ -175,20 +179,26 @@ impl Engine<'_, '_> {
             log,
             ..
         } = self;
-        let compress = work.compress;
+        let (compress, threads) = (work.compress, self.threads);
         // Without a budget one job is in flight, whose pieces take all threads.
         let budget = match work.source.in_turn() {
             true => 0,
             false => self.memory.in_flight,
         };
         work.pool.in_order(
-            jobs.map(|job| (job.cost(compress), job)),
+            jobs.map(|job| {
+                (
+                    job.cost(compress).saturating_add(job.guide_cost(threads)),
+                    job,
+                )
+            }),
             budget,
             |job, pulse| work.tile(job, pulse),
             || counter.tell(),
             |finished, go_on| {
                 let tally = &mut tallies[finished.tensor];
                 tally.add(finished.bytes, &finished.error);
+                tally.add_calibrated(finished.calibrated);
                 if finished.needed_f32 {
                     widened(tally, &finished.tile, log)?;
                 }
@@ -236,10 +246,11 @@ impl Engine<'_, '_> {
         let planned = recipe.planned_layout().scale_dtype;
         let mut scale_dtype = planned;
         let mut tile = job.tile.clone();
+        let prepared = self.work.prepare(job.tensor, recipe)?;
         let outcome = loop {
             tile.layout = Some(recipe.layout(scale_dtype));
             sink.begin(&tile)?;
-            let quantized = self.pieces(job, recipe, scale_dtype, sink)?;
+            let quantized = self.pieces(job, recipe, scale_dtype, prepared.guide(), sink)?;
             if wants_f32(recipe, scale_dtype, &quantized) {
                 scale_dtype = ScaleDtype::F32;
                 sink.rewind();
@@ -250,6 +261,12 @@ impl Engine<'_, '_> {
         let bytes = set_figures(&mut tile, &outcome);
         let tally = &mut self.tallies[job.tensor];
         tally.add(bytes, &outcome.error);
+        // Its planes are in the file by now: what it does to the output is not measured.
+        tally.add_calibrated(CalibratedTile {
+            method: Some(prepared.method(recipe.method)),
+            weights: prepared.weights,
+            output: None,
+        });
         if scale_dtype != planned {
             widened(tally, &tile, &mut self.log)?;
         }
@@ -263,6 +280,7 @@ impl Engine<'_, '_> {
         job: &Job,
         recipe: &Recipe,
         scale_dtype: ScaleDtype,
+        guide: Guide<'_>,
         sink: &mut ParquetSink<'_>,
     ) -> Result<Result<Outcome, Fault>> {
         let Self { work, counter, .. } = self;
@@ -283,7 +301,8 @@ impl Engine<'_, '_> {
                     scales: scales.bytes_mut(),
                     biases: biases.bytes_mut(),
                 };
-                let outcome = work.piece(job.tensor, row, rows, recipe, scale_dtype, planes)?;
+                let outcome =
+                    work.piece(job.tensor, row, rows, recipe, scale_dtype, guide, planes)?;
                 Ok((outcome, [codes, scales, biases]))
             },
             || counter.tell(),
@@ -316,7 +335,8 @@ impl Engine<'_, '_> {
 
     /// What some entries came to, each.
     fn tensors(&self, entries: Range<usize>) -> Vec<TensorReport> {
-        let report = |i: usize| self.tallies[i].report(&self.plan.entries[i]);
+        let calibrator = self.work.calibrator;
+        let report = |i: usize| self.tallies[i].report(&self.plan.entries[i], calibrator);
         entries.map(report).collect()
     }
 
@@ -392,6 +412,7 @@ pub(super) fn jobs(source: &dyn Source, plan: &Plan, entries: Range<usize>) -> R
             jobs.push(Job {
                 tensor,
                 recipe: entry.recipe,
+                calibrated: plan.calibrated.is_some(),
                 row_bytes,
                 tile: Tile {
                     name: info.name.clone(),

@@ -2,6 +2,7 @@
 
 use bytesize::ByteSize;
 
+use super::guide::Calibrator;
 use super::options::Options;
 use super::tile::Job;
 use crate::error::{Error, Result};
@@ -72,10 +73,13 @@ impl Memory {
         plan: &Plan,
         jobs: &[Job],
         threads: usize,
+        calibrator: Option<&Calibrator>,
         options: &Options<'_>,
     ) -> Result<Self> {
         let (budget, free) = (options.budget, options.free_memory.or_else(free));
-        let needs = Needs::of(source, plan, jobs, threads, options);
+        let mut needs = Needs::of(source, plan, jobs, threads, options);
+        let calibration = calibrator.map_or(0, |c| c.calibration.held_bytes());
+        needs.fixed = needs.fixed.saturating_add(calibration);
         let least = needs.least();
         let size = |bytes: usize| ByteSize::b(bytes as u64).display().si().to_string();
         if let Some(limit) = plan.memory_limit {
@@ -121,9 +125,13 @@ impl Memory {
 
     /// Whether a job is written in place instead of being held until it is done: so that two
     /// can be in flight.
-    pub(super) fn in_place(&self, job: &Job, compress: bool) -> bool {
+    pub(super) fn in_place(&self, job: &Job, compress: bool, threads: usize) -> bool {
         let shares = job.recipe.is_none() && job.tile.bytes() < SHARED_BELOW;
-        !compress && !shares && job.cost(compress) > self.in_flight / 2
+        let cost = job.cost(compress);
+        let guided = job.guide_cost(threads);
+        let too_large =
+            cost > self.in_flight / 2 || guided > 0 && cost.saturating_add(guided) > self.in_flight;
+        !compress && !shares && too_large
     }
 }
 
@@ -137,12 +145,16 @@ impl Needs {
     ) -> Self {
         let compress = plan.compresses();
         let (mut largest, mut planes, mut read, mut shared) = (0, 0usize, 0, 0usize);
+        let mut guides = 0;
         let (mut opened, mut part) = (0usize, (0usize, 0usize));
         for job in jobs {
             let cost = job.cost(compress);
             planes = planes.saturating_add(cost);
+            guides = guides.max(job.guide_cost(threads));
             read = read.max(job.piece_bytes());
-            largest = largest.max(if compress { cost } else { job.piece_cost() });
+            let guided = job.guide_cost(threads);
+            let least = if compress { cost } else { job.piece_cost() };
+            largest = largest.max(least.saturating_add(guided));
             let bytes = job.tile.bytes();
             if job.recipe.is_none() && bytes < SHARED_BELOW {
                 shared += bytes;
@@ -182,7 +194,7 @@ impl Needs {
         Self {
             fixed: fixed.into_iter().fold(0, usize::saturating_add),
             largest,
-            planes,
+            planes: planes.saturating_add(guides),
         }
     }
 

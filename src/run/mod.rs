@@ -3,8 +3,10 @@
 mod decode;
 mod engine;
 mod folder;
+mod guide;
 mod memory;
 mod options;
+mod output;
 mod pipeline;
 mod pool;
 mod progress;

@@ -6,10 +6,11 @@ use super::engine::{Engine, jobs};
 use super::folder;
 use super::options::{Options, check_not_input};
 use super::report::Report;
+use crate::calibrate::Calibration;
 use crate::error::{Error, MEMORY, Result};
 use crate::format::ScaleDtype;
 use crate::model::choose_table;
-use crate::plan::{Config, Plan};
+use crate::plan::{CalibrationInfo, CalibrationInput, Config, Plan};
 use crate::schema::Tile;
 use crate::sink::{Destination, StagedFile};
 use crate::source::{self, Source};
@@ -36,12 +37,20 @@ pub fn quantize_file(
 /// The plan for a source.
 ///
 /// # Errors
-/// As [`Plan::new`].
+/// As [`Plan::new`], or the calibration cannot be read.
 pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
+    let mut config = config.clone();
+    if let Some(input) = config.calibration() {
+        let (hash, hessians) = match input {
+            CalibrationInput::File(path) => Calibration::peek(path)?,
+            CalibrationInput::Held(held) => (held.hash(), held.has_hessians()),
+        };
+        config.set_calibration_info(CalibrationInfo { hash, hessians });
+    }
     let tensors = source.tensors().iter().enumerate();
     Plan::new(
         tensors.map(|(i, tensor)| (tensor, source.path_of(i))),
-        config,
+        &config,
     )
 }
 

@@ -3,6 +3,11 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::guide::Calibrator;
+use super::output::OutputSums;
+use super::tile::CalibratedTile;
+use crate::calibrate::Weights;
+use crate::format::Method;
 use crate::kernel::ErrorSums;
 use crate::plan::PlanEntry;
 use crate::schema::RAW;
@@ -80,7 +85,7 @@ pub struct TensorReport {
     pub scheme: Option<&'static str>,
     /// Weights per scale, 0 for the whole row; none when kept.
     pub group_size: Option<u16>,
-    /// minmax or lsq; none when kept.
+    /// minmax, lsq or gptq, as it was used; none when kept.
     pub method: Option<&'static str>,
     /// unit or lsq; none when kept.
     pub gain: Option<&'static str>,
@@ -92,6 +97,9 @@ pub struct TensorReport {
     pub cosine: Option<f64>,
     /// Signal to quantization noise; none when kept or without error.
     pub sqnr_db: Option<f64>,
+    /// Error of the layer's output on the calibration's inputs; none where that does not know the
+    /// layer.
+    pub output: Option<OutputError>,
     /// Tiles whose scales did not fit f16.
     pub f32_scale_tiles: Vec<u32>,
     /// Kept because it holds NaN or infinity, not because the plan says so.
@@ -100,12 +108,52 @@ pub struct TensorReport {
     pub reason: String,
 }
 
+/// How far the output of a layer is from what it was, `X W^T` against `X Q^T`.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutputError {
+    /// `|X W^T - X Q^T|^2 / |X W^T|^2`, timesteps weighted as they were for quantizing.
+    pub error: f64,
+    /// Cosine of the angle between the outputs, likewise.
+    pub cosine: f64,
+    /// The same for each group of timesteps that was seen.
+    pub by_time: Vec<OutputErrorAt>,
+}
+
+/// The same in one group of timesteps.
+#[derive(Debug, Clone, Serialize)]
+pub struct OutputErrorAt {
+    /// First timestep.
+    pub t_begin: u32,
+    /// Timestep after the last.
+    pub t_end: u32,
+    /// As in [`OutputError`].
+    pub error: f64,
+    /// As in [`OutputError`].
+    pub cosine: f64,
+}
+
+/// Error and cosine from squared outputs: of the weights, of the quantized ones, of the difference.
+fn output_figures([weights, decoded, error]: [f64; 3]) -> (f64, f64) {
+    let sums = ErrorSums {
+        signal: weights,
+        decoded,
+        error,
+    };
+    let relative = if error == 0.0 { 0.0 } else { error / weights };
+    (relative, sums.cosine())
+}
+
 /// Gathers a tensor's tiles into its report.
 pub(super) struct TensorTally {
     pub(super) bytes: usize,
     pub(super) error: ErrorSums,
     pub(super) f32_scale_tiles: Vec<u32>,
     pub(super) kept_non_finite: bool,
+    method: Option<Method>,
+    weights: Option<Weights>,
+    /// Of all tiles so far; none where one was not measured.
+    output: Option<OutputSums>,
+    tiles: usize,
 }
 
 impl TensorTally {
@@ -115,6 +163,10 @@ impl TensorTally {
             error: ErrorSums::default(),
             f32_scale_tiles: Vec::new(),
             kept_non_finite: false,
+            method: None,
+            weights: None,
+            output: None,
+            tiles: 0,
         }
     }
 
@@ -124,7 +176,59 @@ impl TensorTally {
         self.error.add(*error);
     }
 
-    pub(super) fn report(&self, entry: &PlanEntry) -> TensorReport {
+    /// Takes in what the calibration came to for a tile.
+    pub(super) fn add_calibrated(&mut self, tile: CalibratedTile) {
+        self.method = self.method.or(tile.method);
+        self.weights = self.weights.take().or(tile.weights);
+        self.output = match (self.output.take(), tile.output) {
+            (None, output) if self.tiles == 0 => output,
+            (Some(mut total), Some(output)) => {
+                for (total, output) in total.iter_mut().zip(output) {
+                    total.iter_mut().zip(output).for_each(|(sum, x)| *sum += x);
+                }
+                Some(total)
+            }
+            _ => None,
+        };
+        self.tiles += 1;
+    }
+
+    fn output(&self, layer: &str, calibrator: Option<&Calibrator>) -> Option<OutputError> {
+        let (sums, weights) = (self.output.as_ref()?, self.weights.as_ref()?);
+        let groups = calibrator?.calibration.time_groups(layer);
+        let total = sums.each_ref().map(|sums| {
+            let weighted = sums
+                .iter()
+                .zip(&weights.of_row)
+                .map(|(x, weight)| x * weight);
+            weighted.sum()
+        });
+        let (error, cosine) = output_figures(total);
+        let at = |(i, (t_begin, t_end, _)): (usize, (u32, u32, u64))| {
+            let (error, cosine) = output_figures(sums.each_ref().map(|sums| sums[i]));
+            OutputErrorAt {
+                t_begin,
+                t_end,
+                error,
+                cosine,
+            }
+        };
+        let seen = groups
+            .into_iter()
+            .enumerate()
+            .filter(|(_, group)| group.2 > 0);
+        Some(OutputError {
+            error,
+            cosine,
+            by_time: seen.map(at).collect(),
+        })
+    }
+
+    pub(super) fn report(
+        &self,
+        entry: &PlanEntry,
+        calibrator: Option<&Calibrator>,
+    ) -> TensorReport {
         let recipe = entry.recipe.as_ref();
         let weights = entry.tensor.shape.elements();
         TensorReport {
@@ -134,12 +238,13 @@ impl TensorTally {
             format: recipe.map_or(RAW, |r| r.format.name()),
             scheme: recipe.map(|r| r.scheme.name()),
             group_size: recipe.map(|r| r.group_size.get()),
-            method: recipe.map(|r| r.method.name()),
+            method: recipe.map(|r| self.method.unwrap_or(r.method).name()),
             gain: recipe.map(|r| r.gain.name()),
             bytes: self.bytes,
             bits_per_weight: bits_per_weight(self.bytes, weights),
             cosine: recipe.map(|_| self.error.cosine()),
             sqnr_db: recipe.and_then(|_| self.error.sqnr_db()),
+            output: self.output(&entry.tensor.name, calibrator),
             f32_scale_tiles: self.f32_scale_tiles.clone(),
             kept_non_finite: self.kept_non_finite,
             reason: entry.reason.clone(),

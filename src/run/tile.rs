@@ -5,13 +5,18 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::guide::Calibrator;
+use super::output::{self, OutputSums};
 use super::pool::{Pool, Pulse};
 use super::report::{TensorTally, bits_per_weight};
+use crate::calibrate::Weights;
 use crate::error::{Error, Result};
-use crate::format::{Float, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
-use crate::kernel::{ErrorSums, KernelTable};
+use crate::format::{Float, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
+use crate::kernel::{ErrorSums, KernelTable, Planes};
 use crate::plan::Plan;
-use crate::quantize::{Fault, Guide, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
+use crate::quantize::{
+    Factor, Fault, Guide, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows,
+};
 use crate::schema::{self, Tile};
 use crate::sink::{Buffers, PlaneBuffer, TilePlanes};
 use crate::source::Source;
@@ -25,6 +30,8 @@ pub(super) struct Job {
     pub(super) recipe: Option<Recipe>,
     /// Without figures and checksum yet.
     pub(super) tile: Tile,
+    /// Whether the run has a calibration.
+    pub(super) calibrated: bool,
     /// Of one row in the source; of the whole tensor where its rows are no whole bytes.
     pub(super) row_bytes: usize,
 }
@@ -41,6 +48,21 @@ impl Job {
         planes
             .saturating_mul(copies)
             .saturating_add(self.piece_bytes())
+    }
+
+    /// Bytes of memory that a calibration takes beside: a Hessian while it is factored, or its
+    /// factor and what measuring takes, on `threads` threads.
+    pub(super) fn guide_cost(&self, threads: usize) -> usize {
+        let cols = self.tile.shape.cols();
+        let Some(recipe) = self.recipe.filter(|_| self.calibrated) else {
+            return 0;
+        };
+        let (factor, making) = match recipe.method {
+            Method::Gptq => Factor::bytes(cols),
+            Method::MinMax | Method::Lsq => (0, 0),
+        };
+        let scratch = Guide::scratch_bytes(recipe.method, cols).max(output::bytes(cols));
+        making.max(factor.saturating_add(threads.saturating_mul(scratch)))
     }
 
     /// The same for one of its pieces.
@@ -108,6 +130,18 @@ pub(super) struct Finished {
     pub(super) bytes: usize,
     pub(super) error: ErrorSums,
     pub(super) needed_f32: bool,
+    /// What was made of the calibration.
+    pub(super) calibrated: CalibratedTile,
+}
+
+/// What a calibration came to for a tile.
+#[derive(Default)]
+pub(super) struct CalibratedTile {
+    /// The method that was used, which may not be the planned one.
+    pub(super) method: Option<Method>,
+    /// What the rows of each group of timesteps count for.
+    pub(super) weights: Option<Weights>,
+    pub(super) output: Option<OutputSums>,
 }
 
 /// What all jobs of a run share.
@@ -121,6 +155,7 @@ pub(super) struct Work<'a> {
     pub(super) buffers: Mutex<Vec<Vec<u8>>>,
     /// To quantize into.
     pub(super) planes: Buffers,
+    pub(super) calibrator: Option<&'a Calibrator>,
 }
 
 /// A piece of a tile: some of its rows, and where their planes go.
@@ -167,6 +202,7 @@ impl Work<'_> {
             tile,
             error: ErrorSums::default(),
             needed_f32: false,
+            calibrated: CalibratedTile::default(),
         })
     }
 
@@ -187,6 +223,8 @@ impl Work<'_> {
         let mut codes = self
             .planes
             .take(tile.row_count * recipe.format.row_bytes(cols));
+        let prepared = self.prepare(tensor, &recipe)?;
+        pulse();
         let mut scale_dtype = recipe.planned_layout().scale_dtype;
         let (scales, biases, outcome) = loop {
             let layout = recipe.layout(scale_dtype);
@@ -197,8 +235,9 @@ impl Work<'_> {
                 scales: scales.bytes_mut(),
                 biases: biases.bytes_mut(),
             };
+            let guide = prepared.guide();
             let quantized =
-                self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, planes, pulse)?;
+                self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, guide, planes, pulse)?;
             if wants_f32(&recipe, scale_dtype, &quantized) {
                 scale_dtype = ScaleDtype::F32;
                 continue;
@@ -218,6 +257,17 @@ impl Work<'_> {
             biases.as_ref().map(PlaneBuffer::bytes),
         );
         let bytes = set_figures(&mut tile, &outcome);
+        let output = match prepared.weights {
+            None => None,
+            Some(_) => {
+                let planes = Planes {
+                    codes: codes.bytes(),
+                    scales: scales.bytes(),
+                    biases: biases.as_ref().map_or(&[], PlaneBuffer::bytes),
+                };
+                self.forms_of_errors(tensor, &tile, planes, pulse)?
+            }
+        };
         let planes = TilePlanes::quantized(codes, scales, biases, self.compress);
         Ok(Finished {
             tensor,
@@ -226,6 +276,11 @@ impl Work<'_> {
             bytes,
             error: outcome.error,
             needed_f32,
+            calibrated: CalibratedTile {
+                method: Some(prepared.method(recipe.method)),
+                weights: prepared.weights,
+                output,
+            },
         })
     }
 
@@ -237,6 +292,7 @@ impl Work<'_> {
         tile: &Tile,
         recipe: &Recipe,
         scale_dtype: ScaleDtype,
+        guide: Guide<'_>,
         planes: PlanesMut<'_>,
         pulse: Pulse<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
@@ -264,7 +320,8 @@ impl Work<'_> {
                 return;
             }
             let (row, rows) = (piece.row, piece.rows);
-            let quantized = self.piece(tensor, row, rows, recipe, scale_dtype, piece.planes);
+            let planes = piece.planes;
+            let quantized = self.piece(tensor, row, rows, recipe, scale_dtype, guide, planes);
             *piece.outcome = Some(quantized);
         });
         let mut total = Outcome::default();
@@ -285,6 +342,7 @@ impl Work<'_> {
         rows: usize,
         recipe: &Recipe,
         scale_dtype: ScaleDtype,
+        guide: Guide<'_>,
         planes: PlanesMut<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
         let info = &self.source.tensors()[tensor];
@@ -294,22 +352,14 @@ impl Work<'_> {
             if scale_dtype == recipe.planned_layout().scale_dtype {
                 self.advance(bytes);
             }
-            quantize_rows(
-                self.table,
-                recipe,
-                scale_dtype,
-                matrix,
-                Guide::None,
-                true,
-                planes,
-            )
+            quantize_rows(self.table, recipe, scale_dtype, matrix, guide, true, planes)
         })?;
         Ok(quantized.map_err(|fault| fault.moved_down(row)))
     }
 
     /// Reads rows of a tensor into a pooled buffer, as the kernels take them, and calls `body`
     /// with them.
-    fn with_rows<R>(
+    pub(super) fn with_rows<R>(
         &self,
         tensor: usize,
         row: usize,

@@ -1,0 +1,179 @@
+//! What a calibration says to each tensor, and whether it is one of this model at all.
+
+use std::sync::Arc;
+
+use super::progress::{Level, LogFn, say};
+use super::tile::Work;
+use crate::calibrate::{Calibration, TimeWeighting, Weights};
+use crate::error::{Error, Result};
+use crate::format::{Method, Recipe};
+use crate::plan::{Calibrated, CalibrationInput, Plan};
+use crate::quantize::{Factor, Guide};
+use crate::tensor::TensorInfo;
+
+/// Bytes of Hessians that a run holds in memory where a ceiling is set; the rest lies in a
+/// temporary file.
+const HELD_UNDER_CEILING: usize = 64 << 20;
+
+/// The calibration of a run.
+pub(super) struct Calibrator {
+    pub(super) calibration: Arc<Calibration>,
+    calibrated: Calibrated,
+    weighting: TimeWeighting,
+}
+
+/// What is known of one tensor's inputs.
+pub(super) struct Prepared {
+    factor: Option<Factor>,
+    importance: Option<Vec<f32>>,
+    /// What the rows of each group of timesteps count for; none when not calibrated.
+    pub(super) weights: Option<Weights>,
+}
+
+impl Prepared {
+    pub(super) fn guide(&self) -> Guide<'_> {
+        match (&self.factor, &self.importance) {
+            (Some(factor), _) => Guide::Factor(factor),
+            (None, Some(importance)) => Guide::Importance(importance),
+            (None, None) => Guide::None,
+        }
+    }
+
+    /// The method that comes of one: GPTQ takes a Hessian.
+    pub(super) fn method(&self, method: Method) -> Method {
+        match (method, &self.factor) {
+            (Method::Gptq, None) => Method::Lsq,
+            _ => method,
+        }
+    }
+}
+
+impl Calibrator {
+    /// That of a plan, read where it is a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not the one that the plan was made with, or is of another model.
+    pub(super) fn new(plan: &Plan, log: &mut Option<LogFn<'_>>) -> Result<Option<Self>> {
+        let Some(calibrated) = plan.calibrated.clone() else {
+            return Ok(None);
+        };
+        let held = (plan.memory_limit.is_some() || plan.streaming).then_some(HELD_UNDER_CEILING);
+        let calibration = match &calibrated.input {
+            Some(CalibrationInput::Held(held)) => held.clone(),
+            Some(CalibrationInput::File(path)) => Arc::new(Calibration::load(path, held)?),
+            None => {
+                let reason = "the plan was made with one: give it again";
+                return Err(Error::config("calibration", reason));
+            }
+        };
+        let hash = calibration.hash();
+        if hash != calibrated.info.hash {
+            let reason = format!(
+                "{hash} is not {}, with which the plan was made",
+                calibrated.info.hash
+            );
+            return Err(Error::config("calibration", reason));
+        }
+        check_model(&calibration, plan, log)?;
+        Ok(Some(Self {
+            weighting: calibrated.weighting(&calibration.schedule()),
+            calibration,
+            calibrated,
+        }))
+    }
+}
+
+/// A calibration of another model is refused: by the shape of a layer, or when no layer has the
+/// name of a tensor.
+fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_>>) -> Result<()> {
+    let mut calibrated = 0;
+    let quantized = || plan.entries.iter().filter(|entry| entry.recipe.is_some());
+    for TensorInfo { name, shape, .. } in quantized().map(|entry| &entry.tensor) {
+        match calibration.cols(name) {
+            Some(cols) if cols != shape.cols() => {
+                let reason = format!(
+                    "not of this model: layer '{name}' has {cols} channels in it, and {} in the model",
+                    shape.cols()
+                );
+                return Err(Error::config("calibration", reason));
+            }
+            Some(_) => calibrated += 1,
+            None => {}
+        }
+    }
+    let all = quantized().count();
+    if calibrated == 0 && all > 0 {
+        let seen = calibration.layers();
+        let first = seen.first().map_or("none at all", |layer| &layer.name);
+        let tensor = quantized().next().map_or("", |entry| &entry.tensor.name);
+        let reason = format!(
+            "not of this model: none of its layers (the first is '{first}') has the name of a \
+             tensor to quantize (such as '{tensor}')"
+        );
+        return Err(Error::config("calibration", reason));
+    }
+    if calibrated < all {
+        let message = format!(
+            "{} of {all} tensors to quantize are not in the calibration",
+            all - calibrated
+        );
+        say(log, Level::Warning, &message)?;
+    }
+    Ok(())
+}
+
+impl Work<'_> {
+    /// What the calibration says of a tensor.
+    pub(super) fn prepare(&self, tensor: usize, recipe: &Recipe) -> Result<Prepared> {
+        let nothing = Prepared {
+            factor: None,
+            importance: None,
+            weights: None,
+        };
+        let Some(calibrator) = self.calibrator else {
+            return Ok(nothing);
+        };
+        let layer = &self.source.tensors()[tensor].name;
+        let calibration = &calibrator.calibration;
+        if calibration.cols(layer).is_none() {
+            return Ok(nothing);
+        }
+        let outputs = match calibrator.weighting {
+            TimeWeighting::Relative => {
+                let [squares] = self.forms_of_weights(tensor)?;
+                Some(squares)
+            }
+            _ => None,
+        };
+        let groups = calibrator.calibrated.time_groups;
+        let weights =
+            calibration.weights(layer, &calibrator.weighting, groups, outputs.as_deref())?;
+        let factor = match recipe.method {
+            Method::Gptq => Factor::new(calibration, layer, &weights)
+                .map_err(|error| self.cannot_read_calibration(error))?,
+            Method::MinMax | Method::Lsq => None,
+        };
+        let importance = calibration.importance(layer, &weights);
+        // Channels that were never used count a little, or their groups would have no scale.
+        let importance = importance.map(|importance| {
+            let mean = importance.iter().sum::<f64>() / importance.len() as f64;
+            let least = mean * LEAST_IMPORTANCE;
+            importance.iter().map(|&h| h.max(least) as f32).collect()
+        });
+        Ok(Prepared {
+            factor,
+            importance,
+            weights: Some(weights),
+        })
+    }
+
+    pub(super) fn cannot_read_calibration(&self, error: std::io::Error) -> Error {
+        Error::config(
+            "calibration",
+            format!("its temporary file cannot be read: {error}"),
+        )
+    }
+}
+
+/// Part of the mean importance of a tensor's channels that all of them have.
+const LEAST_IMPORTANCE: f64 = 1e-6;
