@@ -404,4 +404,6 @@ fn locate(fault: RowFault, row: usize, matrix: Matrix<'_>) -> Fault {
 }
 
 #[cfg(test)]
+mod gptq_tests;
+#[cfg(test)]
 mod tests;

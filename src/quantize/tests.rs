@@ -96,7 +96,7 @@ fn quantize(
         recipe,
         scale_dtype,
         matrix,
-        importance,
+        importance.map_or(Guide::None, Guide::Importance),
         true,
         planes,
     )?;

@@ -99,7 +99,8 @@ pub struct Quantize {
     /// Do this plan, which `plan --json` printed, as it is; settings do not change it
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "profile", "config", "bits", "group_size", "scheme", "method", "gain", "scale_dtype",
-        "on_nonfinite", "keep", "rule", "compression",
+        "on_nonfinite", "keep", "rule", "compression", "time_aware", "time_groups", "time_weighting",
+        "spatial", "calibration",
     ])]
     pub plan: Option<PathBuf>,
     /// Write what was measured, as JSON
@@ -127,9 +128,24 @@ pub struct PlanArgs {
     /// symmetric or affine
     #[arg(long)]
     scheme: Option<String>,
-    /// How scales are chosen: minmax or lsq
+    /// How codes and scales are chosen: minmax, lsq, or gptq, which takes a calibration
     #[arg(long)]
     method: Option<String>,
+    /// What activations say of the weights: a calibration file [default method with it: gptq]
+    #[arg(long, value_name = "FILE")]
+    calibration: Option<String>,
+    /// Whether timesteps are told apart, with a calibration
+    #[arg(long, value_name = "true|false")]
+    time_aware: Option<String>,
+    /// Groups of timesteps that are told apart
+    #[arg(long, value_name = "N")]
+    time_groups: Option<String>,
+    /// How they are weighed: auto, rows, equal, snr, relative, or a number for each
+    #[arg(long, value_name = "HOW")]
+    time_weighting: Option<String>,
+    /// Whether smoothing and rotation are tried, with a calibration
+    #[arg(long, value_name = "true|false")]
+    spatial: Option<String>,
     /// Whether amplitude is restored: unit (yes), lsq (no), auto (yes for 2 and 4 bits)
     #[arg(long)]
     gain: Option<String>,
@@ -167,13 +183,30 @@ pub struct PlanArgs {
 
 impl PlanArgs {
     /// Flag, key and value of every setting.
-    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 13] {
+    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 18] {
         [
             ("--profile", "deployment_profile", self.profile.as_deref()),
             ("--bits", "bit_width", self.bits.as_deref()),
             ("--group-size", "group_size", self.group_size.as_deref()),
             ("--scheme", "scheme", self.scheme.as_deref()),
             ("--method", "method", self.method.as_deref()),
+            ("--calibration", "calibration", self.calibration.as_deref()),
+            (
+                "--time-aware",
+                "enable_time_aware",
+                self.time_aware.as_deref(),
+            ),
+            (
+                "--time-groups",
+                "num_time_groups",
+                self.time_groups.as_deref(),
+            ),
+            (
+                "--time-weighting",
+                "time_weighting",
+                self.time_weighting.as_deref(),
+            ),
+            ("--spatial", "enable_spatial", self.spatial.as_deref()),
             ("--gain", "gain", self.gain.as_deref()),
             ("--scale-dtype", "scale_dtype", self.scale_dtype.as_deref()),
             (

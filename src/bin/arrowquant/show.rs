@@ -162,6 +162,17 @@ pub fn report(report: &Report) -> String {
         let name = printable(&tensor.name);
         text += &format!("kept, since it has NaN or infinite weights: {name}\n");
     }
+    let outputs: Vec<f64> = (report.tensors.iter())
+        .filter_map(|tensor| tensor.output.as_ref().map(|output| output.error))
+        .collect();
+    if let Some(worst) = outputs.iter().copied().reduce(f64::max) {
+        let mean = outputs.iter().sum::<f64>() / outputs.len() as f64;
+        text += &format!(
+            "relative squared error of outputs on the calibration: {mean:.6} on average, \
+             {worst:.6} at most ({})\n",
+            tensors(outputs.len())
+        );
+    }
     let widened: usize = report.tensors.iter().map(|t| t.f32_scale_tiles.len()).sum();
     if widened > 0 {
         text += &format!("tiles with f32 scales, since f16 does not hold them: {widened}\n");
