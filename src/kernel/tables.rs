@@ -5,15 +5,18 @@ use super::dot;
 use super::neon::{Dotprod, Neon};
 use super::rows;
 use super::scalar::Scalar;
+use super::transform;
 use super::{
     ActivationsMut, ByteMatVec, CompareRow, DecodeRow, ErrorRow, ErrorSums, Isa, KernelTable,
-    MatVec, QuantizeRow, RescaleRow, RowFault,
+    MatVec, QuantizeRow, RescaleRow, RowFault, TransformRows,
 };
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
     avx2::Avx2,
     avx512::{Avx512, VnniBytes},
 };
+
+use crate::format::Float;
 
 /// A kernel compiled for the target features that are named, so that what the lanes do becomes
 /// single instructions.
@@ -48,6 +51,16 @@ macro_rules! table {
                 $($features)?,
                 rows::compare::<$lanes>,
                 (row: CompareRow<'_>) -> Option<ErrorSums>
+            ),
+            transform: kernel!(
+                $($features)?,
+                transform::rows::<$lanes>,
+                (rows: TransformRows<'_>)
+            ),
+            narrow: kernel!(
+                $($features)?,
+                transform::narrow::<$lanes>,
+                (values: &[u8], float: Float, out: &mut [u8])
             ),
             matvec: kernel!($($features)?, dot::matvec::<$lanes>, (m: MatVec<'_>)),
             quantize_activations: kernel!(

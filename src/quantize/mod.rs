@@ -2,6 +2,7 @@
 //! room says from which trials, restores the amplitude, and decides how scales are stored.
 
 mod lsq;
+pub mod transform;
 
 use crate::format::{Float, Gain, Layout, Method, Recipe, ScaleDtype};
 use crate::kernel::{
