@@ -3,8 +3,8 @@
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 
-use super::super::{Options, verify};
 use super::*;
+use crate::run::{Options, verify};
 
 /// The fields in the order of docs/format.md, put together by hand.
 #[test]

@@ -1,7 +1,7 @@
 //! What such files decode to, by plain matrices, and what they say of themselves.
 
-use super::super::{Options, dequantize_file, verify};
 use super::*;
+use crate::run::{Options, dequantize_file, verify};
 use crate::source::MemorySource;
 
 /// What a row decodes to by the definition, in double precision: each block times the transpose
