@@ -392,6 +392,9 @@ fn scalar_kernels_keep_to_their_slices() {
         }
         check_products(&[scalar], 2, len, 5, layout, i as u32).unwrap();
     }
+    for cols in [24, 33, 64] {
+        transform::tests::compare_rows(scalar, scalar, cols).unwrap();
+    }
 }
 
 /// Tables of this machine beside the scalar one.

@@ -53,7 +53,7 @@ def test_activation_params_by_timestep(model):
 
 
 def test_weights_and_products(model):
-    assert model.verify().failures == 0
+    assert model.verify().failures == ()
     for tensor in (model[name] for name in ("both", "plain", "tiles", "scaled", "seeded")):
         stored = np.concatenate([common.decode_tile(tile) for tile in tensor.tiles])
         rotation, scale = tensor.rotation, tensor.input_scale
@@ -88,7 +88,7 @@ def test_files_that_another_program_wrote(model, file, tmp_path, compression):
     path = tmp_path / "again.parquet"
     pq.write_table(pq.read_table(file), path, compression=compression, row_group_size=2)
     with arrowquant.open(path) as again:
-        assert again.verify().failures == 0
+        assert again.verify().failures == ()
         for name in model:
             assert again[name].dequantize().tobytes() == model[name].dequantize().tobytes()
             assert again[name].rotation == model[name].rotation

@@ -299,7 +299,7 @@ fn weights_that_become_infinite_are_refused() {
         let error = model.dequantize_rows(0, 0..3, float, &mut out).unwrap_err();
         assert!(error.to_string().contains("tensor 'scaled'"), "{error}");
         model
-            .dequantize_rows(0, 0..1, Float::F32, &mut vec![0; 28])
+            .dequantize_rows(0, 0..1, Float::F32, &mut [0; 28])
             .unwrap();
     }
 }

@@ -11,9 +11,9 @@ fn undone(given: &Given, row: &[f32]) -> Vec<f64> {
     if let Some(rotation) = given.rotation {
         let block = rotation.block as usize;
         let entry = |column: usize, j: usize| {
-            let hadamard = (column % block & j).count_ones() % 2;
+            let hadamard = ((column % block) & j).count_ones() % 2;
             let minus = rotation.signs(column / 64) >> (column % 64) & 1;
-            let sign = if (u64::from(hadamard) + minus) % 2 == 0 {
+            let sign = if (u64::from(hadamard) + minus).is_multiple_of(2) {
                 1.0
             } else {
                 -1.0
