@@ -957,6 +957,16 @@ typedef struct aq_tensor_view {
   double sqnr_db;
   /** Scales and biases counted; NaN without weights. */
   double bits_per_weight;
+  /**
+   * What each column was multiplied by before it was quantized, as f16; NULL where nothing was.
+   * What decodes must be divided by it, or inputs instead (aq_model_transform_activations).
+   */
+  const void *input_scale;
+  size_t input_scale_len;
+  /** Columns that were rotated together then, after that; 0 where none were. */
+  size_t rotation_block;
+  /** What the signs of that rotation follow from, see docs/format.md. */
+  uint64_t rotation_seed;
 } aq_tensor_view;
 
 /**
@@ -1063,6 +1073,49 @@ aq_status aq_model_metadata_entry(const aq_model *model,
 
 /** Closes the file. Arrow streams and arrays that were exported from it keep what they need. */
 void aq_model_free(aq_model *model);
+
+/*
+ * What a quantized tensor's inputs must go through: its transform, and static parameters of
+ * activations.
+ */
+
+/**
+ * Static parameters of a tensor's activations, from a timestep on up to another: an activation x
+ * is stored as round(x / scale + zero_point). They are of activations as
+ * aq_model_transform_activations makes them, where it changes any.
+ */
+typedef struct aq_activation_params {
+  /** sizeof(aq_activation_params). */
+  uint32_t struct_size;
+  /** The first timestep. */
+  int32_t t_begin;
+  /** The one after the last. */
+  int32_t t_end;
+  float scale;
+  float zero_point;
+} aq_activation_params;
+
+/**
+ * The static parameters of activations that enter the tensor called `tensor` at a timestep.
+ * AQ_ERROR_TENSOR when the file has none for it.
+ */
+aq_status aq_model_activation_params(const aq_model *model,
+                                     const char *tensor,
+                                     int32_t timestep,
+                                     aq_activation_params *params,
+                                     aq_error *err);
+
+/**
+ * Makes of `batch` vectors of `cols` activations what the weights of tensor `index` are to be
+ * multiplied with as they lie in the file: divided by its input scale, then rotated, in place.
+ * Vectors stay as they are where it has neither. aq_model_matvec does so by itself.
+ */
+aq_status aq_model_transform_activations(const aq_model *model,
+                                         size_t index,
+                                         float *x,
+                                         size_t x_count,
+                                         size_t batch,
+                                         aq_error *err);
 
 /*
  * aq_verification: what checking a file found.

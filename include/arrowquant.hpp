@@ -431,6 +431,7 @@ struct TensorView : aq_tensor_view {
   Bytes code_bytes() const { return bytes(codes, codes_len); }
   Bytes scale_bytes() const { return bytes(scales, scales_len); }
   Bytes bias_bytes() const { return bytes(biases, biases_len); }
+  Bytes input_scale_bytes() const { return bytes(input_scale, input_scale_len); }
 
  private:
   static Bytes bytes(const void* data, std::size_t size) {
@@ -515,6 +516,20 @@ class Model {
     std::vector<float> y(batch * info.rows);
     detail::call(aq_model_matvec, handle(), index, x.data(), x.size(), batch, y.data(), y.size());
     return y;
+  }
+
+  // Vectors x, one after the other, as the weights of a tensor are multiplied with where they lie.
+  void transform_activations(std::size_t index, Span<float> x) const {
+    const TensorInfo info = (*this)[index];
+    const std::size_t batch = info.cols ? x.size() / info.cols : 0;
+    detail::call(aq_model_transform_activations, handle(), index, x.data(), x.size(), batch);
+  }
+  // Throws where the file has none for that timestep.
+  aq_activation_params activation_params(std::string_view tensor, std::int32_t timestep) const {
+    auto params = detail::sized<aq_activation_params>();
+    detail::call(aq_model_activation_params, handle(), detail::terminated(tensor).c_str(), timestep,
+                 &params);
+    return params;
   }
 
   Verification verify(const Options& options = {}) const { return verify(nullptr, -1, options); }

@@ -21,6 +21,7 @@ const SECTIONS: &[&str] = &[
     "report",
     "run",
     "model",
+    "inputs",
     "verification",
     "arrow",
 ];

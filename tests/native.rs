@@ -14,7 +14,9 @@ fn the_contract_holds() {
         let files = folder.path().join("files");
         std::fs::create_dir(&files).unwrap();
         build(&root().join("tests/c/contract.c"), "gnu11", link, &program);
-        let printed = succeed(Command::new(&program).arg(&files), "gcc");
+        let mut command = Command::new(&program);
+        command.arg(&files).arg(transformed_model());
+        let printed = succeed(&mut command, "gcc");
         // It says how much it checked, so that an empty run does not pass.
         let checks: usize = printed
             .trim()
@@ -41,9 +43,10 @@ fn the_wrapper_for_cpp_adds_handles_exceptions_and_views() {
         let mut command = Command::new(&program);
         command
             .arg(demo_model("dit-digits.safetensors"))
-            .arg(folder.path());
+            .arg(folder.path())
+            .arg(transformed_model());
         let printed = succeed(&mut command, "g++");
-        assert!(printed.starts_with("808 checks"), "{printed}");
+        assert!(printed.starts_with("821 checks"), "{printed}");
     }
 }
 

@@ -75,6 +75,7 @@ fn python_readers_agree_with_us() {
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/check_format.py"))
         .arg(env!("CARGO_BIN_EXE_arrowquant"))
         .arg(demo_model("dit-digits.safetensors"))
+        .arg(transformed_model())
         .output()
         .unwrap();
     let stdout = String::from_utf8_lossy(&output.stdout);
@@ -82,4 +83,5 @@ fn python_readers_agree_with_us() {
     assert!(output.status.success(), "{stdout}{stderr}");
     // The program says what it compared, so that an empty run does not pass.
     assert!(stdout.contains("decoded bit for bit: 1296"), "{stdout}");
+    assert!(stdout.contains("undone bit for bit: 5"), "{stdout}");
 }

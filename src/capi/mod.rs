@@ -44,6 +44,8 @@ pub mod config;
 #[cfg(feature = "std")]
 mod handle;
 #[cfg(feature = "std")]
+pub mod inputs;
+#[cfg(feature = "std")]
 pub mod model;
 #[cfg(feature = "std")]
 pub mod plan;

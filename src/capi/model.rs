@@ -76,6 +76,14 @@ pub struct aq_tensor_view {
     pub sqnr_db: f64,
     /// Scales and biases counted; NaN without weights.
     pub bits_per_weight: f64,
+    /// What each column was multiplied by before it was quantized, as f16; NULL where nothing was.
+    /// What decodes must be divided by it, or inputs instead (aq_model_transform_activations).
+    pub input_scale: *const c_void,
+    pub input_scale_len: usize,
+    /// Columns that were rotated together then, after that; 0 where none were.
+    pub rotation_block: usize,
+    /// What the signs of that rotation follow from, see docs/format.md.
+    pub rotation_seed: u64,
 }
 
 versioned!(aq_tensor_view {
@@ -100,7 +108,11 @@ versioned!(aq_tensor_view {
     checksum,
     cosine,
     sqnr_db,
-    bits_per_weight
+    bits_per_weight,
+    input_scale,
+    input_scale_len,
+    rotation_block,
+    rotation_seed
 });
 
 /// Told once, on whatever thread lets go last, that memory is not used any more.
@@ -227,14 +239,15 @@ pub unsafe extern "C" fn aq_model_find(
             check_put(index, "index")?;
             let model = &borrow(model)?.model;
             let name = text(name, "name")?;
-            let found = model.find(name).ok_or_else(|| Error::Tensor {
-                path: model.path().to_owned(),
-                tensor: name.to_owned(),
-                reason: "there is no such tensor".to_owned(),
-            })?;
-            put(index, found, "index")
+            put(index, find(model, name)?, "index")
         })
     }
+}
+
+/// The index of the tensor called `name`.
+pub(super) fn find(model: &Model, name: &str) -> Result<usize, Error> {
+    let missing = || Error::tensor(model.path(), name, "there is no such tensor");
+    model.find(name).ok_or_else(missing)
 }
 
 /// Views tile `tile` of tensor `index`; most tensors have one tile, and aq_tensor_info says how
@@ -273,6 +286,8 @@ impl aq_model {
         let (codes, codes_len) = place(Some(planes.codes()));
         let (scales, scales_len) = place(planes.scales());
         let (biases, biases_len) = place(planes.biases());
+        let (input_scale, input_scale_len) = place(tile.input_scale.as_deref());
+        let rotation = tile.rotation;
         let layout = tile.layout.as_ref();
         let cosine = tile.cosine.map(f64::from);
         Ok(aq_tensor_view {
@@ -298,6 +313,10 @@ impl aq_model {
             cosine: cosine.unwrap_or(f64::NAN),
             sqnr_db: super::report::decibels(cosine, tile.sqnr_db.map(f64::from)),
             bits_per_weight: tile.bits_per_weight.map_or(f64::NAN, f64::from),
+            input_scale,
+            input_scale_len,
+            rotation_block: rotation.map_or(0, |rotation| rotation.block as usize),
+            rotation_seed: rotation.map_or(0, |rotation| rotation.seed),
         })
     }
 

@@ -240,6 +240,21 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        halves!(_mm256_div_ps, self, other)
+    }
+
+    #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self) -> Self {
+        match DISTANCE {
+            1 => halves!(_mm256_permute_ps::<0b10_11_00_01>, self),
+            2 => halves!(_mm256_permute_ps::<0b01_00_11_10>, self),
+            4 => halves!(_mm256_permute2f128_ps::<1>, self, self),
+            _ => Self(self.1, self.0),
+        }
+    }
+
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         halves!(_mm256_min_ps, self, other)
     }

@@ -187,6 +187,21 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(op!(_mm512_div_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self) -> Self {
+        Self(op!(match DISTANCE {
+            1 => _mm512_permute_ps::<0b10_11_00_01>(self.0),
+            2 => _mm512_permute_ps::<0b01_00_11_10>(self.0),
+            4 => _mm512_shuffle_f32x4::<0b10_11_00_01>(self.0, self.0),
+            _ => _mm512_shuffle_f32x4::<0b01_00_11_10>(self.0, self.0),
+        }))
+    }
+
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         Self(op!(_mm512_min_ps(self.0, other.0)))
     }

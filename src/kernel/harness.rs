@@ -13,14 +13,14 @@ const CANARY: u8 = 0xA5;
 const MARGIN: usize = 64;
 
 /// A buffer with canaries on both sides, its middle at any alignment.
-struct Guarded {
+pub(super) struct Guarded {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
 impl Guarded {
-    fn new(len: usize, offset: usize) -> Self {
+    pub(super) fn new(len: usize, offset: usize) -> Self {
         Self {
             bytes: vec![CANARY; len + 2 * MARGIN],
             start: MARGIN + offset,
@@ -28,11 +28,11 @@ impl Guarded {
         }
     }
 
-    fn get(&mut self) -> &mut [u8] {
+    pub(super) fn get(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.len]
     }
 
-    fn check(&mut self) -> Result<Vec<u8>, String> {
+    pub(super) fn check(&mut self) -> Result<Vec<u8>, String> {
         let content = self.get().to_vec();
         self.get().fill(CANARY);
         match self.bytes.iter().position(|&b| b != CANARY) {
@@ -46,7 +46,7 @@ impl Guarded {
 }
 
 /// Weights that show differences: normal ones, ties between two codes, tiny, huge and zero.
-fn weights(kind: usize, float: Float, len: usize) -> Vec<u8> {
+pub(super) fn weights(kind: usize, float: Float, len: usize) -> Vec<u8> {
     let mut state = 0x9E37_79B9u32.wrapping_add(kind as u32 * 77 + len as u32);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -224,6 +224,7 @@ fn decode(
 fn compare(table: &KernelTable, reference: &KernelTable) -> Result<(), String> {
     compare_quantizing(table, reference)?;
     compare_decoding(table, reference)?;
+    transform::tests::compare(table, reference)?;
     compare_non_finite(table, reference)
 }
 
@@ -391,6 +392,9 @@ fn scalar_kernels_keep_to_their_slices() {
         }
         check_products(&[scalar], 2, len, 5, layout, i as u32).unwrap();
     }
+    for cols in [24, 33, 64] {
+        transform::tests::compare_rows(scalar, scalar, cols).unwrap();
+    }
 }
 
 /// Tables of this machine beside the scalar one.
@@ -399,7 +403,7 @@ fn others() -> impl Iterator<Item = &'static KernelTable> {
 }
 
 /// Tables of this machine, the scalar one first.
-fn all() -> Vec<&'static KernelTable> {
+pub(super) fn all() -> Vec<&'static KernelTable> {
     let tables = Isa::ALL.iter().filter_map(|&isa| KernelTable::of(isa));
     tables.collect()
 }
@@ -608,6 +612,7 @@ const HALF_UP: u8 = 0;
 const FOLD_IN_ORDER: u8 = 1;
 const NAN_BLIND: u8 = 2;
 const CLAMPED_F16: u8 = 3;
+const DIVIDES_BY_MULTIPLYING: u8 = 4;
 
 /// Scalar lanes with one operation done wrong. Never inlined, or four tables more would take a
 /// minute to compile.
@@ -733,6 +738,14 @@ impl<const FAULT: u8> Lanes for Faulty<FAULT> {
     }
 
     #[inline(never)]
+    fn div(self, other: Self) -> Self {
+        match FAULT {
+            DIVIDES_BY_MULTIPLYING => self.mul(Self(Scalar::splat(1.0).div(other.0))),
+            _ => Self(self.0.div(other.0)),
+        }
+    }
+
+    #[inline(never)]
     fn min(self, other: Self) -> Self {
         Self(self.0.min(other.0))
     }
@@ -805,6 +818,14 @@ fn the_harness_catches_a_table_blind_to_nan() {
 #[test]
 fn the_harness_catches_an_f16_that_does_not_overflow() {
     assert!(caught(&table!(Isa::Scalar, Faulty<CLAMPED_F16>, Scalar)).contains("weights of kind"));
+}
+
+#[test]
+fn the_harness_catches_a_division_that_rounds_twice() {
+    let scalar = KernelTable::of(Isa::Scalar).unwrap();
+    let faulty = &table!(Isa::Scalar, Faulty<DIVIDES_BY_MULTIPLYING>, Scalar);
+    let difference = transform::tests::compare(faulty, scalar).unwrap_err();
+    assert!(difference.contains("Back by"), "{difference}");
 }
 
 #[test]

@@ -63,6 +63,18 @@ pub trait Lanes: Copy {
     fn sub(self, other: Self) -> Self;
     /// Lane by lane `self * other`.
     fn mul(self, other: Self) -> Self;
+    /// Lane by lane `self / other`.
+    #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        let (a, b) = (self.to_array(), other.to_array());
+        Self::from_array(core::array::from_fn(|i| a[i] / b[i]))
+    }
+    /// Lane i is lane `i ^ DISTANCE`, which is 1, 2, 4 or 8.
+    #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self) -> Self {
+        let lanes = self.to_array();
+        Self::from_array(core::array::from_fn(|i| lanes[i ^ DISTANCE]))
+    }
     /// Lane by lane the smaller; of two zeros either, of a number and NaN either.
     fn min(self, other: Self) -> Self;
     /// Lane by lane the larger; of two zeros either, of a number and NaN either.

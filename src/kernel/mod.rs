@@ -29,13 +29,14 @@ mod neon;
 mod rows;
 mod scalar;
 mod tables;
+mod transform;
 
 pub use isa::{Isa, UnknownIsa};
 pub use moments::tell as moments_tell;
 
 use core::ops::Range;
 
-use crate::format::{Float, Layout, Scheme};
+use crate::format::{Float, Layout, Scheme, Transform};
 
 /// How a group's scale and bias are found.
 #[derive(Debug, Clone, Copy)]
@@ -182,6 +183,31 @@ pub struct RescaleRow<'a> {
     pub scales: &'a mut [u8],
     /// Packed biases; empty when symmetric.
     pub biases: &'a mut [u8],
+}
+
+/// Which way rows go through a [`Transform`] of scales s and a rotation R.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Weights before they are quantized become `(w * s) R`.
+    Weights,
+    /// Weights as they decode become what they were: `(w R^T) / s`.
+    Back,
+    /// Activations become `(x / s) R`: their products with weights that were not turned back are
+    /// those of the originals.
+    Activations,
+}
+
+/// Rows to transform in place.
+#[derive(Debug)]
+pub struct TransformRows<'a> {
+    /// What was, or is to be, done to the columns.
+    pub transform: Transform<'a>,
+    /// Which way.
+    pub turn: Turn,
+    /// Values in a row.
+    pub cols: usize,
+    /// Little-endian f32, row after row.
+    pub values: &'a mut [u8],
 }
 
 /// Values to compare with others.
@@ -371,6 +397,8 @@ pub struct KernelTable {
     error: unsafe fn(ErrorRow<'_>) -> ErrorSums,
     rescale: unsafe fn(RescaleRow<'_>) -> Result<(), RowFault>,
     compare: unsafe fn(CompareRow<'_>) -> Option<ErrorSums>,
+    transform: unsafe fn(TransformRows<'_>),
+    narrow: unsafe fn(&[u8], Float, &mut [u8]),
     matvec: unsafe fn(MatVec<'_>),
     quantize_activations: unsafe fn(&[f32], usize, ActivationsMut<'_>) -> bool,
     matvec_bytes: unsafe fn(ByteMatVec<'_>),
@@ -475,6 +503,42 @@ impl KernelTable {
         assert_eq!(counts[0], counts[1]);
         // SAFETY: as in `quantize_row`.
         unsafe { (self.compare)(row) }
+    }
+
+    /// Transforms rows in place.
+    ///
+    /// # Panics
+    /// If the transform is not one of such rows, or these are no whole rows.
+    pub fn transform_rows(&self, rows: TransformRows<'_>) {
+        let row = rows.cols * Float::F32.size();
+        assert!(rows.values.len().is_multiple_of(row.max(1)));
+        assert!(rows.transform.fits(rows.cols));
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.transform)(rows) }
+    }
+
+    /// [`Turn::Activations`] of rows of `cols` values.
+    ///
+    /// # Panics
+    /// As [`KernelTable::transform_rows`].
+    pub fn transform_activations(&self, transform: Transform<'_>, cols: usize, x: &mut [f32]) {
+        self.transform_rows(TransformRows {
+            transform,
+            turn: Turn::Activations,
+            cols,
+            values: transform::as_bytes_mut(x),
+        });
+    }
+
+    /// Rounds f32 values to `float`, half to even.
+    ///
+    /// # Panics
+    /// If there are not as many of both.
+    pub fn narrow(&self, values: &[u8], float: Float, out: &mut [u8]) {
+        assert_eq!(values.len() % Float::F32.size(), 0);
+        assert_eq!(values.len() / Float::F32.size() * float.size(), out.len());
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.narrow)(values, float, out) }
     }
 
     /// Multiplies some rows of a matrix with vectors. Unlike all else the products may differ

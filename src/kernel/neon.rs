@@ -301,6 +301,21 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        quarters!(vdivq_f32, self, other)
+    }
+
+    #[inline(always)]
+    fn exchange<const DISTANCE: usize>(self) -> Self {
+        match DISTANCE {
+            1 => quarters!(vrev64q_f32, self),
+            2 => quarters!(vextq_f32::<2>, self, self),
+            4 => Self(self.1, self.0, self.3, self.2),
+            _ => Self(self.2, self.3, self.0, self.1),
+        }
+    }
+
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         quarters!(vminq_f32, self, other)
     }

@@ -4,9 +4,10 @@
 use super::neon::{Dotprod, Neon};
 use super::rows;
 use super::scalar::Scalar;
+use super::transform;
 use super::{
     ActivationsMut, ByteMatVec, ChannelSums, CompareRow, DecodeRow, ErrorRow, ErrorSums, Feedback,
-    Isa, KernelTable, MatVec, Projection, QuantizeRow, RescaleRow, RowFault,
+    Isa, KernelTable, MatVec, Projection, QuantizeRow, RescaleRow, RowFault, TransformRows,
 };
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
@@ -49,6 +50,16 @@ macro_rules! table {
                 $($features)?,
                 rows::compare::<$lanes>,
                 (row: CompareRow<'_>) -> Option<ErrorSums>
+            ),
+            transform: kernel!(
+                $($features)?,
+                transform::rows::<$lanes>,
+                (rows: TransformRows<'_>)
+            ),
+            narrow: kernel!(
+                $($features)?,
+                transform::narrow::<$lanes>,
+                (values: &[u8], float: Float, out: &mut [u8])
             ),
             matvec: kernel!($($features)?, dot::matvec::<$lanes>, (m: MatVec<'_>)),
             quantize_activations: kernel!(

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arrow_array::{
     ArrayRef, BinaryArray, Float32Array, Int32Array, Int64Array, ListArray, RecordBatch,
-    RecordBatchReader, StringArray, UInt64Array, new_null_array,
+    RecordBatchReader, StringArray, StructArray, UInt64Array, new_null_array,
 };
 use arrow_buffer::{Buffer, NullBuffer, OffsetBuffer};
 use arrow_schema::{ArrowError, DataType, Field, Schema, SchemaRef};
@@ -13,6 +13,7 @@ use bytes::Bytes;
 use parquet::data_type::ByteArray;
 
 use super::{Model, TileRef};
+use crate::format::{ActivationRange, Rotation};
 use crate::schema::RAW;
 
 /// Reads a model as record batches of one tile each, in file order. The columns and their types
@@ -135,7 +136,9 @@ fn batch(
                 "cosine" => float(tile.cosine),
                 "sqnr_db" => float(tile.sqnr_db),
                 "bits_per_weight" => float(tile.bits_per_weight),
-                // What this version does not write yet.
+                "input_scale" => plane(tile.input_scale.clone().map(ByteArray::from).as_ref())?,
+                "rotation" => rotation(tile.rotation, field)?,
+                "activation" => activation(&tile.activation, field)?,
                 _ => new_null_array(field.data_type(), 1),
             })
         });
@@ -156,6 +159,45 @@ fn shape(dims: &[usize], field: &Field) -> Result<ArrayRef, ArrowError> {
         dims,
         None,
     )?))
+}
+
+fn rotation(rotation: Option<Rotation>, field: &Field) -> Result<ArrayRef, ArrowError> {
+    let (Some(rotation), DataType::Struct(fields)) = (rotation, field.data_type()) else {
+        return Ok(new_null_array(field.data_type(), 1));
+    };
+    let columns: Vec<ArrayRef> = vec![
+        Arc::new(Int32Array::from(vec![rotation.block as i32])),
+        Arc::new(UInt64Array::from(vec![rotation.seed])),
+    ];
+    let rotation = StructArray::try_new(fields.clone(), columns, None)?;
+    Ok(Arc::new(rotation))
+}
+
+fn activation(ranges: &[ActivationRange], field: &Field) -> Result<ArrayRef, ArrowError> {
+    let (false, DataType::List(element)) = (ranges.is_empty(), field.data_type()) else {
+        return Ok(new_null_array(field.data_type(), 1));
+    };
+    let DataType::Struct(fields) = element.data_type() else {
+        return Err(ArrowError::SchemaError(
+            "activation is no list of structs".into(),
+        ));
+    };
+    let number = |value: fn(&ActivationRange) -> i32| -> ArrayRef {
+        Arc::new(Int32Array::from_iter_values(ranges.iter().map(value)))
+    };
+    let float = |value: fn(&ActivationRange) -> f32| -> ArrayRef {
+        Arc::new(Float32Array::from_iter_values(ranges.iter().map(value)))
+    };
+    let columns = vec![
+        number(|range| range.t_begin),
+        number(|range| range.t_end),
+        float(|range| range.scale),
+        float(|range| range.zero_point),
+    ];
+    let values = Arc::new(StructArray::try_new(fields.clone(), columns, None)?);
+    let offsets = OffsetBuffer::from_lengths([ranges.len()]);
+    let ranges = ListArray::try_new(element.clone(), offsets, values, None)?;
+    Ok(Arc::new(ranges))
 }
 
 /// A column of one binary value that lies where the plane does.

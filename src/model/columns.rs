@@ -3,9 +3,14 @@
 use std::path::Path;
 use std::str::FromStr;
 
+use bytes::Bytes;
+use parquet::data_type::ByteArray;
+
 use crate::error::{Error, Result};
-use crate::format::{Format, GroupSize, Layout, ScaleDtype, Scheme, UnknownName};
-use crate::schema::{Column, RAW, Tile};
+use crate::format::{
+    ActivationRange, Format, GroupSize, Layout, Rotation, ScaleDtype, Scheme, UnknownName,
+};
+use crate::schema::{Column, MAX_RANGES, RAW, Tile};
 use crate::tensor::{Dtype, Shape, check_limits};
 
 /// The small columns of a row group, one value a row.
@@ -24,8 +29,18 @@ pub(super) struct Columns {
     pub(super) cosines: Vec<Option<f32>>,
     pub(super) sqnrs: Vec<Option<f32>>,
     pub(super) bits: Vec<Option<f32>>,
-    /// Has an input scale or a rotation.
-    pub(super) transformed: Vec<bool>,
+    pub(super) input_scales: Vec<Option<ByteArray>>,
+    pub(super) rotation_blocks: Vec<Option<i32>>,
+    pub(super) rotation_seeds: Vec<Option<i64>>,
+    pub(super) activation: Activation,
+}
+
+/// The lists of activation parameters, one a row.
+pub(super) struct Activation {
+    pub(super) begins: Vec<Vec<i32>>,
+    pub(super) ends: Vec<Vec<i32>>,
+    pub(super) scales: Vec<Vec<f32>>,
+    pub(super) zero_points: Vec<Vec<f32>>,
 }
 
 impl Columns {
@@ -38,11 +53,6 @@ impl Columns {
                 .and_then(|value| usize::try_from(value).ok())
                 .ok_or_else(|| refuse(format!("{} is null or negative", column.path())))
         };
-        if self.transformed[row] {
-            return Err(refuse(
-                "it was rotated or smoothed, which this version cannot undo".into(),
-            ));
-        }
         check_limits(&name, self.shapes[row].len()).map_err(refuse)?;
         let dims = self.shapes[row]
             .iter()
@@ -73,15 +83,36 @@ impl Columns {
             shape,
             source_dtype,
             layout,
+            input_scale: self.input_scale(row),
+            rotation: self.rotation(row).map_err(refuse)?,
+            activation: self.activation.of(row).map_err(refuse)?.into(),
             checksum: self.checksums[row].unwrap_or_default() as u64,
             cosine: self.cosines[row],
             sqnr_db: self.sqnrs[row],
             bits_per_weight: self.bits[row],
             name: name.clone(),
         };
+        check_transform(&tile).map_err(refuse)?;
         match tile.plane_bytes() {
             Some(_) => Ok(tile),
             None => Err(refuse("its planes cannot have whole bytes".into())),
+        }
+    }
+
+    /// Unchecked.
+    fn input_scale(&self, row: usize) -> Option<Bytes> {
+        let scale = self.input_scales[row].as_ref();
+        scale.map(|scale| Bytes::copy_from_slice(scale.data()))
+    }
+
+    fn rotation(&self, row: usize) -> Result<Option<Rotation>, String> {
+        match (self.rotation_blocks[row], self.rotation_seeds[row]) {
+            (None, None) => Ok(None),
+            (Some(block), Some(seed)) => Ok(Some(Rotation {
+                block: u32::try_from(block).unwrap_or(0), // fits no columns
+                seed: seed as u64,
+            })),
+            _ => Err("its rotation has no block or no seed".to_owned()),
         }
     }
 
@@ -95,6 +126,51 @@ impl Columns {
                 .ok_or("its group size is not allowed")?,
             scale_dtype: parse::<ScaleDtype>(&self.scale_dtypes[row])?,
         })
+    }
+}
+
+impl Activation {
+    /// The ranges of a row: none where the list is null or empty.
+    fn of(&self, row: usize) -> Result<Vec<ActivationRange>, String> {
+        let (begins, ends) = (&self.begins[row], &self.ends[row]);
+        let (scales, zero_points) = (&self.scales[row], &self.zero_points[row]);
+        let count = begins.len();
+        let lens = [ends.len(), scales.len(), zero_points.len()];
+        if lens != [count; 3] || count > MAX_RANGES {
+            return Err("its activation parameters are damaged, or too many".to_owned());
+        }
+        let ranges = (0..count).map(|i| ActivationRange {
+            t_begin: begins[i],
+            t_end: ends[i],
+            scale: scales[i],
+            zero_point: zero_points[i],
+        });
+        let ranges: Vec<_> = ranges.collect();
+        if let Some(bad) = ranges.iter().find(|range| !range.is_valid()) {
+            return Err(format!("it has activation parameters {bad:?}"));
+        }
+        match ranges.is_sorted_by(|a, b| a.t_end <= b.t_begin) {
+            true => Ok(ranges),
+            false => Err("its activation parameters are not in order of timesteps".to_owned()),
+        }
+    }
+}
+
+/// Checks that the transform can be undone.
+fn check_transform(tile: &Tile) -> Result<(), String> {
+    let (transform, cols) = (tile.transform(), tile.shape.cols());
+    match tile.layout {
+        None if !transform.is_identity() => {
+            Err("it is kept, but has an input scale or a rotation".to_owned())
+        }
+        _ if transform.rotation.is_some_and(|r| !r.fits(cols)) => {
+            let block = tile.rotation.map_or(0, |rotation| rotation.block);
+            Err(format!("{cols} columns cannot be rotated by {block}"))
+        }
+        _ if !transform.fits(cols) => Err(format!(
+            "its input scale is no f16, finite and above 0, for each of {cols} columns"
+        )),
+        _ => Ok(()),
     }
 }
 

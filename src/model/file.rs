@@ -15,11 +15,11 @@ use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaD
 use parquet::schema::types::ColumnDescPtr;
 
 use super::TilePlanes;
-use super::columns::Columns;
+use super::columns::{Activation, Columns};
 use crate::error::{Error, Result};
 use crate::schema::pages::{self, Limits, Page, PageKind};
 use crate::schema::read::{self, Levelled, fenced};
-use crate::schema::{Column, Tile, footer, parquet_schema};
+use crate::schema::{Column, MAX_RANGES, Tile, footer, parquet_schema};
 use crate::tensor::{MAX_DIMS, MAX_NAME};
 
 /// Row group and row in it.
@@ -193,14 +193,12 @@ impl TileFile {
     }
 
     fn columns_of(&self, group: usize) -> Result<Columns, ParquetError> {
-        let input_scales = self.read::<ByteArrayType>(group, Column::InputScale)?;
-        let rotations = self.read::<Int32Type>(group, Column::RotationBlock)?;
         Ok(Columns {
             names: self.text(group, Column::Name, MAX_NAME)?,
             tiles: self.read::<Int32Type>(group, Column::Tile)?,
             row_starts: self.read::<Int64Type>(group, Column::RowStart)?,
             row_counts: self.read::<Int64Type>(group, Column::RowCount)?,
-            shapes: self.shapes(group)?,
+            shapes: self.lists::<Int64Type>(group, Column::Shape)?,
             source_dtypes: self.text(group, Column::SourceDtype, MAX_WORD)?,
             formats: self.text(group, Column::Format, MAX_WORD)?,
             schemes: self.text(group, Column::Scheme, MAX_WORD)?,
@@ -210,9 +208,15 @@ impl TileFile {
             cosines: self.read::<FloatType>(group, Column::Cosine)?,
             sqnrs: self.read::<FloatType>(group, Column::SqnrDb)?,
             bits: self.read::<FloatType>(group, Column::BitsPerWeight)?,
-            transformed: (input_scales.iter().zip(&rotations))
-                .map(|(scale, rotation)| scale.is_some() || rotation.is_some())
-                .collect(),
+            input_scales: self.bytes(group, Column::InputScale, usize::MAX)?,
+            rotation_blocks: self.read::<Int32Type>(group, Column::RotationBlock)?,
+            rotation_seeds: self.read::<Int64Type>(group, Column::RotationSeed)?,
+            activation: Activation {
+                begins: self.lists::<Int32Type>(group, Column::ActivationBegin)?,
+                ends: self.lists::<Int32Type>(group, Column::ActivationEnd)?,
+                scales: self.lists::<FloatType>(group, Column::ActivationScale)?,
+                zero_points: self.lists::<FloatType>(group, Column::ActivationZeroPoint)?,
+            },
         })
     }
 
@@ -223,22 +227,32 @@ impl TileFile {
         column: Column,
         longest: usize,
     ) -> Result<Vec<Option<String>>, ParquetError> {
-        let values = self.read::<ByteArrayType>(group, column)?;
-        // A dictionary has one text for any number of rows.
-        let lengths = || values.iter().flatten().map(ByteArray::len);
-        if lengths().any(|length| length > longest) {
-            let what = format!("column {} has a text over {longest} bytes", column.path());
-            return Err(ParquetError::General(what));
-        }
-        if lengths().sum::<usize>() > TEXT + TEXT_RATIO * self.map.len() {
-            let what = format!("column {} has more text than the file", column.path());
-            return Err(ParquetError::General(what));
-        }
         let text = |value: ByteArray| value.as_utf8().map(str::to_owned);
-        values
+        self.bytes(group, column, longest)?
             .into_iter()
             .map(|value| value.map(text).transpose())
             .collect()
+    }
+
+    /// A column of values of at most `longest` bytes each, few enough to be copied.
+    fn bytes(
+        &self,
+        group: usize,
+        column: Column,
+        longest: usize,
+    ) -> Result<Vec<Option<ByteArray>>, ParquetError> {
+        let values = self.read::<ByteArrayType>(group, column)?;
+        // A dictionary has one value for any number of rows.
+        let lengths = || values.iter().flatten().map(ByteArray::len);
+        if lengths().any(|length| length > longest) {
+            let what = format!("column {} has a value over {longest} bytes", column.path());
+            return Err(ParquetError::General(what));
+        }
+        if lengths().sum::<usize>() > TEXT + TEXT_RATIO * self.map.len() {
+            let what = format!("column {} has more bytes than the file", column.path());
+            return Err(ParquetError::General(what));
+        }
+        Ok(values)
     }
 
     /// The values of a flat column of a row group.
@@ -261,24 +275,28 @@ impl TileFile {
         Ok(values)
     }
 
-    /// The dimensions of every tensor of a row group.
-    fn shapes(&self, group: usize) -> Result<Vec<Vec<i64>>, ParquetError> {
-        let (values, levels, starts) = self.read_levels::<Int64Type>(group, Column::Shape)?;
-        let max_level = self.max_definition(group, Column::Shape);
+    /// The values of a column of lists of a row group, one list a row.
+    fn lists<T: DataType>(
+        &self,
+        group: usize,
+        column: Column,
+    ) -> Result<Vec<Vec<T::T>>, ParquetError> {
+        let (values, levels, starts) = self.read_levels::<T>(group, column)?;
+        let max_level = self.max_definition(group, column);
         let mut values = values.into_iter();
-        let mut shapes: Vec<Vec<i64>> = Vec::new();
+        let mut lists: Vec<Vec<T::T>> = Vec::new();
         for (&level, &start) in levels.iter().zip(&starts) {
             if start == 0 {
-                shapes.push(Vec::new());
+                lists.push(Vec::new());
             }
             if level == max_level
-                && let (Some(shape), Some(dim)) = (shapes.last_mut(), values.next())
+                && let (Some(list), Some(value)) = (lists.last_mut(), values.next())
             {
-                shape.push(dim);
+                list.push(value);
             }
         }
-        shapes.resize_with(self.rows(group), Vec::new);
-        Ok(shapes)
+        lists.resize_with(self.rows(group), Vec::new);
+        Ok(lists)
     }
 
     /// Values, definition levels and repetition levels of a column of a row group.
@@ -334,6 +352,13 @@ impl TileFile {
             // Scalars have a value, too. Tensors of so many dimensions that run-length encoding
             // makes them shorter than a byte each are nobody's.
             Column::Shape => Limits::numbers((rows * MAX_DIMS as u64).min(file)),
+            // The same goes for so many ranges of timesteps.
+            Column::ActivationBegin
+            | Column::ActivationEnd
+            | Column::ActivationScale
+            | Column::ActivationZeroPoint => {
+                Limits::numbers(rows.saturating_mul(MAX_RANGES as u64).min(file))
+            }
             _ if chunk.column_type() == Physical::BYTE_ARRAY => Limits::texts(rows, chunk),
             _ => Limits::numbers(rows),
         }

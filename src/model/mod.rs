@@ -2,20 +2,21 @@
 
 mod arrow;
 mod columns;
+mod decode;
 mod file;
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use parquet::data_type::ByteArray;
 
+use self::decode::Decoder;
 use crate::error::{Error, MEMORY, Result};
-use crate::format::{Float, Layout, Scheme, rows_per_piece};
-use crate::kernel::{DecodeRow, KernelTable, MatVec, Planes};
+use crate::format::{ActivationRange, Rotation, Transform, rows_per_piece};
+use crate::kernel::{KernelTable, Planes};
 use crate::schema::{self, Manifest, Tile, key};
-use crate::tensor::{Dtype, TensorInfo};
+use crate::tensor::TensorInfo;
 
 /// A quantized file, or a folder of parts, mapped into memory.
 ///
@@ -44,6 +45,18 @@ impl Tensor {
     /// Whether it is quantized, or kept as it was.
     pub fn is_quantized(&self) -> bool {
         self.tiles.iter().any(|tile| tile.tile.layout.is_some())
+    }
+
+    /// What was done to its columns before it was quantized; that of its tiles.
+    pub fn transform(&self) -> Transform<'_> {
+        let tile = self.tiles.first();
+        tile.map_or(Transform::default(), |tile| tile.tile.transform())
+    }
+
+    /// Static parameters of its activations, by rising timesteps; those of its tiles.
+    pub fn activation(&self) -> &[ActivationRange] {
+        let tile = self.tiles.first();
+        tile.map_or(&[], |tile| &tile.tile.activation)
     }
 }
 
@@ -172,6 +185,7 @@ impl Model {
                 let reason = "its tiles disagree on shape or dtype";
                 return Err(Error::tensor(path, &tile.name, reason));
             }
+            let tile = agree(path, &tensors[index], tile)?;
             tensors[index].tiles.push(TileRef { tile, file, place });
         }
         for tensor in &mut tensors {
@@ -248,6 +262,33 @@ impl Model {
         }
     }
 
+    /// What each column of a tensor was multiplied by before it was quantized, and inputs are
+    /// divided by, as little-endian f16; `None` where nothing was.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn input_scale(&self, tensor: usize) -> Option<&[u8]> {
+        self.tensors[tensor].transform().input_scale
+    }
+
+    /// How the columns of a tensor were rotated then, after that.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn rotation(&self, tensor: usize) -> Option<Rotation> {
+        self.tensors[tensor].transform().rotation
+    }
+
+    /// Static parameters of a tensor's activations at a timestep, if the file has any for it.
+    ///
+    /// # Panics
+    /// If there is no such tensor.
+    pub fn activation_params(&self, tensor: usize, timestep: i32) -> Option<ActivationRange> {
+        let ranges = self.tensors[tensor].activation();
+        let next = ranges.partition_point(|range| range.t_end <= timestep);
+        ranges.get(next).copied().filter(|r| r.holds(timestep))
+    }
+
     /// Whether `bytes` lie in a mapped file.
     pub fn is_mapped(&self, bytes: &[u8]) -> bool {
         let bytes = bytes.as_ptr_range();
@@ -317,9 +358,11 @@ impl Model {
             let cols = tile.shape.cols();
             let row = |row| planes.as_planes().row(layout, cols, row);
             let piece = rows_per_piece(cols);
+            let mut decode = Decoder::new(tile, layout)?;
             for start in (0..tile.row_count).step_by(piece) {
                 let mut rows = start..tile.row_count.min(start + piece);
-                if let Some(row) = rows.find(|&i| !decodable(layout, row(i))) {
+                let fails = |&i: &usize| !decode.is_finite(row(i));
+                if let Some(row) = rows.find(fails) {
                     return Err(self.not_decodable(&tile.name, tile.row_start + row));
                 }
                 step(0)?;
@@ -327,126 +370,23 @@ impl Model {
         }
         Ok(planes)
     }
-
-    fn not_decodable(&self, tensor: &str, row: usize) -> Error {
-        let reason = format!("row {row} has a scale that decodes to infinity");
-        Error::tensor(&self.path, tensor, reason)
-    }
-
-    /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16,
-    /// bf16 and f8 tensors are converted.
-    ///
-    /// # Errors
-    /// The tensor is of a dtype that is never quantized, its planes are damaged in size, or a
-    /// weight is too large for `float`.
-    ///
-    /// # Panics
-    /// If there is no such tensor or row, or `out` is not as long as the rows.
-    pub fn dequantize_rows(
-        &self,
-        tensor: usize,
-        rows: Range<usize>,
-        float: Float,
-        out: &mut [u8],
-    ) -> Result<()> {
-        let Tensor { info, tiles } = &self.tensors[tensor];
-        let cols = info.shape.cols();
-        let row_bytes = cols * float.size();
-        assert!(rows.start <= rows.end && rows.end <= info.shape.rows());
-        assert_eq!(out.len(), rows.len() * row_bytes);
-        let table = choose_table()?;
-        for (index, TileRef { tile, .. }) in tiles.iter().enumerate() {
-            let start = tile.row_start.max(rows.start);
-            let end = (tile.row_start + tile.row_count).min(rows.end);
-            if start >= end {
-                continue;
-            }
-            let planes = self.planes(tensor, index)?;
-            let out = &mut out[(start - rows.start) * row_bytes..(end - rows.start) * row_bytes];
-            match tile.layout {
-                Some(layout) => {
-                    for row in start..end {
-                        let at = (row - start) * row_bytes;
-                        let planes = planes.as_planes().row(layout, cols, row - tile.row_start);
-                        if !decodable(layout, planes) {
-                            return Err(self.not_decodable(&info.name, row));
-                        }
-                        let weights = &mut out[at..at + row_bytes];
-                        table.decode_row(DecodeRow {
-                            layout,
-                            cols,
-                            planes,
-                            float,
-                            weights,
-                        });
-                    }
-                }
-                None => {
-                    if info.dtype.float().is_none() {
-                        let reason =
-                            format!("{} values are not quantized, read them raw", info.dtype);
-                        return Err(Error::tensor(&self.path, &info.name, reason));
-                    }
-                    let kept = cols * info.dtype.bits() / 8;
-                    let values = (start - tile.row_start) * kept..(end - tile.row_start) * kept;
-                    if !convert(info.dtype, &planes.codes()[values], float, out) {
-                        return Err(self.too_large(info, float));
-                    }
-                    continue;
-                }
-            }
-            let finite = |i| float.get(out, i).is_finite();
-            if float != Float::F32 && !(0..out.len() / float.size()).all(finite) {
-                return Err(self.too_large(info, float));
-            }
-        }
-        Ok(())
-    }
-
-    /// Multiplies a quantized tensor (folded to rows x cols) with vectors of `cols` values, one
-    /// after the other in `x`; `y` has `rows` values for each.
-    ///
-    /// # Errors
-    /// The tensor is not quantized, or its planes are damaged in size.
-    ///
-    /// # Panics
-    /// If there is no such tensor, or `x` and `y` are not of so many vectors each.
-    pub fn matvec(&self, tensor: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
-        let table = choose_table()?;
-        let Tensor { info, tiles } = &self.tensors[tensor];
-        for (number, TileRef { tile, .. }) in tiles.iter().enumerate() {
-            let Some(layout) = tile.layout else {
-                return Err(Error::tensor(&self.path, &info.name, "it is not quantized"));
-            };
-            let planes = self.planes(tensor, number)?;
-            table.matvec(MatVec {
-                layout,
-                cols: info.shape.cols(),
-                planes: planes.as_planes(),
-                rows: tile.row_start..tile.row_start + tile.row_count,
-                x,
-                y: &mut *y,
-                y_rows: info.shape.rows(),
-            });
-        }
-        Ok(())
-    }
-
-    fn too_large(&self, info: &TensorInfo, float: Float) -> Error {
-        let reason = format!("a weight is too large for {float}, use f32");
-        Error::tensor(&self.path, &info.name, reason)
-    }
 }
 
-/// Whether every code of a row decodes to a finite f32, as in any file of ours.
-fn decodable(layout: Layout, row: Planes<'_>) -> bool {
-    let dtype = layout.scale_dtype;
-    let bias = |group| match layout.scheme {
-        Scheme::Symmetric => 0.0,
-        Scheme::Affine => dtype.get(row.biases, group),
+/// Checks that a tile goes with those of the tensor before it; what they have in common they
+/// share in memory, too.
+fn agree(path: &Path, tensor: &Tensor, tile: Tile) -> Result<Tile> {
+    let Some(TileRef { tile: first, .. }) = tensor.tiles.first() else {
+        return Ok(tile);
     };
-    (0..row.scales.len() / dtype.size())
-        .all(|group| layout.decodable(dtype.get(row.scales, group), bias(group)))
+    if first.transform() != tile.transform() || first.activation != tile.activation {
+        let reason = "its tiles disagree on input scale, rotation or activation";
+        return Err(Error::tensor(path, &tile.name, reason));
+    }
+    Ok(Tile {
+        input_scale: first.input_scale.clone(),
+        activation: first.activation.clone(),
+        ..tile
+    })
 }
 
 /// The kernels in use, or an error about `AQ_ISA`.
@@ -470,24 +410,4 @@ fn check_cover(path: &Path, tensor: &Tensor) -> Result<()> {
         return Err(Error::tensor(path, &tensor.info.name, reason));
     }
     Ok(())
-}
-
-/// Converts kept values, narrower floats rounded half to even. False when a finite value became
-/// infinite.
-fn convert(from: Dtype, values: &[u8], to: Float, out: &mut [u8]) -> bool {
-    if from == to.into() {
-        out.copy_from_slice(values);
-        return true;
-    }
-    let mut fits = true;
-    for (i, out) in out.chunks_exact_mut(to.size()).enumerate() {
-        let value = from.value(values, i);
-        match to {
-            Float::F32 => out.copy_from_slice(&value.to_le_bytes()),
-            Float::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
-            Float::BF16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
-        }
-        fits &= to.get(out, 0).is_finite() || !value.is_finite();
-    }
-    fits
 }

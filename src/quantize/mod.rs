@@ -4,6 +4,7 @@
 mod factor;
 mod gptq;
 mod lsq;
+pub mod transform;
 
 pub use factor::Factor;
 

@@ -13,6 +13,8 @@ mod progress;
 mod report;
 mod share;
 mod tile;
+#[cfg(test)]
+mod transform_tests;
 mod verify;
 
 pub use decode::dequantize_file;

@@ -9,10 +9,11 @@ use super::options::Options;
 use super::pool::{Pool, Pulse, with_pool};
 use super::progress::Counter;
 use crate::error::{Error, Result};
-use crate::format::rows_per_piece;
+use crate::format::{Float, rows_per_piece};
 use crate::kernel::{ErrorSums, KernelTable};
 use crate::model::{Model, choose_table};
-use crate::quantize::{Matrix, measure_rows};
+use crate::quantize::Matrix;
+use crate::quantize::transform::measure_transformed_rows;
 use crate::schema::{STEP, Tile};
 use crate::source::Source;
 
@@ -255,6 +256,11 @@ impl Work<'_> {
         let cols = tile.shape.cols();
         let row_bytes = cols * tile.source_dtype.bits() / 8;
         let piece = rows_per_piece(cols);
+        let transform = tile.transform();
+        let mut decoded = match transform.is_identity() {
+            true => Vec::new(),
+            false => vec![0; cols * Float::F32.size()],
+        };
         for row in (0..tile.row_count).step_by(piece) {
             let rows = piece.min(tile.row_count - row);
             buffer.resize(rows * cols * float.size(), 0);
@@ -268,7 +274,15 @@ impl Work<'_> {
                 weights: &buffer,
             };
             let planes = planes.as_planes().rows(layout, cols, row..row + rows);
-            (check.error).add(measure_rows(self.table, layout, matrix, planes));
+            let (table, decoded) = (self.table, &mut decoded);
+            // It has been checked that weights decode to finite numbers; the original's may be none.
+            match measure_transformed_rows(table, layout, transform, matrix, planes, decoded) {
+                Some(sums) => check.error.add(sums),
+                None => {
+                    check.problem = Some("the original is not finite".to_owned());
+                    return Ok(check);
+                }
+            }
         }
         let measured = check.error.cosine();
         match tile.cosine {

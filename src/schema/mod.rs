@@ -10,6 +10,7 @@ mod thrift;
 use std::convert::Infallible;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use parquet::basic::{ConvertedType, LogicalType, Repetition, Type as Physical};
 use parquet::schema::types::{SchemaDescriptor, Type};
 use xxhash_rust::xxh3::Xxh3;
@@ -18,7 +19,7 @@ pub use manifest::{
     Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, part_name,
 };
 
-use crate::format::Layout;
+use crate::format::{ActivationRange, Layout, Rotation, Transform};
 use crate::tensor::{Dtype, Shape};
 
 /// The version in the footer. Readers refuse a newer one.
@@ -50,6 +51,9 @@ pub mod key {
 
 /// Name in the `format` column of a tensor kept as it was.
 pub const RAW: &str = "raw";
+
+/// The most ranges of timesteps that a tile may have activation parameters for.
+pub const MAX_RANGES: usize = 1 << 16;
 
 /// Long work on bytes looks up after so many: a slow disk takes less than a tenth of a second.
 pub const STEP: usize = 4 << 20;
@@ -235,6 +239,14 @@ pub struct Tile {
     pub source_dtype: Dtype,
     /// How it is quantized, or `None` when kept as `source_dtype`.
     pub layout: Option<Layout>,
+    /// What each column was multiplied by before it was quantized, as in
+    /// [`Transform::input_scale`]; every tile of a tensor has the same. Only when quantized.
+    pub input_scale: Option<Bytes>,
+    /// How columns were rotated then; every tile of a tensor has the same. Only when quantized.
+    pub rotation: Option<Rotation>,
+    /// Static parameters of its activations, by rising timesteps that no two share; every tile of
+    /// a tensor has the same.
+    pub activation: Arc<[ActivationRange]>,
     /// See [`checksum`].
     pub checksum: u64,
     /// Measured; `None` when kept.
@@ -246,6 +258,14 @@ pub struct Tile {
 }
 
 impl Tile {
+    /// What decoding must undo.
+    pub fn transform(&self) -> Transform<'_> {
+        Transform {
+            input_scale: self.input_scale.as_deref(),
+            rotation: self.rotation,
+        }
+    }
+
     /// Bytes of its planes.
     pub fn bytes(&self) -> usize {
         let planes = self.plane_bytes().unwrap_or_default();
@@ -277,8 +297,8 @@ impl Tile {
 /// XXH3-64 over everything that decoding a tile depends on. Every field is preceded by its
 /// length in bytes as u64 (`u64::MAX` and nothing more for an absent one), all numbers are
 /// little-endian: name, tile u32, row start u64, row count u64, shape (u64 each), source dtype,
-/// format, scheme, group size u32, scale dtype, rotation, activation, codes, scales, biases,
-/// input scale.
+/// format, scheme, group size u32, scale dtype, rotation (block u32, seed u64), activation (begin
+/// and end i32, scale and zero point f32, of each range), codes, scales, biases, input scale.
 pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option<&[u8]>) -> u64 {
     let planes = [Some(codes), scales, biases];
     let Ok(sum) = checksum_in_steps(tile, planes, |_| Ok::<(), Infallible>(()));
@@ -307,7 +327,11 @@ pub fn checksum_in_steps<E>(
 }
 
 /// The same for planes that come in parts.
-pub struct Checksum(Xxh3);
+pub struct Checksum {
+    sum: Xxh3,
+    /// Comes after the planes.
+    input_scale: Option<Bytes>,
+}
 
 impl Checksum {
     /// Takes in what comes before the planes.
@@ -317,7 +341,12 @@ impl Checksum {
         let layout = tile.layout.as_ref();
         let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
 
-        let mut checksum = Self(Xxh3::new());
+        let rotation = tile.rotation.map(rotation_bytes);
+        let activation = (!tile.activation.is_empty()).then(|| activation_bytes(&tile.activation));
+        let mut checksum = Self {
+            sum: Xxh3::new(),
+            input_scale: tile.input_scale.clone(),
+        };
         let mut field = |bytes: Option<&[u8]>| {
             checksum.plane(bytes.map(<[u8]>::len));
             checksum.bytes(bytes.unwrap_or_default());
@@ -332,8 +361,8 @@ impl Checksum {
         field(layout.map(|l| l.scheme.name().as_bytes()));
         field(group_size.as_ref().map(|g| g.as_slice()));
         field(layout.map(|l| l.scale_dtype.name().as_bytes()));
-        field(None); // rotation
-        field(None); // activation
+        field(rotation.as_ref().map(|r| r.as_slice()));
+        field(activation.as_deref());
         checksum
     }
 
@@ -341,19 +370,41 @@ impl Checksum {
     /// and biases come in this order.
     pub fn plane(&mut self, len: Option<usize>) {
         let len = len.map_or(u64::MAX, |len| len as u64);
-        self.0.update(&len.to_le_bytes());
+        self.sum.update(&len.to_le_bytes());
     }
 
     /// Takes in the next bytes of the plane.
     pub fn bytes(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+        self.sum.update(bytes);
     }
 
     /// The checksum, once all planes have been taken in.
     pub fn finish(mut self) -> u64 {
-        self.plane(None); // input scale
-        self.0.digest()
+        let input_scale = self.input_scale.take();
+        self.plane(input_scale.as_ref().map(Bytes::len));
+        self.bytes(&input_scale.unwrap_or_default());
+        self.sum.digest()
     }
+}
+
+fn rotation_bytes(rotation: Rotation) -> [u8; 12] {
+    let mut bytes = [0; 12];
+    bytes[..4].copy_from_slice(&rotation.block.to_le_bytes());
+    bytes[4..].copy_from_slice(&rotation.seed.to_le_bytes());
+    bytes
+}
+
+fn activation_bytes(ranges: &[ActivationRange]) -> Vec<u8> {
+    let bytes = |range: &ActivationRange| {
+        [
+            range.t_begin.to_le_bytes(),
+            range.t_end.to_le_bytes(),
+            range.scale.to_le_bytes(),
+            range.zero_point.to_le_bytes(),
+        ]
+    };
+    let fields: Vec<_> = ranges.iter().map(bytes).collect();
+    fields.as_flattened().as_flattened().to_vec()
 }
 
 #[cfg(test)]

@@ -337,9 +337,25 @@ fn write_values(
             let values: Vec<Option<_>> = tiles.iter().map($value).collect();
             let levels: Vec<i16> = values.iter().map(|v| i16::from(v.is_some())).collect();
             let present: Vec<_> = values.into_iter().flatten().collect();
-            // Repetition levels belong to lists, which are all absent here.
-            let repetition = vec![0; levels.len()];
-            writer.write_batch(&present, Some(&levels), Some(&repetition))?;
+            writer.write_batch(&present, Some(&levels), None)?;
+        }};
+    }
+    /// Writes one list a tile, of a value for each range of timesteps; an empty one is null.
+    macro_rules! write_ranges {
+        ($kind:ident, $value:expr) => {{
+            let ColumnWriter::$kind(writer) = writer else {
+                return Err(ParquetError::General(format!(
+                    "{column:?} has another type"
+                )));
+            };
+            /// Definition level of a value: of the list, and of an element.
+            const PRESENT: i16 = 2;
+            for tile in tiles {
+                let values: Vec<_> = tile.activation.iter().map($value).collect();
+                let level = if values.is_empty() { 0 } else { PRESENT };
+                let levels = vec![level; values.len().max(1)];
+                writer.write_batch(&values, Some(&levels), Some(&repetition(levels.len())))?;
+            }
         }};
     }
     let text = |text: &str| ByteArray::from(text);
@@ -371,17 +387,23 @@ fn write_values(
         Column::Cosine => write!(FloatColumnWriter, |t: &Tile| t.cosine),
         Column::SqnrDb => write!(FloatColumnWriter, |t: &Tile| t.sqnr_db),
         Column::BitsPerWeight => write!(FloatColumnWriter, |t: &Tile| t.bits_per_weight),
-        // Planes that a tile has not, and what this version does not write yet.
-        Column::Codes | Column::Scales | Column::Biases | Column::InputScale => {
+        // Planes that a tile has not.
+        Column::Codes | Column::Scales | Column::Biases => {
             write!(ByteArrayColumnWriter, |_| None::<ByteArray>)
         }
-        Column::RotationBlock | Column::ActivationBegin | Column::ActivationEnd => {
-            write!(Int32ColumnWriter, |_| None::<i32>)
-        }
-        Column::RotationSeed => write!(Int64ColumnWriter, |_| None::<i64>),
-        Column::ActivationScale | Column::ActivationZeroPoint => {
-            write!(FloatColumnWriter, |_| None::<f32>)
-        }
+        Column::InputScale => write!(ByteArrayColumnWriter, |t: &Tile| {
+            t.input_scale.clone().map(ByteArray::from)
+        }),
+        Column::RotationBlock => write!(Int32ColumnWriter, |t: &Tile| {
+            t.rotation.map(|r| r.block as i32)
+        }),
+        Column::RotationSeed => write!(Int64ColumnWriter, |t: &Tile| {
+            t.rotation.map(|r| r.seed as i64)
+        }),
+        Column::ActivationBegin => write_ranges!(Int32ColumnWriter, |range| range.t_begin),
+        Column::ActivationEnd => write_ranges!(Int32ColumnWriter, |range| range.t_end),
+        Column::ActivationScale => write_ranges!(FloatColumnWriter, |range| range.scale),
+        Column::ActivationZeroPoint => write_ranges!(FloatColumnWriter, |range| range.zero_point),
     }
     Ok(())
 }
@@ -394,9 +416,12 @@ fn write_shapes(writer: &mut ColumnWriter<'_>, tiles: &[Tile]) -> Result<(), Par
     for tile in tiles {
         let dims: Vec<i64> = tile.shape.dims().iter().map(|&dim| dim as i64).collect();
         let levels = vec![i16::from(!dims.is_empty()); dims.len().max(1)];
-        let mut repetition = vec![1; levels.len()];
-        repetition[0] = 0;
-        writer.write_batch(&dims, Some(&levels), Some(&repetition))?;
+        writer.write_batch(&dims, Some(&levels), Some(&repetition(levels.len())))?;
     }
     Ok(())
+}
+
+/// The repetition levels of one list: all but the first of its values go on with it.
+fn repetition(values: usize) -> Vec<i16> {
+    (0..values).map(|i| i16::from(i > 0)).collect()
 }

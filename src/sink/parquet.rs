@@ -217,7 +217,8 @@ impl<'a> ParquetSink<'a> {
     }
 
     /// Begins a tile of an uncompressed file whose planes come in parts. Of the tile, what comes
-    /// before its planes in the file must be right: all but checksum and figures.
+    /// before its planes in the file, and what the checksum is of, must be right: all but the
+    /// checksum and figures.
     ///
     /// # Errors
     /// The file cannot be written.

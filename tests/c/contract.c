@@ -54,6 +54,8 @@ static void fail(int line, const char *what, const aq_error *err) {
 
 static const char *const BAD_UTF8 = "caf\xe9.parquet";
 
+/* A file of tensors that were scaled and rotated before they were quantized. */
+static const char *transformed;
 static char input[4200], folder[4200], output[4300], scratch[4300];
 
 /* A safetensors file of eight blocks, each of a matrix and a bias. */
@@ -1128,11 +1130,81 @@ static void threads(void) {
 static aq_config *kept_to_the_end;
 static void at_the_end(void) { aq_config_free(kept_to_the_end); }
 
+/* ---- inputs of transformed tensors ---- */
+
+static void transforms(void) {
+  aq_model *model = NULL;
+  aq_tensor_view view = {.struct_size = sizeof view};
+  aq_activation_params params = {.struct_size = sizeof params};
+  OK(aq_model_open(transformed, &model, &err));
+  REFUSED("aq_model is NULL", aq_model_activation_params(NULL, "both", 0, &params, err));
+  REFUSED("tensor is NULL", aq_model_activation_params(model, NULL, 0, &params, err));
+  REFUSED("tensor is not UTF-8", aq_model_activation_params(model, BAD_UTF8, 0, &params, err));
+  REFUSED("params.struct_size is NULL", aq_model_activation_params(model, "both", 0, NULL, err));
+  REFUSED_AS(AQ_ERROR_TENSOR, "'x': there is no such",
+             aq_model_activation_params(model, "x", 0, &params, err));
+  REFUSED_AS(AQ_ERROR_TENSOR, "'both': it has no activation parameters for timestep 999",
+             aq_model_activation_params(model, "both", 999, &params, err));
+  REFUSED_AS(AQ_ERROR_TENSOR, "'plain': it has no activation parameters for timestep 0",
+             aq_model_activation_params(model, "plain", 0, &params, err));
+  CHECK(params.t_end == 0); /* outputs are written only on success */
+  OK(aq_model_activation_params(model, "both", 299, &params, &err));
+  CHECK(params.t_begin == 0 && params.t_end == 300 && params.scale == 0.25f);
+  OK(aq_model_activation_params(model, "both", 300, &params, &err));
+  CHECK(params.t_begin == 300 && params.t_end == 999 && params.zero_point == -1.5f);
+
+  /* The first tensor has both, the second neither. */
+  OK(aq_model_view(model, 1, 0, &view, &err));
+  CHECK(!view.input_scale && !view.input_scale_len && !view.rotation_block && !view.rotation_seed);
+  OK(aq_model_view(model, 0, 0, &view, &err));
+  CHECK(view.input_scale_len == 2 * view.cols && view.cols == 40);
+  CHECK(!memcmp(view.input_scale, "\x00\x38\x00\x3a", 4)); /* 0.5, 0.75 */
+  CHECK(view.rotation_block == 8 && view.rotation_seed == 77);
+
+  /* Activations meet the weights where they lie as the originals meet what these decode to. */
+  enum { ROWS = 6, COLS = 40 };
+  float x[COLS], there[COLS], weights[ROWS * COLS], stored[ROWS * COLS], y[ROWS];
+  for (int i = 0; i < COLS; i++) x[i] = there[i] = (float)(i % 7) - 3;
+  REFUSED("aq_model is NULL", aq_model_transform_activations(NULL, 0, there, COLS, 1, err));
+  REFUSED("x is NULL", aq_model_transform_activations(model, 0, NULL, COLS, 1, err));
+  REFUSED("there is no tensor", aq_model_transform_activations(model, 99, there, COLS, 1, err));
+  REFUSED("x is", aq_model_transform_activations(model, 0, there, COLS, 2, err));
+  REFUSED("batch is too large",
+          aq_model_transform_activations(model, 0, there, COLS, SIZE_MAX / 2, err));
+  OK(aq_model_transform_activations(model, 0, NULL, 0, 0, &err));
+  CHECK(!memcmp(x, there, sizeof x));
+  OK(aq_model_transform_activations(model, 0, there, COLS, 1, &err));
+  CHECK(memcmp(x, there, sizeof x));
+  aq_recipe recipe = {.struct_size = sizeof recipe,
+                      .format = view.format,
+                      .group_size = view.group_size,
+                      .scheme = view.scheme,
+                      .scale_dtype = view.scale_dtype};
+  OK(aq_dequantize_rows(&recipe, view.codes, view.codes_len, view.scales, view.scales_len,
+                        view.biases, view.biases_len, ROWS, COLS, AQ_DTYPE_F32, stored,
+                        sizeof stored, &err));
+  OK(aq_model_dequantize_rows(model, 0, 0, ROWS, AQ_DTYPE_F32, weights, sizeof weights, &err));
+  OK(aq_model_matvec(model, 0, x, COLS, 1, y, ROWS, &err));
+  for (int r = 0; r < ROWS; r++) {
+    double by_original = 0, by_stored = 0;
+    for (int c = 0; c < COLS; c++) {
+      by_original += (double)weights[r * COLS + c] * x[c];
+      by_stored += (double)stored[r * COLS + c] * there[c];
+    }
+    CHECK(fabs(by_original - by_stored) < 1e-4 && fabs(by_original - y[r]) < 1e-4);
+  }
+  size_t failures = 99;
+  OK(aq_model_verify(model, NULL, NAN, NULL, &failures, NULL, &err));
+  CHECK(failures == 0);
+  aq_model_free(model);
+}
+
 int main(int argc, char **argv) {
-  if (argc != 2) {
-    fprintf(stderr, "usage: contract FOLDER\n");
+  if (argc != 3) {
+    fprintf(stderr, "usage: contract FOLDER TRANSFORMED.parquet\n");
     return 2;
   }
+  transformed = argv[2];
   snprintf(input, sizeof input, "%.4000s/in.safetensors", argv[1]);
   snprintf(folder, sizeof folder, "%.4000s/out", argv[1]);
   snprintf(output, sizeof output, "%s/out.parquet", folder);
@@ -1153,6 +1225,7 @@ int main(int argc, char **argv) {
   folders();
   reports();
   models();
+  transforms();
   kernels();
   sizes();
   threads();

@@ -1,6 +1,6 @@
 // What arrowquant.hpp adds to the C functions: handles, exceptions, views.
 //
-// Usage: wrapper MODEL.safetensors FOLDER
+// Usage: wrapper MODEL.safetensors FOLDER TRANSFORMED.parquet
 #include <arrowquant.hpp>
 #include <cmath>
 #include <cstdio>
@@ -53,7 +53,7 @@ static std::vector<std::byte> bytes_of(const std::string& path) {
 }
 
 int main(int argc, char** argv) {
-  CHECK(argc == 3);
+  CHECK(argc == 4);
   const std::string input = argv[1], folder = argv[2], output = folder + "/caf\xc3\xa9 out.parquet";
 
   // Settings, and errors with their kind.
@@ -185,6 +185,21 @@ int main(int argc, char** argv) {
   const aq::Model made_model = aq::Model::open(std::vector<std::byte>(made_file));
   const auto codes = made_model.view(0).code_bytes();
   CHECK(std::equal(codes.begin(), codes.end(), planes.codes.begin(), planes.codes.end()));
+
+  // What the inputs of transformed tensors go through.
+  const aq::Model transformed = aq::Model::open(argv[3]);
+  CHECK(transformed.activation_params("both", 300).zero_point == -1.5f);
+  CHECK(refused([&] { transformed.activation_params("both", -1); }).code() == AQ_ERROR_TENSOR);
+  CHECK(transformed.view(0).input_scale_bytes().size() == 80);
+  CHECK(transformed.view(1).input_scale_bytes().size() == 0);
+  std::vector<float> inputs(2 * 40);
+  inputs[0] = inputs[40] = 1;
+  transformed.transform_activations(0, inputs);
+  // (1 / 0.5) / sqrt(8) in all of the first block, with the sign of its column.
+  for (int i = 0; i < 8; i++) {
+    CHECK(std::fabs(std::fabs(inputs[i]) - std::sqrt(0.5f)) < 1e-6f && inputs[i] == inputs[40 + i]);
+  }
+  CHECK(inputs[8] == 0);
 
   // A stream goes out and, holding no weights, is refused on its way in.
   ArrowArrayStream stream;

@@ -142,6 +142,12 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A file of tensors that were scaled and rotated before they were quantized. Which ones is said
+/// where it is made: src/run/transform_tests.
+pub fn transformed_model() -> PathBuf {
+    root().join("tests/data/transformed.parquet")
+}
+
 /// A model shipped with the repository.
 pub fn demo_model(name: &str) -> PathBuf {
     root().join("examples/models").join(name)

@@ -1,7 +1,7 @@
 """Reads files of the arrowquant program with pyarrow and DuckDB, decodes them with a decoder
 written from docs/format.md (common.py), and quantizes the same weights with numpy.
 
-Usage: check_format.py ARROWQUANT MODEL.safetensors
+Usage: check_format.py ARROWQUANT MODEL.safetensors TRANSFORMED.parquet
 """
 
 import itertools
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from common import BITS, SCALES, minmax, read_safetensors, to_bf16, unpack, write_safetensors
 
-PROGRAM, MODEL = sys.argv[1:3]
+PROGRAM, MODEL, TRANSFORMED = sys.argv[1:4]
 SHAPES = [(1, 1), (3, 17), (5, 129), (4, 704), (6, 5, 3, 3), (40,), (2, 0), (0, 3), (33, 256)]
 
 
@@ -26,7 +26,8 @@ def decode(tile):
     cols = int(np.prod(shape[1:])) if len(shape) > 1 else shape[0]
     planes = tile["codes"], tile["scales"], tile["biases"]
     layout = tile["format"], tile["group_size"], tile["scheme"], tile["scale_dtype"]
-    return common.decode(*planes, tile["row_count"], cols, *layout)
+    weights = common.decode(*planes, tile["row_count"], cols, *layout)
+    return common.undo(weights, tile["input_scale"], tile["rotation"])
 
 
 def run(*args):
@@ -127,6 +128,60 @@ def check_duckdb(folder):
     print("rows equal in DuckDB and pyarrow:", len(rows))
 
 
+def range_of(t_begin, t_end, scale, zero_point):
+    return {"t_begin": t_begin, "t_end": t_end, "scale": scale, "zero_point": zero_point}
+
+
+# What src/run/transform_tests put into TRANSFORMED: scaled or not, rotation, activation.
+GIVEN = {
+    "both": (True, (8, 77), [range_of(0, 300, 0.25, 8), range_of(300, 999, 0.5, -1.5)]),
+    "plain": (False, None, None),
+    "tiles": (False, (64, 0), [range_of(10, 20, 1.5, 0)]),
+    "scaled": (True, None, None),
+    "seeded": (True, (128, 2**64 - 1), None),
+    "kept": (False, None, [range_of(0, 1, 2, 3)]),
+}
+
+
+def check_transformed(folder):
+    """Columns that were scaled and rotated, read by pyarrow and DuckDB and undone by numpy."""
+    columns = "name, tile, input_scale, rotation, activation"
+    table = pq.read_table(TRANSFORMED)
+    tiles = table.to_pylist()
+    rows = [tuple(row.values()) for row in table.select(columns.split(", ")).to_pylist()]
+    assert duckdb.sql(f"SELECT {columns} FROM '{TRANSFORMED}'").fetchall() == rows
+    counted = f"SELECT name, len(activation), rotation.block FROM '{TRANSFORMED}' WHERE tile = 0"
+    for name, ranges, block in duckdb.sql(counted).fetchall():
+        _, rotation, activation = GIVEN[name]
+        assert (ranges, block) == (activation and len(activation), rotation and rotation[0]), name
+    back = folder / "transformed.safetensors"
+    run("verify", TRANSFORMED)
+    run("dequantize", TRANSFORMED, back, "--dtype", "f32")
+    ours = read_safetensors(back)
+    undone = {name: [] for name in GIVEN if name != "kept"}
+    for tile in tiles:
+        scaled, rotation, activation = GIVEN[tile["name"]]
+        rotation = rotation and dict(zip(("block", "seed"), rotation))
+        assert (tile["rotation"], tile["activation"]) == (rotation, activation), tile["name"]
+        assert (tile["input_scale"] is not None) == scaled, tile["name"]
+        if scaled:
+            cols = tile["shape"][1]
+            scale = (0.5 + 0.25 * (np.arange(cols) % 5)).astype("<f2")
+            assert tile["input_scale"] == scale.tobytes()
+        if tile["format"] != "raw":
+            undone[tile["name"]].append(decode(tile))
+    for name, parts in undone.items():
+        y = np.concatenate(parts)
+        assert y.tobytes() == ours[name].tobytes(), name
+        # The weights that were given.
+        i = np.arange(y.size)
+        w = ((i * 7919 + len(name) * 101) % 1009).astype("<f4") / np.float32(504) - np.float32(1)
+        assert common.cosine(w, y) > (0.8 if name == "tiles" else 0.99), name
+    assert ours["kept"].tolist() == [1, -2, 0.5]
+    print("transformed tensors undone bit for bit:", len(undone))
+
+
 with tempfile.TemporaryDirectory() as name:
+    check_transformed(pathlib.Path(name))
     check_shapes(pathlib.Path(name))
     check_duckdb(pathlib.Path(name))

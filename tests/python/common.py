@@ -88,6 +88,48 @@ def decode(codes, scales, biases, rows, cols, format, group_size, scheme, scale_
     return spread(scales) * q + spread(biases)
 
 
+def butterflies(v):
+    """[..., n] times the Hadamard matrix of order n, in the order of docs/format.md."""
+    n, distance = v.shape[-1], 1
+    while distance < n:
+        pairs = v.reshape(*v.shape[:-1], n // (2 * distance), 2, distance)
+        a, b = pairs[..., 0, :], pairs[..., 1, :]
+        v = np.stack([a + b, a - b], axis=-2).reshape(v.shape)
+        distance *= 2
+    return v
+
+
+def signs(seed, cols):
+    """1 and -1 for each column, by SplitMix64."""
+    if seed == 0:
+        return np.ones(cols, np.float32)
+    k = np.arange(-(-cols // 64), dtype=np.uint64) + np.uint64(1)
+    z = np.uint64(seed) + k * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    bits = (z[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
+    return np.where(bits.ravel()[:cols] == 1, np.float32(-1), np.float32(1))
+
+
+def rotate(x, block, seed, back=False):
+    """f32 [rows, cols] times R, or times its transpose, block by block."""
+    flips = signs(seed, x.shape[1])
+    norm = np.float32(1 / np.sqrt(block))
+    x = (x if back else x * flips).reshape(len(x), -1, block)
+    x = butterflies(x).reshape(len(x), -1) * norm
+    return x * flips if back else x
+
+
+def undo(weights, input_scale, rotation):
+    """What f32 [rows, cols] were before they were scaled and rotated."""
+    if rotation:
+        weights = rotate(weights, rotation["block"], rotation["seed"], back=True)
+    if input_scale is not None:
+        weights = weights / np.frombuffer(input_scale, "<f2").astype(np.float32)
+    return weights
+
+
 def decode_tile(tile):
     """As `decode`, of an arrowquant.Tile or Quantized."""
     recipe = tile.recipe

@@ -49,7 +49,15 @@ from .kernels import (
     quantize_rows,
     unpack,
 )
-from .model import Metadata, Model, Tensor, Tile, open_model as open
+from .model import (
+    ActivationParams,
+    Metadata,
+    Model,
+    Rotation,
+    Tensor,
+    Tile,
+    open_model as open,
+)
 from .plan import Plan, PlanEntry
 from .report import Report, TensorCheck, TensorReport, Totals, Verification
 from .source import Source, TensorInfo
@@ -147,6 +155,7 @@ def quantize_to_bytes(
 
 
 __all__ = [
+    "ActivationParams",
     "Activations",
     "ArgumentError",
     "Cancelled",
@@ -171,6 +180,7 @@ __all__ = [
     "Quantized",
     "Recipe",
     "Report",
+    "Rotation",
     "Source",
     "Tensor",
     "TensorCheck",

@@ -19,6 +19,7 @@ from ctypes import (
     c_char,
     c_char_p,
     c_double,
+    c_float,
     c_int32,
     c_size_t,
     c_ubyte,
@@ -224,6 +225,20 @@ class aq_tensor_view(Sized):
         ("cosine", c_double),
         ("sqnr_db", c_double),
         ("bits_per_weight", c_double),
+        ("input_scale", c_void_p),
+        ("input_scale_len", c_size_t),
+        ("rotation_block", c_size_t),
+        ("rotation_seed", c_uint64),
+    ]
+
+
+class aq_activation_params(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("t_begin", c_int32),
+        ("t_end", c_int32),
+        ("scale", c_float),
+        ("zero_point", c_float),
     ]
 
 
@@ -331,6 +346,8 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_model_dequantize_rows": [_HANDLE, c_size_t, c_size_t, c_size_t, c_int32]
     + [c_void_p, c_size_t],
     "aq_model_matvec": [_HANDLE, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t],
+    "aq_model_activation_params": [_HANDLE, c_char_p, c_int32, POINTER(aq_activation_params)],
+    "aq_model_transform_activations": [_HANDLE, c_size_t, c_void_p, c_size_t, c_size_t],
     "aq_model_dequantize_to_path": [_HANDLE, c_char_p, c_int32, _OPTIONS],
     "aq_model_metadata": [_HANDLE, c_char_p, _TEXT],
     "aq_model_metadata_entry": [_HANDLE, c_size_t, _TEXT, _TEXT],

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any, Union
 
 from . import _arrow
-from ._buffers import Memory, Output, array_of
+from ._buffers import Memory, Output, array_of, numpy_or_none
 from ._library import (
     DTYPES,
     FORMATS,
@@ -19,6 +19,7 @@ from ._library import (
     ArrowArrayStream,
     Handle,
     Owner,
+    aq_activation_params,
     aq_tensor_view,
     borrow,
     call,
@@ -37,6 +38,30 @@ from .errors import ArgumentError, UnknownTensor
 from .kernels import Planes, Recipe, _FLOATS, shaped, vectors_of
 from .report import Verification, number
 from .source import Source, TensorInfo
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How columns were rotated before they were quantized, see docs/format.md."""
+
+    #: Columns that were rotated together.
+    block: int
+    #: What the signs follow from; 0 is none.
+    seed: int
+
+
+@dataclass(frozen=True)
+class ActivationParams:
+    """Static parameters of activations, of some timesteps: q = round(x / scale + zero_point). Where
+    a tensor has an input scale or a rotation, of what `Tensor.transform_activations` makes."""
+
+    #: The first timestep.
+    t_begin: int
+    #: The one after the last.
+    t_end: int
+    scale: float
+    zero_point: float
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -71,6 +96,11 @@ class Tile:
     sqnr_db: float | None
     #: Scales and biases counted; None without weights.
     bits_per_weight: float | None
+    #: What each column was multiplied by before it was quantized, as bytes of f16; or None. Weights
+    #: that planes alone decode to are still to be divided by it, once they are rotated back.
+    input_scale: memoryview | None = field(repr=False)
+    #: How columns were rotated then, after that; or None.
+    rotation: Rotation | None
 
     @property
     def group_size(self) -> int | None:
@@ -129,6 +159,8 @@ def _tile(handle: Handle, index: int, number_: int) -> Tile:
         cosine=number(view.cosine),
         sqnr_db=number(view.sqnr_db),
         bits_per_weight=number(view.bits_per_weight),
+        input_scale=plane(view.input_scale, view.input_scale_len, 0) if view.input_scale else None,
+        rotation=Rotation(view.rotation_block, view.rotation_seed) if view.rotation_block else None,
     )
 
 
@@ -192,6 +224,41 @@ class Tensor:
             output.memory,
             output.memory.nbytes // 4,
         )
+        return output.result()
+
+    @property
+    def input_scale(self) -> Any:
+        """What each column was multiplied by before it was quantized: a read-only numpy array of
+        float16 (without numpy a memoryview of its bytes), or None where nothing was."""
+        scale = _tile(self._handle, self._index, 0).input_scale
+        if scale is None or numpy_or_none() is None:
+            return scale
+        return array_of(scale, "<f2", (self.info.cols,))
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """How columns were rotated then, after that; None where they were not."""
+        return _tile(self._handle, self._index, 0).rotation
+
+    def activation_params(self, timestep: int) -> ActivationParams:
+        """The static parameters of its activations at a timestep; `TensorError` where the file has
+        none for it."""
+        params = aq_activation_params()
+        name, out = encode(self.info.name, "name"), ctypes.byref(params)
+        call(lib.aq_model_activation_params, self._handle, name, timestep, out)
+        return ActivationParams(params.t_begin, params.t_end, params.scale, params.zero_point)
+
+    def transform_activations(self, x: Any) -> Any:
+        """What a vector of `cols` f32, or several, [batch, cols], must become to be multiplied with
+        the quantized weights as they lie in the file: divided by the input scale, and rotated.
+        `matvec` does so by itself. Returns what `matvec` does, of the shape of `x`."""
+        vectors, batch, _ = vectors_of(x, self.info.rows, self.info.cols)
+        output = Output(vectors.shape, "f32")
+        memory = output.memory
+        if vectors.nbytes:
+            ctypes.memmove(memory.address, vectors.address, vectors.nbytes)
+        count = vectors.nbytes // 4
+        call(lib.aq_model_transform_activations, self._handle, self._index, memory, count, batch)
         return output.result()
 
     def __repr__(self) -> str:

@@ -1,0 +1,221 @@
+//! Weights out of planes, and products with them.
+
+use std::ops::Range;
+
+use super::{Model, Tensor, TileRef, choose_table};
+use crate::error::{Error, Result};
+use crate::format::{Float, Layout, Scheme, Transform};
+use crate::kernel::{DecodeRow, KernelTable, MatVec, Planes};
+use crate::quantize::transform;
+use crate::schema::Tile;
+use crate::tensor::{Dtype, TensorInfo};
+
+impl Model {
+    /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16,
+    /// bf16 and f8 tensors are converted.
+    ///
+    /// # Errors
+    /// The tensor is of a dtype that is never quantized, its planes are damaged in size, or a
+    /// weight is too large for `float`.
+    ///
+    /// # Panics
+    /// If there is no such tensor or row, or `out` is not as long as the rows.
+    pub fn dequantize_rows(
+        &self,
+        tensor: usize,
+        rows: Range<usize>,
+        float: Float,
+        out: &mut [u8],
+    ) -> Result<()> {
+        let Tensor { info, tiles } = &self.tensors[tensor];
+        let cols = info.shape.cols();
+        let row_bytes = cols * float.size();
+        assert!(rows.start <= rows.end && rows.end <= info.shape.rows());
+        assert_eq!(out.len(), rows.len() * row_bytes);
+        for (index, TileRef { tile, .. }) in tiles.iter().enumerate() {
+            let start = tile.row_start.max(rows.start);
+            let end = (tile.row_start + tile.row_count).min(rows.end);
+            if start >= end {
+                continue;
+            }
+            let planes = self.planes(tensor, index)?;
+            let out = &mut out[(start - rows.start) * row_bytes..(end - rows.start) * row_bytes];
+            match tile.layout {
+                Some(layout) => {
+                    let mut decode = Decoder::new(tile, layout)?;
+                    for row in start..end {
+                        let at = (row - start) * row_bytes;
+                        let planes = planes.as_planes().row(layout, cols, row - tile.row_start);
+                        let weights = &mut out[at..at + row_bytes];
+                        if !decode.row(planes, float, weights) {
+                            return Err(self.not_decodable(&info.name, row));
+                        }
+                    }
+                }
+                None => {
+                    if info.dtype.float().is_none() {
+                        let reason =
+                            format!("{} values are not quantized, read them raw", info.dtype);
+                        return Err(Error::tensor(&self.path, &info.name, reason));
+                    }
+                    let kept = cols * info.dtype.bits() / 8;
+                    let values = (start - tile.row_start) * kept..(end - tile.row_start) * kept;
+                    if !convert(info.dtype, &planes.codes()[values], float, out) {
+                        return Err(self.too_large(info, float));
+                    }
+                    continue;
+                }
+            }
+            let finite = |i| float.get(out, i).is_finite();
+            if float != Float::F32 && !(0..out.len() / float.size()).all(finite) {
+                return Err(self.too_large(info, float));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes of vectors of activations, one after the other, what the quantized weights of a tensor
+    /// are to be multiplied with: divided by its input scale, and rotated.
+    ///
+    /// # Errors
+    /// `AQ_ISA` is wrong.
+    ///
+    /// # Panics
+    /// If there is no such tensor, or these are no whole vectors.
+    pub fn transform_activations(&self, tensor: usize, x: &mut [f32]) -> Result<()> {
+        let tensor = &self.tensors[tensor];
+        let (transform, cols) = (tensor.transform(), tensor.info.shape.cols());
+        transform::apply_to_activations(choose_table()?, transform, cols, x);
+        Ok(())
+    }
+
+    /// Multiplies a quantized tensor (folded to rows x cols) with vectors of `cols` values, one
+    /// after the other in `x`; `y` has `rows` values for each. Where columns were scaled or
+    /// rotated, so are the vectors, and weights stay as they are.
+    ///
+    /// # Errors
+    /// The tensor is not quantized, or its planes are damaged in size.
+    ///
+    /// # Panics
+    /// If there is no such tensor, or `x` and `y` are not of so many vectors each.
+    pub fn matvec(&self, tensor: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
+        let table = choose_table()?;
+        let Tensor { info, tiles } = &self.tensors[tensor];
+        let mut transformed = Vec::new();
+        let x = match self.tensors[tensor].transform().is_identity() {
+            true => x,
+            false => {
+                transformed.extend_from_slice(x);
+                self.transform_activations(tensor, &mut transformed)?;
+                &transformed
+            }
+        };
+        for (number, TileRef { tile, .. }) in tiles.iter().enumerate() {
+            let Some(layout) = tile.layout else {
+                return Err(Error::tensor(&self.path, &info.name, "it is not quantized"));
+            };
+            let planes = self.planes(tensor, number)?;
+            table.matvec(MatVec {
+                layout,
+                cols: info.shape.cols(),
+                planes: planes.as_planes(),
+                rows: tile.row_start..tile.row_start + tile.row_count,
+                x,
+                y: &mut *y,
+                y_rows: info.shape.rows(),
+            });
+        }
+        Ok(())
+    }
+
+    pub(super) fn not_decodable(&self, tensor: &str, row: usize) -> Error {
+        let reason = format!("row {row} has a scale that decodes to infinity");
+        Error::tensor(&self.path, tensor, reason)
+    }
+
+    fn too_large(&self, info: &TensorInfo, float: Float) -> Error {
+        let reason = format!("a weight is too large for {float}, use f32");
+        Error::tensor(&self.path, &info.name, reason)
+    }
+}
+
+/// Decodes rows of a quantized tile, and undoes what was done to their columns.
+pub(super) struct Decoder<'a> {
+    table: &'static KernelTable,
+    layout: Layout,
+    transform: Transform<'a>,
+    cols: usize,
+    /// A row of f32 on its way; empty where there is nothing to undo.
+    row: Vec<u8>,
+}
+
+impl<'a> Decoder<'a> {
+    pub(super) fn new(tile: &'a Tile, layout: Layout) -> Result<Self> {
+        let (transform, cols) = (tile.transform(), tile.shape.cols());
+        let len = if transform.is_identity() { 0 } else { cols };
+        Ok(Self {
+            table: choose_table()?,
+            layout,
+            transform,
+            cols,
+            row: vec![0; len * Float::F32.size()],
+        })
+    }
+
+    /// Writes a row as `float`. False where a weight is not finite, before it is narrowed.
+    fn row(&mut self, planes: Planes<'_>, float: Float, weights: &mut [u8]) -> bool {
+        if !self.transform.is_identity() {
+            let finite = self.is_finite(planes);
+            self.table.narrow(&self.row, float, weights);
+            return finite;
+        }
+        self.table.decode_row(DecodeRow {
+            layout: self.layout,
+            cols: self.cols,
+            planes,
+            float,
+            weights,
+        });
+        decodable(self.layout, planes)
+    }
+
+    /// Whether all codes of a row decode to finite numbers, and what was done to the columns is
+    /// undone in such.
+    pub(super) fn is_finite(&mut self, planes: Planes<'_>) -> bool {
+        let (table, layout, row) = (self.table, self.layout, &mut self.row);
+        decodable(layout, planes)
+            && (self.transform.is_identity()
+                || transform::decode_row(table, layout, self.transform, self.cols, planes, row))
+    }
+}
+
+/// Whether every code of a row decodes to a finite f32, as in any file of ours.
+fn decodable(layout: Layout, row: Planes<'_>) -> bool {
+    let dtype = layout.scale_dtype;
+    let bias = |group| match layout.scheme {
+        Scheme::Symmetric => 0.0,
+        Scheme::Affine => dtype.get(row.biases, group),
+    };
+    (0..row.scales.len() / dtype.size())
+        .all(|group| layout.decodable(dtype.get(row.scales, group), bias(group)))
+}
+
+/// Converts kept values, narrower floats rounded half to even. False when a finite value became
+/// infinite.
+fn convert(from: Dtype, values: &[u8], to: Float, out: &mut [u8]) -> bool {
+    if from == to.into() {
+        out.copy_from_slice(values);
+        return true;
+    }
+    let mut fits = true;
+    for (i, out) in out.chunks_exact_mut(to.size()).enumerate() {
+        let value = from.value(values, i);
+        match to {
+            Float::F32 => out.copy_from_slice(&value.to_le_bytes()),
+            Float::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+            Float::BF16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
+        }
+        fits &= to.get(out, 0).is_finite() || !value.is_finite();
+    }
+    fits
+}
