@@ -38,6 +38,20 @@ macro_rules! named {
     };
 }
 
+/// Static quantization of a layer's input at the timesteps from `t_begin` to before `t_end`:
+/// `q = x / scale + zero_point`, rounded and clamped to the codes there are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActivationRange {
+    /// The first timestep.
+    pub t_begin: i32,
+    /// The first timestep after them.
+    pub t_end: i32,
+    /// Distance of two levels.
+    pub scale: f32,
+    /// Where 0 is, in levels; no integer.
+    pub zero_point: f32,
+}
+
 /// A name that is none of those allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnknownName {

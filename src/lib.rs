@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`source`] | where weights come from: safetensors, diffusers folders, GGUF, Parquet, memory |
 //! | [`plan`] | what each tensor gets, decided before any work |
+//! | [`calibrate`] | what activations say |
 //! | [`quantize`] | how codes and scales of rows are chosen |
 //! | [`kernel`] | numbers to bytes and back, by instruction set |
 //! | [`run`] | does a plan; decodes and verifies whole files |
@@ -47,6 +48,8 @@ pub mod capi;
 pub mod format;
 pub mod kernel;
 
+#[cfg(feature = "std")]
+pub mod calibrate;
 #[cfg(feature = "std")]
 pub mod error;
 #[cfg(feature = "std")]

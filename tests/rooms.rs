@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("format", &["error", "tensor"]),
     ("schema", &["format", "tensor", "error"]),
     ("kernel", &["format"]),
-    ("calibrate", &["kernel", "tensor", "error"]),
+    ("calibrate", &["kernel", "format", "tensor", "error"]),
     (
         "quantize",
         &["kernel", "calibrate", "format", "tensor", "error"],

@@ -240,6 +240,11 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        halves!(_mm256_div_ps, self, other)
+    }
+
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         halves!(_mm256_min_ps, self, other)
     }

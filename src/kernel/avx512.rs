@@ -187,6 +187,11 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        Self(op!(_mm512_div_ps(self.0, other.0)))
+    }
+
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         Self(op!(_mm512_min_ps(self.0, other.0)))
     }

@@ -2,6 +2,9 @@
 //! vectors, at unaligned offsets, with canary bytes around every output. A new ISA's table is
 //! put against the scalar one here; a table with a slightly wrong rounding must be caught.
 
+mod inputs;
+
+use super::activations;
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use super::scalar::Scalar;
 use super::tables::{kernel, table};
@@ -541,7 +544,7 @@ fn check_products(
             scales: &mut steps,
             sums: &mut sums,
         };
-        prop_assert!(table.quantize_activations(&x, cols, out));
+        prop_assert!(table.quantize_vectors(&x, cols, out));
         table.matvec_bytes(ByteMatVec {
             layout,
             cols,
@@ -730,6 +733,11 @@ impl<const FAULT: u8> Lanes for Faulty<FAULT> {
     #[inline(never)]
     fn mul(self, other: Self) -> Self {
         Self(self.0.mul(other.0))
+    }
+
+    #[inline(never)]
+    fn div(self, other: Self) -> Self {
+        Self(self.0.div(other.0))
     }
 
     #[inline(never)]

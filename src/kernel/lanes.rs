@@ -63,6 +63,8 @@ pub trait Lanes: Copy {
     fn sub(self, other: Self) -> Self;
     /// Lane by lane `self * other`.
     fn mul(self, other: Self) -> Self;
+    /// Lane by lane `self / other`.
+    fn div(self, other: Self) -> Self;
     /// Lane by lane the smaller; of two zeros either, of a number and NaN either.
     fn min(self, other: Self) -> Self;
     /// Lane by lane the larger; of two zeros either, of a number and NaN either.

@@ -301,6 +301,11 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    fn div(self, other: Self) -> Self {
+        quarters!(vdivq_f32, self, other)
+    }
+
+    #[inline(always)]
     fn min(self, other: Self) -> Self {
         quarters!(vminq_f32, self, other)
     }

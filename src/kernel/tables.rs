@@ -1,5 +1,6 @@
 //! One table of kernels for each instruction set.
 
+use super::activations;
 use super::dot;
 #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 use super::neon::{Dotprod, Neon};
@@ -7,7 +8,7 @@ use super::rows;
 use super::scalar::Scalar;
 use super::{
     ActivationsMut, ByteMatVec, CompareRow, DecodeRow, ErrorRow, ErrorSums, Isa, KernelTable,
-    MatVec, QuantizeRow, RescaleRow, RowFault,
+    MatVec, QuantizeActivations, QuantizeRow, RescaleRow, RowFault,
 };
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
@@ -52,7 +53,12 @@ macro_rules! table {
             matvec: kernel!($($features)?, dot::matvec::<$lanes>, (m: MatVec<'_>)),
             quantize_activations: kernel!(
                 $($features)?,
-                dot::quantize_activations::<$lanes>,
+                activations::quantize::<$lanes>,
+                (a: QuantizeActivations<'_>) -> Result<(), usize>
+            ),
+            quantize_vectors: kernel!(
+                $($features)?,
+                dot::quantize_vectors::<$lanes>,
                 (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
             ),
             matvec_bytes: kernel!($($features)?, dot::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)),
