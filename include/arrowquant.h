@@ -343,8 +343,9 @@ aq_status aq_unpack(aq_format format,
 /*
  * Products of quantized matrices with vectors.
  *
- * The vectors are f32 (aq_matvec), or signed bytes that aq_quantize_activations makes of f32
- * (aq_matvec_int8), which is also called dynamic activations. Planes are those of the kernels
+ * The vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
+ * (aq_matvec_int8), which is also called dynamic activations. (For bytes in plain order, for
+ * products of your own, see aq_quantize_activations.) Planes are those of the kernels
  * above; nothing here allocates or starts threads either, and any number of threads may work on
  * different rows at once, each with a y of its own.
  */
@@ -386,23 +387,23 @@ aq_status aq_matvec(const aq_recipe *recipe,
  *
  * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity. The outputs then hold nothing of use.
  */
-aq_status aq_quantize_activations(const aq_recipe *recipe,
-                                  const float *x,
-                                  size_t x_count,
-                                  size_t cols,
-                                  size_t batch,
-                                  int8_t *values,
-                                  size_t values_count,
-                                  float *scales,
-                                  size_t scales_count,
-                                  float *sums,
-                                  size_t sums_count,
-                                  aq_error *err);
+aq_status aq_quantize_vectors(const aq_recipe *recipe,
+                              const float *x,
+                              size_t x_count,
+                              size_t cols,
+                              size_t batch,
+                              int8_t *values,
+                              size_t values_count,
+                              float *scales,
+                              size_t scales_count,
+                              float *sums,
+                              size_t sums_count,
+                              aq_error *err);
 #endif
 
 #if defined(AQ_STD)
 /**
- * As aq_matvec, with vectors that aq_quantize_activations made: counts are as there, and no value
+ * As aq_matvec, with vectors that aq_quantize_vectors made: counts are as there, and no value
  * is -128. Codes and values are multiplied as integers, by the CPU's own instructions for that
  * where it has some (AVX-512 VNNI, NEON's dot products).
  *
@@ -430,6 +431,70 @@ aq_status aq_matvec_int8(const aq_recipe *recipe,
                          float *y,
                          size_t y_count,
                          aq_error *err);
+#endif
+
+/*
+ * Activations to integers, for products that the caller computes: the input of a layer, row by row
+ * (token by token), in plain order. Nothing here allocates or starts threads, and any number of
+ * threads may call it at once.
+ */
+
+#if defined(AQ_STD)
+/**
+ * How activations are quantized: dynamically, by their own magnitudes, where scale is 0, else by a
+ * static scale and zero point. Set struct_size; the rest may be 0.
+ */
+typedef struct aq_activation_options {
+  /** sizeof(aq_activation_options). */
+  uint32_t struct_size;
+  /** Of a value: 4, or 8, the default. */
+  uint32_t bits;
+  /**
+   * Dynamic only: values of a row that share a scale, a multiple of 16 up to 1024, or 0 for a
+   * whole row. The last group of a row may be shorter.
+   */
+  uint32_t group_size;
+  /** Static, where above 0: a normal number. */
+  float scale;
+  /** Static only: any finite number. */
+  float zero_point;
+  /** What each column is divided by first: `cols` normal numbers above 0, or NULL for none. */
+  const float *input_scale;
+  /** How many these are. */
+  size_t input_scale_len;
+} aq_activation_options;
+#endif
+
+#if defined(AQ_STD)
+/**
+ * Quantizes `rows` rows of `cols` activations (f32, f16 or bf16), `x_len` bytes, to `rows * cols`
+ * values of a byte each, in the same order. With `options` NULL: 8 bits, a scale for each row.
+ *
+ * Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are int8,
+ * `round(x * (top / a))`, and stand for `value * (a / top)`. There are rows * groups `scales`,
+ * `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A group
+ * without magnitudes above 1e-30 gets zeros, and the scale 0.
+ *
+ * Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and stand
+ * for `(value - zero_point) * scale`. There are no `scales`: NULL and 0.
+ *
+ * All of it is f32, each operation rounded, and round is half to even: the same on every machine. No
+ * output may overlap the other or an input.
+ *
+ * Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, when
+ * dynamic, becomes so when divided by `input_scale`. The outputs then hold nothing of use.
+ */
+aq_status aq_quantize_activations(const void *x,
+                                  size_t x_len,
+                                  aq_dtype dtype,
+                                  size_t rows,
+                                  size_t cols,
+                                  const aq_activation_options *options,
+                                  void *values,
+                                  size_t values_len,
+                                  float *scales,
+                                  size_t scales_len,
+                                  aq_error *err);
 #endif
 
 #ifdef AQ_STD

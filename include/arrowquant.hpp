@@ -645,17 +645,44 @@ struct Activations {
 };
 
 // `x` is one or more vectors of `cols` values, one after the other.
-inline Activations quantize_activations(const aq_recipe& recipe, Span<const float> x,
+inline Activations quantize_vectors(const aq_recipe& recipe, Span<const float> x,
                                         std::size_t cols) {
   const std::size_t batch = cols ? x.size() / cols : 0;
   const std::size_t span = recipe.group_size ? recipe.group_size : cols;
   const std::size_t groups = cols ? batch * ((cols + span - 1) / span) : 0;
   Activations made{std::vector<std::int8_t>(x.size()), std::vector<float>(groups),
                    std::vector<float>(groups)};
-  detail::call(aq_quantize_activations, &recipe, x.data(), x.size(), cols, batch,
+  detail::call(aq_quantize_vectors, &recipe, x.data(), x.size(), cols, batch,
                made.values.data(), made.values.size(), made.scales.data(), groups,
                made.sums.data(), groups);
   return made;
+}
+
+// Activations as integers: int8 values when dynamic, uint8 and no scales when static.
+struct QuantizedActivations {
+  std::vector<std::byte> values;
+  std::vector<float> scales;
+};
+
+// `x` is rows of `cols` values of `dtype`.
+inline QuantizedActivations quantize_activations(Bytes x, aq_dtype dtype, std::size_t cols,
+                                                 aq_activation_options options = {}) {
+  const std::size_t size = dtype == AQ_DTYPE_F32 ? 4 : 2;
+  const std::size_t rows = cols ? x.size() / size / cols : 0;
+  const std::size_t span = options.group_size ? options.group_size : cols;
+  const std::size_t groups = cols && options.scale == 0 ? rows * ((cols + span - 1) / span) : 0;
+  QuantizedActivations made{std::vector<std::byte>(rows * cols), std::vector<float>(groups)};
+  options.struct_size = sizeof options;
+  detail::call(aq_quantize_activations, static_cast<const void*>(x.data()), x.size(), dtype, rows,
+               cols, &options, static_cast<void*>(made.values.data()), made.values.size(),
+               made.scales.data(), groups);
+  return made;
+}
+inline QuantizedActivations quantize_activations(Span<const float> x, std::size_t cols,
+                                                 const aq_activation_options& options = {}) {
+  return quantize_activations(
+      Bytes(reinterpret_cast<const std::byte*>(x.data()), x.size_bytes()), AQ_DTYPE_F32, cols,
+      options);
 }
 
 // As matvec.

@@ -38,6 +38,20 @@ macro_rules! named {
     };
 }
 
+/// Static quantization of a layer's input at the timesteps from `t_begin` to before `t_end`:
+/// `q = x / scale + zero_point`, rounded and clamped to the codes there are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActivationRange {
+    /// The first timestep.
+    pub t_begin: i32,
+    /// The first timestep after them.
+    pub t_end: i32,
+    /// Distance of two levels; finite and above 0.
+    pub scale: f32,
+    /// Where 0 is, in levels; finite, no integer.
+    pub zero_point: f32,
+}
+
 /// A name that is none of those allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnknownName {
@@ -498,20 +512,6 @@ fn is_input_scale(scale: &[u8], cols: usize) -> bool {
     // Bits of numbers above 0 that are not infinite.
     let valid = |bytes: &[u8; 2]| (1..0x7C00).contains(&u16::from_le_bytes(*bytes));
     scale.len() / 2 == cols && scale.len().is_multiple_of(2) && values.into_iter().all(valid)
-}
-
-/// Static parameters of a tensor's activations, of some timesteps:
-/// `q = round(x / scale + zero_point)`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ActivationRange {
-    /// The first timestep.
-    pub t_begin: i32,
-    /// The one after the last.
-    pub t_end: i32,
-    /// Finite and above 0.
-    pub scale: f32,
-    /// Finite.
-    pub zero_point: f32,
 }
 
 impl ActivationRange {

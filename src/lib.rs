@@ -10,6 +10,7 @@
 //! |---|---|
 //! | [`source`] | where weights come from: safetensors, diffusers folders, GGUF, Parquet, memory |
 //! | [`plan`] | what each tensor gets, decided before any work |
+//! | [`calibrate`] | what activations say |
 //! | [`quantize`] | how codes and scales of rows are chosen |
 //! | [`kernel`] | numbers to bytes and back, by instruction set |
 //! | [`run`] | does a plan; decodes and verifies whole files |

@@ -15,6 +15,7 @@ const SECTIONS: &[&str] = &[
     "types",
     "kernels",
     "products",
+    "activation",
     "config",
     "source",
     "plan",

@@ -262,7 +262,7 @@ impl Bytes {
             scales: &mut bytes.scales,
             sums: &mut bytes.sums,
         };
-        assert!(table.quantize_activations(x, cols, out));
+        assert!(table.quantize_vectors(x, cols, out));
         bytes
     }
 

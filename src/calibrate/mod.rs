@@ -10,6 +10,7 @@ mod file;
 mod hessian;
 pub mod histogram;
 mod stats;
+pub mod time;
 mod weighting;
 
 use std::collections::BTreeMap;
@@ -191,6 +192,31 @@ impl Calibration {
             layers: RwLock::default(),
             spill: Arc::new(spill),
         })
+    }
+
+    /// Of mean squares of the input channels of layers alone, as importance matrices have them:
+    /// without ranges, without Hessians, and without time.
+    ///
+    /// # Errors
+    /// As [`Calibration::new`].
+    pub fn of_mean_squares<'a>(
+        layers: impl IntoIterator<Item = (&'a str, &'a [f32])>,
+    ) -> Result<Self> {
+        let calibration = Self::new(CalibrationOptions {
+            timesteps: 1,
+            bins: 1,
+            hessian: false,
+            hessian_groups: 1,
+            ..CalibrationOptions::default()
+        })?;
+        for (name, squares) in layers {
+            let layer = calibration.layer(layer_name(name), squares.len());
+            let layer = &mut *lock(&layer);
+            let bin = layer.bin(0);
+            bin.count = 1;
+            bin.squares = squares.iter().map(|&x| f64::from(x)).collect();
+        }
+        Ok(calibration)
     }
 
     /// How it divides time.

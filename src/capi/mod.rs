@@ -38,6 +38,8 @@ pub mod products;
 pub mod types;
 
 #[cfg(feature = "std")]
+pub mod activation;
+#[cfg(feature = "std")]
 pub mod arrow;
 #[cfg(feature = "std")]
 pub mod config;

@@ -1,7 +1,8 @@
 //! Products of quantized matrices with vectors.
 //!
-//! The vectors are f32 (aq_matvec), or signed bytes that aq_quantize_activations makes of f32
-//! (aq_matvec_int8), which is also called dynamic activations. Planes are those of the kernels
+//! The vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
+//! (aq_matvec_int8), which is also called dynamic activations. (For bytes in plain order, for
+//! products of your own, see aq_quantize_activations.) Planes are those of the kernels
 //! above; nothing here allocates or starts threads either, and any number of threads may work on
 //! different rows at once, each with a y of its own.
 
@@ -76,7 +77,7 @@ pub unsafe extern "C" fn aq_matvec(
 /// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity. The outputs then hold nothing of use.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_quantize_activations(
+pub unsafe extern "C" fn aq_quantize_vectors(
     recipe: *const aq_recipe,
     x: *const f32,
     x_count: usize,
@@ -113,7 +114,7 @@ pub unsafe extern "C" fn aq_quantize_activations(
                 scales,
                 sums,
             };
-            match table()?.quantize_activations(x, cols, out) {
+            match table()?.quantize_vectors(x, cols, out) {
                 true => Ok(()),
                 false => Err(Fault::Argument("x has a NaN or an infinity")),
             }
@@ -121,7 +122,7 @@ pub unsafe extern "C" fn aq_quantize_activations(
     }
 }
 
-/// As aq_matvec, with vectors that aq_quantize_activations made: counts are as there, and no value
+/// As aq_matvec, with vectors that aq_quantize_vectors made: counts are as there, and no value
 /// is -128. Codes and values are multiplied as integers, by the CPU's own instructions for that
 /// where it has some (AVX-512 VNNI, NEON's dot products).
 ///

@@ -2,6 +2,7 @@
 //! With f32 vectors the weights are decoded in registers; with vectors of bytes, quantized as
 //! they come, the codes are multiplied as integers.
 
+use super::activations;
 use super::element::{Code, Element, F32, Pieces, each_vector, load_slice, with_code};
 use super::group::{Decoder, Grid};
 use super::lanes::{BLOCK, LANES, Lanes};
@@ -228,7 +229,7 @@ impl Grids {
 ///
 /// Codes are not brought into order: in a piece of some bytes those in the lowest bits are
 /// multiplied first, then those in the next, and so on. The values of the vector stand in that
-/// order, which [`quantize_activations`] gives them.
+/// order, which [`quantize_vectors`] gives them.
 pub trait ByteDot {
     /// The lanes the sums end in.
     type Lanes: Lanes;
@@ -424,16 +425,9 @@ fn phase_len(n: usize, phases: usize, phase: usize) -> usize {
     (n + phases - 1 - phase) / phases
 }
 
-/// Groups of a vector with no magnitude above this count as zeros.
-const SMALLEST: f32 = 1.0e-30;
-
 /// For each group a scale `largest magnitude / 127`, and the scale times the sum of its bytes.
 #[inline(always)]
-pub(super) fn quantize_activations<L: Lanes>(
-    x: &[f32],
-    cols: usize,
-    out: ActivationsMut<'_>,
-) -> bool {
+pub(super) fn quantize_vectors<L: Lanes>(x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool {
     let layout = out.layout;
     let span = layout.group_size.span(cols);
     let groups = layout.group_size.count(cols);
@@ -444,26 +438,22 @@ pub(super) fn quantize_activations<L: Lanes>(
             let (start, end) = (g * span, cols.min((g + 1) * span));
             let x = &x[start..end];
             let values = &mut out.values[b * cols + start..b * cols + end];
-            let Some((low, high)) = F32.range::<L>(as_bytes(x)) else {
+            let Some(largest) = F32.magnitude::<L>(as_bytes(x)) else {
                 return false;
             };
-            let largest = high.max(-low);
-            let (step, inverse) = match largest > SMALLEST {
-                true => (largest / 127.0, 127.0 / largest),
-                false => (0.0, 0.0),
-            };
+            let (step, inverse) = activations::steps(largest, 127.0);
             let mut sum = 0;
             for (x, values) in x.chunks(piece).zip(values.chunks_mut(piece)) {
+                let ordered = &mut [0; LONG * 4][..x.len()];
+                activations::quantize_values::<L>(inverse, F32, as_bytes(x), ordered);
                 let mut next = 0;
                 for phase in 0..phases {
                     for i in 0..phase_len(x.len(), phases, phase) {
-                        let exact = x[i * phases + phase] * inverse;
-                        let value = libm::rintf(exact.clamp(-127.0, 127.0));
-                        values[next] = value as i8;
-                        sum += value as i64;
+                        values[next] = ordered[i * phases + phase] as i8;
                         next += 1;
                     }
                 }
+                sum += values.iter().map(|value| i64::from(*value)).sum::<i64>();
             }
             out.scales[b * groups + g] = step;
             out.sums[b * groups + g] = step * sum as f32;

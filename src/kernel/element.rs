@@ -14,6 +14,8 @@ pub(super) trait Element: Copy {
     fn store<L: Lanes>(self, lanes: L, bytes: &mut [u8]);
     /// Smallest and largest value, or `None` when one is NaN or infinite.
     fn range<L: Lanes>(self, bytes: &[u8]) -> Option<(f32, f32)>;
+    /// The largest magnitude, or `None` when a value is NaN or infinite.
+    fn magnitude<L: Lanes>(self, bytes: &[u8]) -> Option<f32>;
 
     /// Bytes of a value.
     #[inline(always)]
@@ -163,6 +165,10 @@ macro_rules! element {
             fn range<L: Lanes>(self, bytes: &[u8]) -> Option<(f32, f32)> {
                 range::<L, Self>(bytes)
             }
+            #[inline(always)]
+            fn magnitude<L: Lanes>(self, bytes: &[u8]) -> Option<f32> {
+                magnitude::<L, Self>(bytes)
+            }
         }
     };
 }
@@ -288,6 +294,14 @@ impl Element for Float {
             Float::F32 => F32.range::<L>(bytes),
             Float::F16 => F16.range::<L>(bytes),
             Float::BF16 => BF16.range::<L>(bytes),
+        }
+    }
+    #[inline(always)]
+    fn magnitude<L: Lanes>(self, bytes: &[u8]) -> Option<f32> {
+        match self {
+            Float::F32 => F32.magnitude::<L>(bytes),
+            Float::F16 => F16.magnitude::<L>(bytes),
+            Float::BF16 => BF16.magnitude::<L>(bytes),
         }
     }
 }
@@ -434,13 +448,7 @@ impl<const STEP: usize> Iterator for Pieces<STEP> {
 /// where there is any above.
 #[inline(always)]
 fn range<L: Lanes, E: Known>(bytes: &[u8]) -> Option<(f32, f32)> {
-    let size = size_of::<E::Bits>();
-    let (whole, rest) = bytes.split_at(bytes.len() / (LANES * size) * (LANES * size));
-    let mut bounds = E::Bits::bounds::<L>(whole);
-    for i in 0..rest.len() / size {
-        bounds = bounds.with(E::Bits::read(rest, i));
-    }
-    let Bounds { largest, signed } = bounds;
+    let Bounds { largest, signed } = bounds::<L, E>(bytes);
     let (mut low, mut high) = (largest, signed);
     // All of one sign: the other end is the smallest magnitude.
     if largest < E::Bits::SIGN {
@@ -451,6 +459,27 @@ fn range<L: Lanes, E: Known>(bytes: &[u8]) -> Option<(f32, f32)> {
     let finite = low.without_sign() < E::INFINITY && high.without_sign() < E::INFINITY;
     // -0 becomes +0.
     finite.then(|| (E::value(low) + 0.0, E::value(high) + 0.0))
+}
+
+/// The largest magnitude, or `None` when a value is NaN or infinite: one of the ends of
+/// [`range`], whatever the signs.
+#[inline(always)]
+fn magnitude<L: Lanes, E: Known>(bytes: &[u8]) -> Option<f32> {
+    let Bounds { largest, signed } = bounds::<L, E>(bytes);
+    let bits = largest.without_sign().max(signed.without_sign());
+    (bits < E::INFINITY).then(|| E::value(bits))
+}
+
+/// The bounds of the bits of any number of values.
+#[inline(always)]
+fn bounds<L: Lanes, E: Known>(bytes: &[u8]) -> Bounds<E::Bits> {
+    let size = size_of::<E::Bits>();
+    let (whole, rest) = bytes.split_at(bytes.len() / (LANES * size) * (LANES * size));
+    let mut bounds = E::Bits::bounds::<L>(whole);
+    for i in 0..rest.len() / size {
+        bounds = bounds.with(E::Bits::read(rest, i));
+    }
+    bounds
 }
 
 /// The smallest bits. Few groups are all of one sign.

@@ -2,6 +2,9 @@
 //! vectors, at unaligned offsets, with canary bytes around every output. A new ISA's table is
 //! put against the scalar one here; a table with a slightly wrong rounding must be caught.
 
+mod inputs;
+
+use super::activations;
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use super::scalar::Scalar;
 use super::tables::{kernel, table};
@@ -545,7 +548,7 @@ fn check_products(
             scales: &mut steps,
             sums: &mut sums,
         };
-        prop_assert!(table.quantize_activations(&x, cols, out));
+        prop_assert!(table.quantize_vectors(&x, cols, out));
         table.matvec_bytes(ByteMatVec {
             layout,
             cols,

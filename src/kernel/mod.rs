@@ -7,6 +7,7 @@
 //! Programs that are built to be fuzzed have the scalar one alone: the others, instrumented, take a
 //! quarter of an hour to compile.
 
+mod activations;
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 mod avx2;
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
@@ -31,6 +32,7 @@ mod scalar;
 mod tables;
 mod transform;
 
+pub use activations::{ActivationGrid, NonFinite, QuantizeActivations};
 pub use isa::{Isa, UnknownIsa};
 pub use moments::tell as moments_tell;
 
@@ -400,7 +402,8 @@ pub struct KernelTable {
     transform: unsafe fn(TransformRows<'_>),
     narrow: unsafe fn(&[u8], Float, &mut [u8]),
     matvec: unsafe fn(MatVec<'_>),
-    quantize_activations: unsafe fn(&[f32], usize, ActivationsMut<'_>) -> bool,
+    quantize_activations: unsafe fn(QuantizeActivations<'_>) -> Result<(), usize>,
+    quantize_vectors: unsafe fn(&[f32], usize, ActivationsMut<'_>) -> bool,
     matvec_bytes: unsafe fn(ByteMatVec<'_>),
     channel_sums: unsafe fn(ChannelSums<'_>),
     widen: unsafe fn(Float, &[u8], &mut [f32]),
@@ -564,7 +567,7 @@ impl KernelTable {
     ///
     /// # Panics
     /// If a slice is not as long as its field says.
-    pub fn quantize_activations(&self, x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool {
+    pub fn quantize_vectors(&self, x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool {
         let batch = x.len() / cols.max(1);
         let groups = out.layout.group_size.count(cols);
         assert_eq!(x.len(), batch * cols);
@@ -574,7 +577,7 @@ impl KernelTable {
         );
         assert_eq!(out.sums.len(), out.scales.len());
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.quantize_activations)(x, cols, out) }
+        unsafe { (self.quantize_vectors)(x, cols, out) }
     }
 
     /// As [`KernelTable::matvec`], with vectors quantized in groups of the layout's size. Codes

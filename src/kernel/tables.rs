@@ -7,14 +7,15 @@ use super::scalar::Scalar;
 use super::transform;
 use super::{
     ActivationsMut, ByteMatVec, ChannelSums, CompareRow, DecodeRow, ErrorRow, ErrorSums, Feedback,
-    Isa, KernelTable, MatVec, Projection, QuantizeRow, RescaleRow, RowFault, TransformRows,
+    Isa, KernelTable, MatVec, Projection, QuantizeActivations, QuantizeRow, RescaleRow, RowFault,
+    TransformRows,
 };
+use super::{activations, channels, dot, feedback};
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
     avx2::Avx2,
     avx512::{Avx512, VnniBytes},
 };
-use super::{channels, dot, feedback};
 use crate::format::Float;
 
 /// A kernel compiled for the target features that are named, so that what the lanes do becomes
@@ -64,7 +65,12 @@ macro_rules! table {
             matvec: kernel!($($features)?, dot::matvec::<$lanes>, (m: MatVec<'_>)),
             quantize_activations: kernel!(
                 $($features)?,
-                dot::quantize_activations::<$lanes>,
+                activations::quantize::<$lanes>,
+                (a: QuantizeActivations<'_>) -> Result<(), usize>
+            ),
+            quantize_vectors: kernel!(
+                $($features)?,
+                dot::quantize_vectors::<$lanes>,
                 (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
             ),
             matvec_bytes: kernel!($($features)?, dot::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)),

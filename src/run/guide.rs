@@ -1,5 +1,8 @@
 //! What a calibration says to each tensor, and whether it is one of this model at all.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::progress::{Level, LogFn, say};
@@ -7,8 +10,9 @@ use super::tile::Work;
 use crate::calibrate::{Calibration, TimeWeighting, Weights};
 use crate::error::{Error, Result};
 use crate::format::{Method, Recipe};
-use crate::plan::{Calibrated, CalibrationInput, Plan};
+use crate::plan::{Calibrated, CalibrationInfo, CalibrationInput, Plan};
 use crate::quantize::{Factor, Guide};
+use crate::source::Imatrix;
 use crate::tensor::TensorInfo;
 
 /// Bytes of Hessians that a run holds in memory where a ceiling is set; the rest lies in a
@@ -60,7 +64,7 @@ impl Calibrator {
         let held = (plan.memory_limit.is_some() || plan.streaming).then_some(HELD_UNDER_CEILING);
         let calibration = match &calibrated.input {
             Some(CalibrationInput::Held(held)) => held.clone(),
-            Some(CalibrationInput::File(path)) => Arc::new(Calibration::load(path, held)?),
+            Some(CalibrationInput::File(path)) => Arc::new(load(path, held)?),
             None => {
                 let reason = "the plan was made with one: give it again";
                 return Err(Error::config("calibration", reason));
@@ -81,6 +85,38 @@ impl Calibrator {
             calibrated,
         }))
     }
+}
+
+/// What plans are made by, without reading all of a calibration.
+///
+/// # Errors
+/// It cannot be read.
+pub(super) fn info(input: &CalibrationInput) -> Result<CalibrationInfo> {
+    let (hash, hessians) = match input {
+        CalibrationInput::File(path) if is_imatrix(path)? => (load(path, None)?.hash(), false),
+        CalibrationInput::File(path) => Calibration::peek(path)?,
+        CalibrationInput::Held(held) => (held.hash(), held.has_hessians()),
+    };
+    Ok(CalibrationInfo { hash, hessians })
+}
+
+/// Reads a calibration, or an importance matrix of llama.cpp.
+fn load(path: &Path, memory_limit: Option<usize>) -> Result<Calibration> {
+    if !is_imatrix(path)? {
+        return Calibration::load(path, memory_limit);
+    }
+    let imatrix = Imatrix::read(path)?;
+    let layers = imatrix.layers.iter();
+    Calibration::of_mean_squares(layers.map(|(name, squares)| (&name[..], &squares[..])))
+}
+
+/// Calibrations are Parquet files, importance matrices are not.
+fn is_imatrix(path: &Path) -> Result<bool> {
+    let mut magic = Vec::new();
+    let file = File::open(path).map_err(Error::io(path, "open"))?;
+    let read = file.take(4).read_to_end(&mut magic);
+    read.map_err(Error::io(path, "read"))?;
+    Ok(magic != b"PAR1")
 }
 
 /// A calibration of another model is refused: by the shape of a layer, or when no layer has the

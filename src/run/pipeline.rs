@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::engine::{Engine, jobs};
 use super::folder;
+use super::guide;
 use super::options::{Options, check_not_input};
 use super::report::Report;
-use crate::calibrate::Calibration;
 use crate::error::{Error, MEMORY, Result};
 use crate::format::ScaleDtype;
 use crate::model::choose_table;
-use crate::plan::{CalibrationInfo, CalibrationInput, Config, Plan};
+use crate::plan::{Config, Plan};
 use crate::schema::Tile;
 use crate::sink::{Destination, StagedFile};
 use crate::source::{self, Source};
@@ -41,11 +41,8 @@ pub fn quantize_file(
 pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
     let mut config = config.clone();
     if let Some(input) = config.calibration() {
-        let (hash, hessians) = match input {
-            CalibrationInput::File(path) => Calibration::peek(path)?,
-            CalibrationInput::Held(held) => (held.hash(), held.has_hessians()),
-        };
-        config.set_calibration_info(CalibrationInfo { hash, hessians });
+        let info = guide::info(input)?;
+        config.set_calibration_info(info);
     }
     let tensors = source.tensors().iter().enumerate();
     Plan::new(

@@ -738,28 +738,28 @@ static void products(const float *weights, const float *decoded) {
   enum { N = 20, BATCH = 2 };
   float x[BATCH * N] = {0}, scales[BATCH * 2], sums[BATCH * 2];
   int8_t values[BATCH * N];
-#define ACTIVATIONS(x, xn, batch, values, n, scales, s, sums, t) \
-  aq_quantize_activations(&recipe, x, xn, N, batch, values, n, scales, s, sums, t, err)
-  REFUSED("recipe is NULL", aq_quantize_activations(NULL, x, 2 * N, N, BATCH, values, 2 * N, scales, 4,
+#define VECTORS(x, xn, batch, values, n, scales, s, sums, t) \
+  aq_quantize_vectors(&recipe, x, xn, N, batch, values, n, scales, s, sums, t, err)
+  REFUSED("recipe is NULL", aq_quantize_vectors(NULL, x, 2 * N, N, BATCH, values, 2 * N, scales, 4,
                                                     sums, 4, err));
-  REFUSED("x is NULL", ACTIVATIONS(NULL, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 4));
-  REFUSED("values is NULL", ACTIVATIONS(x, 2 * N, BATCH, NULL, 2 * N, scales, 4, sums, 4));
-  REFUSED("scales is NULL", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, NULL, 4, sums, 4));
-  REFUSED("sums is NULL", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 4, NULL, 4));
+  REFUSED("x is NULL", VECTORS(NULL, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 4));
+  REFUSED("values is NULL", VECTORS(x, 2 * N, BATCH, NULL, 2 * N, scales, 4, sums, 4));
+  REFUSED("scales is NULL", VECTORS(x, 2 * N, BATCH, values, 2 * N, NULL, 4, sums, 4));
+  REFUSED("sums is NULL", VECTORS(x, 2 * N, BATCH, values, 2 * N, scales, 4, NULL, 4));
   REFUSED("x is 39 long, needed are 40",
-          ACTIVATIONS(x, 2 * N - 1, BATCH, values, 2 * N, scales, 4, sums, 4));
-  REFUSED("values is 20", ACTIVATIONS(x, 2 * N, BATCH, values, N, scales, 4, sums, 4));
-  REFUSED("scales is 2", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 2, sums, 4));
-  REFUSED("sums is 3", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 3));
-  REFUSED("any memory", ACTIVATIONS(x, 2 * N, SIZE_MAX, values, 2 * N, scales, 4, sums, 4));
+          VECTORS(x, 2 * N - 1, BATCH, values, 2 * N, scales, 4, sums, 4));
+  REFUSED("values is 20", VECTORS(x, 2 * N, BATCH, values, N, scales, 4, sums, 4));
+  REFUSED("scales is 2", VECTORS(x, 2 * N, BATCH, values, 2 * N, scales, 2, sums, 4));
+  REFUSED("sums is 3", VECTORS(x, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 3));
+  REFUSED("any memory", VECTORS(x, 2 * N, SIZE_MAX, values, 2 * N, scales, 4, sums, 4));
   for (int i = 0; i < 2; i++) {
     x[N + 17] = bad[i][!i];
-    REFUSED("infinity", ACTIVATIONS(x, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 4));
+    REFUSED("infinity", VECTORS(x, 2 * N, BATCH, values, 2 * N, scales, 4, sums, 4));
   }
   x[N + 17] = 0;
   /* Largest magnitudes of 127 and 254, so that scales are 1 and 2; the second vector is zeros. */
   x[0] = -127, x[1] = 2.5f, x[2] = 3.5f, x[16] = 254, x[17] = -10;
-  OK(aq_quantize_activations(&recipe, x, 2 * N, N, BATCH, values, 2 * N, scales, 4, sums, 4, &err));
+  OK(aq_quantize_vectors(&recipe, x, 2 * N, N, BATCH, values, 2 * N, scales, 4, sums, 4, &err));
   CHECK(values[0] == -127 && values[1] == 2 && values[2] == 4 && values[3] == 0);
   CHECK(values[16] == 127 && values[17] == -5 && values[18] == 0);
   CHECK(scales[0] == 1 && scales[1] == 2 && scales[2] == 0 && scales[3] == 0);
@@ -794,10 +794,73 @@ static void products(const float *weights, const float *decoded) {
   CHECK(y[0] == -393 && y[1] == 0);
   OK(aq_matvec_int8(&recipe, NULL, 0, NULL, 0, NULL, 0, 0, N, values, N, scales, 2, sums, 2, 1, NULL, 0,
                     &err));
-  OK(aq_quantize_activations(&recipe, NULL, 0, 0, 1, NULL, 0, NULL, 0, NULL, 0, &err));
+  OK(aq_quantize_vectors(&recipe, NULL, 0, 0, 1, NULL, 0, NULL, 0, NULL, 0, &err));
   y[0] = 77;
   OK(aq_matvec_int8(&recipe, NULL, 0, NULL, 0, NULL, 0, 1, 0, NULL, 0, NULL, 0, NULL, 0, 1, y, 1, &err));
   CHECK(y[0] == 0);
+}
+
+static void activations(void) {
+  enum { ROWS = 2, COLS = 20, N = ROWS * COLS };
+  float x[N] = {0}, scales[ROWS * 2], divisors[COLS];
+  int8_t values[N];
+  const aq_dtype f32 = AQ_DTYPE_F32;
+  for (int i = 0; i < COLS; i++) divisors[i] = 1;
+  aq_activation_options options = {.struct_size = sizeof options, .group_size = 16};
+#define ACTIVATIONS(x, xn, dtype, rows, options, values, n, scales, s) \
+  aq_quantize_activations(x, xn, dtype, rows, COLS, options, values, n, scales, s, err)
+  REFUSED("x is NULL", ACTIVATIONS(NULL, 4 * N, f32, ROWS, &options, values, N, scales, 4));
+  REFUSED("values is NULL", ACTIVATIONS(x, 4 * N, f32, ROWS, &options, NULL, N, scales, 4));
+  REFUSED("scales is NULL", ACTIVATIONS(x, 4 * N, f32, ROWS, &options, values, N, NULL, 4));
+  REFUSED("x is 159", ACTIVATIONS(x, 4 * N - 1, f32, ROWS, &options, values, N, scales, 4));
+  REFUSED("x is 160", ACTIVATIONS(x, 4 * N, AQ_DTYPE_BF16, ROWS, &options, values, N, scales, 4));
+  REFUSED("values is 39", ACTIVATIONS(x, 4 * N, f32, ROWS, &options, values, N - 1, scales, 4));
+  REFUSED("scales is 3", ACTIVATIONS(x, 4 * N, f32, ROWS, &options, values, N, scales, 3));
+  REFUSED("scales is 4", ACTIVATIONS(x, 4 * N, f32, ROWS, NULL, values, N, scales, 4));
+  REFUSED("dtype is 4", ACTIVATIONS(x, 4 * N, AQ_DTYPE_F64, ROWS, &options, values, N, scales, 4));
+  REFUSED("any memory", ACTIVATIONS(x, 4 * N, f32, SIZE_MAX, &options, values, N, scales, 4));
+
+  const uint32_t size = sizeof options;
+  const struct { const char *text; aq_activation_options options; } wrong[] = {
+      {"options.struct_size is 0", {0, 8, 16, 0, 0, NULL, 0}},
+      {"bits is 5", {size, 5, 16, 0, 0, NULL, 0}},
+      {"group_size is 17", {size, 8, 17, 0, 0, NULL, 0}},
+      {"scale is", {size, 8, 0, -1, 0, NULL, 0}},
+      {"scale is", {size, 8, 0, NAN, 0, NULL, 0}},
+      {"scale is", {size, 8, 0, 1e-40f, 0, NULL, 0}},
+      {"zero_point is", {size, 8, 0, 1, INFINITY, NULL, 0}},
+      {"static scale", {size, 8, 16, 1, 0, NULL, 0}},
+      {"scales is 4", {size, 8, 0, 1, 0, NULL, 0}},
+      {"input_scale is NULL", {size, 8, 16, 0, 0, NULL, COLS}},
+      {"input_scale is 19", {size, 8, 16, 0, 0, divisors, COLS - 1}},
+      {"input_scale is 0", {size, 8, 16, 0, 0, divisors, 0}},
+      {"input_scale has", {size, 8, 16, 0, 0, x, COLS}},
+  };
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+    REFUSED(wrong[i].text,
+            ACTIVATIONS(x, 4 * N, f32, ROWS, &wrong[i].options, values, N, scales, 4));
+  x[COLS + 17] = NAN;
+  REFUSED_AS(AQ_ERROR_TENSOR, "row 1, column 17 is NaN",
+             ACTIVATIONS(x, 4 * N, f32, ROWS, &options, values, N, scales, 4));
+  x[COLS + 17] = 0;
+
+  x[0] = -127, x[1] = 2.5f, x[2] = 3.5f, x[16] = 254, x[17] = -10;
+  OK(aq_quantize_activations(x, 4 * N, f32, ROWS, COLS, &options, values, N, scales, 4, &err));
+  CHECK(values[0] == -127 && values[1] == 2 && values[2] == 4 && values[16] == 127 && values[17] == -5);
+  CHECK(values[COLS] == 0 && scales[0] == 1 && scales[1] == 2 && scales[2] == 0 && scales[3] == 0);
+  OK(aq_quantize_activations(x, 4 * N, f32, ROWS, COLS, NULL, values, N, scales, 2, &err));
+  CHECK(values[16] == 127 && values[0] == -64 && scales[0] == 2 && scales[1] == 0); /* -63.5 */
+  divisors[0] = 2, divisors[16] = 254.0f / 7;
+  options = (aq_activation_options){size, 4, 16, 0, 0, divisors, COLS};
+  OK(aq_quantize_activations(x, 4 * N, f32, ROWS, COLS, &options, values, N, scales, 4, &err));
+  CHECK(values[0] == -7 && values[16] == 5 && values[17] == -7); /* 7 of 10 */
+  options = (aq_activation_options){size, 8, 0, 0.5f, 20, NULL, 0};
+  OK(aq_quantize_activations(x, 4 * N, f32, ROWS, COLS, &options, values, N, NULL, 0, &err));
+  const uint8_t *codes = (const uint8_t *)values;
+  CHECK(codes[0] == 0 && codes[1] == 25 && codes[2] == 27 && codes[16] == 255 && codes[17] == 0);
+  CHECK(codes[COLS] == 20);
+  OK(aq_quantize_activations(NULL, 0, f32, 0, COLS, NULL, NULL, 0, NULL, 0, &err));
+  OK(aq_quantize_activations(NULL, 0, f32, 0, 0, NULL, NULL, 0, NULL, 0, &err));
 }
 
 static void kernels(void) {
@@ -1227,6 +1290,7 @@ int main(int argc, char **argv) {
   models();
   transforms();
   kernels();
+  activations();
   sizes();
   threads();
   printf("%d checks\n", checks);

@@ -2,6 +2,7 @@
 //
 // Usage: wrapper MODEL.safetensors FOLDER TRANSFORMED.parquet
 #include <arrowquant.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -179,9 +180,22 @@ int main(int argc, char** argv) {
   const auto compared = aq::compare(values, decoded);
   CHECK(std::abs(compared.sqnr_db - quality.sqnr_db) < 1e-6);
   const auto product = aq::matvec(int8, planes.codes, planes.scales, planes.biases, 12, 40, values);
-  const auto acts = aq::quantize_activations(int8, values, 40);
+  const auto acts = aq::quantize_vectors(int8, values, 40);
   const auto fast = aq::matvec_int8(int8, planes.codes, planes.scales, planes.biases, 12, 40, acts);
   CHECK(product.size() == 12 * 12 && aq::compare(product, fast).cosine > 0.9999);
+  aq_activation_options four = {};
+  four.bits = 4;
+  four.group_size = 16;
+  const auto tokens = aq::quantize_activations(values, 40, four);
+  CHECK(tokens.values.size() == values.size() && tokens.scales.size() == 12 * 3);
+  const auto top = [](std::byte v) { return std::abs(int(std::int8_t(v))); };
+  CHECK(std::any_of(tokens.values.begin(), tokens.values.begin() + 16,
+                    [&](std::byte v) { return top(v) == 7; }));
+  aq_activation_options fixed = {};
+  fixed.scale = 1.0f / 128;
+  fixed.zero_point = 128;
+  const auto timestep = aq::quantize_activations(values, 40, fixed);
+  CHECK(timestep.scales.empty() && timestep.values[0] == std::byte{128});
   const aq::Model made_model = aq::Model::open(std::vector<std::byte>(made_file));
   const auto codes = made_model.view(0).code_bytes();
   CHECK(std::equal(codes.begin(), codes.end(), planes.codes.begin(), planes.codes.end()));

@@ -665,7 +665,7 @@ def test_matvec_int8_multiplies_rounded_vectors(format, scheme, group, cols):
     span = group or cols
     values, scales = bytes_of(x, span)
     starts = range(0, cols, span)
-    activations = aq.quantize_activations(x, like=found)
+    activations = aq.quantize_vectors(x, like=found)
     assert activations.shape == x.shape and activations.recipe == found.recipe
     assert activations.values.dtype == np.int8 and activations.values.shape == x.shape
     assert activations.scales.tolist() == scales[:, starts].tolist()
@@ -682,10 +682,10 @@ def test_matvec_int8_multiplies_rounded_vectors(format, scheme, group, cols):
     y = aq.matvec_int8(found, activations)
     assert y.dtype == np.float32 and y.shape == (3, 6) and (y[1] == 0).all()
     assert (np.abs(rounded @ decoded.T - y) <= bound).all()
-    one = aq.quantize_activations(x[0], like=found)
+    one = aq.quantize_vectors(x[0], like=found)
     assert one.shape == (cols,) and one.scales.shape == (len(starts),)
     assert aq.matvec_int8(found, one).tobytes() == y[0].tobytes()
-    assert aq.matvec_int8(found, aq.quantize_activations(x[:0], found)).shape == (0, 6)
+    assert aq.matvec_int8(found, aq.quantize_vectors(x[:0], found)).shape == (0, 6)
 
 
 @pytest.mark.parametrize("count", [1, 15, 40, 1000, 5000])
@@ -778,7 +778,7 @@ def test_matrices_without_elements():
         assert aq.dequantize_rows(found).shape == shape
         x = np.zeros(shape[1], "<f4")
         assert aq.matvec(found, x).tolist() == [0] * shape[0]
-        assert aq.matvec_int8(found, aq.quantize_activations(x, found)).tolist() == [0] * shape[0]
+        assert aq.matvec_int8(found, aq.quantize_vectors(x, found)).tolist() == [0] * shape[0]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

@@ -41,7 +41,7 @@ y = aq.dequantize_rows(planes)
 assert type(y) is array.array and y.typecode == "f" and len(y) == 256
 assert max(abs(a - b) for a, b in zip(weights, y)) < 0.01
 assert aq.compare(weights, y).cosine > 0.9999
-acts = aq.quantize_activations(weights[:64], like=planes)
+acts = aq.quantize_vectors(weights[:64], like=planes)
 assert acts.values.typecode == "b" and acts.sums.typecode == "f"
 assert type(tensor.dequantize()) is array.array and type(tensor.dequantize("f16")) is bytes
 file, _ = aq.quantize_to_bytes({"w.weight": tensor.dequantize()}, bits=8)
@@ -94,6 +94,6 @@ def test_all_works_without_numpy(python, tmp_path):
     kernel = aq.quantize_rows(weights, bits=8, group_size=16, scheme="affine")
     parts = [kernel.codes, kernel.scales, kernel.biases, aq.dequantize_rows(kernel).tobytes()]
     assert [base64.b64decode(part) for part in found["kernel"]] == parts
-    acts = aq.quantize_activations(weights[0], like=kernel)
+    acts = aq.quantize_vectors(weights[0], like=kernel)
     assert data("int8") == aq.matvec_int8(kernel, acts).tobytes()
     assert data("packed") == b"\x39" and data("unpacked") == b"\1\2\3"

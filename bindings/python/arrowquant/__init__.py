@@ -16,6 +16,7 @@ from typing import Any as _Any, Union as _Union
 
 from ._library import call as _call, encode_path as _encode_path, lib as _lib
 from ._run import Log, Progress, Run as _Run
+from .activations import QuantizedActivations, quantize_activations
 from .config import Config
 from .errors import (
     ArgumentError,
@@ -45,8 +46,8 @@ from .kernels import (
     matvec_int8,
     pack,
     plane_sizes,
-    quantize_activations,
     quantize_rows,
+    quantize_vectors,
     unpack,
 )
 from .model import (
@@ -205,5 +206,6 @@ __all__ = [
     "quantize_activations",
     "quantize_rows",
     "quantize_to_bytes",
+    "quantize_vectors",
     "unpack",
 ]

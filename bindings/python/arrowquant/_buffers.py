@@ -144,15 +144,15 @@ def need_numpy() -> ModuleType:
 
 
 # bf16 is no type of numpy's: its bits are.
-NUMPY_DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i8": "i1"}
+NUMPY_DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i8": "i1", "u8": "u1"}
 
 # What `array.array` calls the types it has.
-_ARRAY_TYPES = {"f32": "f", "i8": "b"}
+_ARRAY_TYPES = {"f32": "f", "i8": "b", "u8": "B"}
 
 
 class Output:
     """New memory for numbers that the library writes: a numpy array, or without numpy an
-    `array.array` of f32 or i8, or bytes of f16 and bf16."""
+    `array.array` of f32, i8 or u8, or bytes of f16 and bf16."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self._numpy = numpy_or_none()

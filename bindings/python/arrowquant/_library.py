@@ -104,6 +104,18 @@ class aq_recipe(Sized):
     ]
 
 
+class aq_activation_options(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("bits", c_uint32),
+        ("group_size", c_uint32),
+        ("scale", c_float),
+        ("zero_point", c_float),
+        ("input_scale", c_void_p),
+        ("input_scale_len", c_size_t),
+    ]
+
+
 class aq_quality(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -304,8 +316,10 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_dequantize_rows": [_RECIPE, *_PLANES, c_size_t, c_size_t, c_int32, c_void_p, c_size_t],
     "aq_matvec": [_RECIPE, *_PLANES, c_size_t, c_size_t]
     + [c_void_p, c_size_t, c_size_t, c_void_p, c_size_t],
-    "aq_quantize_activations": [_RECIPE, c_void_p, c_size_t, c_size_t, c_size_t]
+    "aq_quantize_vectors": [_RECIPE, c_void_p, c_size_t, c_size_t, c_size_t]
     + [c_void_p, c_size_t] * 3,
+    "aq_quantize_activations": [c_void_p, c_size_t, c_int32, c_size_t, c_size_t]
+    + [POINTER(aq_activation_options), c_void_p, c_size_t, c_void_p, c_size_t],
     "aq_matvec_int8": [_RECIPE, *_PLANES, c_size_t, c_size_t]
     + [c_void_p, c_size_t] * 3
     + [c_size_t, c_void_p, c_size_t],

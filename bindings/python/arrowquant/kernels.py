@@ -292,7 +292,7 @@ class Activations:
     shape: tuple[int, ...]
 
 
-def quantize_activations(x: Any, like: HasPlanes) -> Activations:
+def quantize_vectors(x: Any, like: HasPlanes) -> Activations:
     """Quantizes a vector of f32, or several, [batch, cols], for `matvec_int8` with the matrix `like`,
     or any other of as many columns whose recipe has the same format and group size.
 
@@ -304,7 +304,7 @@ def quantize_activations(x: Any, like: HasPlanes) -> Activations:
     scaled = (groups,) if len(vectors.shape) == 1 else (batch, groups)
     values, scales, sums = Output(vectors.shape, "i8"), Output(scaled, "f32"), Output(scaled, "f32")
     call(
-        lib.aq_quantize_activations,
+        lib.aq_quantize_vectors,
         ctypes.byref(recipe._struct()),
         vectors,
         vectors.nbytes // 4,
