@@ -16,6 +16,7 @@ const SECTIONS: &[&str] = &[
     "kernels",
     "products",
     "config",
+    "calibration",
     "source",
     "plan",
     "report",

@@ -40,6 +40,8 @@ pub mod types;
 #[cfg(feature = "std")]
 pub mod arrow;
 #[cfg(feature = "std")]
+pub mod calibration;
+#[cfg(feature = "std")]
 pub mod config;
 #[cfg(feature = "std")]
 mod handle;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use serde::Deserialize;
@@ -9,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::profile::Profile;
 use super::rules::{Rule, parse_bits, parse_group_size, parse_named};
+use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
 
@@ -49,7 +51,7 @@ pub const KEYS: &[(&str, &str)] = &[
         "a multiple of 16 from 16 to 1024, or 0 for the whole row",
     ),
     ("scheme", "symmetric or affine"),
-    ("method", "minmax or lsq"),
+    ("method", "minmax, lsq or gptq"),
     ("gain", "auto, unit or lsq"),
     ("scale_dtype", "auto, f16 or f32"),
     ("on_nonfinite", "error or keep"),
@@ -96,6 +98,7 @@ pub struct Config {
     rules: Vec<Rule>,
     /// What the patterns of rules that were read cost.
     patterns: usize,
+    calibration: Option<Arc<Calibration>>,
 }
 
 impl Config {
@@ -335,6 +338,16 @@ impl Config {
         self.threads.unwrap_or(self.profile().threads())
     }
 
+    /// Has runs quantize by a calibration in memory, or by none.
+    pub fn set_calibration(&mut self, calibration: Option<Arc<Calibration>>) {
+        self.calibration = calibration;
+    }
+
+    /// The calibration that was set.
+    pub fn calibration(&self) -> Option<&Arc<Calibration>> {
+        self.calibration.as_ref()
+    }
+
     /// The settings that change values, as the file records them: sorted by key.
     pub fn to_json(&self) -> Value {
         let recipe = self.recipe(self.format());
@@ -560,7 +573,7 @@ mod tests {
             ),
             (
                 "method: best",
-                ["method", "'best': method must be one of: minmax, lsq"],
+                ["method", "'best': method must be one of: minmax, lsq, gptq"],
             ),
             (
                 "compression: gzip",

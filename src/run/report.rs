@@ -80,7 +80,7 @@ pub struct TensorReport {
     pub scheme: Option<&'static str>,
     /// Weights per scale, 0 for the whole row; none when kept.
     pub group_size: Option<u16>,
-    /// minmax or lsq; none when kept.
+    /// minmax, lsq or gptq; none when kept.
     pub method: Option<&'static str>,
     /// unit or lsq; none when kept.
     pub gain: Option<&'static str>,

@@ -127,7 +127,7 @@ pub struct PlanArgs {
     /// symmetric or affine
     #[arg(long)]
     scheme: Option<String>,
-    /// How scales are chosen: minmax or lsq
+    /// How scales are chosen: minmax, lsq or gptq
     #[arg(long)]
     method: Option<String>,
     /// Whether amplitude is restored: unit (yes), lsq (no), auto (yes for 2 and 4 bits)
