@@ -103,6 +103,73 @@ const T* there(const T* handle) {
 inline std::string_view version() { return aq_version(); }
 inline std::string_view isa_name() { return aq_isa_name(); }
 
+// What a calibration knows of a layer; the name belongs to the calibration.
+struct LayerInfo {
+  std::string_view name;
+  std::size_t cols = 0;
+  std::uint64_t rows = 0;
+};
+
+// What a model's layers see, by timestep. All but moving and freeing may be done by several threads
+// at once.
+class Calibration {
+ public:
+  // Options as C has them; those that are 0 have their defaults.
+  explicit Calibration(const aq_calibration_options& options) {
+    aq_calibration* made = nullptr;
+    detail::call(aq_calibration_new, &options, &made);
+    handle_.reset(made);
+  }
+  explicit Calibration(std::uint32_t timesteps = 1000) : Calibration(with(timesteps)) {}
+  // Hessians beyond memory_limit bytes (0: no limit) go to a temporary file.
+  static Calibration load(std::string_view path, std::uint64_t memory_limit = 0) {
+    aq_calibration* made = nullptr;
+    detail::call(aq_calibration_load, detail::terminated(path).c_str(), memory_limit, &made);
+    return Calibration(made);
+  }
+
+  // Rows of `cols` values, one after the other.
+  void observe(std::string_view layer, std::uint32_t timestep, const void* x, std::size_t bytes,
+               aq_dtype dtype, std::size_t rows, std::size_t cols) const {
+    detail::call(aq_calibration_observe, handle(), detail::terminated(layer).c_str(), timestep, x,
+                 bytes, dtype, rows, cols);
+  }
+  void observe(std::string_view layer, std::uint32_t timestep, Span<const float> x,
+               std::size_t cols) const {
+    observe(layer, timestep, x.data(), x.size_bytes(), AQ_DTYPE_F32, cols ? x.size() / cols : 0,
+            cols);
+  }
+  // One number from 0 to 1 a timestep.
+  void set_schedule(Span<const double> alphas) const {
+    detail::call(aq_calibration_set_schedule, handle(), alphas.data(), alphas.size());
+  }
+  void merge(const Calibration& other) const {
+    detail::call(aq_calibration_merge, handle(), other.handle());
+  }
+  void save(std::string_view path) const {
+    detail::call(aq_calibration_save, handle(), detail::terminated(path).c_str());
+  }
+
+  std::size_t size() const noexcept { return aq_calibration_count(handle()); }
+  LayerInfo operator[](std::size_t index) const&& = delete;  // its name would be gone
+  LayerInfo operator[](std::size_t index) const& {
+    auto info = detail::sized<aq_layer_info>();
+    detail::call(aq_calibration_layer, handle(), index, &info);
+    return {{info.name, info.name_len}, info.cols, info.rows};
+  }
+
+  const aq_calibration* handle() const noexcept { return handle_.get(); }
+
+ private:
+  explicit Calibration(aq_calibration* made) : handle_(made) {}
+  static aq_calibration_options with(std::uint32_t timesteps) {
+    auto options = detail::sized<aq_calibration_options>();
+    options.timesteps = timesteps;
+    return options;
+  }
+  detail::Handle<aq_calibration, aq_calibration_free> handle_;
+};
+
 class Config {
  public:
   // "edge", "local" or "cloud".
@@ -136,6 +203,11 @@ class Config {
   }
   Config& add_rule(std::string_view rule) {
     detail::call(aq_config_add_rule, handle_.get(), detail::terminated(rule).c_str());
+    return *this;
+  }
+  // May be freed before the config.
+  Config& set_calibration(const Calibration& calibration) {
+    detail::call(aq_config_set_calibration, handle_.get(), detail::there(calibration.handle()));
     return *this;
   }
   Config clone() const {

@@ -17,6 +17,7 @@ const SECTIONS: &[&str] = &[
     "products",
     "activation",
     "config",
+    "calibration",
     "source",
     "plan",
     "report",

@@ -30,7 +30,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "capi",
         &[
-            "schema", "kernel", "quantize", "source", "plan", "run", "model", "format", "tensor",
+            "schema",
+            "kernel",
+            "calibrate",
+            "quantize",
+            "source",
+            "plan",
+            "run",
+            "model",
+            "format",
+            "tensor",
             "error",
         ],
     ),

@@ -21,7 +21,7 @@ use parquet::schema::types::Type;
 use serde::{Deserialize, Serialize};
 
 use super::histogram::Histogram;
-use super::{BinStats, Calibration, CalibrationOptions, MAX_COLS, lock};
+use super::{BinStats, Calibration, CalibrationOptions, MAX_COLS, layer_name, lock};
 use crate::error::{Error, Result};
 use crate::schema::pages::{self, Limits};
 use crate::schema::read::{self, fenced};
@@ -110,6 +110,9 @@ fn file_schema() -> Arc<Type> {
     )
 }
 
+/// The next row that each Hessian lacks, by layer and group.
+type Pieces = BTreeMap<(String, usize), usize>;
+
 impl Calibration {
     /// Writes everything to the Parquet file `path`, which appears whole or not at all.
     ///
@@ -117,18 +120,23 @@ impl Calibration {
     /// The file cannot be written, or what was spilled not be read.
     pub fn save(&self, path: &Path) -> Result<()> {
         let failed = |error: io::Error| Error::io(path, "write")(error);
-        let parent = path
+        // A link is followed.
+        let target = std::fs::canonicalize(path);
+        let target = target.as_deref().unwrap_or(path);
+        let parent = target
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
         let parent = parent.unwrap_or(Path::new("."));
-        let mut staged = tempfile::Builder::new();
-        let staged = staged
-            .prefix(".calibration-")
-            .tempfile_in(parent)
-            .map_err(failed)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".calibration-");
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let staged = builder.tempfile_in(parent).map_err(failed)?;
         self.write(staged.as_file()).map_err(failed)?;
         staged.as_file().sync_all().map_err(failed)?;
-        staged.persist(path).map_err(|error| failed(error.error))?;
+        staged
+            .persist(target)
+            .map_err(|error| failed(error.error))?;
         Ok(())
     }
 
@@ -221,26 +229,33 @@ impl Calibration {
             let set = calibration.set_schedule(&table.header.schedule);
             set.map_err(|error| Error::file(path, format!("damaged calibration: {error}")))?;
         }
+        let damaged = |layer: &str, reason: &str| {
+            let reason = format!("damaged calibration: layer '{layer}': {reason}");
+            Error::file(path, reason)
+        };
+        let mut pieces = Pieces::new();
         for row_group in 0..table.parquet.num_row_groups() {
             for row in fenced(path, || table.rows(row_group))? {
                 let layer = row.layer.clone();
-                let taken = calibration.restore(row).map_err(Error::io(path, "read"))?;
-                taken.map_err(|reason| {
-                    Error::file(
-                        path,
-                        format!("damaged calibration: layer '{layer}': {reason}"),
-                    )
-                })?;
+                let taken = calibration.restore(row, &mut pieces);
+                let taken = taken.map_err(Error::io(path, "read"))?;
+                taken.map_err(|reason| damaged(&layer, &reason))?;
             }
         }
-        Ok(calibration)
+        let whole = |layer: &str, next: usize| calibration.cols(layer) == Some(next);
+        let mut pieces = pieces.iter();
+        match pieces.find(|((layer, _), next)| !whole(layer, **next)) {
+            Some(((layer, _), _)) => Err(damaged(layer, "a Hessian lacks rows")),
+            None => Ok(calibration),
+        }
     }
 
     /// Takes in a row of a file. The outer error is of a temporary file.
-    fn restore(&self, row: Row) -> io::Result<Result<(), String>> {
+    fn restore(&self, row: Row, pieces: &mut Pieces) -> io::Result<Result<(), String>> {
         let options = &self.options;
         let cols = row.cols as usize;
-        if row.cols < 1 || cols > MAX_COLS || row.rows < 0 || row.layer.is_empty() {
+        let name = layer_name(&row.layer);
+        if row.cols < 1 || cols > MAX_COLS || row.rows < 0 || name.is_empty() {
             return Ok(Err("impossible numbers".to_owned()));
         }
         let is_bin = row.kind == BIN;
@@ -249,11 +264,13 @@ impl Calibration {
         } else {
             options.hessian_groups
         };
-        let place = (0..count).find(|&i| options.range(i, count).0 as i32 == row.t_begin);
-        let Some(place) = place else {
-            return Ok(Err(format!("no bin begins at {}", row.t_begin)));
+        let (begin, end) = (i64::from(row.t_begin), i64::from(row.t_end));
+        let same = |(first, last): (u32, u32)| (first.into(), last.into()) == (begin, end);
+        let place = (0..count).find(|&i| same(options.range(i, count)));
+        let Some(place) = place.map(|place| place as usize) else {
+            return Ok(Err(format!("no bin is from {begin} to {end}")));
         };
-        let layer = self.layer(&row.layer, cols);
+        let layer = self.layer(name, cols);
         let layer = &mut *lock(&layer);
         if layer.cols != cols {
             return Ok(Err(format!("{cols} channels, and {} before", layer.cols)));
@@ -267,27 +284,30 @@ impl Calibration {
             let (Some(histogram), true) = (histogram, lengths == [cols; 3] && finite) else {
                 return Ok(Err("sums that are missing or not finite".to_owned()));
             };
-            layer.bin(place as usize).merge(&BinStats {
+            if layer.bins[place].is_some() {
+                return Ok(Err(format!("the bin from {begin} comes twice")));
+            }
+            layer.bins[place] = Some(Box::new(BinStats {
                 count: row.rows as u64,
                 low: row.low,
                 high: row.high,
                 squares: row.squares,
                 histogram,
-            });
+            }));
             return Ok(Ok(()));
         }
-        let first = row.first as usize;
-        let Some(hessian) = layer.hessians.get_mut(place as usize) else {
+        let Some(hessian) = layer.hessians.get_mut(place) else {
             return Ok(Err("a Hessian that is not announced".to_owned()));
         };
-        let whole = row.first >= 0
-            && hessian.holds(first, row.hessian.len())
-            && row.hessian.iter().all(|x| x.is_finite());
-        if !whole {
-            return Ok(Err(
-                "a piece of a Hessian that does not fit, or is not finite".to_owned(),
-            ));
-        }
+        let next = pieces.entry((name.to_owned(), place)).or_default();
+        let first = *next;
+        let finite = row.hessian.iter().all(|x| x.is_finite());
+        let after = hessian.after(first, row.hessian.len());
+        let (Some(after), true) = (after, finite && row.first as usize == first) else {
+            let reason = "a piece of a Hessian that does not fit, or is not finite";
+            return Ok(Err(reason.to_owned()));
+        };
+        *next = after;
         hessian.set_count(row.rows as u64);
         hessian.restore(first, &row.hessian)?;
         Ok(Ok(()))

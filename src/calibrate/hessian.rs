@@ -79,6 +79,8 @@ pub struct HessianSums {
     /// Rows not taken in yet.
     pending: Vec<f32>,
     spill: Arc<Spill>,
+    /// Whether the temporary file failed when some sums were in it, and others not.
+    lost: bool,
 }
 
 /// Where the numbers are.
@@ -99,6 +101,7 @@ impl HessianSums {
             sums: Place::Nowhere,
             pending: Vec::new(),
             spill: spill.clone(),
+            lost: false,
         }
     }
 
@@ -139,12 +142,21 @@ impl HessianSums {
         Ok(())
     }
 
+    fn sound(&self) -> io::Result<()> {
+        match self.lost {
+            true => Err(io::Error::other("a temporary file failed before")),
+            false => Ok(()),
+        }
+    }
+
     /// Goes through the numbers in blocks of rows: `body` gets the first row, how many, and their
     /// part of the triangle, and what it writes is kept.
     fn change(
         &mut self,
         mut body: impl FnMut(usize, usize, &mut [f64]) -> io::Result<()>,
     ) -> io::Result<()> {
+        self.sound()?;
+        self.lost = true; // until all is there again
         if let Place::Nowhere = self.sums {
             self.sums = self.spill.place(packed_len(self.cols))?;
         }
@@ -162,6 +174,7 @@ impl HessianSums {
                 }
             }
         }
+        self.lost = false;
         Ok(())
     }
 
@@ -190,6 +203,7 @@ impl HessianSums {
         body: impl FnOnce(&[f64]) -> io::Result<()>,
     ) -> io::Result<()> {
         self.settle()?;
+        self.sound()?;
         let rows = BLOCK.min(self.cols - first);
         let range = packed_len(first)..packed_len(first + rows);
         match &self.sums {
@@ -228,29 +242,40 @@ impl HessianSums {
         })
     }
 
-    /// Takes in a block of sums that were saved, of rows from `first` on.
+    /// Takes in a block of sums that were saved, of rows from `first` on: those before have been.
+    /// Memory grows with what is really there, whatever a file says that there is.
     pub(super) fn restore(&mut self, first: usize, saved: &[f64]) -> io::Result<()> {
-        let at = packed_len(first);
-        self.change(|row, rows, block| {
-            let (start, end) = (
-                packed_len(row).max(at),
-                packed_len(row + rows).min(at + saved.len()),
-            );
-            if start < end {
-                block[start - packed_len(row)..end - packed_len(row)]
-                    .copy_from_slice(&saved[start - at..end - at]);
+        if let Place::Nowhere = self.sums {
+            self.sums = match self.spill.reserve(packed_len(self.cols))? {
+                None => Place::Memory(Vec::new()),
+                Some(offset) => Place::Spilled(offset),
+            };
+        }
+        match &mut self.sums {
+            Place::Nowhere => Ok(()),
+            Place::Memory(sums) => {
+                sums.reserve_exact(saved.len());
+                sums.extend_from_slice(saved);
+                Ok(())
             }
-            Ok(())
-        })
+            Place::Spilled(offset) => {
+                let at = *offset + packed_len(first) as u64 * 8;
+                self.spill.write(at, saved)
+            }
+        }
     }
 
-    /// Whether a piece of `len` numbers from row `first` on is whole rows of the triangle.
-    pub(super) fn holds(&self, first: usize, len: usize) -> bool {
-        let mut rows = (first..self.cols).scan(0, |sum, row| {
-            *sum += row + 1;
-            Some(*sum)
-        });
-        rows.any(|sum| sum == len)
+    /// The row after a piece of `len` numbers from row `first` on, if these are whole rows of the
+    /// triangle.
+    pub(super) fn after(&self, first: usize, len: usize) -> Option<usize> {
+        let mut rest = len;
+        for row in first..self.cols {
+            rest = rest.checked_sub(row + 1)?;
+            if rest == 0 {
+                return Some(row + 1);
+            }
+        }
+        None
     }
 
     pub(super) fn set_count(&mut self, count: u64) {
@@ -289,13 +314,21 @@ impl Spill {
 
     /// Room for so many zeros.
     fn place(&self, len: usize) -> io::Result<Place> {
+        Ok(match self.reserve(len)? {
+            None => Place::Memory(vec![0.0; len]),
+            Some(offset) => Place::Spilled(offset),
+        })
+    }
+
+    /// Counts so many numbers as memory where the limit lets it; else where in the file they are.
+    fn reserve(&self, len: usize) -> io::Result<Option<u64>> {
         let bytes = len * size_of::<f64>();
         let take = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.limit);
         let taken = self
             .used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take);
         if taken.is_ok() {
-            return Ok(Place::Memory(vec![0.0; len]));
+            return Ok(None);
         }
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_none() {
@@ -304,7 +337,7 @@ impl Spill {
         let file = file.as_mut().ok_or(io::ErrorKind::NotFound)?;
         let end = file.seek(SeekFrom::End(0))?;
         file.set_len(end + bytes as u64)?; // a hole, which reads as zeros
-        Ok(Place::Spilled(end))
+        Ok(Some(end))
     }
 
     fn at<R>(&self, offset: u64, body: impl FnOnce(&mut File) -> io::Result<R>) -> io::Result<R> {

@@ -102,7 +102,8 @@ impl CalibrationOptions {
             );
             return refuse("bins", reason);
         }
-        if self.hessian_groups == 0 || !self.bins.is_multiple_of(self.hessian_groups) {
+        let divides = self.hessian_groups > 0 && self.bins.is_multiple_of(self.hessian_groups);
+        if self.hessian && !divides {
             let reason = format!(
                 "{} does not divide the {} bins",
                 self.hessian_groups, self.bins
@@ -133,7 +134,7 @@ pub struct Calibration {
     table: &'static KernelTable,
     /// The share of the signal that is left at each timestep (alpha bar), where it was given.
     schedule: RwLock<Vec<f64>>,
-    layers: RwLock<BTreeMap<String, Arc<Mutex<Layer>>>>,
+    layers: RwLock<BTreeMap<String, SharedLayer>>,
     spill: Arc<Spill>,
 }
 
@@ -304,13 +305,16 @@ impl Calibration {
         let mut sums = Vec::with_capacity(x.rows.div_ceil(CHUNK));
         for (i, chunk) in x.values.chunks(CHUNK * x.cols * x.float.size()).enumerate() {
             let found = Sums::of(self.table, x.float, x.cols, chunk);
-            if !found.are_finite() {
+            if !found.are_usable() {
                 return Err(refuse(stats::explain(x, i * CHUNK)));
             }
             sums.push(found);
         }
         let bin = self.options.bin_of(timestep, self.options.bins) as usize;
-        let group = self.options.bin_of(timestep, self.options.hessian_groups) as usize;
+        let group = match self.options.hessian {
+            true => self.options.bin_of(timestep, self.options.hessian_groups) as usize,
+            false => 0,
+        };
         let mut values = vec![0.0f32; CHUNK.min(x.rows) * x.cols];
         let state = &mut *lock(&state);
         for (chunk, sums) in x.values.chunks(CHUNK * x.cols * x.float.size()).zip(&sums) {
@@ -327,7 +331,7 @@ impl Calibration {
     }
 
     /// The layer of this name, which is made where there is none.
-    fn layer(&self, name: &str, cols: usize) -> Arc<Mutex<Layer>> {
+    fn layer(&self, name: &str, cols: usize) -> SharedLayer {
         if let Some(layer) = self.find(name) {
             return layer;
         }
@@ -336,7 +340,7 @@ impl Calibration {
         layers.entry(name.to_owned()).or_insert_with(make).clone()
     }
 
-    fn find(&self, name: &str) -> Option<Arc<Mutex<Layer>>> {
+    fn find(&self, name: &str) -> Option<SharedLayer> {
         let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
         layers.get(layer_name(name)).cloned()
     }
@@ -344,12 +348,13 @@ impl Calibration {
     /// Every layer, by name.
     pub fn layers(&self) -> Vec<LayerInfo> {
         let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
-        let info = |(name, layer): (&String, &Arc<Mutex<Layer>>)| {
+        let info = |(name, layer): (&String, &SharedLayer)| {
             let layer = lock(layer);
+            let rows = layer.bins.iter().flatten().map(|bin| bin.count);
             LayerInfo {
                 name: name.clone(),
                 cols: layer.cols,
-                rows: layer.bins.iter().flatten().map(|bin| bin.count).sum(),
+                rows: rows.fold(0, u64::saturating_add),
             }
         };
         layers.iter().map(info).collect()
@@ -378,7 +383,8 @@ impl Calibration {
         if (ours.timesteps, ours.bins) != (theirs.timesteps, theirs.bins) {
             return Err(differ("timesteps or bins"));
         }
-        if ours.hessian != theirs.hessian || ours.hessian_groups != theirs.hessian_groups {
+        let groups = |of: &CalibrationOptions| of.hessian.then_some(of.hessian_groups);
+        if groups(ours) != groups(theirs) {
             return Err(differ("Hessians"));
         }
         let (mine, schedule) = (self.schedule(), other.schedule());
@@ -391,20 +397,15 @@ impl Calibration {
                 "a calibration cannot be merged with itself",
             ));
         }
-        let layers = other.layers.read().unwrap_or_else(PoisonError::into_inner);
-        for (name, layer) in layers.iter() {
-            let theirs = lock(layer).cols;
-            if let Some(ours) = self.cols(name).filter(|ours| *ours != theirs) {
-                let reason = format!("layer '{name}' has {ours} channels here and {theirs} there");
-                return Err(Error::config("merge", reason));
-            }
-        }
+        // One at a time: of two that merge with each other, each would wait for the other's layer.
+        static MERGING: Mutex<()> = Mutex::new(());
+        let _turn = lock(&MERGING);
+        let pairs = self.pairs(other)?;
         if mine.is_empty() && !schedule.is_empty() {
             self.set_schedule(&schedule)?;
         }
-        for (name, layer) in layers.iter() {
-            let theirs = &mut *lock(layer);
-            let ours = self.layer(name, theirs.cols);
+        for (ours, theirs) in pairs {
+            let theirs = &mut *lock(&theirs);
             let ours = &mut *lock(&ours);
             for (i, bin) in theirs.bins.iter().enumerate() {
                 if let Some(bin) = bin {
@@ -418,7 +419,32 @@ impl Calibration {
         }
         Ok(())
     }
+
+    /// The layers of another beside those of the same names here, which are made where there are
+    /// none: all of them, or none on an error.
+    fn pairs(&self, other: &Self) -> Result<Vec<(SharedLayer, SharedLayer)>> {
+        let theirs = other.layers.read().unwrap_or_else(PoisonError::into_inner);
+        let theirs = theirs.clone();
+        let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
+        for (name, layer) in &theirs {
+            let (ours, theirs) = (layers.get(name), lock(layer).cols);
+            let ours = ours.map(|layer| lock(layer).cols);
+            if let Some(ours) = ours.filter(|&ours| ours != theirs) {
+                let reason = format!("layer '{name}' has {ours} channels here and {theirs} there");
+                return Err(Error::config("merge", reason));
+            }
+        }
+        let pair = |(name, theirs): (String, SharedLayer)| {
+            let cols = lock(&theirs).cols;
+            let make = || Arc::new(Mutex::new(Layer::new(cols, &self.options, &self.spill)));
+            (layers.entry(name).or_insert_with(make).clone(), theirs)
+        };
+        Ok(theirs.into_iter().map(pair).collect())
+    }
 }
+
+/// A layer that threads share.
+type SharedLayer = Arc<Mutex<Layer>>;
 
 /// Layers are called as their weights are.
 fn layer_name(name: &str) -> &str {

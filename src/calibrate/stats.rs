@@ -49,18 +49,22 @@ impl Sums {
         }
     }
 
-    /// Whether all values are, and their squares.
-    pub(super) fn are_finite(&self) -> bool {
+    /// Whether all values are finite, and none so large that products of some rows are not.
+    pub(super) fn are_usable(&self) -> bool {
+        let within = |x: &f32| x.abs() <= TOO_LARGE;
         self.squares.iter().all(|sum| sum.is_finite())
+            && self.low.iter().chain(&self.high).all(within)
     }
 }
 
+/// Values beyond are refused: the products of [`super::CHUNK`] rows of such add up in f32.
+const TOO_LARGE: f32 = 1.0e18;
+
 /// What is wrong with activations whose squares do not add up; `from` is a row before it.
 pub(super) fn explain(x: Activations<'_>, from: usize) -> String {
-    const TOO_LARGE: f32 = 1.0e18;
     let values = from * x.cols..x.rows * x.cols;
     let mut values = values.map(|i| (i, x.float.get(x.values, i)));
-    let found = values.find(|(_, value)| !(value.abs() <= TOO_LARGE));
+    let found = values.find(|(_, value)| value.is_nan() || value.abs() > TOO_LARGE);
     let (i, value) = found.unwrap_or_default();
     format!("row {}, channel {} is {value}", i / x.cols, i % x.cols)
 }
@@ -88,7 +92,7 @@ impl BinStats {
     }
 
     pub(super) fn merge(&mut self, other: &Self) {
-        self.count += other.count;
+        self.count = self.count.saturating_add(other.count);
         for i in 0..self.squares.len() {
             self.low[i] = self.low[i].min(other.low[i]);
             self.high[i] = self.high[i].max(other.high[i]);

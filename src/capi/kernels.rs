@@ -91,12 +91,18 @@ pub unsafe extern "C" fn aq_quantize_rows(
     err: *mut aq_error,
 ) -> aq_status {
     use super::guard::{check_out, write};
+    use crate::format::Method;
     use crate::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
             let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
+            if recipe.method == Method::Gptq {
+                return Err(Fault::Argument(
+                    "method is AQ_METHOD_GPTQ, which needs a calibration: it is for runs",
+                ));
+            }
             let sizes = plane_sizes(recipe.layout(scale_dtype), rows, cols)?;
             let float = FLOATS.read(dtype)?;
             let weights = bytes::<u8>(weights.cast(), weights_len, "weights")?;

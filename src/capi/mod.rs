@@ -42,6 +42,8 @@ pub mod activation;
 #[cfg(feature = "std")]
 pub mod arrow;
 #[cfg(feature = "std")]
+pub mod calibration;
+#[cfg(feature = "std")]
 pub mod config;
 #[cfg(feature = "std")]
 mod handle;

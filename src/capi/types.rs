@@ -36,6 +36,8 @@ pub const AQ_METHOD_DEFAULT: aq_method = 0;
 pub const AQ_METHOD_MINMAX: aq_method = 1;
 /// Least squares over trial scales. The default.
 pub const AQ_METHOD_LSQ: aq_method = 2;
+/// Columns make up for each other's rounding, as a calibration's Hessian says how. In runs only.
+pub const AQ_METHOD_GPTQ: aq_method = 3;
 
 /// Whether rows get back the amplitude that rounding takes.
 pub type aq_gain = i32;
@@ -149,6 +151,7 @@ pub(super) static METHODS: Codes<Method> = Codes {
     rows: &[
         (AQ_METHOD_MINMAX, Method::MinMax),
         (AQ_METHOD_LSQ, Method::Lsq),
+        (AQ_METHOD_GPTQ, Method::Gptq),
     ],
 };
 

@@ -11,7 +11,7 @@ use super::calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 use super::profile::Profile;
 use super::rules::{Rule, parse_bits, parse_group_size, parse_named};
 use crate::calibrate::TimeWeighting;
-use crate::error::{Error, MEMORY, Result};
+use crate::error::{Error, Result};
 use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
 
 /// Compression of the planes in the file.
@@ -318,9 +318,9 @@ impl Config {
                 .map_or("none".to_owned(), |n| format!("{n}B")),
             "fail_fast" => self.fail_fast().to_string(),
             "calibration" => match &self.calibration {
-                None => "none".to_owned(),
                 Some(CalibrationInput::File(path)) => path.display().to_string(),
-                Some(CalibrationInput::Held(_)) => MEMORY.to_owned(),
+                // One in memory is no text.
+                None | Some(CalibrationInput::Held(_)) => "none".to_owned(),
             },
             "enable_time_aware" => self.time_aware().to_string(),
             "num_time_groups" => self.time_groups().to_string(),
@@ -679,7 +679,7 @@ mod tests {
             ),
             (
                 "method: best",
-                ["method", "'best': method must be one of: minmax, lsq"],
+                ["method", "'best': method must be one of: minmax, lsq, gptq"],
             ),
             (
                 "compression: gzip",

@@ -169,6 +169,222 @@ static void configs(void) {
   REFUSED("freed already", aq_config_set(config, "bit_width", "4", err));
 }
 
+/* ---- calibrations ---- */
+
+/* Rows of small whole numbers, whose sums are exact in any order. */
+static void fill(float *x, size_t count, unsigned seed) {
+  for (size_t i = 0; i < count; i++) x[i] = (float)((i * 7 + seed * 13) % 11) - 5;
+}
+
+enum { CAL_ROWS = 20, CAL_COLS = 24, CAL_CALLS = 30, CAL_THREADS = 8 };
+
+struct observer {
+  const aq_calibration *calibration;
+  unsigned seed;
+};
+
+/* Each looks at a layer of its own and at one of all. */
+static void *observe(void *argument) {
+  struct observer *observer = argument;
+  float x[CAL_ROWS * CAL_COLS];
+  char own[32];
+  snprintf(own, sizeof own, "own.%u", observer->seed);
+  for (unsigned i = 0; i < CAL_CALLS; i++) {
+    fill(x, CAL_ROWS * CAL_COLS, observer->seed + i);
+    const char *layers[2] = {own, "shared"};
+    for (int j = 0; j < 2; j++) {
+      if (aq_calibration_observe(observer->calibration, layers[j], i * 33, x, sizeof x, AQ_DTYPE_F32,
+                                 CAL_ROWS, CAL_COLS, NULL))
+        abort();
+    }
+    if (aq_calibration_count(observer->calibration) < 2) abort();
+  }
+  return NULL;
+}
+
+static long read_file(const char *path, char **bytes) {
+  FILE *file = fopen(path, "rb");
+  CHECK(file && !fseek(file, 0, SEEK_END));
+  long size = ftell(file);
+  *bytes = malloc((size_t)size);
+  CHECK(*bytes && !fseek(file, 0, SEEK_SET) && fread(*bytes, 1, (size_t)size, file) == (size_t)size);
+  fclose(file);
+  return size;
+}
+
+static int same_files(const char *a, const char *b) {
+  char *one, *two;
+  long size = read_file(a, &one), other = read_file(b, &two);
+  int same = size == other && !memcmp(one, two, (size_t)size);
+  free(one);
+  free(two);
+  return same;
+}
+
+static void calibrations(void) {
+  aq_calibration *calibration = NULL, *other = NULL;
+  aq_calibration_options options;
+  aq_calibration_options_init(NULL, sizeof options);
+  aq_calibration_options_init(&options, sizeof options);
+  CHECK(options.struct_size == sizeof options && options.timesteps == 0 && !options.spill_folder);
+  REFUSED("calibration is NULL", aq_calibration_new(NULL, NULL, err));
+  options.bins = 7;
+  REFUSED_AS(AQ_ERROR_CONFIG, "hessian_groups: 10", aq_calibration_new(&options, &calibration, err));
+  options.bins = 2000;
+  REFUSED_AS(AQ_ERROR_CONFIG, "bins: 2000", aq_calibration_new(&options, &calibration, err));
+  options.bins = 0;
+  options.timesteps = (1 << 20) + 1;
+  REFUSED_AS(AQ_ERROR_CONFIG, "timesteps: ", aq_calibration_new(&options, &calibration, err));
+  options.timesteps = 0;
+  options.spill_folder = BAD_UTF8;
+  REFUSED("spill_folder is not UTF-8", aq_calibration_new(&options, &calibration, err));
+  options.spill_folder = "/nowhere";
+  options.memory_limit = 1;
+  options.struct_size = 0;
+  REFUSED("options.struct_size is 0", aq_calibration_new(&options, &calibration, err));
+  CHECK(calibration == NULL);
+  float x[CAL_ROWS * CAL_COLS];
+  fill(x, CAL_ROWS * CAL_COLS, 1);
+#define OBSERVE(c, layer, t, x, len, dtype, rows, cols) \
+  aq_calibration_observe(c, layer, t, x, len, dtype, rows, cols, err)
+  /* Options that a caller does not know have their defaults: there is no limit then. */
+  options.struct_size = offsetof(aq_calibration_options, memory_limit);
+  OK(aq_calibration_new(&options, &calibration, &err));
+  OK(aq_calibration_observe(calibration, "a", 0, x, sizeof x, AQ_DTYPE_F32, CAL_ROWS, CAL_COLS, &err));
+  OK(aq_calibration_save(calibration, scratch, &err));
+  aq_calibration_free(calibration);
+  options.struct_size = sizeof options;
+  OK(aq_calibration_new(&options, &calibration, &err));
+  OK(aq_calibration_observe(calibration, "a", 0, x, sizeof x, AQ_DTYPE_F32, CAL_ROWS, CAL_COLS, &err));
+  REFUSED_AS(AQ_ERROR_IO, "/nowhere", aq_calibration_save(calibration, scratch, err));
+  aq_calibration_free(calibration);
+  unlink(scratch);
+
+  OK(aq_calibration_new(NULL, &calibration, &err));
+  REFUSED("aq_calibration is NULL", OBSERVE(NULL, "a", 0, x, 8, AQ_DTYPE_F32, 1, 2));
+  REFUSED("layer is NULL", OBSERVE(calibration, NULL, 0, x, 8, AQ_DTYPE_F32, 1, 2));
+  REFUSED("layer is not UTF-8", OBSERVE(calibration, BAD_UTF8, 0, x, 8, AQ_DTYPE_F32, 1, 2));
+  REFUSED("x is NULL", OBSERVE(calibration, "a", 0, NULL, 8, AQ_DTYPE_F32, 1, 2));
+  REFUSED("any memory", OBSERVE(calibration, "a", 0, x, SIZE_MAX, AQ_DTYPE_F32, 1, 2));
+  REFUSED("dtype is 0", OBSERVE(calibration, "a", 0, x, 8, 0, 1, 2));
+  REFUSED("dtype is 4", OBSERVE(calibration, "a", 0, x, 16, AQ_DTYPE_F64, 1, 2));
+  REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 7 bytes", OBSERVE(calibration, "a", 0, x, 7, AQ_DTYPE_F32, 1, 2));
+  REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 8 bytes",
+             OBSERVE(calibration, "a", 0, x, 8, AQ_DTYPE_F32, SIZE_MAX, 2));
+  REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 0 bytes", OBSERVE(calibration, "a", 0, x, 0, AQ_DTYPE_F32, 0, 0));
+  REFUSED_AS(AQ_ERROR_CONFIG, "a name of 1", OBSERVE(calibration, "", 0, x, 8, AQ_DTYPE_F32, 1, 2));
+  REFUSED_AS(AQ_ERROR_CONFIG, "timestep 1000 is not from 0 to 999",
+             OBSERVE(calibration, "a", 1000, x, 8, AQ_DTYPE_F32, 1, 2));
+  x[5] = NAN;
+  REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': row 1, channel 2 is NaN",
+             OBSERVE(calibration, "a", 0, x, 24, AQ_DTYPE_F32, 2, 3));
+  fill(x, CAL_ROWS * CAL_COLS, 1);
+  OK(aq_calibration_observe(calibration, "b.weight", 0, x, 0, AQ_DTYPE_F32, 0, 3, &err));
+  /* At an odd address, as bytes. */
+  char bytes[25];
+  memcpy(bytes + 1, x, 24);
+  OK(aq_calibration_observe(calibration, "a.weight", 999, bytes + 1, 24, AQ_DTYPE_F32, 2, 3, &err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 2 channels, where 3",
+             OBSERVE(calibration, "a", 0, x, 8, AQ_DTYPE_F32, 1, 2));
+
+  aq_layer_info info = {.struct_size = sizeof info};
+  REFUSED("aq_calibration is NULL", aq_calibration_layer(NULL, 0, &info, err));
+  REFUSED("info.struct_size is NULL", aq_calibration_layer(calibration, 0, NULL, err));
+  REFUSED("there is no layer", aq_calibration_layer(calibration, 1, &info, err));
+  CHECK(aq_calibration_count(calibration) == 1 && aq_calibration_count(NULL) == 0);
+  OK(aq_calibration_layer(calibration, 0, &info, &err));
+  CHECK(!strcmp(info.name, "a") && info.name_len == 1 && info.cols == 3 && info.rows == 2);
+
+  double alphas[1000] = {0};
+  REFUSED("aq_calibration is NULL", aq_calibration_set_schedule(NULL, alphas, 1000, err));
+  REFUSED("alphas is NULL", aq_calibration_set_schedule(calibration, NULL, 1000, err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "999 numbers", aq_calibration_set_schedule(calibration, alphas, 999, err));
+  OK(aq_calibration_set_schedule(calibration, alphas, 1000, &err));
+  alphas[7] = 1.5;
+  REFUSED_AS(AQ_ERROR_CONFIG, "1.5 at timestep 7",
+             aq_calibration_set_schedule(calibration, alphas, 1000, err));
+
+  REFUSED("aq_calibration is NULL", aq_calibration_save(NULL, scratch, err));
+  REFUSED("path is NULL", aq_calibration_save(calibration, NULL, err));
+  REFUSED("path is not UTF-8", aq_calibration_save(calibration, BAD_UTF8, err));
+  REFUSED_AS(AQ_ERROR_IO, "/nowhere/x", aq_calibration_save(calibration, "/nowhere/x", err));
+  REFUSED("path is NULL", aq_calibration_load(NULL, 0, &other, err));
+  REFUSED("calibration is NULL", aq_calibration_load(scratch, 0, NULL, err));
+  REFUSED("path is not UTF-8", aq_calibration_load(BAD_UTF8, 0, &other, err));
+  REFUSED_AS(AQ_ERROR_IO, "/nowhere/x", aq_calibration_load("/nowhere/x", 0, &other, err));
+  REFUSED_AS(AQ_ERROR_FILE, "not a calibration", aq_calibration_load(folder, 0, &other, err));
+  REFUSED_AS(AQ_ERROR_FILE, input, aq_calibration_load(input, 0, &other, err));
+  REFUSED("aq_calibration is NULL", aq_calibration_merge(NULL, calibration, err));
+  REFUSED("aq_calibration is NULL", aq_calibration_merge(calibration, NULL, err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "itself", aq_calibration_merge(calibration, calibration, err));
+  CHECK(other == NULL);
+  aq_calibration_options_init(&options, sizeof options);
+  options.no_hessian = 1;
+  OK(aq_calibration_new(&options, &other, &err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "differ in Hessians", aq_calibration_merge(calibration, other, err));
+  aq_calibration_free(other);
+
+  /* Held by a config, it may be freed. */
+  aq_config *config = NULL, *clone = NULL;
+  OK(aq_config_new(NULL, &config, &err));
+  REFUSED("aq_config is NULL", aq_config_set_calibration(NULL, calibration, err));
+  REFUSED("not an aq_calibration",
+          aq_config_set_calibration(config, (aq_calibration *)(void *)config, err));
+  OK(aq_config_set_calibration(config, calibration, &err));
+  aq_calibration_free(calibration);
+  aq_calibration_free(calibration);
+  aq_calibration_free(NULL);
+  REFUSED("freed already", aq_config_set_calibration(config, calibration, err));
+  OK(aq_config_clone(config, &clone, &err));
+  OK(aq_config_set_calibration(config, NULL, &err));
+  aq_config_free(config);
+  aq_config_free(clone);
+
+  /* Eight threads at once see what one sees after the other, and what each of eight sees that are
+   * merged afterwards, one of them through a file and with all but nothing in memory. */
+  aq_calibration *at_once = NULL, *in_turn = NULL, *merged = NULL;
+  OK(aq_calibration_new(NULL, &at_once, &err));
+  OK(aq_calibration_new(NULL, &in_turn, &err));
+  OK(aq_calibration_new(NULL, &merged, &err));
+  pthread_t threads[CAL_THREADS];
+  struct observer observers[CAL_THREADS];
+  for (unsigned i = 0; i < CAL_THREADS; i++) {
+    observers[i] = (struct observer){at_once, i};
+    CHECK(pthread_create(&threads[i], NULL, observe, &observers[i]) == 0);
+  }
+  char paths[3][4400];
+  const char *names[3] = {"at_once", "in_turn", "merged"};
+  for (int i = 0; i < 3; i++) snprintf(paths[i], sizeof paths[i], "%s/%s", folder, names[i]);
+  for (unsigned i = 0; i < CAL_THREADS; i++) {
+    observe(&(struct observer){in_turn, i});
+    aq_calibration *part = NULL;
+    OK(aq_calibration_new(NULL, &part, &err));
+    observe(&(struct observer){part, i});
+    if (i == 3) {
+      OK(aq_calibration_save(part, scratch, &err));
+      aq_calibration_free(part);
+      OK(aq_calibration_load(scratch, 1, &part, &err));
+      unlink(scratch);
+    }
+    OK(aq_calibration_merge(merged, part, &err));
+    aq_calibration_free(part);
+  }
+  for (int i = 0; i < CAL_THREADS; i++) pthread_join(threads[i], NULL);
+  const aq_calibration *all[3] = {at_once, in_turn, merged};
+  for (int i = 0; i < 3; i++) {
+    CHECK(aq_calibration_count(all[i]) == CAL_THREADS + 1);
+    OK(aq_calibration_layer(all[i], CAL_THREADS, &info, &err));
+    CHECK(!strcmp(info.name, "shared") && info.cols == CAL_COLS);
+    CHECK(info.rows == (uint64_t)CAL_THREADS * CAL_CALLS * CAL_ROWS);
+    OK(aq_calibration_save(all[i], paths[i], &err));
+  }
+  CHECK(same_files(paths[0], paths[1]) && same_files(paths[1], paths[2]));
+  for (int i = 0; i < 3; i++) unlink(paths[i]);
+  aq_calibration_free(at_once);
+  aq_calibration_free(in_turn);
+  aq_calibration_free(merged);
+}
+
 /* ---- sources and plans ---- */
 
 static aq_source *open_source(void) {
@@ -1282,6 +1498,7 @@ int main(int argc, char **argv) {
   CHECK(atexit(at_the_end) == 0);
   OK(aq_config_new(NULL, &kept_to_the_end, &err));
   configs();
+  calibrations();
   sources();
   plans();
   runs();

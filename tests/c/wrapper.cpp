@@ -32,7 +32,8 @@ template <class T>
 constexpr bool moves_only = std::is_move_constructible_v<T> && std::is_move_assignable_v<T> &&
                             !std::is_copy_constructible_v<T> && !std::is_copy_assignable_v<T>;
 static_assert(moves_only<aq::Config> && moves_only<aq::Source> && moves_only<aq::Plan> &&
-              moves_only<aq::Report> && moves_only<aq::Model> && moves_only<aq::Verification>);
+              moves_only<aq::Report> && moves_only<aq::Model> && moves_only<aq::Verification> &&
+              moves_only<aq::Calibration>);
 
 // The Error that a call throws.
 template <class F>
@@ -214,6 +215,25 @@ int main(int argc, char** argv) {
     CHECK(std::fabs(std::fabs(inputs[i]) - std::sqrt(0.5f)) < 1e-6f && inputs[i] == inputs[40 + i]);
   }
   CHECK(inputs[8] == 0);
+  // A calibration, by two of them, through a file.
+  const aq::Calibration one(100), two(100);
+  const std::vector<float> x = {1, 2, 3, 4, 5, 6};
+  one.observe("layer.weight", 0, x, 3);
+  two.observe("layer", 99, x, 2);
+  CHECK(refused([&] { one.merge(two); }).code() == AQ_ERROR_CONFIG);
+  const aq::Calibration three(100);
+  three.observe("layer", 99, x, 3);
+  one.merge(three);
+  one.set_schedule(std::vector<double>(100, 0.5));
+  one.save(folder + "/calibration.parquet");
+  const aq::Calibration back = aq::Calibration::load(folder + "/calibration.parquet", 1);
+  CHECK(back.size() == 1 && back[0].name == "layer" && back[0].cols == 3 && back[0].rows == 4);
+  CHECK(refused([&] { back.observe("layer", 100, x, 3); }).code() == AQ_ERROR_CONFIG);
+  CHECK(refused([&] { back.observe("layer", 0, x, 4); }).code() == AQ_ERROR_CONFIG);
+  aq::Calibration gone = aq::Calibration::load(folder + "/calibration.parquet");
+  aq::Config("edge").set_calibration(gone);
+  const aq::Calibration taken = std::move(gone);
+  CHECK(refused([&] { aq::Config("edge").set_calibration(gone); }).code() == AQ_ERROR_ARGUMENT);
 
   // A stream goes out and, holding no weights, is refused on its way in.
   ArrowArrayStream stream;

@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def freed(monkeypatch):
     """The pointers given to the `_free` functions, by kind."""
     told = {}
-    for kind in ("config", "source", "plan", "report", "model", "verification"):
+    for kind in ("config", "source", "plan", "report", "model", "verification", "calibration"):
         pointers = told[kind] = []
 
         def free(pointer, original=getattr(lib, f"aq_{kind}_free"), pointers=pointers):

@@ -17,6 +17,7 @@ from typing import Any as _Any, Union as _Union
 from ._library import call as _call, encode_path as _encode_path, lib as _lib
 from ._run import Log, Progress, Run as _Run
 from .activations import QuantizedActivations, quantize_activations
+from .calibration import Calibration, LayerInfo
 from .config import Config
 from .errors import (
     ArgumentError,
@@ -94,7 +95,7 @@ def quantize(
     buffer protocol), or an Arrow table (anything with `__arrow_c_stream__`).
 
     Settings are those of `Config`, over those of `config`: `bits=4`, `group_size=64`,
-    `method="lsq"`, `keep=["lm_head.*"]`, `rules=["*.v_proj.weight=bits:8"]` and so on.
+    `method="lsq"`, `calibration="model.calibration.parquet"` (or a `Calibration`), `keep=["lm_head.*"]`, `rules=["*.v_proj.weight=bits:8"]` and so on.
 
     `progress` is True for a bar on standard error, or a callable that is told bytes done and bytes
     in all, some 20 times a second. `log` is a callable that is told what is worth telling, with a
@@ -159,6 +160,7 @@ __all__ = [
     "ActivationParams",
     "Activations",
     "ArgumentError",
+    "Calibration",
     "Cancelled",
     "ChecksumError",
     "Comparison",
@@ -168,6 +170,7 @@ __all__ = [
     "FileError",
     "IOFailure",
     "InternalError",
+    "LayerInfo",
     "Log",
     "Metadata",
     "MissingFile",

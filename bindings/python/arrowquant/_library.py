@@ -37,7 +37,7 @@ ABI_VERSION = 0
 # Numbers of the header, by the names that settings and files use.
 FORMATS = {"raw": 0, "int2": 2, "int4": 4, "int8": 8}
 SCHEMES = {"symmetric": 1, "affine": 2}
-METHODS = {"minmax": 1, "lsq": 2}
+METHODS = {"minmax": 1, "lsq": 2, "gptq": 3}
 GAINS = {"auto": 0, "unit": 1, "lsq": 2}
 DTYPES = {
     "f32": 1,
@@ -138,6 +138,28 @@ class aq_tensor_info(Sized):
         ("cols", c_size_t),
         ("bytes", c_size_t),
         ("tiles", c_size_t),
+    ]
+
+
+class aq_calibration_options(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("timesteps", c_uint32),
+        ("bins", c_uint32),
+        ("no_hessian", c_uint32),
+        ("hessian_groups", c_uint32),
+        ("memory_limit", c_uint64),
+        ("spill_folder", c_char_p),
+    ]
+
+
+class aq_layer_info(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("name", c_void_p),
+        ("name_len", c_size_t),
+        ("cols", c_size_t),
+        ("rows", c_uint64),
     ]
 
 
@@ -334,6 +356,15 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_config_merge_yaml_file": [_HANDLE, c_char_p],
     "aq_config_merge_env": [_HANDLE],
     "aq_config_to_yaml": [_HANDLE, _TEXT],
+    "aq_config_set_calibration": [_HANDLE, _HANDLE],
+    "aq_calibration_new": [POINTER(aq_calibration_options), _OUT],
+    "aq_calibration_load": [c_char_p, c_uint64, _OUT],
+    "aq_calibration_save": [_HANDLE, c_char_p],
+    "aq_calibration_merge": [_HANDLE, _HANDLE],
+    "aq_calibration_set_schedule": [_HANDLE, POINTER(c_double), c_size_t],
+    "aq_calibration_observe": [_HANDLE, c_char_p, c_uint32, c_void_p, c_size_t, c_int32]
+    + [c_size_t] * 2,
+    "aq_calibration_layer": [_HANDLE, c_size_t, POINTER(aq_layer_info)],
     "aq_source_open": [c_char_p, _OUT],
     "aq_source_new": [_OUT],
     "aq_source_add_tensor": [_HANDLE, c_char_p, c_int32, _SIZE, c_size_t, c_void_p, c_size_t],
@@ -377,6 +408,8 @@ PLAIN: dict[str, tuple[Any, list[Any]]] = {
     "aq_abi_version": (c_uint32, []),
     "aq_isa_name": (c_char_p, []),
     "aq_run_options_init": (None, [_OPTIONS, c_uint32]),
+    "aq_calibration_options_init": (None, [POINTER(aq_calibration_options), c_uint32]),
+    "aq_calibration_count": (c_size_t, [_HANDLE]),
     "aq_source_count": (c_size_t, [_HANDLE]),
     "aq_plan_count": (c_size_t, [_HANDLE]),
     "aq_plan_warning_count": (c_size_t, [_HANDLE]),
@@ -385,6 +418,7 @@ PLAIN: dict[str, tuple[Any, list[Any]]] = {
     "aq_model_metadata_count": (c_size_t, [_HANDLE]),
     "aq_verification_count": (c_size_t, [_HANDLE]),
     "aq_config_free": (None, [_HANDLE]),
+    "aq_calibration_free": (None, [_HANDLE]),
     "aq_source_free": (None, [_HANDLE]),
     "aq_plan_free": (None, [_HANDLE]),
     "aq_report_free": (None, [_HANDLE]),

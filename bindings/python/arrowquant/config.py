@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Callable, Union
 
 from ._library import Owner, call, encode, encode_path, lib, make, text_of
+from .calibration import Calibration
 from .errors import ConfigError, UnknownKey
 
 KEYS = (
@@ -40,6 +41,9 @@ class Config(Owner):
 
         config = Config("edge", bits=4, rules=["*.v_proj.weight=bits:8,group:64"])
         config["method"] = "minmax"
+
+    `calibration` is the path of a file of `Calibration.save`, or a `Calibration` itself, which is no
+    part of the YAML; None is none.
 
     No environment variable is read unless `merge_env` or `from_env` is called.
     """
@@ -131,8 +135,20 @@ class Config(Owner):
             rules = json.dumps({"rules": list(value)}, ensure_ascii=False)
             self._change(lib.aq_config_merge_yaml, encode(rules, "rules"))
             return
+        if key == "calibration" and (value is None or isinstance(value, Calibration)):
+            self._calibrate(value)
+            return
+        if isinstance(value, os.PathLike):
+            value = os.fsdecode(os.fspath(value))
         text = str(value).lower() if isinstance(value, bool) else str(value)
         self._change(lib.aq_config_set, encode(key, "key"), encode(text, key))
+
+    def _calibrate(self, calibration: Calibration | None) -> None:
+        if calibration is None:
+            self._change(lib.aq_config_set_calibration, None)
+            return
+        with calibration._open().shared() as handle:
+            self._change(lib.aq_config_set_calibration, handle)
 
     def update(self, settings: Mapping[str, Any] = {}, **more: Any) -> None:
         """Sets several keys, in their order."""

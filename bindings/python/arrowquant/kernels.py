@@ -39,7 +39,8 @@ class Recipe:
     scheme: str = "symmetric"
     #: Storage of scales and biases: "f16" or "f32".
     scale_dtype: str = "f16"
-    #: How scales are chosen: "lsq" or "minmax". Decoding needs neither this nor the next.
+    #: How scales are chosen: "lsq" or "minmax" (or, in runs with a calibration, "gptq"). Decoding
+    #: needs neither this nor the next.
     method: str = "lsq"
     #: Whether rows get their amplitude back: "unit" or "lsq"; "auto" is "unit" for 2 and 4 bits.
     gain: str = "auto"

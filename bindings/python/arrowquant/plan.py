@@ -46,7 +46,7 @@ class PlanEntry:
     scheme: str | None
     #: "f16" or "f32"; "auto" is f16, and f32 for tiles that need it.
     scale_dtype: str | None
-    #: "minmax" or "lsq".
+    #: "minmax", "lsq" or "gptq".
     method: str | None
     #: "unit" or "lsq".
     gain: str | None

@@ -1,0 +1,356 @@
+//! aq_calibration: what a model's layers see, by timestep.
+//!
+//! A calibration takes in the inputs of each layer as the caller's own runtime computes them, and
+//! keeps sums alone: per layer and bin of timesteps the range and the sum of squares of each input
+//! channel and a histogram of all values, and per group of bins the Hessian, sum of x x^T, that
+//! AQ_METHOD_GPTQ needs. Calibrations of several machines add up.
+//!
+//! Layers are called as their weights are, with or without ".weight" at the end. Everything but
+//! freeing may be done by several threads at once; those that observe one layer take turns. Sums
+//! depend on the order in which rows come only by rounding; counts, ranges and histograms do not.
+
+use std::ffi::{c_char, c_void};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::config::aq_config;
+use super::guard::{
+    Fault, aq_error, aq_status, bytes, check_out, check_put, guard, put, read, text, versioned,
+    write,
+};
+use super::handle::{Handle, Strings, borrow, borrow_mut, borrow_or, free, give};
+use super::source::{at, count};
+use super::types::{FLOATS, aq_dtype};
+use crate::calibrate::{Activations, Calibration, CalibrationOptions};
+use crate::plan::CalibrationInput;
+
+/// What a model's layers see, by timestep.
+pub struct aq_calibration {
+    calibration: Arc<Calibration>,
+    strings: Strings,
+}
+
+impl Handle for aq_calibration {
+    const NAME: &'static str = "aq_calibration";
+}
+
+/// How a calibration divides time, and what it keeps. Start with aq_calibration_options_init.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_calibration_options {
+    /// sizeof(aq_calibration_options).
+    pub struct_size: u32,
+    /// Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. Where the
+    /// mask ratio of a text model serves as time: ratio times this.
+    pub timesteps: u32,
+    /// Bins of timesteps with ranges, squares and a histogram each: up to 4096 and no more than
+    /// there are timesteps, or 0 for 50.
+    pub bins: u32,
+    /// Not 0: keeps no Hessians.
+    pub no_hessian: u32,
+    /// Groups of timesteps with a Hessian each, which divide the bins; 0 for 10. A Hessian of a
+    /// layer with n channels takes 4 n (n + 1) bytes.
+    pub hessian_groups: u32,
+    /// Bytes of Hessians that are held in memory, where those beyond lie in a temporary file; 0 for
+    /// no limit.
+    pub memory_limit: u64,
+    /// Where that file is made; NULL for the system's folder for such.
+    pub spill_folder: *const c_char,
+}
+
+versioned!(aq_calibration_options {
+    struct_size,
+    timesteps,
+    bins,
+    no_hessian,
+    hessian_groups,
+    memory_limit,
+    spill_folder,
+});
+
+/// What a calibration knows of a layer.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_layer_info {
+    /// sizeof(aq_layer_info).
+    pub struct_size: u32,
+    /// Its name, without ".weight"; ends in NUL. Belongs to the calibration.
+    pub name: *const c_char,
+    /// Bytes of the name.
+    pub name_len: usize,
+    /// Input channels.
+    pub cols: usize,
+    /// Rows observed, at all timesteps.
+    pub rows: u64,
+}
+
+versioned!(aq_layer_info {
+    struct_size,
+    name,
+    name_len,
+    cols,
+    rows
+});
+
+/// Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
+/// sizeof(aq_calibration_options).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_options_init(
+    options: *mut aq_calibration_options,
+    struct_size: u32,
+) {
+    // SAFETY: by the header's conventions, here and in all that follow.
+    unsafe {
+        guard(std::ptr::null_mut(), || {
+            if struct_size as usize >= size_of::<u32>() && !options.is_null() {
+                options.cast::<u8>().write_bytes(0, struct_size as usize);
+                put(options.cast::<u32>(), struct_size, "options")?;
+            }
+            Ok(())
+        })
+    };
+}
+
+/// A limit in bytes, where 0 is none.
+fn limit(bytes: u64) -> Option<usize> {
+    // More than there is address space is no limit.
+    usize::try_from(bytes).ok().filter(|&bytes| bytes > 0)
+}
+
+impl aq_calibration_options {
+    unsafe fn read(options: *const Self) -> Result<CalibrationOptions, Fault> {
+        let mut wanted = CalibrationOptions::default();
+        if options.is_null() {
+            return Ok(wanted);
+        }
+        // SAFETY: as the caller's.
+        let options = unsafe { read(options, "options.struct_size")? };
+        let numbers = [
+            (options.timesteps, &mut wanted.timesteps),
+            (options.bins, &mut wanted.bins),
+            (options.hessian_groups, &mut wanted.hessian_groups),
+        ];
+        for (given, field) in numbers {
+            if given > 0 {
+                *field = given;
+            }
+        }
+        wanted.hessian = options.no_hessian == 0;
+        wanted.memory_limit = limit(options.memory_limit);
+        if !options.spill_folder.is_null() {
+            // SAFETY: by the header's conventions it ends in NUL.
+            let folder = unsafe { text(options.spill_folder, "options.spill_folder")? };
+            wanted.spill_folder = Some(folder.into());
+        }
+        Ok(wanted)
+    }
+}
+
+unsafe fn give_calibration(
+    calibration: Calibration,
+    out: *mut *mut aq_calibration,
+) -> Result<(), Fault> {
+    let calibration = Arc::new(calibration);
+    let strings = Strings::default();
+    // SAFETY: as the caller's.
+    unsafe {
+        give(
+            aq_calibration {
+                calibration,
+                strings,
+            },
+            out,
+        )
+    }
+}
+
+/// Makes an empty calibration. `options` may be NULL for the defaults.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_new(
+    options: *const aq_calibration_options,
+    calibration: *mut *mut aq_calibration,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(calibration, "calibration")?;
+            let new = Calibration::new(aq_calibration_options::read(options)?)?;
+            give_calibration(new, calibration)
+        })
+    }
+}
+
+/// Reads a file that aq_calibration_save wrote, to use it or to go on observing. Hessians beyond
+/// `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_load(
+    path: *const c_char,
+    memory_limit: u64,
+    calibration: *mut *mut aq_calibration,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(calibration, "calibration")?;
+            let path = Path::new(text(path, "path")?);
+            let loaded = Calibration::load(path, limit(memory_limit))?;
+            give_calibration(loaded, calibration)
+        })
+    }
+}
+
+/// Writes everything to the Parquet file `path`, which appears whole or not at all.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_save(
+    calibration: *const aq_calibration,
+    path: *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let path = Path::new(text(path, "path")?);
+            Ok(borrow(calibration)?.calibration.save(path)?)
+        })
+    }
+}
+
+/// Takes in what another calibration of the same model has seen, which stays as it was. Both must
+/// divide time alike, both or neither keep Hessians, and have the same schedule, unless one has
+/// none. Counts, ranges and histograms are as if one calibration had seen all; sums are so to
+/// rounding. On an error nothing is taken in, unless a temporary file failed (AQ_ERROR_IO).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_merge(
+    into: *const aq_calibration,
+    from: *const aq_calibration,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (into, from) = (borrow(into)?, borrow(from)?);
+            Ok(into.calibration.merge(&from.calibration)?)
+        })
+    }
+}
+
+/// Says how much of the signal is left at each timestep: `n` numbers from 0 to 1, one a timestep,
+/// the cumulative products of 1 - beta. Needed only to weigh timesteps by their noise.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_set_schedule(
+    calibration: *const aq_calibration,
+    alphas: *const f64,
+    n: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let alphas = bytes(alphas, n, "alphas")?;
+            Ok(borrow(calibration)?.calibration.set_schedule(alphas)?)
+        })
+    }
+}
+
+/// Takes in some rows of a layer's input at a timestep: `rows` vectors of `cols` input channels,
+/// one after the other, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a
+/// token, a pixel or a sample. The input of a convolution is unfolded, so that its channels are the
+/// in * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
+/// used after the call.
+///
+/// AQ_ERROR_CONFIG, and nothing is taken in, where the timestep is out of range, the layer was seen
+/// with another `cols`, or a value is NaN, infinite or beyond 10^18 (the message says where).
+/// AQ_ERROR_IO where a temporary file cannot be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_observe(
+    calibration: *const aq_calibration,
+    layer: *const c_char,
+    timestep: u32,
+    x: *const c_void,
+    x_len: usize,
+    dtype: aq_dtype,
+    rows: usize,
+    cols: usize,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let calibration = &borrow(calibration)?.calibration;
+            let activations = Activations {
+                rows,
+                cols,
+                float: FLOATS.read(dtype)?,
+                values: bytes(x.cast(), x_len, "x")?,
+            };
+            Ok(calibration.observe(text(layer, "layer")?, timestep, activations)?)
+        })
+    }
+}
+
+/// The number of layers observed; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_count(calibration: *const aq_calibration) -> usize {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        count(calibration, |calibration| {
+            calibration.calibration.layers().len()
+        })
+    }
+}
+
+/// What is known of layer `index`. Layers are in the order of their names' bytes: one that is
+/// observed for the first time moves those after it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_layer(
+    calibration: *const aq_calibration,
+    index: usize,
+    info: *mut aq_layer_info,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let calibration = borrow(calibration)?;
+            check_out(info, "info.struct_size")?;
+            let layers = calibration.calibration.layers();
+            let found = at(&layers, index, "layer")?;
+            let layer = aq_layer_info {
+                struct_size: 0,
+                name: calibration.strings.lend(&found.name),
+                name_len: found.name.len(),
+                cols: found.cols,
+                rows: found.rows,
+            };
+            write(info, layer, "info.struct_size")
+        })
+    }
+}
+
+/// Has runs with this config quantize by a calibration, or by none where it is NULL. The calibration
+/// may be freed before the config, which keeps what it needs, as do its clones. It is no part of the
+/// config's YAML.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_config_set_calibration(
+    config: *mut aq_config,
+    calibration: *const aq_calibration,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let held = |handle: &aq_calibration| CalibrationInput::Held(handle.calibration.clone());
+            let calibration = borrow_or(calibration)?.map(held);
+            borrow_mut(config)?.config.set_calibration(calibration);
+            Ok(())
+        })
+    }
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_calibration_free(calibration: *mut aq_calibration) {
+    // SAFETY: by the header's conventions.
+    unsafe { guard(std::ptr::null_mut(), || free(calibration)) };
+}
