@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use hessian::HessianSums;
 pub use hessian::{BLOCK as HESSIAN_BLOCK, add_products, packed_len};
 pub use stats::BinStats;
-pub use weighting::{TimeWeighting, Weights};
+pub use weighting::{OwnedBin, TimeWeighting, Weights};
 
 use crate::error::{Error, Result};
 use crate::format::Float;

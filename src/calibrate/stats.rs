@@ -106,16 +106,18 @@ impl BinStats {
         self.high[channel].max(-self.low[channel])
     }
 
-    /// Smallest and largest value of all channels; 0 and 0 where there is none.
-    pub fn range(&self) -> (f32, f32) {
+    /// Smallest and largest value of all channels, divided by `scales` where there are such; 0 and
+    /// 0 where there is none.
+    pub fn range(&self, scales: Option<&[f32]>) -> (f32, f32) {
         if self.count == 0 {
             return (0.0, 0.0);
         }
-        let low = self.low.iter().fold(f32::INFINITY, |low, &x| low.min(x));
-        let high = self
-            .high
-            .iter()
-            .fold(f32::NEG_INFINITY, |high, &x| high.max(x));
+        let scale = |channel: usize| scales.map_or(1.0, |scales| scales[channel]);
+        let (mut low, mut high) = (f32::INFINITY, f32::NEG_INFINITY);
+        for channel in 0..self.low.len() {
+            low = low.min(self.low[channel] / scale(channel));
+            high = high.max(self.high[channel] / scale(channel));
+        }
         (low, high)
     }
 }

@@ -167,6 +167,23 @@ pub fn ranges(
     groups.iter().enumerate().map(range).collect()
 }
 
+/// Expected sum of the squared errors of all values that were seen, with these ranges.
+pub fn expected_error(bins: &[BinRange<'_>], groups: &[GroupRange], bits: u32) -> f64 {
+    let mut sum = 0.0;
+    for bin in bins.iter().filter(|bin| bin.count > 0) {
+        let middle = bin.t_begin + (bin.t_end - bin.t_begin) / 2;
+        let Some(group) = groups.iter().find(|group| middle < group.t_end) else {
+            continue;
+        };
+        let affine = Affine::new(group.low, group.high, bits);
+        sum += match bin.histogram {
+            Some(histogram) => histogram.squared_error(&affine, bin.min, bin.max),
+            None => bin.count as f64 * f64::from(affine.scale).powi(2) / 12.0,
+        };
+    }
+    sum
+}
+
 /// What some bins have in common.
 struct Seen {
     count: u64,

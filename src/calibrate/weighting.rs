@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use xxhash_rust::xxh3::Xxh3;
 
+use super::histogram::Histogram;
+use super::time::BinRange;
 use super::{Calibration, CalibrationOptions, Layer, lock};
 use crate::error::{Error, Result};
 
@@ -73,6 +75,31 @@ impl FromStr for TimeWeighting {
 pub struct Weights {
     /// One number a group.
     pub of_row: Vec<f64>,
+}
+
+/// What was seen of a layer's values in a bin.
+#[derive(Debug, Clone)]
+pub struct OwnedBin {
+    begin: i32,
+    end: i32,
+    count: u64,
+    low: f32,
+    high: f32,
+    histogram: Option<Histogram>,
+}
+
+impl OwnedBin {
+    /// As time groups take it.
+    pub fn as_range(&self) -> BinRange<'_> {
+        BinRange {
+            t_begin: self.begin,
+            t_end: self.end,
+            count: self.count,
+            min: self.low,
+            max: self.high,
+            histogram: self.histogram.as_ref(),
+        }
+    }
 }
 
 /// Sums over a group of timesteps.
@@ -303,6 +330,76 @@ impl Calibration {
         };
         let groups = self.sums(&lock(&found), self.groups(u32::MAX));
         groups.into_iter().map(|group| group.squares).collect()
+    }
+
+    /// The largest magnitude of each channel, at any timestep; `None` where values were not seen.
+    pub fn largest(&self, layer: &str) -> Option<Vec<f32>> {
+        let found = self.find(layer)?;
+        let layer = lock(&found);
+        let mut largest = vec![0.0f32; layer.cols];
+        for bin in layer.bins.iter().flatten() {
+            for (channel, largest) in largest.iter_mut().enumerate() {
+                *largest = largest.max(bin.largest(channel));
+            }
+        }
+        largest.iter().all(|x| x.is_finite()).then_some(largest)
+    }
+
+    /// Of each of the finest groups, with channels divided by `scales`: the largest magnitude, the
+    /// mean square of a value, and rows.
+    pub fn largest_by_group(&self, layer: &str, scales: &[f32]) -> Vec<(f64, f64, u64)> {
+        let Some(found) = self.find(layer) else {
+            return Vec::new();
+        };
+        let layer = lock(&found);
+        let finest = self.groups(u32::MAX);
+        let coarse = self.coarse(self.options.bins, finest);
+        let mut groups = vec![(0.0f64, 0.0f64, 0u64); finest as usize];
+        for (bin, &group) in layer.bins.iter().zip(&coarse) {
+            let Some(bin) = bin else { continue };
+            let (largest, squares, count) = &mut groups[group];
+            *count += bin.count;
+            for (channel, scale) in scales.iter().enumerate() {
+                let scale = f64::from(*scale);
+                *largest = largest.max(f64::from(bin.largest(channel)) / scale);
+                *squares += bin.squares[channel] / (scale * scale * layer.cols as f64);
+            }
+        }
+        for (_, squares, count) in &mut groups {
+            *squares /= (*count).max(1) as f64;
+        }
+        groups
+    }
+
+    /// Ranges of all bins of a layer, with channels divided by `scales` where there are such; the
+    /// histograms do not know channels, and are left out then. Empty where values were not seen.
+    pub fn bin_ranges(&self, layer: &str, scales: Option<&[f32]>) -> Vec<OwnedBin> {
+        let Some(found) = self.find(layer) else {
+            return Vec::new();
+        };
+        let layer = lock(&found);
+        let mut bins = Vec::new();
+        for (i, bin) in layer.bins.iter().enumerate() {
+            let (begin, end) = self.options.range(i as u32, self.options.bins);
+            let (mut low, mut high, mut histogram, mut count) = (0.0, 0.0, None, 0);
+            if let Some(bin) = bin {
+                (low, high) = bin.range(scales);
+                count = bin.count * layer.cols as u64;
+                histogram = scales.is_none().then(|| bin.histogram.clone());
+            }
+            if !(low.is_finite() && high.is_finite()) {
+                return Vec::new();
+            }
+            bins.push(OwnedBin {
+                begin: begin as i32,
+                end: end as i32,
+                count,
+                low,
+                high,
+                histogram,
+            });
+        }
+        bins
     }
 
     /// Whether a layer has a Hessian.

@@ -64,6 +64,26 @@ impl Factor {
         Ok(found.then(|| square.factor(order, &importance)))
     }
 
+    /// That of inputs whose channels are divided by `scales`: `R` with its rows divided.
+    pub fn scaled(&self, scales: &[f32]) -> Self {
+        let scale: Vec<f32> = self
+            .order
+            .iter()
+            .map(|&column| scales[column as usize])
+            .collect();
+        let mut scaled = self.clone();
+        for (k, row) in scaled.matrix.chunks_exact_mut(self.cols).enumerate() {
+            for (x, s) in row[..k].iter_mut().zip(&scale) {
+                *x *= scale[k] / s;
+            }
+            scaled.pivots[k] /= f64::from(scale[k]) * f64::from(scale[k]);
+        }
+        for (h, s) in scaled.importance.iter_mut().zip(scales) {
+            *h /= s * s;
+        }
+        scaled
+    }
+
     /// Input channels.
     pub fn cols(&self) -> usize {
         self.cols

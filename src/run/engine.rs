@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::guide::Calibrator;
+use super::guide::{Calibrator, Prepared};
 use super::memory::Memory;
 use super::options::Options;
 use super::pool::{resolve, with_pool};
@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
 use crate::plan::{OnNonFinite, Plan};
-use crate::quantize::{Fault, Guide, Outcome, PlanesMut};
+use crate::quantize::{Fault, Outcome, PlanesMut};
 use crate::schema::Tile;
 use crate::sink::{Buffers, Destination, Footer, ParquetSink};
 use crate::source::Source;
@@ -198,6 +198,7 @@ impl Engine<'_, '_> {
             |finished, go_on| {
                 let tally = &mut tallies[finished.tensor];
                 tally.add(finished.bytes, &finished.error);
+                tally.add_inputs(&finished.tile);
                 tally.add_calibrated(finished.calibrated);
                 if finished.needed_f32 {
                     widened(tally, &finished.tile, log)?;
@@ -247,10 +248,11 @@ impl Engine<'_, '_> {
         let mut scale_dtype = planned;
         let mut tile = job.tile.clone();
         let prepared = self.work.prepare(job.tensor, recipe)?;
+        prepared.describe(&mut tile);
         let outcome = loop {
             tile.layout = Some(recipe.layout(scale_dtype));
             sink.begin(&tile)?;
-            let quantized = self.pieces(job, recipe, scale_dtype, prepared.guide(), sink)?;
+            let quantized = self.pieces(job, recipe, scale_dtype, &prepared, sink)?;
             if wants_f32(recipe, scale_dtype, &quantized) {
                 scale_dtype = ScaleDtype::F32;
                 sink.rewind();
@@ -261,9 +263,11 @@ impl Engine<'_, '_> {
         let bytes = set_figures(&mut tile, &outcome);
         let tally = &mut self.tallies[job.tensor];
         tally.add(bytes, &outcome.error);
+        tally.add_inputs(&tile);
         // Its planes are in the file by now: what it does to the output is not measured.
         tally.add_calibrated(CalibratedTile {
             method: Some(prepared.method(recipe.method)),
+            alpha: prepared.spatial.alpha,
             weights: prepared.weights,
             output: None,
         });
@@ -280,7 +284,7 @@ impl Engine<'_, '_> {
         job: &Job,
         recipe: &Recipe,
         scale_dtype: ScaleDtype,
-        guide: Guide<'_>,
+        prepared: &Prepared,
         sink: &mut ParquetSink<'_>,
     ) -> Result<Result<Outcome, Fault>> {
         let Self { work, counter, .. } = self;
@@ -302,7 +306,7 @@ impl Engine<'_, '_> {
                     biases: biases.bytes_mut(),
                 };
                 let outcome =
-                    work.piece(job.tensor, row, rows, recipe, scale_dtype, guide, planes)?;
+                    work.piece(job.tensor, row, rows, recipe, scale_dtype, prepared, planes)?;
                 Ok((outcome, [codes, scales, biases]))
             },
             || counter.tell(),

@@ -1,19 +1,28 @@
 //! What a calibration says to each tensor, and whether it is one of this model at all.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use super::progress::{Level, LogFn, say};
+use super::spatial::Spatial;
 use super::tile::Work;
-use crate::calibrate::{Calibration, TimeWeighting, Weights};
+use crate::calibrate::time::{
+    BinRange, GroupRange, RangeFit, expected_error, optimal, ranges, table, uniform,
+};
+use crate::calibrate::{Calibration, OwnedBin, TimeWeighting, Weights};
 use crate::error::{Error, Result};
-use crate::format::{Method, Recipe};
+use crate::format::{ActivationRange, Method, Recipe};
 use crate::plan::{Calibrated, CalibrationInfo, CalibrationInput, Plan};
 use crate::quantize::{Factor, Guide};
+use crate::schema::Tile;
 use crate::source::Imatrix;
 use crate::tensor::TensorInfo;
+
+/// Of static ranges.
+const BITS: u32 = 8;
 
 /// Bytes of Hessians that a run holds in memory where a ceiling is set; the rest lies in a
 /// temporary file.
@@ -27,20 +36,48 @@ pub(super) struct Calibrator {
 }
 
 /// What is known of one tensor's inputs.
+#[derive(Default, Clone)]
 pub(super) struct Prepared {
     factor: Option<Factor>,
     importance: Option<Vec<f32>>,
     /// What the rows of each group of timesteps count for; none when not calibrated.
     pub(super) weights: Option<Weights>,
+    /// What is done to the input channels.
+    pub(super) spatial: Spatial,
+    /// Static ranges of the inputs.
+    pub(super) activation: Arc<[ActivationRange]>,
 }
 
 impl Prepared {
+    /// What is known of inputs that are divided by scales, or rotated.
+    pub(super) fn transformed(&self, spatial: &Spatial) -> Cow<'_, Prepared> {
+        let scales = match (spatial.rotation, spatial.scales()) {
+            (None, None) => return Cow::Borrowed(self),
+            // What channels have is spread over all of a block.
+            (Some(_), _) => return Cow::Owned(Self::default()),
+            (None, Some(scales)) => scales,
+        };
+        let importance = |h: &Vec<f32>| h.iter().zip(&scales).map(|(h, s)| h / (s * s)).collect();
+        Cow::Owned(Self {
+            factor: self.factor.as_ref().map(|factor| factor.scaled(&scales)),
+            importance: self.importance.as_ref().map(importance),
+            ..Self::default()
+        })
+    }
+
     pub(super) fn guide(&self) -> Guide<'_> {
         match (&self.factor, &self.importance) {
             (Some(factor), _) => Guide::Factor(factor),
             (None, Some(importance)) => Guide::Importance(importance),
             (None, None) => Guide::None,
         }
+    }
+
+    /// Notes in a tile what its inputs go through.
+    pub(super) fn describe(&self, tile: &mut Tile) {
+        tile.input_scale.clone_from(&self.spatial.input_scale);
+        tile.rotation = self.spatial.rotation;
+        tile.activation = self.activation.clone();
     }
 
     /// The method that comes of one: GPTQ takes a Hessian.
@@ -53,6 +90,43 @@ impl Prepared {
 }
 
 impl Calibrator {
+    /// Whether smoothing and rotation are tried.
+    pub(super) fn tries_spatial(&self) -> bool {
+        self.calibrated.spatial
+    }
+
+    /// Static ranges of a layer's input: one for each group of timesteps where that makes smaller
+    /// errors than one for all. None where inputs were not seen, or are rotated.
+    fn activation(&self, layer: &str, spatial: &Spatial) -> Arc<[ActivationRange]> {
+        let scales = spatial.scales();
+        let bins = self.calibration.bin_ranges(layer, scales.as_deref());
+        if spatial.rotation.is_some() || bins.is_empty() {
+            return Arc::default();
+        }
+        let bins: Vec<BinRange<'_>> = bins.iter().map(OwnedBin::as_range).collect();
+        let fit = RangeFit::SquaredError;
+        let timesteps = self.calibration.options().timesteps as i32;
+        let groups = match self.calibrated.time_aware {
+            // Ranges alone are enough to find boundaries by, and a hundred times as fast.
+            true => optimal(
+                &bins,
+                self.calibrated.time_groups as usize,
+                RangeFit::MinMax,
+                BITS,
+            ),
+            false => uniform(timesteps, 1),
+        };
+        let one = ranges(&bins, &uniform(timesteps, 1), fit, BITS);
+        let several = ranges(&bins, &groups, fit, BITS);
+        let error = |groups: &[GroupRange]| expected_error(&bins, groups, BITS);
+        let chosen = if error(&several) < error(&one) {
+            several
+        } else {
+            one
+        };
+        table(&chosen, None, BITS).into()
+    }
+
     /// That of a plan, read where it is a file.
     ///
     /// # Errors
@@ -161,24 +235,16 @@ fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_
 impl Work<'_> {
     /// What the calibration says of a tensor.
     pub(super) fn prepare(&self, tensor: usize, recipe: &Recipe) -> Result<Prepared> {
-        let nothing = Prepared {
-            factor: None,
-            importance: None,
-            weights: None,
-        };
         let Some(calibrator) = self.calibrator else {
-            return Ok(nothing);
+            return Ok(Prepared::default());
         };
         let layer = &self.source.tensors()[tensor].name;
         let calibration = &calibrator.calibration;
         if calibration.cols(layer).is_none() {
-            return Ok(nothing);
+            return Ok(Prepared::default());
         }
         let outputs = match calibrator.weighting {
-            TimeWeighting::Relative => {
-                let [squares] = self.forms_of_weights(tensor)?;
-                Some(squares)
-            }
+            TimeWeighting::Relative => Some(self.forms_of_weights(tensor)?),
             _ => None,
         };
         let groups = calibrator.calibrated.time_groups;
@@ -196,11 +262,22 @@ impl Work<'_> {
             let least = mean * LEAST_IMPORTANCE;
             importance.iter().map(|&h| h.max(least) as f32).collect()
         });
-        Ok(Prepared {
+        let mut prepared = Prepared {
             factor,
             importance,
             weights: Some(weights),
-        })
+            ..Prepared::default()
+        };
+        let spatial = self.choose_spatial(tensor, recipe, &prepared)?;
+        if !spatial.transform().is_identity() {
+            let Prepared {
+                factor, importance, ..
+            } = prepared.transformed(&spatial).into_owned();
+            (prepared.factor, prepared.importance) = (factor, importance);
+        }
+        prepared.activation = calibrator.activation(layer, &spatial);
+        prepared.spatial = spatial;
+        Ok(prepared)
     }
 
     pub(super) fn cannot_read_calibration(&self, error: std::io::Error) -> Error {

@@ -12,6 +12,7 @@ mod pool;
 mod progress;
 mod report;
 mod share;
+mod spatial;
 mod tile;
 #[cfg(test)]
 mod transform_tests;

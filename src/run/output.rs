@@ -7,9 +7,10 @@ use std::ops::Range;
 use super::pool::Pulse;
 use super::tile::Work;
 use crate::calibrate::{Calibration, HESSIAN_BLOCK, add_products, packed_len};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Float;
-use crate::kernel::{DecodeRow, Planes};
+use crate::kernel::Planes;
+use crate::quantize::transform::decode_row;
 use crate::schema::Tile;
 
 /// Rows of weights that are multiplied at once.
@@ -18,8 +19,8 @@ const CHUNK: usize = 128;
 /// Squared outputs by group of timesteps: of the weights, of the quantized ones, of their difference.
 pub(super) type OutputSums = [Vec<f64>; 3];
 
-/// Rows of weights as f32, `N` of each.
-struct Chunk<const N: usize>([Vec<f32>; N]);
+/// The same rows of several matrices, as f32.
+type Chunk = Vec<Vec<f32>>;
 
 /// Bytes of memory that measuring takes, on each thread.
 pub(super) fn bytes(cols: usize) -> usize {
@@ -30,14 +31,39 @@ pub(super) fn bytes(cols: usize) -> usize {
 
 impl Work<'_> {
     /// Squared outputs of a tensor's weights, by group of timesteps.
-    pub(super) fn forms_of_weights(&self, tensor: usize) -> Result<[Vec<f64>; 1]> {
+    pub(super) fn forms_of_weights(&self, tensor: usize) -> Result<Vec<f64>> {
         let rows = self.source.tensors()[tensor].shape.rows();
-        self.forms(tensor, 0..rows, &|| {}, |row, Chunk([weights]), _| {
-            self.read_rows(tensor, row, weights)
-        })
+        let fill =
+            |row, chunk: &mut Chunk, _: &mut Vec<u8>| self.read_rows(tensor, row, &mut chunk[0]);
+        let mut forms = self.forms(tensor, 0..rows, 1, &|| {}, fill)?;
+        Ok(forms.pop().unwrap_or_default())
     }
 
-    /// Squared outputs of a tile and of its errors.
+    /// Squared outputs of some matrices with the columns of a tensor, by matrix and group of
+    /// timesteps.
+    pub(super) fn forms_of_matrices(
+        &self,
+        tensor: usize,
+        matrices: &[Vec<f32>],
+    ) -> Result<Vec<Vec<f64>>> {
+        let cols = self.source.tensors()[tensor].shape.cols();
+        let rows = matrices.first().map_or(0, |matrix| matrix.len() / cols);
+        let mut forms = Vec::with_capacity(matrices.len());
+        // No more at once than for errors, as each takes a block of products.
+        for some in matrices.chunks(3) {
+            let fill = |row: usize, chunk: &mut Chunk, _: &mut Vec<u8>| {
+                for (out, matrix) in chunk.iter_mut().zip(some) {
+                    let len = out.len();
+                    out.copy_from_slice(&matrix[row * cols..][..len]);
+                }
+                Ok(())
+            };
+            forms.extend(self.forms(tensor, 0..rows, some.len(), &|| {}, fill)?);
+        }
+        Ok(forms)
+    }
+
+    /// Squared outputs of a tile, of what it decodes to, and of the difference.
     pub(super) fn forms_of_errors(
         &self,
         tensor: usize,
@@ -50,26 +76,24 @@ impl Work<'_> {
         };
         let cols = tile.shape.cols();
         let rows = tile.row_start..tile.row_start + tile.row_count;
-        let fill =
-            |row: usize, Chunk([weights, decoded, error]): &mut Chunk<3>, bytes: &mut Vec<u8>| {
-                self.read_rows(tensor, row, weights)?;
-                bytes.resize(cols * 4, 0);
-                for (i, decoded) in decoded.chunks_exact_mut(cols).enumerate() {
-                    self.table.decode_row(DecodeRow {
-                        layout,
-                        cols,
-                        planes: planes.row(layout, cols, row + i - tile.row_start),
-                        float: Float::F32,
-                        weights: bytes,
-                    });
-                    self.table.widen(Float::F32, bytes, decoded);
-                }
-                for ((error, w), q) in error.iter_mut().zip(&*weights).zip(&*decoded) {
-                    *error = w - q;
-                }
-                Ok(())
+        let fill = |row: usize, chunk: &mut Chunk, bytes: &mut Vec<u8>| {
+            let [weights, decoded, error] = &mut chunk[..] else {
+                return Ok(());
             };
-        self.forms(tensor, rows, pulse, fill).map(Some)
+            self.read_rows(tensor, row, weights)?;
+            bytes.resize(cols * 4, 0);
+            for (i, decoded) in decoded.chunks_exact_mut(cols).enumerate() {
+                let planes = planes.row(layout, cols, row + i - tile.row_start);
+                decode_row(self.table, layout, tile.transform(), cols, planes, bytes);
+                self.table.widen(Float::F32, bytes, decoded);
+            }
+            for ((error, w), q) in error.iter_mut().zip(&*weights).zip(&*decoded) {
+                *error = w - q;
+            }
+            Ok(())
+        };
+        let forms = self.forms(tensor, rows, 3, pulse, fill)?;
+        Ok(forms.try_into().ok())
     }
 
     fn read_rows(&self, tensor: usize, row: usize, out: &mut [f32]) -> Result<()> {
@@ -79,37 +103,39 @@ impl Work<'_> {
         })
     }
 
-    /// The sums of `a H a^T` over some rows, for `N` matrices and each group of timesteps.
-    fn forms<const N: usize>(
+    /// The sums of `a H a^T` over some rows, for `count` matrices and each group of timesteps.
+    fn forms(
         &self,
         tensor: usize,
         rows: Range<usize>,
+        count: usize,
         pulse: Pulse<'_>,
-        fill: impl Fn(usize, &mut Chunk<N>, &mut Vec<u8>) -> Result<()> + Sync,
-    ) -> Result<[Vec<f64>; N]> {
+        fill: impl Fn(usize, &mut Chunk, &mut Vec<u8>) -> Result<()> + Sync,
+    ) -> Result<Vec<Vec<f64>>> {
         let info = &self.source.tensors()[tensor];
         let (layer, cols) = (&info.name, info.shape.cols());
         let Some(calibrator) = self.calibrator else {
-            return Ok(std::array::from_fn(|_| Vec::new()));
+            return Ok(Vec::new());
         };
         let calibration = &calibrator.calibration;
         let squares = calibration.squares(layer);
         // With the squares of channels alone, channels are taken to have nothing in common.
         let whole = calibration.has_hessian(layer);
         let step = if whole { HESSIAN_BLOCK } else { cols.max(1) };
+        let each = |body: &mut dyn FnMut(&Chunk)| self.each_chunk(&rows, cols, count, &fill, body);
         let mut found: Vec<_> = (0..cols).step_by(step).map(|first| (first, None)).collect();
         let jobs: Vec<_> = found.iter_mut().collect();
         self.pool.each(jobs, pulse, |(first, found)| {
             let block = *first..cols.min(*first + step);
             let forms = match whole {
-                true => self.hessian_forms(calibration, layer, &rows, block, cols, &fill),
-                false => self.diagonal_forms(&squares, &rows, cols, &fill),
+                true => self.hessian_forms(calibration, layer, block, cols, count, each),
+                false => diagonal_forms(&squares, cols, count, each),
             };
             *found = Some(forms);
         });
-        let mut total = std::array::from_fn(|_| vec![0.0; squares.len()]);
+        let mut total = vec![vec![0.0; squares.len()]; count];
         for (_, forms) in found {
-            let forms: [Vec<f64>; N] = forms.unwrap_or(Err(crate::error::Error::Cancelled))?;
+            let forms = forms.unwrap_or(Err(Error::Cancelled))?;
             for (total, forms) in total.iter_mut().zip(forms) {
                 total.iter_mut().zip(forms).for_each(|(sum, x)| *sum += x);
             }
@@ -118,20 +144,20 @@ impl Work<'_> {
     }
 
     /// What some rows of the Hessians contribute.
-    fn hessian_forms<const N: usize>(
+    fn hessian_forms(
         &self,
         calibration: &Calibration,
         layer: &str,
-        rows: &Range<usize>,
         block: Range<usize>,
         cols: usize,
-        fill: impl Fn(usize, &mut Chunk<N>, &mut Vec<u8>) -> Result<()>,
-    ) -> Result<[Vec<f64>; N]> {
+        count: usize,
+        each: impl Fn(&mut dyn FnMut(&Chunk)) -> Result<()>,
+    ) -> Result<Vec<Vec<f64>>> {
         let len = packed_len(block.end) - packed_len(block.start);
-        let mut products: [Vec<f64>; N] = std::array::from_fn(|_| vec![0.0; len]);
+        let mut products = vec![vec![0.0; len]; count];
         let mut scratch = Vec::new();
-        self.each_chunk(rows, cols, fill, |Chunk(matrices)| {
-            for (matrix, products) in matrices.iter().zip(&mut products) {
+        each(&mut |chunk| {
+            for (matrix, products) in chunk.iter().zip(&mut products) {
                 add_products(
                     matrix,
                     cols,
@@ -143,7 +169,7 @@ impl Work<'_> {
             }
         })?;
         let groups = calibration.options().hessian_groups as usize;
-        let mut forms = std::array::from_fn(|_| vec![0.0; groups]);
+        let mut forms = vec![vec![0.0; groups]; count];
         let read = calibration.hessian_block(layer, block.start, |group, sums| {
             for (products, forms) in products.iter().zip(&mut forms) {
                 forms[group] = dot_of_triangles(sums, products, block.start);
@@ -153,53 +179,52 @@ impl Work<'_> {
         Ok(forms)
     }
 
-    fn diagonal_forms<const N: usize>(
-        &self,
-        squares: &[Vec<f64>],
-        rows: &Range<usize>,
-        cols: usize,
-        fill: impl Fn(usize, &mut Chunk<N>, &mut Vec<u8>) -> Result<()>,
-    ) -> Result<[Vec<f64>; N]> {
-        let mut sums: [Vec<f64>; N] = std::array::from_fn(|_| vec![0.0; cols]);
-        self.each_chunk(rows, cols, fill, |Chunk(matrices)| {
-            for (matrix, sums) in matrices.iter().zip(&mut sums) {
-                for row in matrix.chunks_exact(cols) {
-                    for (sum, &x) in sums.iter_mut().zip(row) {
-                        *sum += f64::from(x) * f64::from(x);
-                    }
-                }
-            }
-        })?;
-        let form = |sums: &Vec<f64>| {
-            let dot = |squares: &Vec<f64>| squares.iter().zip(sums).map(|(h, a)| h * a).sum();
-            squares.iter().map(dot).collect()
-        };
-        Ok(sums.each_ref().map(form))
-    }
-
-    fn each_chunk<const N: usize>(
+    fn each_chunk(
         &self,
         rows: &Range<usize>,
         cols: usize,
-        fill: impl Fn(usize, &mut Chunk<N>, &mut Vec<u8>) -> Result<()>,
-        mut body: impl FnMut(&Chunk<N>),
+        count: usize,
+        fill: &(impl Fn(usize, &mut Chunk, &mut Vec<u8>) -> Result<()> + Sync),
+        body: &mut dyn FnMut(&Chunk),
     ) -> Result<()> {
-        let mut chunk = Chunk(std::array::from_fn(|_| Vec::new()));
+        let mut chunk = vec![Vec::new(); count];
         let mut bytes = Vec::new();
         for row in rows.clone().step_by(CHUNK) {
             if self.pool.stopped() {
-                return Err(crate::error::Error::Cancelled);
+                return Err(Error::Cancelled);
             }
-            let count = CHUNK.min(rows.end - row);
+            let some = CHUNK.min(rows.end - row);
             chunk
-                .0
                 .iter_mut()
-                .for_each(|matrix| matrix.resize(count * cols, 0.0));
+                .for_each(|matrix| matrix.resize(some * cols, 0.0));
             fill(row, &mut chunk, &mut bytes)?;
             body(&chunk);
         }
         Ok(())
     }
+}
+
+fn diagonal_forms(
+    squares: &[Vec<f64>],
+    cols: usize,
+    count: usize,
+    each: impl Fn(&mut dyn FnMut(&Chunk)) -> Result<()>,
+) -> Result<Vec<Vec<f64>>> {
+    let mut sums = vec![vec![0.0; cols]; count];
+    each(&mut |chunk| {
+        for (matrix, sums) in chunk.iter().zip(&mut sums) {
+            for row in matrix.chunks_exact(cols) {
+                for (sum, &x) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(x) * f64::from(x);
+                }
+            }
+        }
+    })?;
+    let form = |sums: &Vec<f64>| {
+        let dot = |squares: &Vec<f64>| squares.iter().zip(sums).map(|(h, a)| h * a).sum();
+        squares.iter().map(dot).collect()
+    };
+    Ok(sums.iter().map(form).collect())
 }
 
 /// The dot product of two symmetric matrices, as far as some rows of their lower triangles and

@@ -177,6 +177,10 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
         // What zstd may add to what it cannot compress.
         bytes += planes + if compress { planes / 128 } else { 0 };
         bytes += TILE + 2 * text(&tile.name) + 32 * tile.shape.dims().len();
+        if let Some(calibrated) = &plan.calibrated {
+            // Input scales, and ranges of activations.
+            bytes += 2 * tile.shape.cols() + 64 * calibrated.time_groups as usize;
+        }
     }
     Ok(bytes)
 }

@@ -10,7 +10,7 @@ use crate::calibrate::Weights;
 use crate::format::Method;
 use crate::kernel::ErrorSums;
 use crate::plan::PlanEntry;
-use crate::schema::RAW;
+use crate::schema::{RAW, Tile};
 use crate::source::SourceId;
 
 /// Measured result of a run.
@@ -97,6 +97,14 @@ pub struct TensorReport {
     pub cosine: Option<f64>,
     /// Signal to quantization noise; none when kept or without error.
     pub sqnr_db: Option<f64>,
+    /// The exponent of smoothing, where input channels are scaled because that made the output's
+    /// error smaller.
+    pub smoothing: Option<f64>,
+    /// Columns in a block of the rotation, where input channels are rotated for that reason.
+    pub rotation: Option<u32>,
+    /// Groups of timesteps with a static range of activations each: several where that makes their
+    /// rounding errors smaller; 0 where nothing is known of them.
+    pub activation_groups: usize,
     /// Error of the layer's output on the calibration's inputs; none where that does not know the
     /// layer.
     pub output: Option<OutputError>,
@@ -150,6 +158,9 @@ pub(super) struct TensorTally {
     pub(super) f32_scale_tiles: Vec<u32>,
     pub(super) kept_non_finite: bool,
     method: Option<Method>,
+    alpha: Option<f64>,
+    rotation: Option<u32>,
+    time_groups: usize,
     weights: Option<Weights>,
     /// Of all tiles so far; none where one was not measured.
     output: Option<OutputSums>,
@@ -164,6 +175,9 @@ impl TensorTally {
             f32_scale_tiles: Vec::new(),
             kept_non_finite: false,
             method: None,
+            alpha: None,
+            rotation: None,
+            time_groups: 0,
             weights: None,
             output: None,
             tiles: 0,
@@ -176,9 +190,16 @@ impl TensorTally {
         self.error.add(*error);
     }
 
+    /// Takes in what a tile says of its inputs.
+    pub(super) fn add_inputs(&mut self, tile: &Tile) {
+        self.rotation = tile.rotation.map(|rotation| rotation.block);
+        self.time_groups = tile.activation.len();
+    }
+
     /// Takes in what the calibration came to for a tile.
     pub(super) fn add_calibrated(&mut self, tile: CalibratedTile) {
         self.method = self.method.or(tile.method);
+        self.alpha = self.alpha.or(tile.alpha);
         self.weights = self.weights.take().or(tile.weights);
         self.output = match (self.output.take(), tile.output) {
             (None, output) if self.tiles == 0 => output,
@@ -244,6 +265,9 @@ impl TensorTally {
             bits_per_weight: bits_per_weight(self.bytes, weights),
             cosine: recipe.map(|_| self.error.cosine()),
             sqnr_db: recipe.and_then(|_| self.error.sqnr_db()),
+            smoothing: self.alpha,
+            rotation: self.rotation,
+            activation_groups: self.time_groups,
             output: self.output(&entry.tensor.name, calibrator),
             f32_scale_tiles: self.f32_scale_tiles.clone(),
             kept_non_finite: self.kept_non_finite,

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::guide::Calibrator;
+use super::guide::{Calibrator, Prepared};
 use super::output::{self, OutputSums};
 use super::pool::{Pool, Pulse};
 use super::report::{TensorTally, bits_per_weight};
@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::{Float, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
 use crate::kernel::{ErrorSums, KernelTable, Planes};
 use crate::plan::Plan;
+use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
 use crate::quantize::{
     Factor, Fault, Guide, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows,
 };
@@ -139,6 +140,8 @@ pub(super) struct Finished {
 pub(super) struct CalibratedTile {
     /// The method that was used, which may not be the planned one.
     pub(super) method: Option<Method>,
+    /// The exponent of smoothing, where it was kept.
+    pub(super) alpha: Option<f64>,
     /// What the rows of each group of timesteps count for.
     pub(super) weights: Option<Weights>,
     pub(super) output: Option<OutputSums>,
@@ -225,6 +228,7 @@ impl Work<'_> {
             .take(tile.row_count * recipe.format.row_bytes(cols));
         let prepared = self.prepare(tensor, &recipe)?;
         pulse();
+        prepared.describe(&mut tile);
         let mut scale_dtype = recipe.planned_layout().scale_dtype;
         let (scales, biases, outcome) = loop {
             let layout = recipe.layout(scale_dtype);
@@ -235,9 +239,15 @@ impl Work<'_> {
                 scales: scales.bytes_mut(),
                 biases: biases.bytes_mut(),
             };
-            let guide = prepared.guide();
-            let quantized =
-                self.quantize_pieces(tensor, &tile, &recipe, scale_dtype, guide, planes, pulse)?;
+            let quantized = self.quantize_pieces(
+                tensor,
+                &tile,
+                &recipe,
+                scale_dtype,
+                &prepared,
+                planes,
+                pulse,
+            )?;
             if wants_f32(&recipe, scale_dtype, &quantized) {
                 scale_dtype = ScaleDtype::F32;
                 continue;
@@ -278,6 +288,7 @@ impl Work<'_> {
             needed_f32,
             calibrated: CalibratedTile {
                 method: Some(prepared.method(recipe.method)),
+                alpha: prepared.spatial.alpha,
                 weights: prepared.weights,
                 output,
             },
@@ -292,7 +303,7 @@ impl Work<'_> {
         tile: &Tile,
         recipe: &Recipe,
         scale_dtype: ScaleDtype,
-        guide: Guide<'_>,
+        prepared: &Prepared,
         planes: PlanesMut<'_>,
         pulse: Pulse<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
@@ -321,7 +332,7 @@ impl Work<'_> {
             }
             let (row, rows) = (piece.row, piece.rows);
             let planes = piece.planes;
-            let quantized = self.piece(tensor, row, rows, recipe, scale_dtype, guide, planes);
+            let quantized = self.piece(tensor, row, rows, recipe, scale_dtype, prepared, planes);
             *piece.outcome = Some(quantized);
         });
         let mut total = Outcome::default();
@@ -342,7 +353,7 @@ impl Work<'_> {
         rows: usize,
         recipe: &Recipe,
         scale_dtype: ScaleDtype,
-        guide: Guide<'_>,
+        prepared: &Prepared,
         planes: PlanesMut<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
         let info = &self.source.tensors()[tensor];
@@ -352,9 +363,77 @@ impl Work<'_> {
             if scale_dtype == recipe.planned_layout().scale_dtype {
                 self.advance(bytes);
             }
-            quantize_rows(self.table, recipe, scale_dtype, matrix, guide, true, planes)
+            match prepared.spatial.transform().is_identity() {
+                true => quantize_rows(
+                    self.table,
+                    recipe,
+                    scale_dtype,
+                    matrix,
+                    prepared.guide(),
+                    true,
+                    planes,
+                ),
+                false => self.transformed(recipe, scale_dtype, prepared, matrix, planes),
+            }
         })?;
         Ok(quantized.map_err(|fault| fault.moved_down(row)))
+    }
+
+    /// Quantizes rows whose channels are scaled or rotated first, and measures what they decode to.
+    fn transformed(
+        &self,
+        recipe: &Recipe,
+        scale_dtype: ScaleDtype,
+        prepared: &Prepared,
+        matrix: Matrix<'_>,
+        planes: PlanesMut<'_>,
+    ) -> std::result::Result<Outcome, Fault> {
+        let (cols, transform) = (matrix.cols, prepared.spatial.transform());
+        let mut values = vec![0.0f32; matrix.rows * cols];
+        self.table.widen(matrix.float, matrix.weights, &mut values);
+        let mut weights: Vec<u8> = values.iter().flat_map(|w| w.to_le_bytes()).collect();
+        apply_to_weights(self.table, transform, cols, &mut weights);
+        let changed = Matrix {
+            float: Float::F32,
+            weights: &weights,
+            ..matrix
+        };
+        let PlanesMut {
+            codes,
+            scales,
+            biases,
+        } = planes;
+        let planes = PlanesMut {
+            codes: &mut *codes,
+            scales: &mut *scales,
+            biases: &mut *biases,
+        };
+        let guide = prepared.guide();
+        let quantized = quantize_rows(
+            self.table,
+            recipe,
+            scale_dtype,
+            changed,
+            guide,
+            false,
+            planes,
+        );
+        // A rotation spreads NaN over its block: where it comes from is in the original.
+        let mut outcome = quantized.map_err(|fault| match find_non_finite(matrix) {
+            Some((row, col, value)) => Fault::NonFinite { row, col, value },
+            None => fault,
+        })?;
+        let planes = Planes {
+            codes,
+            scales,
+            biases,
+        };
+        let layout = recipe.layout(scale_dtype);
+        let mut row = vec![0; cols * size_of::<f32>()];
+        let error =
+            measure_transformed_rows(self.table, layout, transform, matrix, planes, &mut row);
+        outcome.error = error.ok_or(Fault::ScaleOverflow { row: 0 })?;
+        Ok(outcome)
     }
 
     /// Reads rows of a tensor into a pooled buffer, as the kernels take them, and calls `body`

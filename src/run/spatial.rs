@@ -1,0 +1,362 @@
+//! Whether a tensor's input channels are scaled or rotated before it is quantized: what is best for
+//! a sample of its rows, by the error that this makes in the layer's output.
+//!
+//! Smoothing (Xiao et al. 2022) multiplies column j of the weights with
+//! `absmax(X_j)^a / absmax(W_j)^(1-a)` and divides the activations by it; a Hadamard rotation spreads
+//! what a few channels carry over all of a block.
+
+use bytes::Bytes;
+use half::f16;
+
+use super::guide::Prepared;
+use super::tile::Work;
+use crate::calibrate::Weights;
+use crate::error::Result;
+use crate::format::{Float, Method, Recipe, Rotation, ScaleDtype, Transform};
+use crate::kernel::{ChannelSums, Planes};
+use crate::quantize::transform::{apply_to_weights, decode_row};
+use crate::quantize::{Matrix, PlanesMut, quantize_rows};
+
+/// Rows of the sample: a bundle of GPTQ, and its quarter of the rows of a small matrix.
+const SAMPLE: usize = 32;
+
+/// How far scales go from 1, so that f16 holds all of them.
+const FARTHEST: f64 = 4096.0;
+
+/// Of the signs of rotations: without any, the first column of a block would take all its mean.
+const SEED: u64 = 1;
+
+/// A transform is kept when it leaves less than this of the error: a sample tells no smaller gains.
+const WORTH: f64 = 0.99;
+
+/// What is done to the input channels of a tensor.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Spatial {
+    pub(super) input_scale: Option<Bytes>,
+    pub(super) rotation: Option<Rotation>,
+    /// The exponent that the scales were made with.
+    pub(super) alpha: Option<f64>,
+}
+
+impl Spatial {
+    pub(super) fn transform(&self) -> Transform<'_> {
+        Transform {
+            input_scale: self.input_scale.as_deref(),
+            rotation: self.rotation,
+        }
+    }
+
+    /// The scales as numbers.
+    pub(super) fn scales(&self) -> Option<Vec<f32>> {
+        let bytes = self.input_scale.as_ref()?.as_chunks().0.iter();
+        Some(
+            bytes
+                .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
+                .collect(),
+        )
+    }
+}
+
+/// The largest magnitudes of each channel, of activations and of weights.
+struct Largest {
+    x: Vec<f64>,
+    w: Vec<f64>,
+}
+
+impl Largest {
+    /// Scales with exponent `alpha`, around 1; those of channels without any value are 1.
+    fn scales(&self, alpha: f64) -> Bytes {
+        let scale = |(&x, &w): (&f64, &f64)| match x > 0.0 && w > 0.0 {
+            true => Some(libm::pow(x, alpha) / libm::pow(w, 1.0 - alpha)),
+            false => None,
+        };
+        let scales: Vec<Option<f64>> = self.x.iter().zip(&self.w).map(scale).collect();
+        let known = || scales.iter().flatten().copied();
+        let (low, high) = (
+            known().fold(f64::INFINITY, f64::min),
+            known().fold(0.0, f64::max),
+        );
+        let middle = libm::sqrt(low * high);
+        let bytes = scales.iter().flat_map(|scale| {
+            let scale = scale.map_or(1.0, |scale| scale / middle);
+            f16::from_f64(scale.clamp(1.0 / FARTHEST, FARTHEST)).to_le_bytes()
+        });
+        bytes.collect()
+    }
+}
+
+impl Work<'_> {
+    /// The transform that is best for a tensor; none where none is worth it.
+    pub(super) fn choose_spatial(
+        &self,
+        tensor: usize,
+        recipe: &Recipe,
+        prepared: &Prepared,
+    ) -> Result<Spatial> {
+        let none = Spatial::default();
+        let Some(weights) = &prepared.weights else {
+            return Ok(none);
+        };
+        let Some(calibrator) = self.calibrator.filter(|c| c.tries_spatial()) else {
+            return Ok(none);
+        };
+        let info = &self.source.tensors()[tensor];
+        let cols = info.shape.cols();
+        let Some(x) = calibrator.calibration.largest(&info.name) else {
+            return Ok(none);
+        };
+        let rows = sample(info.shape.rows());
+        let mut sampled = vec![0.0f32; rows.len() * cols];
+        for (&row, out) in rows.iter().zip(sampled.chunks_exact_mut(cols)) {
+            self.with_rows(tensor, row, 1, |matrix| {
+                self.table.widen(matrix.float, matrix.weights, out);
+            })?;
+        }
+        let largest = Largest {
+            x: x.iter().map(|&x| f64::from(x)).collect(),
+            w: self.largest_weights(tensor)?,
+        };
+        let candidates = candidates(recipe.method, cols, &largest);
+        let mut errors = Vec::with_capacity(candidates.len());
+        for candidate in &candidates {
+            // What cannot be quantized so is no candidate.
+            let errors_of = self.sample_errors(candidate, recipe, prepared, cols, &sampled);
+            errors.push(errors_of.unwrap_or_else(|| vec![f32::MAX.sqrt(); sampled.len()]));
+        }
+        let scores = self.forms_of_matrices(tensor, &errors)?;
+        let weighted =
+            |forms: &Vec<f64>| forms.iter().zip(&weights.of_row).map(|(x, w)| x * w).sum();
+        let scores: Vec<f64> = scores.iter().map(weighted).collect();
+        let noise = |candidate: &Spatial| {
+            self.activation_noise(&info.name, weights, candidate, cols, &sampled)
+        };
+        let total: Vec<f64> = scores
+            .iter()
+            .zip(&candidates)
+            .map(|(score, candidate)| score + noise(candidate))
+            .collect();
+        let mut best = 0;
+        for i in 1..total.len() {
+            if total[i] < total[best] {
+                best = i;
+            }
+        }
+        match total[best] < WORTH * total[0] {
+            true => Ok(candidates[best].clone()),
+            false => Ok(none),
+        }
+    }
+
+    /// The largest magnitude of each column.
+    fn largest_weights(&self, tensor: usize) -> Result<Vec<f64>> {
+        const ROWS: usize = 256;
+        let shape = &self.source.tensors()[tensor].shape;
+        let cols = shape.cols();
+        let mut largest = vec![0.0f64; cols];
+        let (mut low, mut high, mut squares) = (vec![0.0; cols], vec![0.0; cols], vec![0.0; cols]);
+        for row in (0..shape.rows()).step_by(ROWS) {
+            let count = ROWS.min(shape.rows() - row);
+            self.with_rows(tensor, row, count, |matrix| {
+                self.table.channel_sums(ChannelSums {
+                    float: matrix.float,
+                    cols,
+                    x: matrix.weights,
+                    low: &mut low,
+                    high: &mut high,
+                    squares: &mut squares,
+                });
+            })?;
+            for (largest, (low, high)) in largest.iter_mut().zip(low.iter().zip(&high)) {
+                *largest = largest.max(f64::from(high.max(-low)));
+            }
+        }
+        Ok(largest)
+    }
+
+    /// `w - q` of the sample, both as they were before the transform; `None` where it cannot be
+    /// quantized.
+    fn sample_errors(
+        &self,
+        spatial: &Spatial,
+        recipe: &Recipe,
+        prepared: &Prepared,
+        cols: usize,
+        sampled: &[f32],
+    ) -> Option<Vec<f32>> {
+        let rows = sampled.len() / cols;
+        let transform = spatial.transform();
+        let guide = prepared.transformed(spatial);
+        let mut weights: Vec<u8> = sampled.iter().flat_map(|w| w.to_le_bytes()).collect();
+        apply_to_weights(self.table, transform, cols, &mut weights);
+        let layout = recipe.layout(ScaleDtype::F32);
+        let [mut codes, mut scales, mut biases] = [
+            layout.code_bytes(cols),
+            layout.scale_bytes(cols),
+            layout.bias_bytes(cols),
+        ]
+        .map(|bytes| vec![0; rows * bytes]);
+        let matrix = Matrix {
+            rows,
+            cols,
+            float: Float::F32,
+            weights: &weights,
+        };
+        let planes = PlanesMut {
+            codes: &mut codes,
+            scales: &mut scales,
+            biases: &mut biases,
+        };
+        let quantized = quantize_rows(
+            self.table,
+            recipe,
+            ScaleDtype::F32,
+            matrix,
+            guide.guide(),
+            false,
+            planes,
+        );
+        quantized.ok()?;
+        let planes = Planes {
+            codes: &codes,
+            scales: &scales,
+            biases: &biases,
+        };
+        let mut errors = sampled.to_vec();
+        let (mut decoded, mut values) = (vec![0; cols * 4], vec![0.0; cols]);
+        for (row, errors) in errors.chunks_exact_mut(cols).enumerate() {
+            let planes = planes.row(layout, cols, row);
+            if !decode_row(self.table, layout, transform, cols, planes, &mut decoded) {
+                return None;
+            }
+            self.table.widen(Float::F32, &decoded, &mut values);
+            errors
+                .iter_mut()
+                .zip(&values)
+                .for_each(|(error, q)| *error -= q);
+        }
+        Some(errors)
+    }
+
+    /// What rounding activations to 8 bits would add, as far as ranges tell: each is off by up to
+    /// half a step of a grid that spans the largest channel.
+    fn activation_noise(
+        &self,
+        layer: &str,
+        weights: &Weights,
+        spatial: &Spatial,
+        cols: usize,
+        sampled: &[f32],
+    ) -> f64 {
+        let Some(calibrator) = self.calibrator else {
+            return 0.0;
+        };
+        let ones = || vec![1.0; cols];
+        let scales = spatial.scales().unwrap_or_else(ones);
+        let steps = calibrator.calibration.largest_by_group(layer, &scales);
+        let square = |row: &[f32]| -> f64 {
+            let scaled = row
+                .iter()
+                .zip(&scales)
+                .map(|(w, s)| f64::from(*w) * f64::from(*s));
+            scaled.map(|x| x * x).sum()
+        };
+        let squares: f64 = sampled.chunks_exact(cols).map(square).sum();
+        let mut noise = 0.0;
+        for ((largest, mean_square, count), weight) in steps.into_iter().zip(&weights.of_row) {
+            // A rotated vector is about Gaussian: 1 in 16,000 values is over four deviations.
+            let largest = match spatial.rotation {
+                Some(_) => 4.0 * mean_square.sqrt(),
+                None => largest,
+            };
+            let step = largest / 127.0;
+            noise += weight * count as f64 * step * step / 12.0;
+        }
+        noise * squares
+    }
+}
+
+/// Rows spread evenly over a matrix.
+fn sample(rows: usize) -> Vec<usize> {
+    let count = SAMPLE.min(rows);
+    (0..count)
+        .map(|i| (2 * i + 1) * rows / (2 * count))
+        .collect()
+}
+
+/// The rotation that is tried: of the largest blocks there are, if they are worth it.
+fn rotation(cols: usize) -> Option<Rotation> {
+    const SMALLEST: u32 = 16;
+    Rotation::largest(cols, SEED).filter(|rotation| rotation.block >= SMALLEST)
+}
+
+/// What is tried: nothing first.
+fn candidates(method: Method, cols: usize, largest: &Largest) -> Vec<Spatial> {
+    // GPTQ takes long, and has other means to spare channels: a coarse search will do. It would
+    // take another factor, too, for rotated channels.
+    let steps = match method {
+        Method::Gptq => 4,
+        Method::MinMax | Method::Lsq => 20,
+    };
+    let mut candidates = vec![Spatial::default()];
+    let known = largest
+        .x
+        .iter()
+        .zip(&largest.w)
+        .any(|(x, w)| *x > 0.0 && *w > 0.0);
+    if known {
+        candidates.extend((0..=steps).map(|step| {
+            let alpha = f64::from(step) / f64::from(steps);
+            Spatial {
+                input_scale: Some(largest.scales(alpha)),
+                rotation: None,
+                alpha: Some(alpha),
+            }
+        }));
+    }
+    if let Some(rotation) = rotation(cols).filter(|_| method != Method::Gptq) {
+        candidates.push(Spatial {
+            rotation: Some(rotation),
+            ..Spatial::default()
+        });
+    }
+    candidates
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_are_those_of_the_paper_around_one() {
+        let largest = Largest {
+            x: vec![16.0, 1.0, 0.0, 4.0],
+            w: vec![1.0, 4.0, 3.0, 0.0],
+        };
+        let scales = |alpha| {
+            let spatial = Spatial {
+                input_scale: Some(largest.scales(alpha)),
+                ..Spatial::default()
+            };
+            spatial.scales().unwrap()
+        };
+        // sqrt(16 / 1) and sqrt(1 / 4), divided by the root of their product.
+        let middle = 2.0f32.sqrt();
+        let near = |a: f32, b: f32| (a - b).abs() < 1e-3 * b;
+        let found = scales(0.5);
+        assert!(
+            near(found[0], 4.0 / middle) && near(found[1], 0.5 / middle),
+            "{found:?}"
+        );
+        assert_eq!(found[2..], [1.0, 1.0]);
+        assert_eq!(scales(0.0)[..2], [2.0, 0.5]); // 1 and 1/4
+        assert_eq!(scales(1.0)[..2], [4.0, 0.25]); // 16 and 1
+    }
+
+    #[test]
+    fn samples_are_spread() {
+        assert_eq!(sample(3), [0, 1, 2]);
+        assert_eq!(sample(64)[..3], [1, 3, 5]);
+        assert_eq!(sample(6400)[31], 6300);
+        assert!(sample(0).is_empty());
+    }
+}
