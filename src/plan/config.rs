@@ -487,13 +487,9 @@ impl Config {
                 true => Method::Gptq,
                 false => Method::Lsq,
             });
-        let scheme = match method {
-            Method::Gptq => Scheme::Affine,
-            Method::MinMax | Method::Lsq => Scheme::Symmetric,
-        };
         Recipe {
             format,
-            scheme: self.scheme.unwrap_or(scheme),
+            scheme: self.scheme.unwrap_or(Scheme::Symmetric),
             group_size: self.group_size.unwrap_or(self.profile().group_size()),
             method,
             gain: self.gain.unwrap_or(Gain::of(format)),

@@ -9,9 +9,15 @@ use crate::kernel::{
     BUNDLE, ErrorRow, Feedback, KernelTable, Planes, Projection, RescaleRow, RowFault,
 };
 
-/// Grids that are tried, as parts of the range of a group. With many columns to make up for it, a
-/// weight at the end of its group's range may be clipped for a finer grid.
-const SHRINKS: [f32; 4] = [1.0, 0.9, 0.8, 0.7];
+/// Grids that are tried for each row: scales as multiples of what rounding alone would choose. The
+/// range of a group may be too wide where many columns make up for a clipped weight, and the
+/// least-squares scale is too small where they make up for rounding, but not for clipping.
+const fn multiples(scheme: Scheme) -> &'static [f32] {
+    match scheme {
+        Scheme::Affine => &[1.0, 0.9, 0.8, 0.7],
+        Scheme::Symmetric => &[1.0, 1.15, 1.3, 1.45, 1.6],
+    }
+}
 
 /// Rows whose largest weight is outside are so far from 1 that products leave f32: they are rounded
 /// one weight at a time.
@@ -120,12 +126,8 @@ impl<'a> Bundle<'a> {
             error: f64::INFINITY,
             product: 0.0,
         }; BUNDLE];
-        let shrinks = match layout.scheme {
-            Scheme::Affine => &SHRINKS[..],
-            Scheme::Symmetric => &SHRINKS[..1],
-        };
-        for &shrink in shrinks {
-            self.load_grids(&first_scales, &first_biases, shrink);
+        for &multiple in multiples(layout.scheme) {
+            self.load_grids(&first_scales, &first_biases, multiple);
             self.feed_back();
             let found = self.results();
             for row in (0..count).filter(|&row| near[row]) {
@@ -193,8 +195,8 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// Takes in the grids of all rows, their ranges shrunk around the middle and rounded to storage.
-    fn load_grids(&mut self, scales: &[Vec<u8>], biases: &[Vec<u8>], shrink: f32) {
+    /// Takes in the grids of all rows, multiplied around their middles and rounded to storage.
+    fn load_grids(&mut self, scales: &[Vec<u8>], biases: &[Vec<u8>], multiple: f32) {
         let groups = self.layout.group_size.count(self.factor.cols);
         let dtype = self.layout.scale_dtype;
         let half = f32::from(self.layout.format.max_code()) / 2.0;
@@ -213,12 +215,12 @@ impl<'a> Bundle<'a> {
             for group in 0..groups {
                 let at = group * BUNDLE + row;
                 let first = dtype.get(scales, group);
-                let scale = dtype.put(&mut rounded, 0, first * shrink);
+                let scale = dtype.put(&mut rounded, 0, first * multiple);
                 to_scales[at] = scale;
                 inverses[at] = if scale == 0.0 { 0.0 } else { 1.0 / scale };
                 if affine {
                     let middle = dtype.get(&biases[row], group) + first * half;
-                    let bias = if shrink == 1.0 {
+                    let bias = if multiple == 1.0 {
                         dtype.get(&biases[row], group)
                     } else {
                         dtype.put(&mut rounded, 0, middle - scale * half)
