@@ -2,6 +2,7 @@
 
 mod common;
 
+mod calibrated;
 mod cancel;
 mod ceiling;
 mod cli;

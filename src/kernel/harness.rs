@@ -2,6 +2,7 @@
 //! vectors, at unaligned offsets, with canary bytes around every output. A new ISA's table is
 //! put against the scalar one here; a table with a slightly wrong rounding must be caught.
 
+mod calibration;
 mod inputs;
 
 use super::activations;
