@@ -5,7 +5,8 @@ mod common;
 
 use std::hint::black_box;
 
-use arrowquant::format::{Format, Gain, Method, ScaleDtype, Scheme};
+use arrowquant::format::{Float, Format, Gain, GroupSize, Method, ScaleDtype, Scheme};
+use arrowquant::kernel::{ActivationGrid, QuantizeActivations};
 use common::{Aligned, Bench, Bytes, recipe, tables};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 
@@ -65,5 +66,68 @@ fn kernels(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, kernels);
+/// Activations to integers, in bytes of them read, beside a plain copy.
+fn activations(criterion: &mut Criterion) {
+    let bench = Bench::new(ROWS, COLS);
+    let halves = bench.weights.get();
+    let wide: Vec<f32> = (0..ROWS * COLS)
+        .map(|i| Float::BF16.get(halves, i))
+        .collect();
+    let wide: Vec<u8> = wide.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let wide = Aligned::from(&wide);
+    let divisors = vec![0.7f32; COLS];
+    let mut values = Aligned::<u8>::new(ROWS * COLS);
+    let mut copy = Aligned::<u8>::new(ROWS * COLS * 4);
+    let mut scales = vec![0.0; ROWS * COLS / 16];
+    for (float, x) in [(Float::F32, wide.get()), (Float::BF16, halves)] {
+        let mut group = criterion.benchmark_group(format!("activations {float}"));
+        group.throughput(Throughput::Bytes(x.len() as u64));
+        group.bench_function("copy", |b| {
+            b.iter(|| black_box(&mut copy.get_mut()[..x.len()]).copy_from_slice(black_box(x)));
+        });
+        for (name, format, group_size, input_scale) in [
+            ("int8 row", Format::Int8, Some(0), None),
+            ("int8 g128", Format::Int8, Some(128), None),
+            ("int8 g16", Format::Int8, Some(16), None),
+            ("int4 g128", Format::Int4, Some(128), None),
+            (
+                "int8 row, divided",
+                Format::Int8,
+                Some(0),
+                Some(divisors.as_slice()),
+            ),
+            ("int8 static", Format::Int8, None, None),
+        ] {
+            for table in tables() {
+                group.bench_function(BenchmarkId::new(name, table.isa().name()), |b| {
+                    b.iter(|| {
+                        let grid = match group_size {
+                            Some(size) => {
+                                let group_size = GroupSize::new(size).unwrap();
+                                let scales = &mut scales[..ROWS * group_size.count(COLS)];
+                                ActivationGrid::Dynamic { group_size, scales }
+                            }
+                            None => ActivationGrid::Static {
+                                scale: 0.003,
+                                zero_point: 127.3,
+                            },
+                        };
+                        let quantized = table.quantize_activations(QuantizeActivations {
+                            float,
+                            cols: COLS,
+                            x,
+                            input_scale,
+                            format,
+                            grid,
+                            values: values.get_mut(),
+                        });
+                        black_box(quantized).expect("finite activations");
+                    });
+                });
+            }
+        }
+    }
+}
+
+criterion_group!(benches, kernels, activations);
 criterion_main!(benches);

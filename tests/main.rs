@@ -16,6 +16,7 @@ mod firmware;
 mod folder;
 mod header;
 mod hostile;
+mod imatrix;
 mod kill;
 mod memory;
 mod native;

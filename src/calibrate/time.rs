@@ -96,8 +96,8 @@ pub fn optimal(bins: &[BinRange<'_>], groups: usize, fit: RangeFit, bits: u32) -
         let mut next = vec![f64::INFINITY; n + 1];
         let mut start_of = vec![0; n + 1];
         for end in count..=n {
-            for start in count - 1..end {
-                let total = least[start] + cost(start..end);
+            for (start, before) in least.iter().enumerate().take(end).skip(count - 1) {
+                let total = before + cost(start..end);
                 if total < next[end] {
                     (next[end], start_of[end]) = (total, start);
                 }

@@ -165,9 +165,9 @@ impl Input for Divided<'_> {
         Plain.magnitude::<L>(element, row, start, end)?;
         let mut largest = [L::splat(0.0); BLOCK];
         each_block!(start, end, |at, n, W| {
-            for w in 0..W {
+            for (w, largest) in largest.iter_mut().take(W).enumerate() {
                 let x: L = self.load(element, row, at + w * LANES, n);
-                largest[w] = largest[w].max(x.abs());
+                *largest = largest.max(x.abs());
             }
         });
         let largest = largest.map(|lanes| lanes.to_array().into_iter().fold(0.0, f32::max));
@@ -215,10 +215,10 @@ fn quantize_rows<L: Lanes>(
                 Plain.magnitude::<L>(element, row, 0, cols).ok_or(r)?;
                 each_block!(0, cols, |at, n, W| {
                     let mut codes = [L::splat(0.0); BLOCK];
-                    for w in 0..W {
+                    for (w, code) in codes.iter_mut().take(W).enumerate() {
                         let x: L = input.load(element, row, at + w * LANES, n);
-                        let code = x.mul(inverse).add(zero_point);
-                        codes[w] = code.max(L::splat(0.0)).min(highest);
+                        let exact = x.mul(inverse).add(zero_point);
+                        *code = exact.max(L::splat(0.0)).min(highest);
                     }
                     put(L::pack8(codes), &mut values[at..at + (W - 1) * LANES + n]);
                 });
@@ -260,10 +260,10 @@ fn quantize_group<L: Lanes>(
     let (inverse, offset) = (L::splat(inverse), L::splat(f32::from(SIGN)));
     each_block!(start, end, |at, n, W| {
         let mut codes = [L::splat(0.0); BLOCK];
-        for w in 0..W {
+        for (w, code) in codes.iter_mut().take(W).enumerate() {
             let x: L = input.load(element, row, at + w * LANES, n);
             // Rounded before it is moved, which would round it otherwise.
-            codes[w] = x.mul(inverse).round().add(offset);
+            *code = x.mul(inverse).round().add(offset);
         }
         let packed = L::pack8(codes).map(|byte| byte ^ SIGN);
         put(packed, &mut values[at..at + (W - 1) * LANES + n]);
