@@ -228,7 +228,6 @@ fn decode(
 fn compare(table: &KernelTable, reference: &KernelTable) -> Result<(), String> {
     compare_quantizing(table, reference)?;
     compare_decoding(table, reference)?;
-    transform::tests::compare(table, reference)?;
     compare_non_finite(table, reference)
 }
 

@@ -77,7 +77,9 @@ pub fn compare_rows(
     if let Some(scale) = scales.first_chunk_mut() {
         *scale = half::f16::from_bits(1).to_le_bytes(); // the smallest
     }
-    for kind in 0..7 {
+    // Long rows take long in builds without optimization.
+    let kinds = if cols < 4096 { 0..7 } else { 3..5 };
+    for kind in kinds {
         let values = weights(kind, Float::F32, 2 * cols);
         for (i, rotation) in rotations(cols).enumerate() {
             let input_scale = ((i + kind) % 3 > 0).then_some(scales.as_slice());
@@ -98,6 +100,14 @@ pub fn compare_rows(
         compare_narrowed(table, reference, &values)?;
     }
     Ok(())
+}
+
+#[test]
+fn tables_transform_as_the_scalar_one() {
+    let tables = all();
+    for table in &tables[1..] {
+        compare(table, tables[0]).unwrap_or_else(|case| panic!("{}: {case}", table.isa().name()));
+    }
 }
 
 fn compare_narrowed(
