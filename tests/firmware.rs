@@ -7,7 +7,7 @@ use arrowquant::format::{
     Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, unpack,
 };
 use arrowquant::kernel::{DecodeRow, Isa, KernelTable, MatVec, Planes};
-use arrowquant::quantize::{Matrix, PlanesMut, quantize_rows};
+use arrowquant::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 
 use crate::common::native::*;
 use crate::common::*;
@@ -34,7 +34,16 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
         scales: &mut scales,
         biases: &mut biases,
     };
-    quantize_rows(table, &recipe, scale_dtype, matrix, None, false, planes).unwrap();
+    quantize_rows(
+        table,
+        &recipe,
+        scale_dtype,
+        matrix,
+        Guide::None,
+        false,
+        planes,
+    )
+    .unwrap();
 
     // The constants of the header.
     let scheme = match recipe.scheme {

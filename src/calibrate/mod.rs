@@ -292,7 +292,6 @@ impl Calibration {
         if x.rows == 0 {
             return Ok(());
         }
-        let state = self.layer(name, x.cols);
         let check = |cols: usize| match cols == x.cols {
             true => Ok(()),
             false => Err(refuse(format!(
@@ -300,7 +299,9 @@ impl Calibration {
                 x.cols
             ))),
         };
-        check(lock(&state).cols)?;
+        if let Some(cols) = self.cols(name) {
+            check(cols)?;
+        }
         // All is added up before anything is taken in, as a value may not be finite.
         let mut sums = Vec::with_capacity(x.rows.div_ceil(CHUNK));
         for (i, chunk) in x.values.chunks(CHUNK * x.cols * x.float.size()).enumerate() {
@@ -316,7 +317,9 @@ impl Calibration {
             false => 0,
         };
         let mut values = vec![0.0f32; CHUNK.min(x.rows) * x.cols];
+        let state = self.layer(name, x.cols);
         let state = &mut *lock(&state);
+        check(state.cols)?; // another thread may have been first
         for (chunk, sums) in x.values.chunks(CHUNK * x.cols * x.float.size()).zip(&sums) {
             let values = &mut values[..chunk.len() / x.float.size()];
             self.table.widen(x.float, chunk, values);
@@ -446,9 +449,9 @@ impl Calibration {
 /// A layer that threads share.
 type SharedLayer = Arc<Mutex<Layer>>;
 
-/// Layers are called as their weights are.
+/// Layers are called as their weights are; what is a layer's name stays so.
 fn layer_name(name: &str) -> &str {
-    name.strip_suffix(".weight").unwrap_or(name)
+    name.trim_end_matches(".weight")
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

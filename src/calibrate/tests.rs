@@ -154,10 +154,8 @@ fn sums_by_hand() {
         rows: 3,
     };
     assert_eq!(calibration.layers(), [expected]);
-    assert_eq!(
-        (calibration.cols("w.weight"), calibration.cols("v")),
-        (Some(2), None)
-    );
+    let cols = ["w.weight", "w.weight.weight", "v"].map(|name| calibration.cols(name));
+    assert_eq!(cols, [Some(2), Some(2), None]);
 }
 
 #[test]
@@ -291,6 +289,9 @@ fn what_is_not_finite_is_refused_and_nothing_taken_in() {
         assert_eq!(error, format!("layer 'w': {shown}"));
     }
     assert!(all(&calibration, "w") == before);
+    // Nor is a layer that was not seen before.
+    assert!(observe(&calibration, "new", 3, 1, &[f32::NAN]).is_err());
+    assert_eq!(calibration.layers().len(), 1);
 }
 
 #[test]

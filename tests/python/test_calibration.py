@@ -371,7 +371,7 @@ def test_largest_values_that_are_taken_stay_finite(tmp_path):
         cal.observe("w", 0, np.full((1, 3), 1e18, "<f4"))
     _, bins, hessians = stored(cal, tmp_path / "a.parquet")
     np.testing.assert_allclose(bins["w", 0]["squares"], 300e36, rtol=1e-6)
-    np.testing.assert_allclose(hessians["w", 0]["matrix"], 300e36, rtol=1e-6)
+    np.testing.assert_allclose(hessians["w", 0]["matrix"], 300e36, rtol=1e-5)
 
 
 # Damaged files
