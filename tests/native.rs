@@ -24,7 +24,7 @@ fn the_contract_holds() {
             .unwrap()
             .parse()
             .unwrap();
-        assert!(checks > 700, "{checks} checks");
+        assert!(checks > 850, "{checks} checks");
         assert_eq!(names_in(&files.join("out")), ["out.parquet"]);
     }
 }

@@ -330,21 +330,34 @@ impl Spill {
         if taken.is_ok() {
             return Ok(None);
         }
+        self.extend(bytes as u64)
+            .map(Some)
+            .map_err(|error| self.named(error))
+    }
+
+    /// Makes the file longer, and itself where there is none; where it ended.
+    fn extend(&self, bytes: u64) -> io::Result<u64> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_none() {
             *file = Some(tempfile::tempfile_in(&self.folder)?);
         }
         let file = file.as_mut().ok_or(io::ErrorKind::NotFound)?;
         let end = file.seek(SeekFrom::End(0))?;
-        file.set_len(end + bytes as u64)?; // a hole, which reads as zeros
-        Ok(Some(end))
+        file.set_len(end + bytes)?; // a hole, which reads as zeros
+        Ok(end)
     }
 
     fn at<R>(&self, offset: u64, body: impl FnOnce(&mut File) -> io::Result<R>) -> io::Result<R> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         let file = file.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        file.seek(SeekFrom::Start(offset))?;
-        body(file)
+        let found = file.seek(SeekFrom::Start(offset)).and_then(|_| body(file));
+        found.map_err(|error| self.named(error))
+    }
+
+    /// The same error, which says that it is not of the file that someone saves to or loads.
+    fn named(&self, error: io::Error) -> io::Error {
+        let folder = self.folder.display();
+        io::Error::new(error.kind(), format!("temporary file in {folder}: {error}"))
     }
 
     fn read(&self, offset: u64, len: usize) -> io::Result<Vec<f64>> {

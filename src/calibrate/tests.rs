@@ -414,7 +414,13 @@ fn assert_weights(
 
 #[test]
 fn weights_by_hand() {
-    assert_weights(&TimeWeighting::Rows, 4, None, [1.0 / 7.0; 4]);
+    let seventh = 1.0 / 7.0;
+    assert_weights(
+        &TimeWeighting::Rows,
+        4,
+        None,
+        [seventh, seventh, 0.0, seventh],
+    );
     // A third a group that was seen, by its rows.
     let third = 1.0 / 3.0;
     assert_weights(

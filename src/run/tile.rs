@@ -566,7 +566,9 @@ pub(super) fn set_figures(tile: &mut Tile, outcome: &Outcome) -> usize {
 
 /// The same for a kept tile, of which only the size is known.
 pub(super) fn set_kept_figures(tile: &mut Tile) -> usize {
-    let bytes = tile.plane_bytes().unwrap_or_default().iter().sum();
+    let planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
+    let scales = tile.input_scale.as_ref().map_or(0, |scales| scales.len());
+    let bytes = planes + scales;
     let weights = tile.row_count * tile.shape.cols();
     tile.bits_per_weight = bits_per_weight(bytes, weights).map(|bits| bits as f32);
     bytes
