@@ -8,6 +8,8 @@
 //!
 //! [`BUNDLE`] rows go side by side in lanes, as all of them take the same steps.
 
+use core::ops::Range;
+
 use super::element::Code;
 use super::group::Encoder;
 use super::lanes::{LANES, Lanes};
@@ -62,18 +64,33 @@ fn panel<L: Lanes, const N: usize>(
     values: &[f32],
 ) -> [Wide<L>; N] {
     let mut sums = [[L::splat(0.0); WIDTH]; N];
-    let mut rows = [&factor[..0]; N];
     for i in 0..N {
         sums[i] = read(weights, first + i);
-        rows[i] = &factor[(first + i) * cols..][..first];
     }
-    for j in 0..first {
+    add_columns(cols, factor, first, 0..first, values, &mut sums);
+    sums
+}
+
+/// Adds `sum factor * values` over some columns to the sums of those from `first` on.
+#[inline(always)]
+fn add_columns<L: Lanes, const N: usize>(
+    cols: usize,
+    factor: &[f32],
+    first: usize,
+    columns: Range<usize>,
+    values: &[f32],
+    sums: &mut [Wide<L>; N],
+) {
+    let mut rows = [&factor[..0]; N];
+    for i in 0..N {
+        rows[i] = &factor[(first + i) * cols..][columns.clone()];
+    }
+    for (at, j) in columns.enumerate() {
         let x = read::<L>(values, j);
         for i in 0..N {
-            sums[i] = add_product(sums[i], rows[i][j], x);
+            sums[i] = add_product(sums[i], rows[i][at], x);
         }
     }
-    sums
 }
 
 /// Does something for panels of columns, and for what is left of them one by one.
@@ -109,9 +126,7 @@ pub(super) fn project<L: Lanes>(p: Projection<'_>) {
 }
 
 #[inline(always)]
-pub(super) fn feedback<L: Lanes>(f: Feedback<'_>) {
-    // The sums take nearly all the time, whatever the code.
-    let code = f.layout;
+pub(super) fn feedback<L: Lanes>(mut f: Feedback<'_>) {
     each_panel!(f.cols, |first, N| {
         let mut sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
         for i in 0..N {
@@ -120,28 +135,54 @@ pub(super) fn feedback<L: Lanes>(f: Feedback<'_>) {
                 let factor = f.factor[column * f.cols + first + before];
                 sums[i] = add_product(sums[i], factor, read(f.errors, first + before));
             }
-            let group = f.groups[column] as usize;
-            let weights = read::<L>(f.weights, column);
-            let inverse = read::<L>(f.inverses, group);
-            let scale = read::<L>(f.scales, group);
-            let bias = match code.scheme() {
-                Scheme::Symmetric => [L::splat(0.0); WIDTH],
-                Scheme::Affine => read::<L>(f.biases, group),
-            };
-            let mut codes = [L::splat(0.0); WIDTH];
-            let (mut errors, mut left) = (codes, codes);
-            for v in 0..WIDTH {
-                let encoder = Encoder::of_lanes(code, inverse[v], bias[v]);
-                codes[v] = encoder.codes(encoder.exact(sums[i][v]));
-                let y = decode(code, codes[v], scale[v], bias[v]);
-                errors[v] = weights[v].sub(y);
-                left[v] = sums[i][v].sub(y);
-            }
-            write(codes, f.codes, column);
-            write(errors, f.errors, column);
-            write(left, f.left, column);
+            round::<L>(&mut f, column, sums[i]);
         }
     });
+}
+
+/// Rounds every column once more, to what is best given the errors of all others, before and after
+/// it: `factor` is whole here.
+#[inline(always)]
+pub(super) fn refine<L: Lanes>(mut f: Feedback<'_>) {
+    each_panel!(f.cols, |first, N| {
+        let mut sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
+        let after = first + N..f.cols;
+        add_columns(f.cols, f.factor, first, after, f.errors, &mut sums);
+        for i in 0..N {
+            for other in (0..N).filter(|other| *other != i) {
+                let factor = f.factor[(first + i) * f.cols + first + other];
+                sums[i] = add_product(sums[i], factor, read(f.errors, first + other));
+            }
+            round::<L>(&mut f, first + i, sums[i]);
+        }
+    });
+}
+
+/// Rounds a column to its targets.
+#[inline(always)]
+fn round<L: Lanes>(f: &mut Feedback<'_>, column: usize, targets: Wide<L>) {
+    // The sums take nearly all the time, whatever the code.
+    let code = f.layout;
+    let group = f.groups[column] as usize;
+    let weights = read::<L>(f.weights, column);
+    let inverse = read::<L>(f.inverses, group);
+    let scale = read::<L>(f.scales, group);
+    let bias = match code.scheme() {
+        Scheme::Symmetric => [L::splat(0.0); WIDTH],
+        Scheme::Affine => read::<L>(f.biases, group),
+    };
+    let mut codes = [L::splat(0.0); WIDTH];
+    let (mut errors, mut left) = (codes, codes);
+    for v in 0..WIDTH {
+        let encoder = Encoder::of_lanes(code, inverse[v], bias[v]);
+        codes[v] = encoder.codes(encoder.exact(targets[v]));
+        let y = decode(code, codes[v], scale[v], bias[v]);
+        errors[v] = weights[v].sub(y);
+        left[v] = targets[v].sub(y);
+    }
+    write(codes, f.codes, column);
+    write(errors, f.errors, column);
+    write(left, f.left, column);
 }
 
 /// As the decoder has it: in f32, multiplied, then added.

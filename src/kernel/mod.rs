@@ -409,6 +409,7 @@ pub struct KernelTable {
     widen: unsafe fn(Float, &[u8], &mut [f32]),
     project: unsafe fn(Projection<'_>),
     feedback: unsafe fn(Feedback<'_>),
+    refine: unsafe fn(Feedback<'_>),
 }
 
 impl KernelTable {
@@ -647,6 +648,27 @@ impl KernelTable {
     /// # Panics
     /// If a slice is not as long as its field says.
     pub fn feedback(&self, f: Feedback<'_>) {
+        f.check();
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.feedback)(f) }
+    }
+
+    /// Rounds the columns of a bundle once more, each to what is best given the errors of all
+    /// others. `factor` is whole but for its diagonal, which counts as 0: what the error of any
+    /// column adds to the target of another. Codes and errors are those of before.
+    ///
+    /// # Panics
+    /// If a slice is not as long as its field says.
+    pub fn refine(&self, f: Feedback<'_>) {
+        f.check();
+        // SAFETY: as in `quantize_row`.
+        unsafe { (self.refine)(f) }
+    }
+}
+
+impl Feedback<'_> {
+    fn check(&self) {
+        let f = self;
         assert_eq!(f.factor.len(), f.cols * f.cols);
         assert_eq!(f.groups.len(), f.cols);
         let each = [&f.codes, &f.errors, &f.left].map(|out| out.len());
@@ -656,8 +678,6 @@ impl KernelTable {
         );
         assert_eq!(f.inverses.len(), f.scales.len());
         assert!(f.layout.scheme == Scheme::Symmetric || f.biases.len() == f.scales.len());
-        // SAFETY: as in `quantize_row`.
-        unsafe { (self.feedback)(f) }
     }
 }
 

@@ -86,6 +86,7 @@ macro_rules! table {
             ),
             project: kernel!($($features)?, feedback::project::<$lanes>, (p: Projection<'_>)),
             feedback: kernel!($($features)?, feedback::feedback::<$lanes>, (f: Feedback<'_>)),
+            refine: kernel!($($features)?, feedback::refine::<$lanes>, (f: Feedback<'_>)),
         }
     };
 }

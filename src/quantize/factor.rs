@@ -24,6 +24,9 @@ pub struct Factor {
     pub(super) order: Vec<u32>,
     /// `R_jk / R_kk` in row k and column j < k; zeros from the diagonal on.
     pub(super) matrix: Vec<f32>,
+    /// `H_jk / H_kk` in row k and column j, the damped Hessian's: what is best for column k, given
+    /// the errors of all others.
+    pub(super) whole: Vec<f32>,
     /// `R_kk^2`: what is left of a unit error in column k when all later ones have made up for it.
     pub(super) pivots: Vec<f64>,
     /// The weighted mean square of each input channel.
@@ -76,6 +79,9 @@ impl Factor {
             for (x, s) in row[..k].iter_mut().zip(&scale) {
                 *x *= scale[k] / s;
             }
+            for (x, s) in scaled.whole[k * self.cols..].iter_mut().zip(&scale) {
+                *x *= scale[k] / s;
+            }
             scaled.pivots[k] /= f64::from(scale[k]) * f64::from(scale[k]);
         }
         for (h, s) in scaled.importance.iter_mut().zip(scales) {
@@ -102,7 +108,7 @@ impl Factor {
     /// Bytes that the factor of so many channels takes, and those while it is made.
     pub fn bytes(cols: usize) -> (usize, usize) {
         let square = cols.saturating_mul(cols);
-        (square.saturating_mul(4), square.saturating_mul(12))
+        (square.saturating_mul(8), square.saturating_mul(16))
     }
 }
 
@@ -162,7 +168,20 @@ impl Square {
             attempts += 1;
         }
         let mut matrix = vec![0.0f32; n * n];
+        let mut whole = vec![0.0f32; n * n];
         let mut pivots = vec![0.0; n];
+        for (k, row) in whole.chunks_exact_mut(n).enumerate() {
+            // Columns are in reverse order there, and the numbers above the diagonal.
+            let place = n - 1 - k;
+            let diagonal = self.diagonal[place] + damping * mean;
+            for (j, out) in row.iter_mut().enumerate() {
+                let other = n - 1 - j;
+                if other != place {
+                    let number = self.numbers[place.min(other) + place.max(other) * n];
+                    *out = (number / diagonal) as f32;
+                }
+            }
+        }
         for (k, row) in matrix.chunks_exact_mut(n).enumerate() {
             // Row k of the factor, from right to left, is a column here, from the diagonal down.
             let column = &self.numbers[(n - 1 - k) * n..(n - k) * n];
@@ -176,6 +195,7 @@ impl Square {
             cols: n,
             order,
             matrix,
+            whole,
             pivots,
             importance: importance.iter().map(|&h| h as f32).collect(),
             damping,

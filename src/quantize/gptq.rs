@@ -35,13 +35,17 @@ pub(super) struct Bundle<'a> {
     errors: Vec<f32>,
     left: Vec<f32>,
     grids: Grids,
+    /// Of each row with the best of its grids.
+    best_codes: Vec<f32>,
+    best_errors: Vec<f32>,
+    best_grids: Grids,
     /// Of one row, as it stands in memory.
     row: Vec<f32>,
     row_codes: Vec<u8>,
 }
 
 /// Scale and bias of each group of each row of a bundle.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Grids {
     scales: Vec<f32>,
     inverses: Vec<f32>,
@@ -73,6 +77,9 @@ impl<'a> Bundle<'a> {
             errors: values(),
             left: values(),
             grids: Grids::default(),
+            best_codes: values(),
+            best_errors: values(),
+            best_grids: Grids::default(),
             row: vec![0.0; cols],
             row_codes: vec![0; cols],
         }
@@ -80,7 +87,7 @@ impl<'a> Bundle<'a> {
 
     /// Bytes of the buffers for rows of `cols` weights, with groups as short as they can be.
     pub(super) fn bytes(cols: usize) -> usize {
-        let values = 5 * BUNDLE + 3 * BUNDLE / 16;
+        let values = 7 * BUNDLE + 6 * BUNDLE / 16;
         cols.saturating_mul(values * 4 + 16)
     }
 
@@ -130,20 +137,28 @@ impl<'a> Bundle<'a> {
             self.load_grids(&first_scales, &first_biases, multiple);
             self.feed_back();
             let found = self.results();
+            if self.best_grids.scales.is_empty() {
+                self.best_grids.clone_from(&self.grids);
+            }
             for row in (0..count).filter(|&row| near[row]) {
                 if found[row].error < best[row].error {
                     best[row] = found[row];
-                    self.store(
-                        row,
-                        PlanesMut {
-                            codes: row_mut(codes, row, layout.code_bytes(cols)),
-                            scales: row_mut(scales, row, layout.scale_bytes(cols)),
-                            biases: row_mut(biases, row, layout.bias_bytes(cols)),
-                        },
-                    );
+                    self.keep(row);
                 }
             }
         }
+        self.refine(count, &near, &mut best);
+        for row in (0..count).filter(|&row| best[row].error.is_finite()) {
+            self.store(
+                row,
+                PlanesMut {
+                    codes: row_mut(codes, row, layout.code_bytes(cols)),
+                    scales: row_mut(scales, row, layout.scale_bytes(cols)),
+                    biases: row_mut(biases, row, layout.bias_bytes(cols)),
+                },
+            );
+        }
+        self.best_grids = Grids::default();
         for row in 0..count {
             let codes = &codes[row * layout.code_bytes(cols)..][..layout.code_bytes(cols)];
             let scales = row_mut(scales, row, layout.scale_bytes(cols));
@@ -264,6 +279,54 @@ impl<'a> Bundle<'a> {
         });
     }
 
+    /// Notes what a row came to.
+    fn keep(&mut self, row: usize) {
+        for (best, found) in [
+            (&mut self.best_codes, &self.codes),
+            (&mut self.best_errors, &self.errors),
+            (&mut self.best_grids.scales, &self.grids.scales),
+            (&mut self.best_grids.inverses, &self.grids.inverses),
+            (&mut self.best_grids.biases, &self.grids.biases),
+        ] {
+            copy_row(row, found, best);
+        }
+    }
+
+    /// Rounds all columns once more with the best grids, now that the errors of later columns are
+    /// known, too. (Coordinate descent: no step makes the error larger.)
+    fn refine(&mut self, count: usize, near: &[bool; BUNDLE], best: &mut [Best; BUNDLE]) {
+        self.codes.clone_from(&self.best_codes);
+        self.errors.clone_from(&self.best_errors);
+        self.table.refine(Feedback {
+            layout: self.layout,
+            cols: self.factor.cols,
+            factor: &self.factor.whole,
+            groups: &self.groups,
+            weights: &self.weights,
+            inverses: &self.best_grids.inverses,
+            scales: &self.best_grids.scales,
+            biases: &self.best_grids.biases,
+            codes: &mut self.codes,
+            errors: &mut self.errors,
+            left: &mut self.left,
+        });
+        // What is left of the errors, times the factor as the weights were.
+        self.table.project(Projection {
+            cols: self.factor.cols,
+            factor: &self.factor.matrix,
+            weights: &self.errors,
+            out: &mut self.left,
+        });
+        let found = self.results();
+        for row in (0..count).filter(|&row| near[row]) {
+            // But for rounding.
+            if found[row].error < best[row].error {
+                best[row] = found[row];
+                copy_row(row, &self.codes, &mut self.best_codes);
+            }
+        }
+    }
+
     /// `e H e^T` and `w H e^T` of each row.
     fn results(&self) -> [Best; BUNDLE] {
         let mut found = [Best {
@@ -281,19 +344,27 @@ impl<'a> Bundle<'a> {
         found
     }
 
-    /// Writes codes and grids of a row as they are now.
+    /// Writes the best codes and grids of a row.
     fn store(&mut self, row: usize, planes: PlanesMut<'_>) {
         for (k, &column) in self.factor.order.iter().enumerate() {
-            self.row_codes[column as usize] = self.codes[k * BUNDLE + row] as u8;
+            self.row_codes[column as usize] = self.best_codes[k * BUNDLE + row] as u8;
         }
         format::pack(self.layout.format, &self.row_codes, planes.codes);
         let dtype = self.layout.scale_dtype;
         for group in 0..self.layout.group_size.count(self.factor.cols) {
             let at = group * BUNDLE + row;
-            dtype.put(planes.scales, group, self.grids.scales[at]);
+            dtype.put(planes.scales, group, self.best_grids.scales[at]);
             if self.layout.scheme == Scheme::Affine {
-                dtype.put(planes.biases, group, self.grids.biases[at]);
+                dtype.put(planes.biases, group, self.best_grids.biases[at]);
             }
         }
+    }
+}
+
+/// Copies what belongs to one row of a bundle.
+fn copy_row(row: usize, from: &[f32], to: &mut [f32]) {
+    let from = from[row..].iter().step_by(BUNDLE);
+    for (to, from) in to[row..].iter_mut().step_by(BUNDLE).zip(from) {
+        *to = *from;
     }
 }

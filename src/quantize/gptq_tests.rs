@@ -1,4 +1,5 @@
-//! GPTQ against a plain one by the inverse of the Hessian, in f64, as the paper has it.
+//! GPTQ against a plain one by the inverse of the Hessian, in f64, as the paper has it, and plain
+//! coordinate descent after it.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -195,6 +196,7 @@ fn upper(a: &[Vec<f64>]) -> Vec<Vec<f64>> {
 /// GPTQ of one row with given grids: the codes.
 fn plain(
     case: &Case,
+    h: &[Vec<f64>],
     u: &[Vec<f64>],
     order: &[usize],
     row: usize,
@@ -216,6 +218,25 @@ fn plain(
         for j in k..n {
             w[j] -= error * u[k][j];
         }
+    }
+    // Each column once more, given the errors of all others.
+    let decode = |j: usize, code: u8| {
+        let (scale, bias) = grids[j / span];
+        scale * f64::from(code) + bias
+    };
+    let mut errors: Vec<f64> = (0..n)
+        .map(|j| f64::from(case.weights[row * n + j]) - decode(j, codes[j]))
+        .collect();
+    for &k in order {
+        let others: f64 = (0..n)
+            .filter(|j| *j != k)
+            .map(|j| h[k][j] * errors[j])
+            .sum();
+        let w = f64::from(case.weights[row * n + k]);
+        let (scale, bias) = grids[k / span];
+        let code = ((w + others / h[k][k] - bias) / scale).round_ties_even();
+        codes[k] = code.clamp(0.0, most) as u8;
+        errors[k] = w - decode(k, codes[k]);
     }
     codes
 }
@@ -259,7 +280,7 @@ fn codes_are_those_of_the_paper() {
                 let scale = f64::from(high.1 - low.1) / f64::from(high.0 - low.0);
                 grids.push((scale, f64::from(*low.1) - scale * f64::from(*low.0)));
             }
-            let expected = plain(&case, &u, &order, row, &grids);
+            let expected = plain(&case, &h, &u, &order, row, &grids);
             let found = &codes[row * cols..(row + 1) * cols];
             // A tie that falls otherwise changes the codes that follow it.
             differ += usize::from(found != expected);

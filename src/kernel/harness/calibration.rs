@@ -217,3 +217,70 @@ fn errors_are_fed_back_column_by_column() {
         }
     }
 }
+
+#[test]
+fn columns_are_rounded_again_given_all_others() {
+    for cols in LENGTHS {
+        let layout = Layout {
+            format: Format::Int2,
+            scheme: Scheme::Affine,
+            group_size: GroupSize::ROW,
+            scale_dtype: ScaleDtype::F32,
+        };
+        let mut factor = numbers(11, cols * cols);
+        for k in 0..cols {
+            factor[k * cols + k] = f32::NAN; // does not count
+        }
+        let (weights, first) = (numbers(3, cols * BUNDLE), numbers(4, cols * BUNDLE));
+        let groups = vec![0; cols];
+        let scales: Vec<f32> = numbers(9, BUNDLE).iter().map(|x| (1.2 + x) / 3.0).collect();
+        let inverses: Vec<f32> = scales.iter().map(|s| 1.0 / s).collect();
+        let biases: Vec<f32> = numbers(8, BUNDLE).iter().map(|x| 0.2 * x - 0.7).collect();
+
+        let mut errors = first.clone();
+        let mut codes = vec![0.0f32; cols * BUNDLE];
+        let mut left = codes.clone();
+        for k in 0..cols {
+            // Columns go in fours as long as there are four; those of its own four come last.
+            let panel = match k < cols / 4 * 4 {
+                true => k / 4 * 4..k / 4 * 4 + 4,
+                false => k..k + 1,
+            };
+            let before = (0..panel.start).chain(panel.end..cols);
+            let order: Vec<usize> = before.chain(panel.filter(|j| *j != k)).collect();
+            for row in 0..BUNDLE {
+                let at = k * BUNDLE + row;
+                let mut target = weights[at];
+                for &j in &order {
+                    target += factor[k * cols + j] * errors[j * BUNDLE + row];
+                }
+                let exact = (target - biases[row]) * inverses[row];
+                codes[at] = exact.clamp(0.0, 3.0).round_ties_even();
+                let decoded = codes[at] * scales[row] + biases[row];
+                (errors[at], left[at]) = (weights[at] - decoded, target - decoded);
+            }
+        }
+        for table in tables() {
+            let zeros = || vec![0.0f32; cols * BUNDLE];
+            let (mut found_codes, mut found_errors, mut found_left) =
+                (zeros(), first.clone(), zeros());
+            table.refine(Feedback {
+                layout,
+                cols,
+                factor: &factor,
+                groups: &groups,
+                weights: &weights,
+                inverses: &inverses,
+                scales: &scales,
+                biases: &biases,
+                codes: &mut found_codes,
+                errors: &mut found_errors,
+                left: &mut found_left,
+            });
+            let name = format!("{} {cols}", table.isa().name());
+            assert_eq!(found_codes, codes, "{name}");
+            assert_eq!(found_errors, errors, "{name}");
+            assert_eq!(found_left, left, "{name}");
+        }
+    }
+}
