@@ -106,3 +106,27 @@ def output_error(w, decoded, h):
     """|x w^T - x decoded^T|^2 / |x w^T|^2 over the inputs x of h."""
     lost = w - decoded
     return ((lost @ h) * lost).sum() / ((w @ h) * w).sum()
+
+
+def smoothing(inputs, w, alpha):
+    """What input channels are divided by, and columns of w multiplied with (Xiao et al., SmoothQuant,
+    2023); 1 where either has nothing. `inputs` are the largest magnitudes by channel."""
+    largest = np.abs(w).max(axis=0)
+    usable = (inputs > 0) & (largest > 0)
+    scales = np.power(inputs, alpha, where=usable, out=np.ones_like(inputs))
+    return np.divide(scales, np.power(largest, 1 - alpha), where=usable, out=np.ones_like(inputs))
+
+
+def hadamard(size):
+    """Of a power of two, normalized: its own inverse."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.sqrt(size)
+
+
+def rotated(x, block, signs=None):
+    """Rows of x, in blocks of columns: signs first, then the Hadamard matrix."""
+    x = x if signs is None else x * signs
+    blocks = x.reshape(len(x), -1, block) @ hadamard(block)
+    return blocks.reshape(x.shape)
