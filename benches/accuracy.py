@@ -180,7 +180,7 @@ def activation_rows(bench: Bench) -> list[Row]:
     import methods
 
     rows: list[Row] = []
-    best = [method for method in methods.METHODS if method.name in ("lsq", "gptq")]
+    by_name = {method.name: method for method in methods.METHODS}
     for name, trial in (("digits", bench.digits), ("text", bench.text)):
         ranges = {n: methods.ranges(trial, n) for n in methods.ACTIVATIONS.values() if n}
 
@@ -191,11 +191,10 @@ def activation_rows(bench: Bench) -> list[Row]:
 
         full = 0.0 if isinstance(trial, DitTrial) else trial.losses(trial.network, None, (50,))[50]
         for weights, bits in ROUNDED:
-            made = [bench.quantized(bench.engines[name], weights, method) for method in best]
-            found = [item for item in made if item is not None][-1]
-            network = trial.with_weights(found.weights)
-            row: Row = {"what": {"model": name, "format": f"W{weights}A{bits}"}, "figures": {}}
             bench.say(f"{name}: W{weights}A{bits}")
+            made = (bench.quantized(bench.engines[name], weights, by_name[best]) for best in ("gptq", "lsq"))
+            network = trial.with_weights(next(filter(None, made)).weights)
+            row: Row = {"what": {"model": name, "format": f"W{weights}A{bits}"}, "figures": {}}
             row["figures"]["weights only"] = measured(network, None)
             for kind, groups in methods.ACTIVATIONS.items():
                 if groups:

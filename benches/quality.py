@@ -18,7 +18,7 @@ DIGITS = 64
 
 # Steps of a DDIM sampler, and images that go through the network at once.
 DDIM_STEPS = 50
-BATCH = 256
+BATCH = 50
 
 MASKED = (25, 50, 75)
 
