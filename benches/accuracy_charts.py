@@ -62,7 +62,6 @@ def against_bits(results: dict[str, Any]) -> Figure | None:
             axes.plot(*zip(*points), marker="o", label=method, color=COLORS.get(method))
         # A rise within noise may be below zero.
         axes.set_yscale("symlog", linthresh=1e-4)
-        axes.set_ylim(bottom=-1e-4)
         axes.set_xlabel("bits per weight")
         axes.set_title(title)
         axes.grid(alpha=0.3)

@@ -92,7 +92,10 @@ def tables(results: dict[str, Any]) -> list[Table]:
 
 def missing(results: dict[str, Any]) -> list[str]:
     """Rows that this library could not fill."""
-    return [f"- not measured: {what}: {reason}" for what, reason in results["missing"].items()]
+    by_reason: dict[str, list[str]] = {}
+    for what, reason in results["missing"].items():
+        by_reason.setdefault(reason, []).append(what)
+    return [f"- not measured, as {reason}: {'; '.join(what)}" for reason, what in by_reason.items()]
 
 
 def text(results: dict[str, Any]) -> str:
@@ -116,6 +119,7 @@ def section(results: dict[str, Any], charts: list[str]) -> str:
     ]
     parts += [f"![{CHARTS[name]}](benchmarks/{name}.png)" for name in charts]
     parts += [table.markdown() for table in tables(results)]
+    parts += missing(results)
     return "\n\n".join([*parts, END])
 
 
