@@ -50,7 +50,8 @@ def digits_table(results: dict[str, Any]) -> Table:
     note = (
         f"Error of the predicted noise, |noise - bf16's|^2 / |bf16's|^2, over timesteps "
         f"{found['bins'][0]} to {found['bins'][-1]}; change of the Frechet distance (64 pixels) of "
-        f"{results['samples']} DDIM-50 samples to the real digits, which is {found['frechet']:.3f} with bf16."
+        f"{results['samples']} DDIM-50 samples to the real digits, over that of bf16's, "
+        f"{found['frechet']:.3f}."
     )
     first = f"at t = {found['bins'][0]}"
     heads = ["bits", "method", "bits/weight", "error", first, "Frechet"]

@@ -46,6 +46,7 @@ METHODS = (
     Method("lsq + spatial", LSQ | EQUAL | SPATIAL, "all"),
     Method("lsq + time-aware", LSQ | SNR, "all"),
     Method("gptq", GPTQ | EQUAL, "all"),
+    Method("gptq, symmetric", GPTQ | EQUAL | {"scheme": "symmetric"}, "all"),
     Method("gptq + time-aware", GPTQ | SNR, "all"),
     Method("combined", GPTQ | SNR | SPATIAL, "all"),
 )
