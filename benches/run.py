@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import platform
 import shlex
 import signal
 import sys
@@ -17,14 +15,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+import accuracy_report
 import charts
 import report
-from measure import Failed, Progress, run
+from machine import commit, machine
+from measure import Failed, Progress
 from models import SIZES, NoSpace
 from programs import ROOT, Programs, target_folder
-from sections import Bench, cores, measure_all
+from sections import Bench, measure_all
 
 SECTIONS = ("speed", "simd", "parallel", "memory")
 DOCS = ROOT / "docs"
@@ -68,39 +66,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def first(path: str, key: str) -> str | None:
-    """The first value of a key in a file of /proc."""
-    try:
-        lines = Path(path).read_text().splitlines()
-    except OSError:
-        return None
-    found = (line.split(":", 1)[1].strip() for line in lines if line.startswith(key))
-    return next(found, None)
-
-
-def machine(programs: Programs) -> dict[str, Any]:
-    """What figures depend on."""
-    return {
-        "cpu": first("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
-        "cores": cores(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "isa": programs.isa(),
-        "system": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}",
-        "rustc": run(["rustc", "--version"], cwd=ROOT).strip(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-    }
-
-
-def commit() -> str:
-    """What is measured; with a + for changes that are in no commit."""
-    try:
-        short = run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT).strip()
-        return short + ("+" if run(["git", "status", "--porcelain"], cwd=ROOT) else "")
-    except (Failed, OSError):
-        return "unknown"
-
-
 def measured(args: argparse.Namespace, target: Path) -> dict[str, Any]:
     """All results."""
     say = Progress()
@@ -124,7 +89,7 @@ def measured(args: argparse.Namespace, target: Path) -> dict[str, Any]:
             say("comparing what numpy makes with what the library makes")
             programs.check_yardsticks()
         return {
-            "machine": machine(programs),
+            "machine": machine(programs.isa()),
             "date": datetime.date.today().isoformat(),
             "command": shlex.join(["python", "benches/run.py", *sys.argv[1:]]),
             "version": programs.version(),
@@ -148,8 +113,11 @@ def write(results: dict[str, Any], output: Path) -> None:
         (DOCS / "benchmarks").mkdir(exist_ok=True)
         for name in names:
             (DOCS / f"benchmarks/{name}.png").write_bytes((output / f"{name}.png").read_bytes())
-        page = report.markdown(results, names, "benchmarks/")
-        (DOCS / "benchmarks.md").write_text(page)
+        page = DOCS / "benchmarks.md"
+        # That of accuracy.py stays.
+        kept = accuracy_report.section_of(page.read_text()) if page.exists() else ""
+        new = report.markdown(results, names, "benchmarks/")
+        page.write_text(accuracy_report.with_section(new, kept) if kept else new)
         print(f"and to {DOCS / 'benchmarks.md'}")
 
 

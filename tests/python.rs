@@ -61,6 +61,8 @@ fn the_package_does_what_it_says() {
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
         .arg(root().join("tests/python"));
     pytest.env("ARROWQUANT_CLI", env!("CARGO_BIN_EXE_arrowquant"));
+    // The forward passes have threads of their own.
+    pytest.env("OPENBLAS_NUM_THREADS", "1");
     let printed = succeed(&mut pytest, "python3");
     let passed = regex::Regex::new(r"(\d+) passed")
         .unwrap()

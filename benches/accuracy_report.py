@@ -1,0 +1,148 @@
+"""Tables of accuracy, as text and as a section of docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from measure import Row
+from report import Table, machine
+
+# The section's place in docs/benchmarks.md.
+BEGIN, END = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
+
+CHARTS = {
+    "accuracy_time": "Error of the predicted noise over time",
+    "accuracy_bits": "Accuracy against bits per weight",
+    "accuracy_digits": "Sampled digits",
+}
+
+
+def rise(value: float | None, digits: int = 4) -> str:
+    return "" if value is None else f"{value:+.{digits}f}"
+
+
+def head(row: Row) -> list[str]:
+    what = row["what"]
+    return [f"int{what['bits']}", what["method"], f"{row['bits_per_weight']:.3f}"]
+
+
+def errors(row: Row) -> list[str]:
+    """On average, and at the first timestep."""
+    return [f"{mean(row['errors']):.4f}", f"{row['errors'][0]:.4f}"]
+
+
+def text_table(results: dict[str, Any]) -> Table:
+    found = results["text"]
+    shares = list(found["loss"])
+    body = [head(row) + [rise(row["rise"][share]) for share in shares] for row in found["rows"]]
+    losses = ", ".join(f"{loss:.4f} at {share} %" for share, loss in found["loss"].items())
+    note = f"Rise of the negative log-likelihood, in nats per masked character, over that of bf16: {losses}."
+    heads = ["bits", "method", "bits/weight", *(f"{share} % masked" for share in shares)]
+    return Table("", "Masked text model", heads, body, note)
+
+
+def digits_table(results: dict[str, Any]) -> Table:
+    found = results["digits"]
+    body = [[*head(row), *errors(row), rise(row.get("frechet"), 3)] for row in found["rows"]]
+    note = (
+        f"Error of the predicted noise, |noise - bf16's|^2 / |bf16's|^2, over timesteps "
+        f"{found['bins'][0]} to {found['bins'][-1]}; change of the Frechet distance (64 pixels) of "
+        f"{results['samples']} DDIM-50 samples to the real digits, over that of bf16's, "
+        f"{found['frechet']:.3f}."
+    )
+    first = f"at t = {found['bins'][0]}"
+    heads = ["bits", "method", "bits/weight", "error", first, "Frechet"]
+    return Table("", "Digits", heads, body, note)
+
+
+def variants_table(results: dict[str, Any], key: str, title: str, note: str) -> Table:
+    body = [[row["what"]["method"], f"{row['bits_per_weight']:.3f}", *errors(row)] for row in results[key]]
+    first = f"at t = {results['digits']['bins'][0]}"
+    return Table("", title, ["", "bits/weight", "error", first], body, note)
+
+
+def activations_table(results: dict[str, Any]) -> Table:
+    rows = results["activations"]
+    kinds = list(rows[0]["figures"]) if rows else []
+    body = [
+        [row["what"]["model"], row["what"]["format"], *(f"{row['figures'][kind]:.4f}" for kind in kinds)]
+        for row in rows
+    ]
+    note = (
+        "Digits: mean error of the predicted noise; text: rise of the loss with 50 % masked. Static ranges "
+        "are those of calibration inputs, in each group of timesteps; dynamic ones are each token's own."
+    )
+    return Table("", "Rounded activations", ["model", "format", *kinds], body, note)
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """All that have rows."""
+    gptq = "INT2 by gptq on digits."
+    made = [
+        text_table(results),
+        digits_table(results),
+        variants_table(results, "time", "What a calibration sees of time", gptq),
+        variants_table(results, "groups", "Sizes of groups", gptq),
+        activations_table(results),
+    ]
+    return [table for table in made if table.rows]
+
+
+def missing(results: dict[str, Any]) -> list[str]:
+    """Rows that this library could not fill."""
+    by_reason: dict[str, list[str]] = {}
+    for what, reason in results["missing"].items():
+        by_reason.setdefault(reason, []).append(what)
+    return [f"- not measured, as {reason}: {'; '.join(what)}" for reason, what in by_reason.items()]
+
+
+def text(results: dict[str, Any]) -> str:
+    """accuracy.txt."""
+    parts = ["\n".join([results["command"], *machine(results)])]
+    parts += [table.text() for table in tables(results)]
+    if results["missing"]:
+        parts.append("\n".join(missing(results)))
+    return "\n\n\n".join(parts) + "\n"
+
+
+def section(results: dict[str, Any], charts: list[str]) -> str:
+    """For docs/benchmarks.md."""
+    parts = [
+        BEGIN,
+        "## Accuracy",
+        f"`{results['command']}` wrote this section, with arrowquant {results['version']} at "
+        f"{results['commit']}, {results['date']}. The models are those of examples/models; quantized are "
+        "all linears of their blocks, in groups of 128 unless it says otherwise. Bits per weight count "
+        "scales and biases. Everything is seeded: another run gives the same tables.",
+    ]
+    parts += [f"![{CHARTS[name]}](benchmarks/{name}.png)" for name in charts]
+    parts += [table.markdown() for table in tables(results)]
+    parts += missing(results)
+    return "\n\n".join([*parts, END])
+
+
+def section_of(page: str) -> str:
+    """The section as it stands in a page; empty without one."""
+    if BEGIN not in page or END not in page:
+        return ""
+    return page[page.index(BEGIN) : page.index(END) + len(END)]
+
+
+def with_section(page: str, new: str) -> str:
+    """The page with another section, at the end if it had none."""
+    old = section_of(page)
+    return page.replace(old, new) if old else page.rstrip("\n") + f"\n\n{new}\n"
+
+
+def write_docs(results: dict[str, Any], output: Path, docs: Path) -> None:
+    """The section, and its charts."""
+    (docs / "benchmarks").mkdir(exist_ok=True)
+    charts = [name for name in CHARTS if (output / f"{name}.png").exists()]
+    for name in charts:
+        shutil.copyfile(output / f"{name}.png", docs / f"benchmarks/{name}.png")
+    page = docs / "benchmarks.md"
+    old = page.read_text() if page.exists() else "# Benchmarks\n"
+    page.write_text(with_section(old, section(results, charts)))
