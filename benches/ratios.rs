@@ -201,6 +201,8 @@ impl Run<'_> {
             } else {
                 0.08
             }),
+            // Not without a calibration.
+            Method::Gptq => None,
         };
         let with = match (measure, recipe.gain) {
             (false, _) => "",

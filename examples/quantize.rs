@@ -15,7 +15,7 @@ use arrowquant::format::{
 use arrowquant::kernel::KernelTable;
 use arrowquant::model::Model;
 use arrowquant::plan::Config;
-use arrowquant::quantize::{Matrix, PlanesMut, quantize_rows};
+use arrowquant::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 use arrowquant::run::{self, Options, Progress};
 
 fn main() -> ExitCode {
@@ -114,7 +114,7 @@ fn work(input: &Path, output: &Path, settings: &[String]) -> Result<()> {
         biases: &mut [],
     };
     let table = KernelTable::choose().expect("AQ_ISA is not set, or to a name there is");
-    let outcome = quantize_rows(table, &recipe, ScaleDtype::F16, matrix, None, true, planes)
+    let outcome = quantize_rows(table, &recipe, ScaleDtype::F16, matrix, Guide::None, true, planes)
         .expect("finite weights of usual size");
     println!(
         "{} bytes to {}: cosine {:.5}, {:.2} dB",

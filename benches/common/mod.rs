@@ -9,7 +9,7 @@ use arrowquant::kernel::{
     Activations, ActivationsMut, ByteMatVec, CompareRow, DecodeRow, ErrorSums, Isa, KernelTable,
     MatVec, Planes,
 };
-use arrowquant::quantize::{Matrix, PlanesMut, quantize_rows};
+use arrowquant::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 use rand::SeedableRng;
 use rand_distr::{Distribution, StudentT};
 
@@ -237,7 +237,7 @@ fn quantize_part(
         weights,
     };
     let f16 = ScaleDtype::F16;
-    let outcome = quantize_rows(table, recipe, f16, matrix, None, measure, planes);
+    let outcome = quantize_rows(table, recipe, f16, matrix, Guide::None, measure, planes);
     black_box(outcome.expect("finite weights"));
 }
 

@@ -241,6 +241,7 @@ impl Calibration {
                 let taken = taken.map_err(Error::io(path, "read"))?;
                 taken.map_err(|reason| damaged(&layer, &reason))?;
             }
+            table.forget_pages();
         }
         let whole = |layer: &str, next: usize| calibration.cols(layer) == Some(next);
         let mut pieces = pieces.iter();
@@ -377,9 +378,19 @@ where
     Ok(())
 }
 
+/// The pages of a file, as the owner of bytes.
+struct Pages(Arc<Mmap>);
+
+impl AsRef<[u8]> for Pages {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// An open calibration file, its footer checked.
 struct Table {
     map: Arc<Bytes>,
+    pages: Arc<Mmap>,
     parquet: ParquetMetaData,
     header: Header,
     columns: [usize; COLUMNS.len()],
@@ -396,8 +407,9 @@ impl Table {
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         // SAFETY: the map is read-only; files are replaced by renaming, never written into.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
-        let map = Bytes::from_owner(map);
+        let pages = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
+        let pages = Arc::new(pages);
+        let map = Bytes::from_owner(Pages(pages.clone()));
         let damaged = |reason: String| Error::file(path, format!("damaged calibration: {reason}"));
         let (front, back) = (map.first_chunk(), map.last_chunk());
         let (Some(front), Some(back)) = (front, back) else {
@@ -436,10 +448,22 @@ impl Table {
         }
         Ok(Self {
             map: Arc::new(map),
+            pages,
             header,
             columns,
             parquet,
         })
+    }
+
+    /// Gives back the pages that were read, which would count as this program's memory.
+    fn forget_pages(&self) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: pages of a read-only map of a file are read again when they are needed.
+            // Where the system refuses, they stay.
+            let _ = unsafe { self.pages.unchecked_advise(advice) };
+        }
     }
 
     fn options(&self, path: &Path) -> Result<CalibrationOptions> {

@@ -140,7 +140,7 @@ fn sums_by_hand() {
     );
     assert_eq!(bin.squares, [10.0, 4.25]);
     assert_eq!(
-        (bin.range(), bin.largest(0), bin.largest(1)),
+        (bin.range(None), bin.largest(0), bin.largest(1)),
         ((-2.0, 3.0), 3.0, 2.0)
     );
     let counts: Vec<_> = bin.histogram.iter().map(|(_, count)| count).collect();

@@ -64,8 +64,8 @@ fn panel<L: Lanes, const N: usize>(
     values: &[f32],
 ) -> [Wide<L>; N] {
     let mut sums = [[L::splat(0.0); WIDTH]; N];
-    for i in 0..N {
-        sums[i] = read(weights, first + i);
+    for (i, sum) in sums.iter_mut().enumerate() {
+        *sum = read(weights, first + i);
     }
     add_columns(cols, factor, first, 0..first, values, &mut sums);
     sums
@@ -114,13 +114,13 @@ macro_rules! each_panel {
 #[inline(always)]
 pub(super) fn project<L: Lanes>(p: Projection<'_>) {
     each_panel!(p.cols, |first, N| {
-        let mut sums = panel::<L, N>(p.cols, p.factor, first, p.weights, p.weights);
-        for i in 0..N {
+        let sums = panel::<L, N>(p.cols, p.factor, first, p.weights, p.weights);
+        for (i, mut sum) in sums.into_iter().enumerate() {
             for before in 0..i {
                 let factor = p.factor[(first + i) * p.cols + first + before];
-                sums[i] = add_product(sums[i], factor, read(p.weights, first + before));
+                sum = add_product(sum, factor, read(p.weights, first + before));
             }
-            write(sums[i], p.out, first + i);
+            write(sum, p.out, first + i);
         }
     });
 }
@@ -128,14 +128,14 @@ pub(super) fn project<L: Lanes>(p: Projection<'_>) {
 #[inline(always)]
 pub(super) fn feedback<L: Lanes>(mut f: Feedback<'_>) {
     each_panel!(f.cols, |first, N| {
-        let mut sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
-        for i in 0..N {
+        let sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
+        for (i, mut sum) in sums.into_iter().enumerate() {
             let column = first + i;
             for before in 0..i {
                 let factor = f.factor[column * f.cols + first + before];
-                sums[i] = add_product(sums[i], factor, read(f.errors, first + before));
+                sum = add_product(sum, factor, read(f.errors, first + before));
             }
-            round::<L>(&mut f, column, sums[i]);
+            round::<L>(&mut f, column, sum);
         }
     });
 }
@@ -148,12 +148,12 @@ pub(super) fn refine<L: Lanes>(mut f: Feedback<'_>) {
         let mut sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
         let after = first + N..f.cols;
         add_columns(f.cols, f.factor, first, after, f.errors, &mut sums);
-        for i in 0..N {
+        for (i, mut sum) in sums.into_iter().enumerate() {
             for other in (0..N).filter(|other| *other != i) {
                 let factor = f.factor[(first + i) * f.cols + first + other];
-                sums[i] = add_product(sums[i], factor, read(f.errors, first + other));
+                sum = add_product(sum, factor, read(f.errors, first + other));
             }
-            round::<L>(&mut f, first + i, sums[i]);
+            round::<L>(&mut f, first + i, sum);
         }
     });
 }

@@ -19,6 +19,9 @@ const fn multiples(scheme: Scheme) -> &'static [f32] {
     }
 }
 
+/// Times that all columns are rounded again. More win nothing that can be measured.
+const PASSES: usize = 2;
+
 /// Rows whose largest weight is outside are so far from 1 that products leave f32: they are rounded
 /// one weight at a time.
 const NEAR: std::ops::Range<f32> = 1.0e-12..1.0e12;
@@ -109,7 +112,7 @@ impl<'a> Bundle<'a> {
         // Plain rounding gives the grids, and stands where nothing better is found.
         let mut total = Outcome::default();
         let mut near = [true; BUNDLE];
-        for row in 0..count {
+        for (row, near) in near.iter_mut().enumerate().take(count) {
             let planes = PlanesMut {
                 codes: row_mut(codes, row, layout.code_bytes(cols)),
                 scales: row_mut(scales, row, layout.scale_bytes(cols)),
@@ -119,7 +122,7 @@ impl<'a> Bundle<'a> {
                 .grid(matrix.row(row), planes)
                 .map_err(|fault| (row, fault))?;
             total.largest_weight = total.largest_weight.max(outcome);
-            near[row] = NEAR.contains(&outcome);
+            *near = NEAR.contains(&outcome);
         }
         let first_scales: Vec<Vec<u8>> = (0..count)
             .map(|row| plane(row, scales, layout.scale_bytes(cols)))
@@ -297,19 +300,21 @@ impl<'a> Bundle<'a> {
     fn refine(&mut self, count: usize, near: &[bool; BUNDLE], best: &mut [Best; BUNDLE]) {
         self.codes.clone_from(&self.best_codes);
         self.errors.clone_from(&self.best_errors);
-        self.table.refine(Feedback {
-            layout: self.layout,
-            cols: self.factor.cols,
-            factor: &self.factor.whole,
-            groups: &self.groups,
-            weights: &self.weights,
-            inverses: &self.best_grids.inverses,
-            scales: &self.best_grids.scales,
-            biases: &self.best_grids.biases,
-            codes: &mut self.codes,
-            errors: &mut self.errors,
-            left: &mut self.left,
-        });
+        for _ in 0..PASSES {
+            self.table.refine(Feedback {
+                layout: self.layout,
+                cols: self.factor.cols,
+                factor: &self.factor.whole,
+                groups: &self.groups,
+                weights: &self.weights,
+                inverses: &self.best_grids.inverses,
+                scales: &self.best_grids.scales,
+                biases: &self.best_grids.biases,
+                codes: &mut self.codes,
+                errors: &mut self.errors,
+                left: &mut self.left,
+            });
+        }
         // What is left of the errors, times the factor as the weights were.
         self.table.project(Projection {
             cols: self.factor.cols,

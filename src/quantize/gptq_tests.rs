@@ -219,7 +219,7 @@ fn plain(
             w[j] -= error * u[k][j];
         }
     }
-    // Each column once more, given the errors of all others.
+    // Each column twice more, given the errors of all others.
     let decode = |j: usize, code: u8| {
         let (scale, bias) = grids[j / span];
         scale * f64::from(code) + bias
@@ -227,7 +227,7 @@ fn plain(
     let mut errors: Vec<f64> = (0..n)
         .map(|j| f64::from(case.weights[row * n + j]) - decode(j, codes[j]))
         .collect();
-    for &k in order {
+    for &k in order.iter().chain(order) {
         let others: f64 = (0..n)
             .filter(|j| *j != k)
             .map(|j| h[k][j] * errors[j])

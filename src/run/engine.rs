@@ -10,13 +10,13 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use super::guide::{Calibrator, Prepared};
+use super::guide::Calibrator;
 use super::memory::Memory;
 use super::options::Options;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
-use super::tile::{CalibratedTile, Job, Work, set_figures, set_kept_figures, wants_f32};
+use super::tile::{CalibratedTile, How, Job, Work, set_figures, set_kept_figures, wants_f32};
 use crate::error::{Error, Result};
 use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
@@ -252,7 +252,12 @@ impl Engine<'_, '_> {
         let outcome = loop {
             tile.layout = Some(recipe.layout(scale_dtype));
             sink.begin(&tile)?;
-            let quantized = self.pieces(job, recipe, scale_dtype, &prepared, sink)?;
+            let how = How {
+                recipe,
+                scale_dtype,
+                prepared: &prepared,
+            };
+            let quantized = self.pieces(job, how, sink)?;
             if wants_f32(recipe, scale_dtype, &quantized) {
                 scale_dtype = ScaleDtype::F32;
                 sink.rewind();
@@ -282,14 +287,12 @@ impl Engine<'_, '_> {
     fn pieces(
         &mut self,
         job: &Job,
-        recipe: &Recipe,
-        scale_dtype: ScaleDtype,
-        prepared: &Prepared,
+        how: How<'_>,
         sink: &mut ParquetSink<'_>,
     ) -> Result<Result<Outcome, Fault>> {
         let Self { work, counter, .. } = self;
         let cols = job.tile.shape.cols();
-        let layout = recipe.layout(scale_dtype);
+        let layout = how.layout();
         let cost = job.piece_cost() + job.piece_bytes();
         let mut total = Outcome::default();
         let mut found = None;
@@ -305,8 +308,7 @@ impl Engine<'_, '_> {
                     scales: scales.bytes_mut(),
                     biases: biases.bytes_mut(),
                 };
-                let outcome =
-                    work.piece(job.tensor, row, rows, recipe, scale_dtype, prepared, planes)?;
+                let outcome = work.piece(job.tensor, row, rows, how, planes)?;
                 Ok((outcome, [codes, scales, biases]))
             },
             || counter.tell(),

@@ -11,7 +11,9 @@ use super::pool::{Pool, Pulse};
 use super::report::{TensorTally, bits_per_weight};
 use crate::calibrate::Weights;
 use crate::error::{Error, Result};
-use crate::format::{Float, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece};
+use crate::format::{
+    Float, Layout, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece,
+};
 use crate::kernel::{ErrorSums, KernelTable, Planes};
 use crate::plan::Plan;
 use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
@@ -161,6 +163,39 @@ pub(super) struct Work<'a> {
     pub(super) calibrator: Option<&'a Calibrator>,
 }
 
+/// How the rows of a tensor are quantized.
+#[derive(Clone, Copy)]
+pub(super) struct How<'a> {
+    pub(super) recipe: &'a Recipe,
+    pub(super) scale_dtype: ScaleDtype,
+    pub(super) prepared: &'a Prepared,
+}
+
+impl How<'_> {
+    pub(super) fn layout(&self) -> Layout {
+        self.recipe.layout(self.scale_dtype)
+    }
+
+    fn quantize(
+        &self,
+        table: &KernelTable,
+        matrix: Matrix<'_>,
+        measure: bool,
+        planes: PlanesMut<'_>,
+    ) -> std::result::Result<Outcome, Fault> {
+        let guide = self.prepared.guide();
+        quantize_rows(
+            table,
+            self.recipe,
+            self.scale_dtype,
+            matrix,
+            guide,
+            measure,
+            planes,
+        )
+    }
+}
+
 /// A piece of a tile: some of its rows, and where their planes go.
 struct Piece<'a> {
     row: usize,
@@ -239,15 +274,12 @@ impl Work<'_> {
                 scales: scales.bytes_mut(),
                 biases: biases.bytes_mut(),
             };
-            let quantized = self.quantize_pieces(
-                tensor,
-                &tile,
-                &recipe,
+            let how = How {
+                recipe: &recipe,
                 scale_dtype,
-                &prepared,
-                planes,
-                pulse,
-            )?;
+                prepared: &prepared,
+            };
+            let quantized = self.quantize_pieces(tensor, &tile, how, planes, pulse)?;
             if wants_f32(&recipe, scale_dtype, &quantized) {
                 scale_dtype = ScaleDtype::F32;
                 continue;
@@ -301,13 +333,11 @@ impl Work<'_> {
         &self,
         tensor: usize,
         tile: &Tile,
-        recipe: &Recipe,
-        scale_dtype: ScaleDtype,
-        prepared: &Prepared,
+        how: How<'_>,
         planes: PlanesMut<'_>,
         pulse: Pulse<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
-        let layout = recipe.layout(scale_dtype);
+        let layout = how.layout();
         let cols = tile.shape.cols();
         let step = rows_per_piece(cols);
         let mut outcomes: Vec<_> = (0..tile.row_count).step_by(step).map(|_| None).collect();
@@ -332,7 +362,7 @@ impl Work<'_> {
             }
             let (row, rows) = (piece.row, piece.rows);
             let planes = piece.planes;
-            let quantized = self.piece(tensor, row, rows, recipe, scale_dtype, prepared, planes);
+            let quantized = self.piece(tensor, row, rows, how, planes);
             *piece.outcome = Some(quantized);
         });
         let mut total = Outcome::default();
@@ -351,29 +381,19 @@ impl Work<'_> {
         tensor: usize,
         row: usize,
         rows: usize,
-        recipe: &Recipe,
-        scale_dtype: ScaleDtype,
-        prepared: &Prepared,
+        how: How<'_>,
         planes: PlanesMut<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
         let info = &self.source.tensors()[tensor];
         let bytes = rows * info.shape.cols() * info.dtype.bits() / 8;
         let quantized = self.with_rows(tensor, row, rows, |matrix| {
             // A second time with f32 scales is no progress.
-            if scale_dtype == recipe.planned_layout().scale_dtype {
+            if how.scale_dtype == how.recipe.planned_layout().scale_dtype {
                 self.advance(bytes);
             }
-            match prepared.spatial.transform().is_identity() {
-                true => quantize_rows(
-                    self.table,
-                    recipe,
-                    scale_dtype,
-                    matrix,
-                    prepared.guide(),
-                    true,
-                    planes,
-                ),
-                false => self.transformed(recipe, scale_dtype, prepared, matrix, planes),
+            match how.prepared.spatial.transform().is_identity() {
+                true => how.quantize(self.table, matrix, true, planes),
+                false => self.transformed(how, matrix, planes),
             }
         })?;
         Ok(quantized.map_err(|fault| fault.moved_down(row)))
@@ -382,13 +402,11 @@ impl Work<'_> {
     /// Quantizes rows whose channels are scaled or rotated first, and measures what they decode to.
     fn transformed(
         &self,
-        recipe: &Recipe,
-        scale_dtype: ScaleDtype,
-        prepared: &Prepared,
+        how: How<'_>,
         matrix: Matrix<'_>,
         planes: PlanesMut<'_>,
     ) -> std::result::Result<Outcome, Fault> {
-        let (cols, transform) = (matrix.cols, prepared.spatial.transform());
+        let (cols, transform) = (matrix.cols, how.prepared.spatial.transform());
         let mut values = vec![0.0f32; matrix.rows * cols];
         self.table.widen(matrix.float, matrix.weights, &mut values);
         let mut weights: Vec<u8> = values.iter().flat_map(|w| w.to_le_bytes()).collect();
@@ -408,16 +426,7 @@ impl Work<'_> {
             scales: &mut *scales,
             biases: &mut *biases,
         };
-        let guide = prepared.guide();
-        let quantized = quantize_rows(
-            self.table,
-            recipe,
-            scale_dtype,
-            changed,
-            guide,
-            false,
-            planes,
-        );
+        let quantized = how.quantize(self.table, changed, false, planes);
         // A rotation spreads NaN over its block: where it comes from is in the original.
         let mut outcome = quantized.map_err(|fault| match find_non_finite(matrix) {
             Some((row, col, value)) => Fault::NonFinite { row, col, value },
@@ -428,7 +437,7 @@ impl Work<'_> {
             scales,
             biases,
         };
-        let layout = recipe.layout(scale_dtype);
+        let layout = how.layout();
         let mut row = vec![0; cols * size_of::<f32>()];
         let error =
             measure_transformed_rows(self.table, layout, transform, matrix, planes, &mut row);

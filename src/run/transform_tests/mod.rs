@@ -16,7 +16,7 @@ use crate::format::{
 use crate::kernel::{Isa, KernelTable};
 use crate::model::Model;
 use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
-use crate::quantize::{Matrix, PlanesMut, quantize_rows};
+use crate::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 use crate::schema::{self, Tile};
 use crate::sink::{Buffers, Destination, Footer, ParquetSink, StagedFile, TilePlanes};
 use crate::tensor::{Dtype, Shape};
@@ -159,7 +159,15 @@ impl Given {
             biases,
         };
         let (recipe, dtype) = (&self.recipe, ScaleDtype::F16);
-        let quantized = quantize_rows(table, recipe, dtype, matrix(&weights), None, false, out);
+        let quantized = quantize_rows(
+            table,
+            recipe,
+            dtype,
+            matrix(&weights),
+            Guide::None,
+            false,
+            out,
+        );
         let mut outcome = quantized.unwrap();
         let [codes, scales, biases] = &planes;
         let stored = crate::kernel::Planes {
