@@ -27,7 +27,7 @@ COLORS = {
     "lsq + spatial": "#74c476",
     "lsq + time-aware": "#238b45",
     "gptq": "#6baed6",
-    "gptq, symmetric": "#41b6c4",
+    "gptq, affine": "#41b6c4",
     "gptq + time-aware": "#2171b5",
     "combined": "#54278f",
 }

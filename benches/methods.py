@@ -34,8 +34,9 @@ class Method:
 
 
 LSQ = {"method": "lsq", "gain": "unit"}
-GPTQ = {"method": "gptq", "scheme": "affine"}
-EQUAL, SNR = {"time_weighting": "equal"}, {"time_weighting": "snr"}
+GPTQ = {"method": "gptq"}
+EQUAL = {"time_weighting": "equal", "enable_spatial": False}
+SNR = {"time_weighting": "snr", "num_time_groups": 20, "enable_spatial": False}
 SPATIAL = {"enable_spatial": True}
 
 METHODS = (
@@ -46,7 +47,7 @@ METHODS = (
     Method("lsq + spatial", LSQ | EQUAL | SPATIAL, "all"),
     Method("lsq + time-aware", LSQ | SNR, "all"),
     Method("gptq", GPTQ | EQUAL, "all"),
-    Method("gptq, symmetric", GPTQ | EQUAL | {"scheme": "symmetric"}, "all"),
+    Method("gptq, affine", GPTQ | EQUAL | {"scheme": "affine"}, "all"),
     Method("gptq + time-aware", GPTQ | SNR, "all"),
     Method("combined", GPTQ | SNR | SPATIAL, "all"),
 )
@@ -55,8 +56,8 @@ METHODS = (
 TIME = (
     Method("one timestep", GPTQ | EQUAL, "one"),
     *(Method(f"equal, {n} groups", GPTQ | EQUAL | {"num_time_groups": n}, "all") for n in (5, 10, 20)),
-    Method("snr, 20 groups", GPTQ | SNR | {"num_time_groups": 20}, "all"),
-    Method("relative, 20 groups", GPTQ | {"time_weighting": "relative", "num_time_groups": 20}, "all"),
+    Method("snr, 20 groups", GPTQ | SNR, "all"),
+    Method("relative, 20 groups", GPTQ | SNR | {"time_weighting": "relative"}, "all"),
 )
 
 # The best of INT2 at other sizes of groups; 0 is the whole row.

@@ -114,8 +114,16 @@ fn work(input: &Path, output: &Path, settings: &[String]) -> Result<()> {
         biases: &mut [],
     };
     let table = KernelTable::choose().expect("AQ_ISA is not set, or to a name there is");
-    let outcome = quantize_rows(table, &recipe, ScaleDtype::F16, matrix, Guide::None, true, planes)
-        .expect("finite weights of usual size");
+    let outcome = quantize_rows(
+        table,
+        &recipe,
+        ScaleDtype::F16,
+        matrix,
+        Guide::None,
+        true,
+        planes,
+    )
+    .expect("finite weights of usual size");
     println!(
         "{} bytes to {}: cosine {:.5}, {:.2} dB",
         weights.len(),

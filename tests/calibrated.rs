@@ -272,13 +272,14 @@ fn a_tensor_that_was_not_seen_is_done_without() {
     let source = source::open(&case.path("model.safetensors")).unwrap();
     let plan = run::plan(source.as_ref(), &config).unwrap();
     let mut warnings = Vec::new();
+    let mut hear = |level, text: &str| {
+        if level == Level::Warning {
+            warnings.push(text.to_owned());
+        }
+        true
+    };
     let options = Options {
-        log: Some(Box::new(|level, text: &str| {
-            if level == Level::Warning {
-                warnings.push(text.to_owned());
-            }
-            true
-        })),
+        log: Some(&mut hear),
         ..Options::default()
     };
     run::quantize(

@@ -5,7 +5,11 @@ use std::path::Path;
 #[cfg(target_os = "linux")]
 use std::process::Command;
 
+#[cfg(target_os = "linux")]
+use arrowquant::calibrate::{Activations, Calibration, CalibrationOptions};
 use arrowquant::error::Error;
+#[cfg(target_os = "linux")]
+use arrowquant::format::Float;
 use arrowquant::run::{self, Level, Options, Report};
 use arrowquant::source;
 
@@ -71,6 +75,69 @@ fn the_whole_process_stays_under_it() {
         assert!(same, "{flags:?}");
         std::fs::remove_file(path).unwrap();
     }
+}
+
+/// The Hessian of a layer as wide as those of large models, and its factor, stay under it, too.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_wide_hessian_stays_under_it() {
+    const COLS: usize = 4096;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let weights = noise(1, 32 * COLS);
+    let tensors = [bf16_tensor("layer.weight", &[32, COLS], &weights)];
+    std::fs::write(path("wide.safetensors"), safetensors(&tensors)).unwrap();
+    let calibration = Calibration::new(CalibrationOptions {
+        bins: 2,
+        hessian_groups: 2,
+        ..CalibrationOptions::default()
+    });
+    let calibration = calibration.unwrap();
+    let values: Vec<u8> = noise(2, 8 * COLS)
+        .iter()
+        .flat_map(|x| x.to_le_bytes())
+        .collect();
+    for timestep in [0, 999] {
+        let float = Float::F32;
+        let x = Activations {
+            rows: 8,
+            cols: COLS,
+            float,
+            values: &values,
+        };
+        calibration.observe("layer", timestep, x).unwrap();
+    }
+    calibration.save(&path("calibration.parquet")).unwrap();
+    drop(calibration);
+    let file = path("calibration.parquet");
+    let flags = [
+        "--bits=2",
+        "--spatial=false",
+        "--calibration",
+        file.to_str().unwrap(),
+    ];
+    let limited = |limit| [&flags[..], &["--threads=1", "--memory-limit", limit]].concat();
+    let found = peak(
+        &path("wide.safetensors"),
+        &path("out.parquet"),
+        &limited("512MB"),
+    );
+    assert!(found < 512_000_000, "{found}");
+    // A square of f64 and two of f32 it takes.
+    let too_low = [
+        "quantize".into(),
+        path("wide.safetensors"),
+        path("low.parquet"),
+    ];
+    let mut program = program();
+    program.args(too_low).args(limited("256MB"));
+    let output = program.output().unwrap();
+    assert!(!output.status.success());
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        message.contains("memory_limit") && message.contains("it takes"),
+        "{message}"
+    );
 }
 
 fn run(

@@ -95,6 +95,12 @@ pub struct aq_tensor_report {
     pub sqnr_db: f64,
     /// Tiles whose scales did not fit f16 and are f32.
     pub f32_scale_tiles: usize,
+    /// Relative squared error of the layer's output on the calibration's inputs,
+    /// |X W - X Q|^2 / |X W|^2, timesteps weighted as for quantizing; NaN where no calibration
+    /// tells. The report's JSON has it by time, too.
+    pub output_error: f64,
+    /// Cosine of the angle between the outputs; NaN likewise.
+    pub output_cosine: f64,
 }
 
 versioned!(aq_tensor_report {
@@ -107,7 +113,9 @@ versioned!(aq_tensor_report {
     bits_per_weight,
     cosine,
     sqnr_db,
-    f32_scale_tiles
+    f32_scale_tiles,
+    output_error,
+    output_cosine
 });
 
 /// Infinite where something was measured and found without error.
@@ -150,6 +158,8 @@ pub unsafe extern "C" fn aq_report_tensor(
                 cosine: tensor.cosine.unwrap_or(f64::NAN),
                 sqnr_db: decibels(tensor.cosine, tensor.sqnr_db),
                 f32_scale_tiles: tensor.f32_scale_tiles.len(),
+                output_error: tensor.output.as_ref().map_or(f64::NAN, |output| output.error),
+                output_cosine: tensor.output.as_ref().map_or(f64::NAN, |output| output.cosine),
             };
             write(entry, found, "entry.struct_size")
         })

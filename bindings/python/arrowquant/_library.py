@@ -193,6 +193,8 @@ class aq_tensor_report(Sized):
         ("cosine", c_double),
         ("sqnr_db", c_double),
         ("f32_scale_tiles", c_size_t),
+        ("output_error", c_double),
+        ("output_cosine", c_double),
     ]
 
 

@@ -47,6 +47,10 @@ class TensorReport:
     sqnr_db: float | None
     #: Tiles whose scales did not fit f16 and are f32.
     f32_scale_tiles: int
+    #: Relative squared error of the layer's output on the calibration's inputs, and the cosine of
+    #: the angle between the outputs; None where no calibration tells. `to_dict()` has them by time.
+    output_error: float | None
+    output_cosine: float | None
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ class Report:
                     cosine=number(entry.cosine),
                     sqnr_db=number(entry.sqnr_db),
                     f32_scale_tiles=entry.f32_scale_tiles,
+                    output_error=number(entry.output_error),
+                    output_cosine=number(entry.output_cosine),
                 )
             )
         return cls(totals, tuple(tensors), text_of(lib.aq_report_to_json, handle) or "")
