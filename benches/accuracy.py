@@ -207,6 +207,13 @@ def activation_rows(bench: Bench) -> list[Row]:
     return rows
 
 
+def overhead_seconds(quick: bool, say: Progress) -> dict[str, Any]:
+    import overhead
+
+    say("time that a calibration takes")
+    return overhead.measure(quick)
+
+
 def measure_all(args: argparse.Namespace, say: Progress) -> tuple[dict[str, Any], dict[str, Array]]:
     """All results, and rows of sampled digits."""
     load_library(say)
@@ -239,6 +246,7 @@ def measure_all(args: argparse.Namespace, say: Progress) -> tuple[dict[str, Any]
         "activations": activation_rows(bench),
         "time": digit_variants(bench, methods.TIME),
         "groups": digit_variants(bench, methods.GROUPS),
+        "overhead": overhead_seconds(args.quick, say),
         "missing": bench.missing,
     }
     return results, bench.pictures
