@@ -97,9 +97,10 @@ def test_config_has_the_defaults_of_its_profile():
         "deployment_profile": "edge", "bit_width": 2, "group_size": 64, "scheme": "symmetric",
         "method": "lsq", "gain": "auto", "scale_dtype": "auto", "on_nonfinite": "error",
         "compression": "none", "streaming_mode": True, "memory_limit": "none", "fail_fast": False,
-        "num_threads": 2, "rules": "",
+        "calibration": "none", "enable_time_aware": True, "num_time_groups": 5,
+        "time_weighting": "auto", "enable_spatial": False, "num_threads": 2, "rules": "",
     }
-    assert list(config) == list(config.keys()) and len(config) == 14
+    assert list(config) == list(config.keys()) and len(config) == 19
 
 
 def test_config_takes_aliases_and_rules():

@@ -24,13 +24,18 @@ KEYS = (
     "streaming_mode",
     "memory_limit",
     "fail_fast",
+    "calibration",
+    "enable_time_aware",
+    "num_time_groups",
+    "time_weighting",
+    "enable_spatial",
     "num_threads",
     "rules",
 )
 
 _ALIASES = {"profile": "deployment_profile", "bits": "bit_width", "threads": "num_threads"}
 
-_NUMBERS = ("bit_width", "group_size", "num_threads")
+_NUMBERS = ("bit_width", "group_size", "num_time_groups", "num_threads")
 
 
 class Config(Owner):
@@ -109,7 +114,7 @@ class Config(Owner):
             value = self._read(lib.aq_config_get, encode(key, "key"))
         except ConfigError as error:
             raise UnknownKey(str(error)) from None
-        if key in ("streaming_mode", "fail_fast"):
+        if key in ("streaming_mode", "fail_fast", "enable_time_aware", "enable_spatial"):
             return value == "true"
         return int(value) if key in _NUMBERS else value
 
