@@ -258,7 +258,7 @@ fn a_tensor_that_was_not_seen_is_done_without() {
     let report = case.run(case.calibration(), &[("bit_width", "4")]).unwrap();
     let other = &report.tensors[1];
     assert_eq!(other.method, Some("lsq"));
-    assert!(other.output.is_none() && other.activation_groups == 0);
+    assert!(other.output.is_none() && other.activation_ranges == 0);
     // Exactly as without any calibration.
     let bytes = |output| std::fs::read(case.path(output)).unwrap();
     let without = case
@@ -494,7 +494,7 @@ fn static_ranges_of_activations_are_kept_by_time() {
         ("enable_spatial", "false"),
     ];
     let report = case.run(case.calibration(), &settings).unwrap();
-    assert!(first(&report).activation_groups > 1);
+    assert!(first(&report).activation_ranges > 1);
     let model = Model::open(&case.path("out.parquet")).unwrap();
     let at = |t: i32| model.activation_params(0, t).unwrap();
     let largest = |x: &[f32]| x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
@@ -516,7 +516,7 @@ fn static_ranges_of_activations_are_kept_by_time() {
         ("enable_spatial", "false"),
     ];
     let report = case.run(case.calibration(), &one).unwrap();
-    assert_eq!(first(&report).activation_groups, 1);
+    assert_eq!(first(&report).activation_ranges, 1);
 }
 
 #[test]

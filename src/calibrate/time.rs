@@ -167,18 +167,24 @@ pub fn ranges(
     groups.iter().enumerate().map(range).collect()
 }
 
-/// Expected sum of the squared errors of all values that were seen, with these ranges.
-pub fn expected_error(bins: &[BinRange<'_>], groups: &[GroupRange], bits: u32) -> f64 {
+/// Expected sum of the squared errors of all values that were seen, with a table of these rows: each
+/// bin with the row that its middle timestep has.
+pub fn expected_error(bins: &[BinRange<'_>], rows: &[ActivationRange], bits: u32) -> f64 {
     let mut sum = 0.0;
     for bin in bins.iter().filter(|bin| bin.count > 0) {
         let middle = bin.t_begin + (bin.t_end - bin.t_begin) / 2;
-        let Some(group) = groups.iter().find(|group| middle < group.t_end) else {
+        let Some(row) = rows.iter().find(|row| row.holds(middle)) else {
             continue;
         };
-        let affine = Affine::new(group.low, group.high, bits);
+        let affine = Affine {
+            scale: row.scale,
+            zero_point: row.zero_point,
+            bits,
+        };
         sum += match bin.histogram {
             Some(histogram) => histogram.squared_error(&affine, bin.min, bin.max),
-            None => bin.count as f64 * f64::from(affine.scale).powi(2) / 12.0,
+            // Taken as evenly spread over the range.
+            None => bin.count as f64 * affine.mean_error(bin.min, bin.max),
         };
     }
     sum

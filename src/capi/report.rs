@@ -158,8 +158,14 @@ pub unsafe extern "C" fn aq_report_tensor(
                 cosine: tensor.cosine.unwrap_or(f64::NAN),
                 sqnr_db: decibels(tensor.cosine, tensor.sqnr_db),
                 f32_scale_tiles: tensor.f32_scale_tiles.len(),
-                output_error: tensor.output.as_ref().map_or(f64::NAN, |output| output.error),
-                output_cosine: tensor.output.as_ref().map_or(f64::NAN, |output| output.cosine),
+                output_error: tensor
+                    .output
+                    .as_ref()
+                    .map_or(f64::NAN, |output| output.error),
+                output_cosine: tensor
+                    .output
+                    .as_ref()
+                    .map_or(f64::NAN, |output| output.cosine),
             };
             write(entry, found, "entry.struct_size")
         })

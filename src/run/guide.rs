@@ -10,7 +10,7 @@ use super::progress::{Level, LogFn, say};
 use super::spatial::Spatial;
 use super::tile::Work;
 use crate::calibrate::time::{
-    BinRange, GroupRange, RangeFit, expected_error, optimal, ranges, table, uniform,
+    BinRange, Curve, RangeFit, Smoothing, expected_error, optimal, ranges, table, uniform,
 };
 use crate::calibrate::{Calibration, OwnedBin, TimeWeighting, Weights};
 use crate::error::{Error, Result};
@@ -96,7 +96,8 @@ impl Calibrator {
     }
 
     /// Static ranges of a layer's input: one for each group of timesteps where that makes smaller
-    /// errors than one for all. None where inputs were not seen, or are rotated.
+    /// errors than one for all, with smooth boundaries where that makes smaller ones still. None
+    /// where inputs were not seen, or are rotated.
     fn activation(&self, layer: &str, spatial: &Spatial) -> Arc<[ActivationRange]> {
         let scales = spatial.scales();
         let bins = self.calibration.bin_ranges(layer, scales.as_deref());
@@ -116,15 +117,25 @@ impl Calibrator {
             ),
             false => uniform(timesteps, 1),
         };
-        let one = ranges(&bins, &uniform(timesteps, 1), fit, BITS);
         let several = ranges(&bins, &groups, fit, BITS);
-        let error = |groups: &[GroupRange]| expected_error(&bins, groups, BITS);
-        let chosen = if error(&several) < error(&one) {
-            several
-        } else {
-            one
+        let shortest = groups.iter().map(|group| group.end - group.start).min();
+        let smoothing = Smoothing {
+            window: shortest.unwrap_or(0) / 2,
+            curve: Curve::Linear,
         };
-        table(&chosen, None, BITS).into()
+        // Of tables that are equally good the shortest.
+        let tables = [
+            table(
+                &ranges(&bins, &uniform(timesteps, 1), fit, BITS),
+                None,
+                BITS,
+            ),
+            table(&several, None, BITS),
+            table(&several, Some(smoothing), BITS),
+        ];
+        let error = |rows: &Vec<ActivationRange>| expected_error(&bins, rows, BITS);
+        let best = tables.iter().min_by(|a, b| error(a).total_cmp(&error(b)));
+        best.map_or(Arc::default(), |rows| rows.clone().into())
     }
 
     /// That of a plan, read where it is a file.

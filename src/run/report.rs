@@ -7,6 +7,7 @@ use super::guide::Calibrator;
 use super::output::OutputSums;
 use super::tile::CalibratedTile;
 use crate::calibrate::Weights;
+use crate::calibrate::time::smoothness;
 use crate::format::Method;
 use crate::kernel::ErrorSums;
 use crate::plan::PlanEntry;
@@ -102,9 +103,12 @@ pub struct TensorReport {
     pub smoothing: Option<f64>,
     /// Columns in a block of the rotation, where input channels are rotated for that reason.
     pub rotation: Option<u32>,
-    /// Groups of timesteps with a static range of activations each: several where that makes their
-    /// rounding errors smaller; 0 where nothing is known of them.
-    pub activation_groups: usize,
+    /// Static ranges of activations by time: one for all times, one for each group of timesteps, or
+    /// with smooth boundaries, whichever makes the smallest rounding errors; 0 where nothing is
+    /// known.
+    pub activation_ranges: usize,
+    /// How smooth these are: 1 less the mean relative jump of the scale from one to the next.
+    pub activation_smoothness: Option<f64>,
     /// Error of the layer's output on the calibration's inputs; none where that does not know the
     /// layer.
     pub output: Option<OutputError>,
@@ -160,7 +164,8 @@ pub(super) struct TensorTally {
     method: Option<Method>,
     alpha: Option<f64>,
     rotation: Option<u32>,
-    time_groups: usize,
+    activation_ranges: usize,
+    activation_smoothness: Option<f64>,
     weights: Option<Weights>,
     /// Of all tiles so far; none where one was not measured.
     output: Option<OutputSums>,
@@ -177,7 +182,8 @@ impl TensorTally {
             method: None,
             alpha: None,
             rotation: None,
-            time_groups: 0,
+            activation_ranges: 0,
+            activation_smoothness: None,
             weights: None,
             output: None,
             tiles: 0,
@@ -193,7 +199,9 @@ impl TensorTally {
     /// Takes in what a tile says of its inputs.
     pub(super) fn add_inputs(&mut self, tile: &Tile) {
         self.rotation = tile.rotation.map(|rotation| rotation.block);
-        self.time_groups = tile.activation.len();
+        self.activation_ranges = tile.activation.len();
+        self.activation_smoothness =
+            (!tile.activation.is_empty()).then(|| smoothness(&tile.activation));
     }
 
     /// Takes in what the calibration came to for a tile.
@@ -267,7 +275,8 @@ impl TensorTally {
             sqnr_db: recipe.and_then(|_| self.error.sqnr_db()),
             smoothing: self.alpha,
             rotation: self.rotation,
-            activation_groups: self.time_groups,
+            activation_ranges: self.activation_ranges,
+            activation_smoothness: self.activation_smoothness,
             output: self.output(&entry.tensor.name, calibrator),
             f32_scale_tiles: self.f32_scale_tiles.clone(),
             kept_non_finite: self.kept_non_finite,
