@@ -432,7 +432,7 @@ fn an_importance_matrix_of_llama_cpp_is_a_calibration() {
         .unwrap();
     let plain = case.decoded("plain.parquet");
     let error = |decoded: &[f32]| -> f64 {
-        let important = (0..ROWS * COLS).filter(|i| i % COLS % 3 == 0);
+        let important = (0..ROWS * COLS).filter(|i| (i % COLS).is_multiple_of(3));
         important
             .map(|i| f64::from(decoded[i] - case.weights[i]).powi(2))
             .sum()
