@@ -33,6 +33,12 @@ const KEY: &str = "arrowquant.calibration";
 /// The version in it. Readers refuse a newer one.
 const VERSION: u32 = 1;
 
+/// A little over what the square of a value can be, or the product of two.
+const LARGEST_SQUARE: f64 = 1.01e36;
+
+/// More rows than anyone observes, so that counts add up.
+const MOST_ROWS: i64 = 1 << 48;
+
 /// Kinds of rows.
 const BIN: &str = "bin";
 const HESSIAN: &str = "hessian";
@@ -256,7 +262,11 @@ impl Calibration {
         let options = &self.options;
         let cols = row.cols as usize;
         let name = layer_name(&row.layer);
-        if row.cols < 1 || cols > MAX_COLS || row.rows < 0 || name.is_empty() {
+        if row.cols < 1
+            || cols > MAX_COLS
+            || !(0..=MOST_ROWS).contains(&row.rows)
+            || name.is_empty()
+        {
             return Ok(Err("impossible numbers".to_owned()));
         }
         let is_bin = row.kind == BIN;
@@ -280,7 +290,8 @@ impl Calibration {
             let lengths = [row.low.len(), row.high.len(), row.squares.len()];
             let counts: Vec<u64> = row.histogram.iter().map(|&n| n.max(0) as u64).collect();
             let histogram = Histogram::from_counts(&counts);
-            let finite = row.squares.iter().all(|x| x.is_finite() && *x >= 0.0)
+            let most = LARGEST_SQUARE * row.rows as f64;
+            let finite = row.squares.iter().all(|x| (0.0..=most).contains(x))
                 && row.low.iter().chain(&row.high).all(|x| x.is_finite());
             let (Some(histogram), true) = (histogram, lengths == [cols; 3] && finite) else {
                 return Ok(Err("sums that are missing or not finite".to_owned()));
@@ -302,7 +313,8 @@ impl Calibration {
         };
         let next = pieces.entry((name.to_owned(), place)).or_default();
         let first = *next;
-        let finite = row.hessian.iter().all(|x| x.is_finite());
+        let most = LARGEST_SQUARE * row.rows as f64;
+        let finite = row.hessian.iter().all(|x| x.abs() <= most);
         let after = hessian.after(first, row.hessian.len());
         let (Some(after), true) = (after, finite && row.first as usize == first) else {
             let reason = "a piece of a Hessian that does not fit, or is not finite";

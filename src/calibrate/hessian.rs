@@ -117,7 +117,11 @@ impl HessianSums {
         while !rest.is_empty() {
             let room = PENDING * self.cols - self.pending.len();
             let (now, later) = rest.split_at(room.min(rest.len()));
-            self.pending.extend_from_slice(now);
+            if now.len() == PENDING * self.cols {
+                self.add_rows(now)?;
+            } else {
+                self.pending.extend_from_slice(now);
+            }
             if self.pending.len() == PENDING * self.cols {
                 self.settle()?;
             }
@@ -131,14 +135,17 @@ impl HessianSums {
         if self.pending.is_empty() {
             return Ok(());
         }
+        // Its memory goes, too: there may be thousands of layers and groups.
         let pending = std::mem::take(&mut self.pending);
+        self.add_rows(&pending)
+    }
+
+    fn add_rows(&mut self, pending: &[f32]) -> io::Result<()> {
         let (cols, mut products) = (self.cols, Vec::new());
         self.change(|first, rows, block| {
-            add_products(&pending, cols, first, rows, block, &mut products);
+            add_products(pending, cols, first, rows, block, &mut products);
             Ok(())
         })?;
-        self.pending = pending;
-        self.pending.clear();
         Ok(())
     }
 

@@ -416,15 +416,32 @@ impl Calibration {
     /// A hash of what was seen, by which files say what they were made with.
     pub fn hash(&self) -> String {
         let mut hash = Xxh3::new();
+        let CalibrationOptions {
+            timesteps,
+            bins,
+            hessian,
+            hessian_groups,
+            ..
+        } = self.options;
+        for number in [timesteps, bins, hessian.into(), hessian_groups] {
+            hash.update(&number.to_le_bytes());
+        }
         for info in self.layers() {
             let Some(layer) = self.find(&info.name) else {
                 continue;
             };
             hash.update(info.name.as_bytes());
-            for (i, bin) in lock(&layer).bins.iter().enumerate() {
+            let layer = lock(&layer);
+            hash.update(&(layer.cols as u64).to_le_bytes());
+            for hessian in &layer.hessians {
+                hash.update(&hessian.count().to_le_bytes());
+            }
+            for (i, bin) in layer.bins.iter().enumerate() {
                 let Some(bin) = bin else { continue };
                 hash.update(&(i as u64).to_le_bytes());
                 hash.update(&bin.count.to_le_bytes());
+                let ranges = bin.low.iter().chain(&bin.high);
+                ranges.for_each(|x| hash.update(&x.to_le_bytes()));
                 bin.squares
                     .iter()
                     .for_each(|x| hash.update(&x.to_le_bytes()));

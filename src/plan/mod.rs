@@ -230,10 +230,16 @@ impl Plan {
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
         plan.fail_fast = json.fail_fast;
-        if let Some(calibrated) = &mut plan.calibrated {
-            calibrated.input = json
-                .calibration
-                .map(|path| CalibrationInput::File(path.into()));
+        let input = json
+            .calibration
+            .map(|path| CalibrationInput::File(path.into()));
+        match (&mut plan.calibrated, input) {
+            (Some(calibrated), input) => calibrated.input = input,
+            (None, None) => {}
+            (None, Some(_)) => {
+                let reason = "has a calibration, but config has no calibration_hash";
+                return Err(Error::Plan(reason.to_owned()));
+            }
         }
         // The rules were matched when the plan was made.
         plan.unused_rules.clear();
@@ -255,12 +261,16 @@ impl Plan {
         let mut config = restore_config(&self.config, self.compression.name())?;
         config.push_rule(rule.map_err(|error| error.within(&format!("tensor '{tensor}'")))?);
         // The rule is for this tensor alone.
-        *entry = decide(
+        let changed = decide(
             &entry.tensor,
             Path::new("plan"),
             &config,
             &mut Rules::new(&config),
         )?;
+        if self.calibrated.is_none() {
+            check_needs_none(std::slice::from_ref(&changed))?;
+        }
+        *entry = changed;
         self.config = config.to_json();
         Ok(())
     }

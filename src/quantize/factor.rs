@@ -112,6 +112,20 @@ impl Factor {
     }
 }
 
+/// Part of the mean importance of channels that all of them have: a group of channels that were
+/// never used would have no scale.
+const LEAST_IMPORTANCE: f64 = 1.0e-6;
+
+/// Importance as scales are weighed by it: relative to its mean.
+pub fn floored(importance: &[f64]) -> Vec<f32> {
+    let mean = importance.iter().sum::<f64>() / importance.len() as f64;
+    let relative = |&h: &f64| if mean > 0.0 { h / mean } else { 1.0 };
+    importance
+        .iter()
+        .map(|h| relative(h).max(LEAST_IMPORTANCE) as f32)
+        .collect()
+}
+
 /// Channels by falling importance; of equal ones the first comes first.
 fn falling(importance: &[f64]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..importance.len() as u32).collect();
@@ -120,10 +134,10 @@ fn falling(importance: &[f64]) -> Vec<u32> {
 }
 
 /// A symmetric matrix with its columns in reverse order, of which the lower Cholesky factor is the
-/// upper one of the matrix itself. Above the diagonal are its numbers, below it what is tried.
+/// upper one of the matrix itself.
 struct Square {
     n: usize,
-    /// Column by column.
+    /// Column by column, of which those on and below the diagonal count.
     numbers: Vec<f64>,
     diagonal: Vec<f64>,
 }
@@ -149,39 +163,42 @@ impl Square {
     fn add(&mut self, a: usize, b: usize, value: f64) {
         match a == b {
             true => self.diagonal[a] += value,
-            false => self.numbers[a.min(b) + a.max(b) * self.n] += value,
+            false => self.numbers[a.max(b) + a.min(b) * self.n] += value,
         }
     }
 
     fn factor(mut self, order: Vec<u32>, importance: &[f64]) -> Factor {
         let n = self.n;
         let mean = self.diagonal.iter().sum::<f64>() / n as f64;
-        let mean = if mean > 0.0 { mean } else { 1.0 };
+        let mean = if mean > 0.0 && mean.is_finite() {
+            mean
+        } else {
+            1.0
+        };
         // A channel that was never used says nothing of others, nor they of it.
         for x in &mut self.diagonal {
             *x = if *x > 0.0 { *x } else { mean };
         }
+        // The factorization takes the place of the numbers.
+        let mut whole = self.in_order();
         let mut damping = DAMPING;
         let mut attempts = 0;
-        while !self.cholesky(damping * mean, attempts < ATTEMPTS) {
+        while !self.cholesky(&whole, damping * mean, attempts < ATTEMPTS) {
             damping *= 10.0;
             attempts += 1;
-        }
-        let mut matrix = vec![0.0f32; n * n];
-        let mut whole = vec![0.0f32; n * n];
-        let mut pivots = vec![0.0; n];
-        for (k, row) in whole.chunks_exact_mut(n).enumerate() {
-            // Columns are in reverse order there, and the numbers above the diagonal.
-            let place = n - 1 - k;
-            let diagonal = self.diagonal[place] + damping * mean;
-            for (j, out) in row.iter_mut().enumerate() {
-                let other = n - 1 - j;
-                if other != place {
-                    let number = self.numbers[place.min(other) + place.max(other) * n];
-                    *out = (number / diagonal) as f32;
-                }
+            if attempts > ATTEMPTS {
+                // Not even finite: every channel counts alike.
+                self.diagonal.fill(mean);
             }
         }
+        for (k, row) in whole.chunks_exact_mut(n).enumerate() {
+            let diagonal = self.diagonal[n - 1 - k] + damping * mean;
+            row.iter_mut()
+                .for_each(|x| *x = (f64::from(*x) / diagonal) as f32);
+            row[k] = 0.0;
+        }
+        let mut matrix = vec![0.0f32; n * n];
+        let mut pivots = vec![0.0; n];
         for (k, row) in matrix.chunks_exact_mut(n).enumerate() {
             // Row k of the factor, from right to left, is a column here, from the diagonal down.
             let column = &self.numbers[(n - 1 - k) * n..(n - k) * n];
@@ -197,26 +214,30 @@ impl Square {
             matrix,
             whole,
             pivots,
-            importance: importance.iter().map(|&h| h as f32).collect(),
+            importance: floored(importance),
             damping,
         }
     }
 
-    /// Factors the matrix with `added` on its diagonal, or that diagonal alone.
-    fn cholesky(&mut self, added: f64, whole: bool) -> bool {
-        const TILE: usize = 64;
+    /// The numbers beside the diagonal, columns in order.
+    fn in_order(&self) -> Vec<f32> {
         let n = self.n;
-        // The numbers are copied below the diagonal, in tiles that stay in cache.
-        for columns in (0..n).step_by(TILE) {
-            for rows in (columns..n).step_by(TILE) {
-                for column in columns..n.min(columns + TILE) {
-                    for row in rows.max(column + 1)..n.min(rows + TILE) {
-                        let number = self.numbers[column + row * n];
-                        self.numbers[row + column * n] = if whole { number } else { 0.0 };
-                    }
-                }
-            }
-        }
+        let mut whole = vec![0.0f32; n * n];
+        each_tile(n, |row, column| {
+            let number = self.numbers[row + column * n] as f32;
+            whole[(n - 1 - row) * n + n - 1 - column] = number;
+            whole[(n - 1 - column) * n + n - 1 - row] = number;
+        });
+        whole
+    }
+
+    /// Factors the matrix with `added` on its diagonal, or that diagonal alone.
+    fn cholesky(&mut self, whole: &[f32], added: f64, all: bool) -> bool {
+        let n = self.n;
+        each_tile(n, |row, column| {
+            let number = f64::from(whole[(n - 1 - row) * n + n - 1 - column]);
+            self.numbers[row + column * n] = if all { number } else { 0.0 };
+        });
         for (i, x) in self.diagonal.iter().enumerate() {
             self.numbers[i + i * n] = x + added;
         }
@@ -228,6 +249,21 @@ impl Square {
         let finite =
             |i: usize| self.numbers[i + i * n].is_finite() && self.numbers[i + i * n] > 0.0;
         factored.is_ok() && (0..n).all(finite)
+    }
+}
+
+/// Goes through all places below the diagonal, in tiles that stay in cache either way they are
+/// read.
+fn each_tile(n: usize, mut body: impl FnMut(usize, usize)) {
+    const TILE: usize = 64;
+    for columns in (0..n).step_by(TILE) {
+        for rows in (columns..n).step_by(TILE) {
+            for column in columns..n.min(columns + TILE) {
+                for row in rows.max(column + 1)..n.min(rows + TILE) {
+                    body(row, column);
+                }
+            }
+        }
     }
 }
 
@@ -275,7 +311,8 @@ mod tests {
             let (a, b) = (1.0 + i as f64 % 7.0, 1.0 + j as f64 % 7.0);
             a * b * (-(i as f64 - j as f64).powi(2) / 8.0).exp()
         };
-        let n = 67;
+        // More than the factorization does at once.
+        let n = 267;
         let factor = factor(n, h);
         assert_eq!(factor.damping(), 0.01);
         let mean = (0..n).map(|i| h(i, i)).sum::<f64>() / n as f64;
@@ -285,6 +322,17 @@ mod tests {
                 assert!(
                     (found - expected).abs() < 1e-5 * mean,
                     "{i} {j}: {found} {expected}"
+                );
+            }
+        }
+        for (k, row) in factor.whole.chunks(n).enumerate() {
+            for (j, &found) in row.iter().enumerate() {
+                let (a, b) = (factor.order[k] as usize, factor.order[j] as usize);
+                let expected = h(a, b) / (h(a, a) + 0.01 * mean);
+                let expected = if j == k { 0.0 } else { expected };
+                assert!(
+                    (f64::from(found) - expected).abs() < 1e-6,
+                    "{k} {j}: {found} {expected}"
                 );
             }
         }

@@ -6,7 +6,7 @@ mod gptq;
 mod lsq;
 pub mod transform;
 
-pub use factor::Factor;
+pub use factor::{Factor, floored};
 
 use crate::format::{Float, Gain, Layout, Method, Recipe, ScaleDtype, Scheme};
 use crate::kernel::{

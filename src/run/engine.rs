@@ -65,7 +65,7 @@ impl Engine<'_, '_> {
         let table = choose_table()?;
         let calibrator = Calibrator::new(plan, &mut options.log)?;
         let threads = resolve(options.threads);
-        let all = jobs(source, plan, entries.clone())?;
+        let all = jobs(source, plan, calibrator.as_ref(), entries.clone())?;
         let memory = Memory::new(source, plan, &all, threads, calibrator.as_ref(), &options)?;
         drop(all);
         if let Some(because) = &memory.because {
@@ -144,7 +144,12 @@ impl Engine<'_, '_> {
     ) -> Result<u64> {
         self.keep_non_finite(entries.clone())?;
         let compress = self.work.compress;
-        let jobs = jobs(self.source, &self.plan, entries.clone())?;
+        let jobs = jobs(
+            self.source,
+            &self.plan,
+            self.work.calibrator,
+            entries.clone(),
+        )?;
         let mut jobs = jobs.into_iter().peekable();
         let mut sink = ParquetSink::create(destination, compress)?;
         loop {
@@ -294,11 +299,15 @@ impl Engine<'_, '_> {
         let cols = job.tile.shape.cols();
         let layout = how.layout();
         let cost = job.piece_cost() + job.piece_bytes();
+        let budget = self
+            .memory
+            .in_flight
+            .saturating_sub(job.guide_cost(self.threads));
         let mut total = Outcome::default();
         let mut found = None;
         let done = work.pool.in_order(
             job.row_steps().map(|piece| (cost, piece)),
-            self.memory.in_flight,
+            budget,
             |(row, rows), _| {
                 let mut codes = work.planes.take(rows * layout.code_bytes(cols));
                 let mut scales = work.planes.take(rows * layout.scale_bytes(cols));
@@ -384,7 +393,12 @@ fn widened(tally: &mut TensorTally, tile: &Tile, log: &mut Option<LogFn<'_>>) ->
 }
 
 /// Cuts some entries into tiles, in plan order.
-pub(super) fn jobs(source: &dyn Source, plan: &Plan, entries: Range<usize>) -> Result<Vec<Job>> {
+pub(super) fn jobs(
+    source: &dyn Source,
+    plan: &Plan,
+    calibrator: Option<&Calibrator>,
+    entries: Range<usize>,
+) -> Result<Vec<Job>> {
     let tile_bytes = match plan.compresses() {
         true => TILE_BYTES_COMPRESSED,
         false => TILE_BYTES,
@@ -412,13 +426,14 @@ pub(super) fn jobs(source: &dyn Source, plan: &Plan, entries: Range<usize>) -> R
             let reason = format!("a row of {code_bytes} bytes is too large for a Parquet value");
             return Err(Error::tensor(source.path_of(tensor), &info.name, reason));
         }
+        let known = calibrator.map_or((false, false), |c| c.knows(&info.name));
         // An empty tensor has one tile all the same.
         for (number, start) in (0..rows.max(1)).step_by(step.max(1)).enumerate() {
             let count = step.min(rows - start);
             jobs.push(Job {
                 tensor,
                 recipe: entry.recipe,
-                calibrated: plan.calibrated.is_some(),
+                known,
                 row_bytes,
                 tile: Tile {
                     name: info.name.clone(),

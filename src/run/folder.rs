@@ -20,8 +20,8 @@ use crate::kernel::ErrorSums;
 use crate::model::{Model, Tensor};
 use crate::plan::{Plan, PlanEntry};
 use crate::schema::{
-    FORMAT_VERSION, Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, key,
-    part_name,
+    FORMAT_VERSION, Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, Tile,
+    key, part_name,
 };
 use crate::sink::{Destination, StagedFile, remove_stale};
 use crate::source::{FileState, Source};
@@ -375,16 +375,14 @@ fn tally_of(tensor: &Tensor, info: &PartInfo) -> TensorTally {
     let mut tally = TensorTally::new();
     let sums = info.sums.get(&tensor.info.name).copied();
     let [signal, decoded, error] = sums.unwrap_or_default();
-    let planes = tensor
-        .tiles
-        .iter()
-        .filter_map(|tile| tile.tile.plane_bytes());
+    let tiles = || tensor.tiles.iter().map(|tile| &tile.tile);
     let sums = ErrorSums {
         signal,
         decoded,
         error,
     };
-    tally.add(planes.flatten().sum(), &sums);
+    tally.add(tiles().map(Tile::stored_bytes).sum(), &sums);
+    tiles().for_each(|tile| tally.add_inputs(tile));
     tally
 }
 

@@ -15,8 +15,8 @@ use crate::calibrate::time::{
 use crate::calibrate::{Calibration, OwnedBin, TimeWeighting, Weights};
 use crate::error::{Error, Result};
 use crate::format::{ActivationRange, Method, Recipe};
-use crate::plan::{Calibrated, CalibrationInfo, CalibrationInput, Plan};
-use crate::quantize::{Factor, Guide};
+use crate::plan::{Calibrated, CalibrationInfo, CalibrationInput, Plan, PlanEntry};
+use crate::quantize::{Factor, Guide, floored};
 use crate::schema::Tile;
 use crate::source::Imatrix;
 use crate::tensor::TensorInfo;
@@ -24,8 +24,16 @@ use crate::tensor::TensorInfo;
 /// Of static ranges.
 const BITS: u32 = 8;
 
-/// Bytes of Hessians that a run holds in memory where a ceiling is set; the rest lies in a
-/// temporary file.
+/// Timesteps on each side of a boundary that it may be smoothed over: each has a range of its own.
+pub(super) const WINDOW: i32 = 4;
+
+/// A longer table of ranges is taken when it leaves less than this of the error.
+const WORTH: f64 = 0.99;
+
+/// Bytes of Hessians that a run holds in memory; the rest lies in a temporary file.
+const HELD: usize = 1 << 30;
+
+/// The same where a ceiling is set.
 const HELD_UNDER_CEILING: usize = 64 << 20;
 
 /// The calibration of a run.
@@ -90,6 +98,15 @@ impl Prepared {
 }
 
 impl Calibrator {
+    /// Whether a layer was observed, and has a Hessian.
+    pub(super) fn knows(&self, layer: &str) -> (bool, bool) {
+        let calibration = &self.calibration;
+        (
+            calibration.cols(layer).is_some(),
+            calibration.has_hessian(layer),
+        )
+    }
+
     /// Whether smoothing and rotation are tried.
     pub(super) fn tries_spatial(&self) -> bool {
         self.calibrated.spatial
@@ -134,8 +151,13 @@ impl Calibrator {
             table(&several, Some(smoothing), BITS),
         ];
         let error = |rows: &Vec<ActivationRange>| expected_error(&bins, rows, BITS);
-        let best = tables.iter().min_by(|a, b| error(a).total_cmp(&error(b)));
-        best.map_or(Arc::default(), |rows| rows.clone().into())
+        let mut best = 0;
+        for i in 1..tables.len() {
+            if error(&tables[i]) < WORTH * error(&tables[best]) {
+                best = i;
+            }
+        }
+        tables[best].clone().into()
     }
 
     /// That of a plan, read where it is a file.
@@ -146,10 +168,13 @@ impl Calibrator {
         let Some(calibrated) = plan.calibrated.clone() else {
             return Ok(None);
         };
-        let held = (plan.memory_limit.is_some() || plan.streaming).then_some(HELD_UNDER_CEILING);
+        let held = match plan.memory_limit.is_some() || plan.streaming {
+            true => HELD_UNDER_CEILING,
+            false => HELD,
+        };
         let calibration = match &calibrated.input {
             Some(CalibrationInput::Held(held)) => held.clone(),
-            Some(CalibrationInput::File(path)) => Arc::new(load(path, held)?),
+            Some(CalibrationInput::File(path)) => Arc::new(load(path, Some(held))?),
             None => {
                 let reason = "the plan was made with one: give it again";
                 return Err(Error::config("calibration", reason));
@@ -179,7 +204,11 @@ impl Calibrator {
 pub(super) fn info(input: &CalibrationInput) -> Result<CalibrationInfo> {
     let (hash, hessians) = match input {
         CalibrationInput::File(path) if is_imatrix(path)? => (load(path, None)?.hash(), false),
-        CalibrationInput::File(path) => Calibration::peek(path)?,
+        CalibrationInput::File(path) => match Calibration::peek(path)? {
+            // Written by another program.
+            (hash, hessians) if hash.is_empty() => (load(path, Some(HELD))?.hash(), hessians),
+            found => found,
+        },
         CalibrationInput::Held(held) => (held.hash(), held.has_hessians()),
     };
     Ok(CalibrationInfo { hash, hessians })
@@ -233,6 +262,11 @@ fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_
         );
         return Err(Error::config("calibration", reason));
     }
+    let gptq = |entry: &PlanEntry| entry.recipe.is_some_and(|r| r.method == Method::Gptq);
+    if !calibration.has_hessians() && plan.entries.iter().any(gptq) {
+        let message = "the calibration has no Hessians: lsq instead of gptq";
+        say(log, Level::Warning, message)?;
+    }
     if calibrated < all {
         let message = format!(
             "{} of {all} tensors to quantize are not in the calibration",
@@ -251,8 +285,14 @@ impl Work<'_> {
         };
         let layer = &self.source.tensors()[tensor].name;
         let calibration = &calibrator.calibration;
-        if calibration.cols(layer).is_none() {
-            return Ok(Prepared::default());
+        match calibration.cols(layer) {
+            None => return Ok(Prepared::default()),
+            Some(cols) if cols == self.source.tensors()[tensor].shape.cols() => {}
+            // Observed since the run began.
+            Some(cols) => {
+                let reason = format!("layer '{layer}' has {cols} channels in it");
+                return Err(Error::config("calibration", reason));
+            }
         }
         let outputs = match calibrator.weighting {
             TimeWeighting::Relative => Some(self.forms_of_weights(tensor)?),
@@ -263,16 +303,16 @@ impl Work<'_> {
             calibration.weights(layer, &calibrator.weighting, groups, outputs.as_deref())?;
         let factor = match recipe.method {
             Method::Gptq => Factor::new(calibration, layer, &weights)
-                .map_err(|error| self.cannot_read_calibration(error))?,
+                .map_err(|error| self.cannot_read_calibration(layer, error))?,
             Method::MinMax | Method::Lsq => None,
         };
         let importance = calibration.importance(layer, &weights);
-        // Channels that were never used count a little, or their groups would have no scale.
-        let importance = importance.map(|importance| {
-            let mean = importance.iter().sum::<f64>() / importance.len() as f64;
-            let least = mean * LEAST_IMPORTANCE;
-            importance.iter().map(|&h| h.max(least) as f32).collect()
-        });
+        let importance = importance.filter(|h| h.iter().any(|h| *h > 0.0));
+        if importance.is_none() {
+            // Nothing but zeros was seen of it, or only at times that count nothing.
+            return Ok(Prepared::default());
+        }
+        let importance = importance.as_deref().map(floored);
         let mut prepared = Prepared {
             factor,
             importance,
@@ -291,13 +331,8 @@ impl Work<'_> {
         Ok(prepared)
     }
 
-    pub(super) fn cannot_read_calibration(&self, error: std::io::Error) -> Error {
-        Error::config(
-            "calibration",
-            format!("its temporary file cannot be read: {error}"),
-        )
+    pub(super) fn cannot_read_calibration(&self, layer: &str, error: std::io::Error) -> Error {
+        let reason = format!("layer '{layer}': its temporary file cannot be read: {error}");
+        Error::config("calibration", reason)
     }
 }
-
-/// Part of the mean importance of a tensor's channels that all of them have.
-const LEAST_IMPORTANCE: f64 = 1e-6;

@@ -60,6 +60,8 @@ struct Needs {
     largest: usize,
     /// All planes.
     planes: usize,
+    /// The most that a calibration takes for one job.
+    guides: usize,
 }
 
 impl Memory {
@@ -98,7 +100,10 @@ impl Memory {
         if plan.streaming {
             return Ok(needs.within(STREAMING_LIMIT.max(least), budget));
         }
-        let batch = needs.fixed.saturating_add(needs.planes.min(budget));
+        let batch = needs
+            .fixed
+            .saturating_add(needs.planes.min(budget))
+            .saturating_add(needs.guides);
         match free.and_then(|free| usize::try_from(free).ok()) {
             Some(free) if batch > free => {
                 let because = format!(
@@ -129,8 +134,8 @@ impl Memory {
         let shares = job.recipe.is_none() && job.tile.bytes() < SHARED_BELOW;
         let cost = job.cost(compress);
         let guided = job.guide_cost(threads);
-        let too_large =
-            cost > self.in_flight / 2 || guided > 0 && cost.saturating_add(guided) > self.in_flight;
+        let too_large = cost > self.in_flight / 2
+            || self.limit.is_some() && guided > 0 && cost.saturating_add(guided) > self.in_flight;
         !compress && !shares && too_large
     }
 }
@@ -194,7 +199,8 @@ impl Needs {
         Self {
             fixed: fixed.into_iter().fold(0, usize::saturating_add),
             largest,
-            planes: planes.saturating_add(guides),
+            planes,
+            guides,
         }
     }
 

@@ -175,7 +175,7 @@ impl Work<'_> {
                 forms[group] = dot_of_triangles(sums, products, block.start);
             }
         });
-        read.map_err(|error| self.cannot_read_calibration(error))?;
+        read.map_err(|error| self.cannot_read_calibration(layer, error))?;
         Ok(forms)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::engine::{Engine, jobs};
 use super::folder;
-use super::guide;
+use super::guide::{self, WINDOW};
 use super::options::{Options, check_not_input};
 use super::report::Report;
 use crate::error::{Error, MEMORY, Result};
@@ -167,7 +167,7 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
     for (key, value) in source.metadata() {
         bytes += 2 * (text(key) + text(value)); // quotes are escaped once more
     }
-    for job in jobs(source, plan, 0..plan.entries.len())? {
+    for job in jobs(source, plan, None, 0..plan.entries.len())? {
         let widest = job.recipe.map(|recipe| recipe.layout(ScaleDtype::F32));
         let tile = Tile {
             layout: widest,
@@ -179,7 +179,8 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
         bytes += TILE + 2 * text(&tile.name) + 32 * tile.shape.dims().len();
         if let Some(calibrated) = &plan.calibrated {
             // Input scales, and ranges of activations.
-            bytes += 2 * tile.shape.cols() + 64 * calibrated.time_groups as usize;
+            let ranges = (1 + 2 * WINDOW as usize) * calibrated.time_groups as usize;
+            bytes += 2 * tile.shape.cols() + 64 * ranges;
         }
     }
     Ok(bytes)

@@ -11,7 +11,7 @@ use half::f16;
 use super::guide::Prepared;
 use super::tile::Work;
 use crate::calibrate::Weights;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{Float, Method, Recipe, Rotation, ScaleDtype, Transform};
 use crate::kernel::{ChannelSums, Planes};
 use crate::quantize::transform::{apply_to_weights, decode_row};
@@ -116,9 +116,12 @@ impl Work<'_> {
             x: x.iter().map(|&x| f64::from(x)).collect(),
             w: self.largest_weights(tensor)?,
         };
-        let candidates = candidates(recipe.method, cols, &largest);
+        let candidates = candidates(prepared.method(recipe.method), cols, &largest);
         let mut errors = Vec::with_capacity(candidates.len());
         for candidate in &candidates {
+            if self.pool.stopped() {
+                return Err(Error::Cancelled);
+            }
             // What cannot be quantized so is no candidate.
             let errors_of = self.sample_errors(candidate, recipe, prepared, cols, &sampled);
             errors.push(errors_of.unwrap_or_else(|| vec![f32::MAX.sqrt(); sampled.len()]));
@@ -141,7 +144,8 @@ impl Work<'_> {
                 best = i;
             }
         }
-        match total[best] < WORTH * total[0] {
+        let better = total[best] < WORTH * total[0] && scores[best] <= scores[0];
+        match better {
             true => Ok(candidates[best].clone()),
             false => Ok(none),
         }

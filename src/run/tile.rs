@@ -33,8 +33,8 @@ pub(super) struct Job {
     pub(super) recipe: Option<Recipe>,
     /// Without figures and checksum yet.
     pub(super) tile: Tile,
-    /// Whether the run has a calibration.
-    pub(super) calibrated: bool,
+    /// Whether the calibration knows it, and has a Hessian of it.
+    pub(super) known: (bool, bool),
     /// Of one row in the source; of the whole tensor where its rows are no whole bytes.
     pub(super) row_bytes: usize,
 }
@@ -57,12 +57,13 @@ impl Job {
     /// factor and what measuring takes, on `threads` threads.
     pub(super) fn guide_cost(&self, threads: usize) -> usize {
         let cols = self.tile.shape.cols();
-        let Some(recipe) = self.recipe.filter(|_| self.calibrated) else {
+        let (known, hessian) = self.known;
+        let Some(recipe) = self.recipe.filter(|_| known) else {
             return 0;
         };
         let (factor, making) = match recipe.method {
-            Method::Gptq => Factor::bytes(cols),
-            Method::MinMax | Method::Lsq => (0, 0),
+            Method::Gptq if hessian => Factor::bytes(cols),
+            _ => (0, 0),
         };
         let scratch = Guide::scratch_bytes(recipe.method, cols).max(output::bytes(cols));
         making.max(factor.saturating_add(threads.saturating_mul(scratch)))
@@ -575,9 +576,7 @@ pub(super) fn set_figures(tile: &mut Tile, outcome: &Outcome) -> usize {
 
 /// The same for a kept tile, of which only the size is known.
 pub(super) fn set_kept_figures(tile: &mut Tile) -> usize {
-    let planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
-    let scales = tile.input_scale.as_ref().map_or(0, |scales| scales.len());
-    let bytes = planes + scales;
+    let bytes = tile.stored_bytes();
     let weights = tile.row_count * tile.shape.cols();
     tile.bits_per_weight = bits_per_weight(bytes, weights).map(|bits| bits as f32);
     bytes

@@ -272,6 +272,12 @@ impl Tile {
         planes.into_iter().fold(0, usize::saturating_add)
     }
 
+    /// Bytes of all that it stores: its planes, and the scales of its input.
+    pub fn stored_bytes(&self) -> usize {
+        let scales = self.input_scale.as_ref().map_or(0, Bytes::len);
+        self.bytes().saturating_add(scales)
+    }
+
     /// Bytes that the codes, scales and biases of this tile must have, or `None` when a kept
     /// tensor's rows are no whole bytes or a size overflows.
     pub fn plane_bytes(&self) -> Option<[usize; 3]> {

@@ -186,11 +186,11 @@ fn tensor_json(tensor: &Tensor, summary: &Value) -> Value {
     let scale_dtypes = tensor.tiles.iter().filter_map(|tile| tile.tile.layout);
     let mut scale_dtypes: Vec<&str> = scale_dtypes.map(|l| l.scale_dtype.name()).collect();
     scale_dtypes.dedup();
-    let planes = tensor
+    let bytes: usize = tensor
         .tiles
         .iter()
-        .filter_map(|tile| tile.tile.plane_bytes());
-    let bytes: usize = planes.flatten().sum();
+        .map(|tile| tile.tile.stored_bytes())
+        .sum();
     let weights = tensor.info.shape.elements();
     let measured = &summary["tensors"][&tensor.info.name];
     json!({
