@@ -168,6 +168,9 @@ typedef struct aq_recipe {
 /** Least squares over trial scales. The default. */
 #define AQ_METHOD_LSQ 2
 
+/** Columns make up for each other's rounding, as a calibration's Hessian says how. In runs only. */
+#define AQ_METHOD_GPTQ 3
+
 /** AQ_GAIN_UNIT for 2 and 4 bits, AQ_GAIN_LSQ for 8. */
 #define AQ_GAIN_DEFAULT 0
 
@@ -550,6 +553,154 @@ aq_status aq_config_merge_env(aq_config *config, aq_error *err);
 aq_status aq_config_to_yaml(const aq_config *config, const char **yaml, aq_error *err);
 
 void aq_config_free(aq_config *config);
+
+/*
+ * aq_calibration: what a model's layers see, by timestep.
+ *
+ * A calibration takes in the inputs of each layer as the caller's own runtime computes them, and
+ * keeps sums alone: per layer and bin of timesteps the range and the sum of squares of each input
+ * channel and a histogram of all values, and per group of bins the Hessian, sum of x x^T, that
+ * AQ_METHOD_GPTQ needs. Calibrations of several machines add up.
+ *
+ * Layers are called as their weights are, with or without ".weight" at the end. Everything but
+ * freeing may be done by several threads at once; those that observe one layer take turns. Sums
+ * depend on the order in which rows come only by rounding; counts, ranges and histograms do not.
+ */
+
+/** What a model's layers see, by timestep. */
+typedef struct aq_calibration aq_calibration;
+
+/** How a calibration divides time, and what it keeps. Start with aq_calibration_options_init. */
+typedef struct aq_calibration_options {
+  /** sizeof(aq_calibration_options). */
+  uint32_t struct_size;
+  /**
+   * Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. Where the
+   * mask ratio of a text model serves as time: ratio times this.
+   */
+  uint32_t timesteps;
+  /**
+   * Bins of timesteps with ranges, squares and a histogram each: up to 4096 and no more than
+   * there are timesteps, or 0 for 50.
+   */
+  uint32_t bins;
+  /** Not 0: keeps no Hessians. */
+  uint32_t no_hessian;
+  /**
+   * Groups of timesteps with a Hessian each, which divide the bins; 0 for 10. A Hessian of a
+   * layer with n channels takes 4 n (n + 1) bytes.
+   */
+  uint32_t hessian_groups;
+  /**
+   * Bytes of Hessians that are held in memory, where those beyond lie in a temporary file; 0 for
+   * no limit.
+   */
+  uint64_t memory_limit;
+  /** Where that file is made; NULL for the system's folder for such. */
+  const char *spill_folder;
+} aq_calibration_options;
+
+/** What a calibration knows of a layer. */
+typedef struct aq_layer_info {
+  /** sizeof(aq_layer_info). */
+  uint32_t struct_size;
+  /** Its name, without ".weight"; ends in NUL. Belongs to the calibration. */
+  const char *name;
+  /** Bytes of the name. */
+  size_t name_len;
+  /** Input channels. */
+  size_t cols;
+  /** Rows observed, at all timesteps. */
+  uint64_t rows;
+} aq_layer_info;
+
+/**
+ * Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
+ * sizeof(aq_calibration_options).
+ */
+void aq_calibration_options_init(aq_calibration_options *options, uint32_t struct_size);
+
+/** Makes an empty calibration. `options` may be NULL for the defaults. */
+aq_status aq_calibration_new(const aq_calibration_options *options,
+                             aq_calibration **calibration,
+                             aq_error *err);
+
+/**
+ * Reads a file that aq_calibration_save wrote, to use it or to go on observing. Hessians beyond
+ * `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such.
+ */
+aq_status aq_calibration_load(const char *path,
+                              uint64_t memory_limit,
+                              aq_calibration **calibration,
+                              aq_error *err);
+
+/** Writes everything to the Parquet file `path`, which appears whole or not at all. */
+aq_status aq_calibration_save(const aq_calibration *calibration,
+                              const char *path,
+                              aq_error *err);
+
+/**
+ * Takes in what another calibration of the same model has seen, which stays as it was. Both must
+ * divide time alike, both or neither keep Hessians, and have the same schedule, unless one has
+ * none. Counts, ranges and histograms are as if one calibration had seen all; sums are so to
+ * rounding. On an error nothing is taken in, unless a temporary file failed (AQ_ERROR_IO).
+ */
+aq_status aq_calibration_merge(const aq_calibration *into,
+                               const aq_calibration *from,
+                               aq_error *err);
+
+/**
+ * Says how much of the signal is left at each timestep: `n` numbers from 0 to 1, one a timestep,
+ * the cumulative products of 1 - beta. Needed only to weigh timesteps by their noise.
+ */
+aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
+                                      const double *alphas,
+                                      size_t n,
+                                      aq_error *err);
+
+/**
+ * Takes in some rows of a layer's input at a timestep: `rows` vectors of `cols` input channels,
+ * one after the other, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a
+ * token, a pixel or a sample. The input of a convolution is unfolded, so that its channels are the
+ * in * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
+ * used after the call.
+ *
+ * AQ_ERROR_CONFIG, and nothing is taken in, where the timestep is out of range, the layer was seen
+ * with another `cols`, or a value is NaN, infinite or beyond 10^18 (the message says where).
+ * AQ_ERROR_IO where a temporary file cannot be written.
+ */
+aq_status aq_calibration_observe(const aq_calibration *calibration,
+                                 const char *layer,
+                                 uint32_t timestep,
+                                 const void *x,
+                                 size_t x_len,
+                                 aq_dtype dtype,
+                                 size_t rows,
+                                 size_t cols,
+                                 aq_error *err);
+
+/** The number of layers observed; 0 for NULL. */
+size_t aq_calibration_count(const aq_calibration *calibration);
+
+/**
+ * What is known of layer `index`. Layers are in the order of their names' bytes: one that is
+ * observed for the first time moves those after it.
+ */
+aq_status aq_calibration_layer(const aq_calibration *calibration,
+                               size_t index,
+                               aq_layer_info *info,
+                               aq_error *err);
+
+/**
+ * Has runs with this config quantize by a calibration, or by none where it is NULL. The calibration
+ * may be freed before the config, which keeps what it needs, as do its clones. It is no part of the
+ * config's YAML.
+ */
+aq_status aq_config_set_calibration(aq_config *config,
+                                    const aq_calibration *calibration,
+                                    aq_error *err);
+
+void aq_calibration_free(aq_calibration *calibration);
 
 /* The Arrow C data and stream interfaces, as their specification has them. */
 
@@ -962,6 +1113,57 @@ aq_status aq_run_into(const aq_source *source,
  * there and belong together, and writes the manifest.
  */
 aq_status aq_merge(const char *folder, aq_error *err);
+
+/*
+ * aq_fold_report: smoothing folded into the weights before the layers that it is for.
+ *
+ * The inputs of a layer are divided by a scale for each channel, and its weights multiplied, so that
+ * a few large channels take less of the range that rounding has to cover. Where a norm, an adaLN or
+ * another layer makes these inputs, its weights can divide them: then a runtime need not know.
+ */
+
+/** What was folded. */
+typedef struct aq_fold_report aq_fold_report;
+
+/** What is folded, and what is written. Set struct_size; the rest may be 0, for the defaults. */
+typedef struct aq_fold_options {
+  /** sizeof(aq_fold_options). */
+  uint32_t struct_size;
+  /**
+   * AQ_DTYPE_F32, _F16 or _BF16: what all floats become. By default each stays what it was, and
+   * weights that were changed are rounded to it; as f32 the model computes what it did.
+   */
+  aq_dtype dtype;
+  /** Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha): up to 1, or 0 for 0.5. */
+  double alpha;
+} aq_fold_options;
+
+/**
+ * Writes the safetensors file `output` with the tensors of `input`, which is what aq_source_open
+ * takes, where the inputs of layers are scaled by what the calibration has seen of them, wherever
+ * names say what makes these inputs: in LLaMA-like, LLaDA's and DiT's blocks. Names, shapes, dtypes
+ * and metadata stay. `fold_options`, `options` and `report` may be NULL.
+ *
+ * The inputs of these layers are then others: a calibration of the new model is gathered by running
+ * it. AQ_ERROR_FILE where nothing can be folded; the message says why.
+ */
+aq_status aq_fold_file(const char *input,
+                       const char *output,
+                       const aq_calibration *calibration,
+                       const aq_fold_options *fold_options,
+                       const aq_run_options *options,
+                       aq_fold_report **report,
+                       aq_error *err);
+
+/**
+ * All of it as JSON, as `arrowquant fold --json` prints it: what was folded into what, the scales,
+ * and what could not be and why. Belongs to the report.
+ */
+aq_status aq_fold_report_to_json(const aq_fold_report *report,
+                                 const char **json,
+                                 aq_error *err);
+
+void aq_fold_report_free(aq_fold_report *report);
 
 /*
  * aq_model: a quantized file, opened.
