@@ -643,6 +643,24 @@ fn what_cannot_be_folded_is_an_error_that_says_why() {
         error.contains("plain.safetensors") && error.contains("LLaMA"),
         "{error}"
     );
+    // What f16 does not hold, in a weight that is folded and in one that is not.
+    for name in ["input_layernorm.weight", "embed.weight"] {
+        let mut large = LLAMA.tensors(HIDDEN, 20);
+        let tensor = large.iter_mut().find(|t| t.0.ends_with(name)).unwrap();
+        tensor.3[8..12].copy_from_slice(&3e8f32.to_le_bytes());
+        std::fs::write(case.path("large"), safetensors(&large)).unwrap();
+        let settings = Fold {
+            alpha: 0.5,
+            float: Some(Float::F16),
+        };
+        let input = case.path("large");
+        let error = run::fold_file(&input, seen, &out(), settings, Options::default());
+        let error = refused(error);
+        assert!(
+            error.contains(name) && error.contains("value 2 would be"),
+            "{error}"
+        );
+    }
     let mut broken = LLAMA.tensors(HIDDEN, 20);
     let k = broken.iter_mut().find(|t| t.0.ends_with("k_proj.weight"));
     k.unwrap().3[8..12].copy_from_slice(&f32::NAN.to_le_bytes());

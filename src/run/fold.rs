@@ -2,12 +2,16 @@
 //! divided by scales in the norm (or the layer) that they come from, and multiplied in the columns
 //! of the layers that read them. In real arithmetic it computes what it did; and any runtime runs it.
 
+mod edits;
+
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::Serialize;
+
+use edits::{Edits, RowEdit};
 
 use super::options::{Options, check_not_input, check_safetensors};
 use super::pool::{Pool, with_pool};
@@ -113,9 +117,15 @@ pub fn fold(
         not_folded: Vec::new(),
     };
     let mut sets = Vec::new();
+    // What the names of tensors would allow says best what is missing.
+    let mut allowed = None;
     for set in fold_sets(tensors) {
         let known = match set {
-            Ok(set) => usable(set, tensors, settings.float, calibration)?,
+            Ok(set) => {
+                let known = usable(set, tensors, settings.float, calibration)?;
+                allowed = allowed.or(known.as_ref().err().cloned());
+                known
+            }
             Err(not_folded) => Err(not_folded),
         };
         match known {
@@ -124,7 +134,8 @@ pub fn fold(
         }
     }
     if sets.is_empty() {
-        return Err(nothing_to_fold(source, &report.not_folded));
+        let example = allowed.as_ref().or(report.not_folded.first());
+        return Err(nothing_to_fold(source, example, report.not_folded.len()));
     }
     let infos: Vec<TensorInfo> = tensors.iter().map(|info| written(info, settings)).collect();
     let read = |(set, _): &(FoldSet, _)| set.readers.clone();
@@ -208,15 +219,15 @@ fn usable(
     refuse(set.before, reason)
 }
 
-fn nothing_to_fold(source: &dyn Source, not_folded: &[NotFolded]) -> Error {
-    let reason = match not_folded {
-        [] => format!("has no blocks of the layouts that smoothing is folded in: {LAYOUTS}"),
-        [first, others @ ..] => {
-            let others = match others.len() {
-                0 => String::new(),
-                count => format!(" ({count} others neither)"),
+/// Of `count` sets, one is told of.
+fn nothing_to_fold(source: &dyn Source, example: Option<&NotFolded>, count: usize) -> Error {
+    let reason = match example {
+        None => format!("has no blocks of the layouts that smoothing is folded in: {LAYOUTS}"),
+        Some(NotFolded { before, reason }) => {
+            let others = match count {
+                1 => String::new(),
+                _ => format!(" ({} others neither)", count - 1),
             };
-            let NotFolded { before, reason } = first;
             format!("nothing can be folded: not into '{before}': {reason}{others}")
         }
     };
@@ -244,63 +255,23 @@ fn rows_of(info: &TensorInfo) -> (usize, usize) {
 }
 
 /// Ranges of rows that one job deals with.
-fn pieces(info: &TensorInfo) -> impl Iterator<Item = Range<usize>> + use<> {
-    let (rows, width) = rows_of(info);
+fn pieces(rows: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
     let step = rows_per_piece(width);
     (0..rows)
         .step_by(step)
         .map(move |row| row..rows.min(row.saturating_add(step)))
 }
 
-/// What folding does to a tensor.
-#[derive(Default)]
-struct Edits {
-    /// Columns are multiplied.
-    columns: Option<Arc<[f32]>>,
-    rows: Vec<RowEdit>,
-}
-
-/// Some rows are divided; before they are, and after, 1 is added where that is done to them anyway.
-struct RowEdit {
-    rows: Range<usize>,
-    one_plus: bool,
-    scales: Arc<[f32]>,
-}
-
-impl Edits {
-    fn are_none(&self) -> bool {
-        self.columns.is_none() && self.rows.is_empty()
-    }
-
-    /// Changes values of rows from `first` on.
-    fn apply(&self, first: usize, width: usize, values: &mut [f32]) {
-        for (row, values) in (first..).zip(values.chunks_exact_mut(width)) {
-            if let Some(scales) = &self.columns {
-                values
-                    .iter_mut()
-                    .zip(&scales[..])
-                    .for_each(|(w, s)| *w *= s);
-            }
-            for edit in self.rows.iter().filter(|edit| edit.rows.contains(&row)) {
-                let scale = edit.scales[row - edit.rows.start];
-                match edit.one_plus {
-                    false => values.iter_mut().for_each(|w| *w /= scale),
-                    // In f64, as little may be left of the two.
-                    true => values.iter_mut().for_each(|w| {
-                        *w = ((1.0 + f64::from(*w)) / f64::from(scale) - 1.0) as f32;
-                    }),
-                }
-            }
-        }
-    }
-}
-
 /// A part of the output.
 enum Job {
     /// Bytes of a tensor as they are.
     Raw { tensor: usize, bytes: Range<usize> },
-    /// Some rows of a tensor of floats.
-    Rows { tensor: usize, rows: Range<usize> },
+    /// Some rows, of as many values each, of a tensor of floats.
+    Rows {
+        tensor: usize,
+        rows: Range<usize>,
+        width: usize,
+    },
 }
 
 struct Work<'a> {
@@ -335,12 +306,11 @@ impl Work<'_> {
     }
 
     /// Some rows, changed as far as that is decided.
-    fn rows(&self, tensor: usize, rows: Range<usize>) -> Result<Vec<f32>> {
+    fn rows(&self, tensor: usize, rows: Range<usize>, width: usize) -> Result<Vec<f32>> {
         let info = &self.source.tensors()[tensor];
         let float = info.dtype.float().ok_or_else(|| {
             Error::Internal(format!("'{}' of {} is folded", info.name, info.dtype))
         })?;
-        let (_, width) = rows_of(info);
         let count = rows.len() * width;
         let offset = rows.start * width * info.dtype.bits() / 8;
         let mut bytes = vec![0; count * float.size()];
@@ -360,7 +330,10 @@ impl Work<'_> {
         counter: &mut Counter<'_, '_>,
     ) -> Result<Vec<f64>> {
         let tensors = self.source.tensors();
-        let pieces_of = |&reader: &usize| pieces(&tensors[reader]).map(move |rows| (reader, rows));
+        let pieces_of = |&reader: &usize| {
+            let pieces = pieces(tensors[reader].shape.rows(), set.channels);
+            pieces.map(move |rows| (reader, rows))
+        };
         let cost = |rows: &Range<usize>| rows.len() * set.channels * 2 * size_of::<f32>();
         let jobs = set.readers.iter().flat_map(pieces_of);
         let mut largest = vec![0.0f32; set.channels];
@@ -370,7 +343,10 @@ impl Work<'_> {
             |(reader, rows), _| {
                 let mut largest = vec![0.0f32; set.channels];
                 let bytes = rows.len() * set.channels * tensors[reader].dtype.bits() / 8;
-                for row in self.rows(reader, rows)?.chunks_exact(set.channels) {
+                for row in self
+                    .rows(reader, rows, set.channels)?
+                    .chunks_exact(set.channels)
+                {
                     for (largest, w) in largest.iter_mut().zip(row) {
                         *largest = largest.max(w.abs());
                         // A maximum passes NaN over.
@@ -416,7 +392,11 @@ impl Work<'_> {
                     self.source.read(tensor, bytes.start, &mut out)?;
                     Ok(out)
                 }
-                Job::Rows { tensor, rows } => self.folded(tensor, rows, &infos[tensor]),
+                Job::Rows {
+                    tensor,
+                    rows,
+                    width,
+                } => self.folded(tensor, rows, width, &infos[tensor]),
             },
             || counter.tell(),
             |bytes, _| {
@@ -437,16 +417,33 @@ impl Work<'_> {
             };
             return (0..len).step_by(STEP).map(part).collect();
         }
-        let (_, width) = rows_of(info);
-        let cost = |rows: &Range<usize>| rows.len() * width * 3 * size_of::<f32>();
-        let job = |rows| (cost(&rows), Job::Rows { tensor, rows });
-        pieces(info).map(job).collect()
+        let (rows, width) = match self.edits[tensor].are_none() {
+            // Rows are all the same then, and some are very long.
+            true => (info.shape.elements(), 1),
+            false => rows_of(info),
+        };
+        let job = |rows: Range<usize>| {
+            let cost = rows.len() * width * 3 * size_of::<f32>();
+            let job = Job::Rows {
+                tensor,
+                rows,
+                width,
+            };
+            (cost, job)
+        };
+        pieces(rows, width).map(job).collect()
     }
 
     /// Some rows as they are written.
-    fn folded(&self, tensor: usize, rows: Range<usize>, target: &TensorInfo) -> Result<Vec<u8>> {
-        let first = rows.start;
-        let values = self.rows(tensor, rows)?;
+    fn folded(
+        &self,
+        tensor: usize,
+        rows: Range<usize>,
+        width: usize,
+        target: &TensorInfo,
+    ) -> Result<Vec<u8>> {
+        let first = rows.start * width;
+        let values = self.rows(tensor, rows, width)?;
         let float = target.dtype.float().unwrap_or(Float::F32);
         let bytes: Vec<u8> = values.iter().flat_map(|w| w.to_le_bytes()).collect();
         let mut out = vec![0; values.len() * float.size()];
@@ -455,9 +452,8 @@ impl Work<'_> {
         let lost =
             |i: &usize| !float.get(&out, *i).is_finite() && (edited || values[*i].is_finite());
         if let Some(i) = (0..values.len()).find(lost) {
-            let (_, width) = rows_of(target);
-            let row = first + i / width;
-            let reason = format!("row {row} would have {} as {float}", values[i]);
+            let (value, place) = (values[i], first + i);
+            let reason = format!("value {place} would be {value}, which {float} does not hold");
             let path = self.source.path_of(tensor);
             return Err(Error::tensor(path, &target.name, reason));
         }
