@@ -1115,6 +1115,57 @@ aq_status aq_run_into(const aq_source *source,
 aq_status aq_merge(const char *folder, aq_error *err);
 
 /*
+ * aq_fold_report: smoothing folded into the weights before the layers that it is for.
+ *
+ * The inputs of a layer are divided by a scale for each channel, and its weights multiplied, so that
+ * a few large channels take less of the range that rounding has to cover. Where a norm, an adaLN or
+ * another layer makes these inputs, its weights can divide them: then a runtime need not know.
+ */
+
+/** What was folded. */
+typedef struct aq_fold_report aq_fold_report;
+
+/** What is folded, and what is written. Set struct_size; the rest may be 0, for the defaults. */
+typedef struct aq_fold_options {
+  /** sizeof(aq_fold_options). */
+  uint32_t struct_size;
+  /**
+   * AQ_DTYPE_F32, _F16 or _BF16: what all floats become. By default each stays what it was, and
+   * weights that were changed are rounded to it; as f32 the model computes what it did.
+   */
+  aq_dtype dtype;
+  /** Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha): up to 1, or 0 for 0.5. */
+  double alpha;
+} aq_fold_options;
+
+/**
+ * Writes the safetensors file `output` with the tensors of `input`, which is what aq_source_open
+ * takes, where the inputs of layers are scaled by what the calibration has seen of them, wherever
+ * names say what makes these inputs: in LLaMA-like, LLaDA's and DiT's blocks. Names, shapes, dtypes
+ * and metadata stay. `fold_options`, `options` and `report` may be NULL.
+ *
+ * The inputs of these layers are then others: a calibration of the new model is gathered by running
+ * it. AQ_ERROR_FILE where nothing can be folded; the message says why.
+ */
+aq_status aq_fold_file(const char *input,
+                       const char *output,
+                       const aq_calibration *calibration,
+                       const aq_fold_options *fold_options,
+                       const aq_run_options *options,
+                       aq_fold_report **report,
+                       aq_error *err);
+
+/**
+ * All of it as JSON, as `arrowquant fold --json` prints it: what was folded into what, the scales,
+ * and what could not be and why. Belongs to the report.
+ */
+aq_status aq_fold_report_to_json(const aq_fold_report *report,
+                                 const char **json,
+                                 aq_error *err);
+
+void aq_fold_report_free(aq_fold_report *report);
+
+/*
  * aq_model: a quantized file, opened.
  */
 

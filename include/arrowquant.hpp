@@ -474,6 +474,25 @@ inline std::vector<std::byte> run_to_memory(const Source& source, const Plan& pl
   return output;
 }
 
+// Scales the inputs of layers in the weights before them; what was folded, as JSON.
+inline std::string fold_file(std::string_view input, std::string_view output,
+                             const Calibration& calibration, double alpha = 0.5,
+                             aq_dtype dtype = AQ_DTYPE_DEFAULT, const Options& options = {}) {
+  detail::RunOptions run(options);
+  auto fold = detail::sized<aq_fold_options>();
+  // In C 0 is the default.
+  fold.alpha = alpha == 0 ? 1e-300 : alpha;
+  fold.dtype = dtype;
+  aq_fold_report* made = nullptr;
+  run.call(aq_fold_file, detail::terminated(input).c_str(), detail::terminated(output).c_str(),
+           detail::there(calibration.handle()), static_cast<const aq_fold_options*>(&fold),
+           run.get(), &made);
+  const detail::Handle<aq_fold_report, aq_fold_report_free> report(made);
+  const char* json = nullptr;
+  detail::call(aq_fold_report_to_json, report.get(), &json);
+  return json;
+}
+
 class Verification {
  public:
   Verification(std::size_t failures, aq_verification* made) : failures_(failures), handle_(made) {}

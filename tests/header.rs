@@ -22,6 +22,7 @@ const SECTIONS: &[&str] = &[
     "plan",
     "report",
     "run",
+    "fold",
     "model",
     "inputs",
     "verification",

@@ -13,6 +13,7 @@ mod determinism;
 mod errors;
 mod faults;
 mod firmware;
+mod fold;
 mod folder;
 mod header;
 mod hostile;

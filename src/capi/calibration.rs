@@ -26,7 +26,7 @@ use crate::plan::CalibrationInput;
 
 /// What a model's layers see, by timestep.
 pub struct aq_calibration {
-    calibration: Arc<Calibration>,
+    pub(super) calibration: Arc<Calibration>,
     strings: Strings,
 }
 

@@ -46,6 +46,8 @@ pub mod calibration;
 #[cfg(feature = "std")]
 pub mod config;
 #[cfg(feature = "std")]
+pub mod fold;
+#[cfg(feature = "std")]
 mod handle;
 #[cfg(feature = "std")]
 pub mod inputs;

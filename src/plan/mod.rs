@@ -2,6 +2,7 @@
 
 mod calibrated;
 mod config;
+mod layouts;
 mod modality;
 mod profile;
 mod rules;
@@ -14,6 +15,7 @@ use serde_json::Value;
 
 pub use calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 pub use config::{Compression, Config, KEYS, OnNonFinite};
+pub use layouts::{FoldSet, LAYOUTS, NotFolded, Writer, fold_sets};
 pub use modality::Modality;
 pub use profile::Profile;
 pub use rules::{Pattern, Rule};

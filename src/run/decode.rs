@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::options::Options;
+use super::options::{Options, check_safetensors};
 use super::pool::with_pool;
 use super::progress::Counter;
 use crate::error::{Error, Result};
@@ -30,13 +30,7 @@ pub fn dequantize_file(
     float: Option<Float>,
     options: Options<'_>,
 ) -> Result<()> {
-    if output
-        .extension()
-        .is_none_or(|extension| extension != "safetensors")
-    {
-        let reason = format!("'{}' does not end in .safetensors", output.display());
-        return Err(Error::config("output", reason));
-    }
+    check_safetensors(output)?;
     if let (Ok(input), Ok(output)) = (model.path().canonicalize(), output.canonicalize())
         && input == output
     {

@@ -2,6 +2,7 @@
 
 mod decode;
 mod engine;
+mod fold;
 mod folder;
 mod guide;
 mod memory;
@@ -11,6 +12,7 @@ mod pipeline;
 mod pool;
 mod progress;
 mod report;
+mod scales;
 mod share;
 mod spatial;
 mod tile;
@@ -19,6 +21,7 @@ mod transform_tests;
 mod verify;
 
 pub use decode::dequantize_file;
+pub use fold::{Fold, FoldReport, Folded, fold, fold_file};
 pub use folder::merge;
 pub use options::{Options, check_not_input};
 pub use pipeline::{check_environment, output_bound, plan, quantize, quantize_file, quantize_into};

@@ -65,3 +65,15 @@ pub fn check_not_input(source: &dyn Source, output: &Path) -> Result<()> {
     }
     Ok(())
 }
+
+/// Refuses a name that is not one of safetensors files, of which tools go by it.
+pub(super) fn check_safetensors(output: &Path) -> Result<()> {
+    if output
+        .extension()
+        .is_some_and(|extension| extension == "safetensors")
+    {
+        return Ok(());
+    }
+    let reason = format!("'{}' does not end in .safetensors", output.display());
+    Err(Error::config("output", reason))
+}

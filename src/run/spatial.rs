@@ -6,9 +6,9 @@
 //! what a few channels carry over all of a block.
 
 use bytes::Bytes;
-use half::f16;
 
 use super::guide::Prepared;
+use super::scales::{Largest, values};
 use super::tile::Work;
 use crate::calibrate::Weights;
 use crate::error::{Error, Result};
@@ -19,9 +19,6 @@ use crate::quantize::{Matrix, PlanesMut, quantize_rows};
 
 /// Rows of the sample: a bundle of GPTQ, and its quarter of the rows of a small matrix.
 const SAMPLE: usize = 32;
-
-/// How far scales go from 1, so that f16 holds all of them.
-const FARTHEST: f64 = 4096.0;
 
 /// Of the signs of rotations: without any, the first column of a block would take all its mean.
 const SEED: u64 = 1;
@@ -48,40 +45,7 @@ impl Spatial {
 
     /// The scales as numbers.
     pub(super) fn scales(&self) -> Option<Vec<f32>> {
-        let bytes = self.input_scale.as_ref()?.as_chunks().0.iter();
-        Some(
-            bytes
-                .map(|bytes| f16::from_le_bytes(*bytes).to_f32())
-                .collect(),
-        )
-    }
-}
-
-/// The largest magnitudes of each channel, of activations and of weights.
-struct Largest {
-    x: Vec<f64>,
-    w: Vec<f64>,
-}
-
-impl Largest {
-    /// Scales with exponent `alpha`, around 1; those of channels without any value are 1.
-    fn scales(&self, alpha: f64) -> Bytes {
-        let scale = |(&x, &w): (&f64, &f64)| match x > 0.0 && w > 0.0 {
-            true => Some(libm::pow(x, alpha) / libm::pow(w, 1.0 - alpha)),
-            false => None,
-        };
-        let scales: Vec<Option<f64>> = self.x.iter().zip(&self.w).map(scale).collect();
-        let known = || scales.iter().flatten().copied();
-        let (low, high) = (
-            known().fold(f64::INFINITY, f64::min),
-            known().fold(0.0, f64::max),
-        );
-        let middle = libm::sqrt(low * high);
-        let bytes = scales.iter().flat_map(|scale| {
-            let scale = scale.map_or(1.0, |scale| scale / middle);
-            f16::from_f64(scale.clamp(1.0 / FARTHEST, FARTHEST)).to_le_bytes()
-        });
-        bytes.collect()
+        self.input_scale.as_deref().map(values)
     }
 }
 
@@ -329,32 +293,6 @@ fn candidates(method: Method, cols: usize, largest: &Largest) -> Vec<Spatial> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn scales_are_those_of_the_paper_around_one() {
-        let largest = Largest {
-            x: vec![16.0, 1.0, 0.0, 4.0],
-            w: vec![1.0, 4.0, 3.0, 0.0],
-        };
-        let scales = |alpha| {
-            let spatial = Spatial {
-                input_scale: Some(largest.scales(alpha)),
-                ..Spatial::default()
-            };
-            spatial.scales().unwrap()
-        };
-        // sqrt(16 / 1) and sqrt(1 / 4), divided by the root of their product.
-        let middle = 2.0f32.sqrt();
-        let near = |a: f32, b: f32| (a - b).abs() < 1e-3 * b;
-        let found = scales(0.5);
-        assert!(
-            near(found[0], 4.0 / middle) && near(found[1], 0.5 / middle),
-            "{found:?}"
-        );
-        assert_eq!(found[2..], [1.0, 1.0]);
-        assert_eq!(scales(0.0)[..2], [2.0, 0.5]); // 1 and 1/4
-        assert_eq!(scales(1.0)[..2], [4.0, 0.25]); // 16 and 1
-    }
 
     #[test]
     fn samples_are_spread() {

@@ -385,6 +385,94 @@ static void calibrations(void) {
   aq_calibration_free(merged);
 }
 
+/* ---- folding ---- */
+
+/* A norm of two channels and the layers around it, all of ones. */
+static void write_block(const char *path) {
+  static const char *const tensors[] = {
+      "input_layernorm",  "post_attention_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj",
+      "self_attn.o_proj", "mlp.gate_proj",            "mlp.up_proj",      "mlp.down_proj"};
+  char header[2048] = "{";
+  size_t end = 0;
+  for (int i = 0; i < 9; i++) {
+    size_t start = end, len = strlen(header);
+    end += (i < 2 ? 2 : 4) * sizeof(float);
+    snprintf(header + len, sizeof header - len,
+             "%s\"layers.0.%s.weight\":{\"dtype\":\"F32\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}",
+             i ? "," : "", tensors[i], i < 2 ? "2" : "2,2", start, end);
+  }
+  strcat(header, "}");
+  unsigned long long len = strlen(header);
+  FILE *file = fopen(path, "wb");
+  CHECK(file && fwrite(&len, 8, 1, file) == 1 && fwrite(header, len, 1, file) == 1);
+  for (size_t i = 0; i < end / sizeof(float); i++) {
+    const float one = 1;
+    CHECK(fwrite(&one, sizeof one, 1, file) == 1);
+  }
+  CHECK(fclose(file) == 0);
+}
+
+static void folding(void) {
+  char model[4300], folded[4300];
+  snprintf(model, sizeof model, "%s/block.safetensors", folder);
+  snprintf(folded, sizeof folded, "%s/folded.safetensors", folder);
+  write_block(model);
+  aq_calibration *calibration = NULL;
+  aq_fold_report *report = NULL;
+  const char *json = NULL;
+  OK(aq_calibration_new(NULL, &calibration, &err));
+  REFUSED_AS(AQ_ERROR_FILE, "has not seen the inputs",
+             aq_fold_file(model, folded, calibration, NULL, NULL, &report, err));
+  const float x[2] = {16, 1};
+  OK(aq_calibration_observe(calibration, "layers.0.self_attn.q_proj", 0, x, sizeof x, AQ_DTYPE_F32, 1, 2, &err));
+  aq_fold_options options = {.struct_size = sizeof options};
+#define FOLD(input, output, calibration, options) \
+  aq_fold_file(input, output, calibration, options, NULL, &report, err)
+  REFUSED("input is NULL", FOLD(NULL, folded, calibration, &options));
+  REFUSED("input is not UTF-8", FOLD(BAD_UTF8, folded, calibration, &options));
+  REFUSED("output is NULL", FOLD(model, NULL, calibration, &options));
+  REFUSED("output is not UTF-8", FOLD(model, BAD_UTF8, calibration, &options));
+  REFUSED("aq_calibration is NULL", FOLD(model, folded, NULL, &options));
+  REFUSED_AS(AQ_ERROR_IO, "/nowhere", FOLD("/nowhere", folded, calibration, &options));
+  REFUSED_AS(AQ_ERROR_FILE, "overwritten", FOLD(model, model, calibration, &options));
+  REFUSED_AS(AQ_ERROR_FILE, "LLaMA", FOLD(input, folded, calibration, &options));
+  options.alpha = 2;
+  REFUSED_AS(AQ_ERROR_CONFIG, "alpha: 2", FOLD(model, folded, calibration, &options));
+  options.alpha = 0;
+  options.dtype = AQ_DTYPE_F64;
+  REFUSED("dtype is 4", FOLD(model, folded, calibration, &options));
+  options.dtype = 0;
+  options.struct_size = 0;
+  REFUSED("fold_options.struct_size is 0", FOLD(model, folded, calibration, &options));
+  CHECK(report == NULL && access(folded, F_OK) != 0);
+
+  /* By 0.5: 4 and 1, around 1. What a caller does not know of has its default. */
+  options.struct_size = offsetof(aq_fold_options, alpha);
+  options.alpha = 1;
+  OK(aq_fold_file(model, folded, calibration, &options, NULL, &report, &err));
+  REFUSED("aq_fold_report is NULL", aq_fold_report_to_json(NULL, &json, err));
+  REFUSED("json is NULL", aq_fold_report_to_json(report, NULL, err));
+  REFUSED("not an aq_fold_report", aq_fold_report_to_json((aq_fold_report *)(void *)calibration, &json, err));
+  OK(aq_fold_report_to_json(report, &json, &err));
+  CHECK(strstr(json, "\"alpha\":0.5,") && strstr(json, "\"smallest_scale\":0.5,\"largest_scale\":2.0"));
+  aq_fold_report_free(report);
+  aq_fold_report_free(report);
+  aq_fold_report_free(NULL);
+  REFUSED("freed already", aq_fold_report_to_json(report, &json, err));
+  char *bytes;
+  long size = read_file(folded, &bytes);
+  float norm[2];
+  unsigned long long header;
+  memcpy(&header, bytes, 8);
+  memcpy(norm, bytes + 8 + header, sizeof norm);
+  CHECK(size > 0 && norm[0] == 0.5f && norm[1] == 2);
+  free(bytes);
+  OK(aq_fold_file(model, folded, calibration, NULL, NULL, NULL, &err));
+  aq_calibration_free(calibration);
+  unlink(model);
+  unlink(folded);
+}
+
 /* ---- sources and plans ---- */
 
 static aq_source *open_source(void) {
@@ -1499,6 +1587,7 @@ int main(int argc, char **argv) {
   OK(aq_config_new(NULL, &kept_to_the_end, &err));
   configs();
   calibrations();
+  folding();
   sources();
   plans();
   runs();

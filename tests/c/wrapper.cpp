@@ -233,6 +233,11 @@ int main(int argc, char** argv) {
   aq::Calibration gone = aq::Calibration::load(folder + "/calibration.parquet");
   aq::Config("edge").set_calibration(gone);
   const aq::Calibration taken = std::move(gone);
+  const auto folded = folder + "/folded.safetensors";
+  CHECK(refused([&] { aq::fold_file(input, folded, gone); }).code() == AQ_ERROR_ARGUMENT);
+  CHECK(refused([&] { aq::fold_file(input, folded, taken, 2); }).code() == AQ_ERROR_CONFIG);
+  taken.observe("blocks.0.mlp.fc1", 99, std::vector<float>(256, 2), 256);
+  CHECK(aq::fold_file(input, folded, taken, 0, AQ_DTYPE_F32).find("blocks.0.adaLN_modulation.1") != std::string::npos);
   CHECK(refused([&] { aq::Config("edge").set_calibration(gone); }).code() == AQ_ERROR_ARGUMENT);
 
   // A stream goes out and, holding no weights, is refused on its way in.

@@ -34,6 +34,7 @@ from .errors import (
     UnknownKey,
     UnknownTensor,
 )
+from .folding import Folded, FoldReport, fold
 from .kernels import (
     Activations,
     Comparison,
@@ -168,6 +169,8 @@ __all__ = [
     "ConfigError",
     "Error",
     "FileError",
+    "FoldReport",
+    "Folded",
     "IOFailure",
     "InternalError",
     "LayerInfo",
@@ -198,6 +201,7 @@ __all__ = [
     "Verification",
     "compare",
     "dequantize_rows",
+    "fold",
     "isa_name",
     "matvec",
     "matvec_int8",

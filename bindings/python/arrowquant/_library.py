@@ -237,6 +237,10 @@ class aq_run_options(Sized):
     ]
 
 
+class aq_fold_options(Sized):
+    _fields_ = [("struct_size", c_uint32), ("dtype", c_int32), ("alpha", c_double)]
+
+
 class aq_tensor_view(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -385,6 +389,8 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_run_to_path": [_HANDLE, _HANDLE, c_char_p, _OPTIONS, _OUT],
     "aq_run_size_bound": [_HANDLE, _HANDLE, _SIZE],
     "aq_run_into": [_HANDLE, _HANDLE, _OPTIONS, c_void_p, c_size_t, _SIZE, _OUT],
+    "aq_fold_file": [c_char_p, c_char_p, _HANDLE, POINTER(aq_fold_options), _OPTIONS, _OUT],
+    "aq_fold_report_to_json": [_HANDLE, _TEXT],
     "aq_model_open": [c_char_p, _OUT],
     "aq_model_open_memory": [c_void_p, c_size_t, aq_release_fn, c_void_p, _OUT],
     "aq_model_tensor": [_HANDLE, c_size_t, POINTER(aq_tensor_info)],
@@ -424,6 +430,7 @@ PLAIN: dict[str, tuple[Any, list[Any]]] = {
     "aq_source_free": (None, [_HANDLE]),
     "aq_plan_free": (None, [_HANDLE]),
     "aq_report_free": (None, [_HANDLE]),
+    "aq_fold_report_free": (None, [_HANDLE]),
     "aq_model_free": (None, [_HANDLE]),
     "aq_verification_free": (None, [_HANDLE]),
 }

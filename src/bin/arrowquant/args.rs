@@ -29,6 +29,31 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Fold smoothing into the weights before layers: a model that computes the same, in which a few
+    /// channels carry less of the range
+    Fold {
+        /// A safetensors file, a folder of shards with their index, a diffusers folder, or a Parquet
+        /// file of unquantized tensors, called as in LLaMA, LLaDA or DiT
+        input: PathBuf,
+        /// The safetensors file to write
+        output: PathBuf,
+        /// What the inputs of its layers are like. The model that is written needs one of its own
+        #[arg(long, value_name = "FILE")]
+        calibration: PathBuf,
+        /// Channels are divided by absmax(X)^ALPHA / absmax(W)^(1-ALPHA)
+        #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
+        alpha: f64,
+        /// Float type of all float tensors: f32, f16 or bf16 [default: each as it was, to which it
+        /// is rounded]
+        #[arg(long, value_name = "DTYPE")]
+        dtype: Option<String>,
+        /// Threads; 0 is all of the machine's
+        #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
+        threads: usize,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show the tensors of a quantized file
     Inspect {
         /// A file or folder that `quantize` wrote

@@ -12,14 +12,19 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use args::{Args, Command, PlanArgs};
+use arrowquant::calibrate::Calibration;
 use arrowquant::error::{Error, Result};
+use arrowquant::format::Float;
 use arrowquant::model::Model;
 use arrowquant::plan::{Config, Plan};
-use arrowquant::run::{self, Options, Progress};
+use arrowquant::run::{self, Fold, Options, Progress};
 use arrowquant::schema::MANIFEST;
 use arrowquant::sink::StagedFile;
 use arrowquant::source;
 use indicatif::{ProgressBar, ProgressStyle};
+
+/// Bytes of a calibration's Hessians that are held in memory where nothing needs them.
+const HELD_HESSIANS: usize = 1 << 20;
 
 fn main() -> ExitCode {
     let hook = std::panic::take_hook();
@@ -59,6 +64,33 @@ fn execute(args: Args) -> Result<bool> {
             print(&match json {
                 true => show::json(&plan.to_json()),
                 false => show::plan(&plan),
+            })?;
+            Ok(true)
+        }
+        Command::Fold {
+            input,
+            output,
+            calibration,
+            alpha,
+            dtype,
+            threads,
+            json,
+        } => {
+            let float = float(dtype)?;
+            let calibration = Calibration::load(&calibration, Some(HELD_HESSIANS))?;
+            let doing = format!("folding {}", input.display());
+            let report = with_bar(&doing, threads, false, |options| {
+                run::fold_file(
+                    &input,
+                    &calibration,
+                    &output,
+                    Fold { alpha, float },
+                    options,
+                )
+            })?;
+            print(&match json {
+                true => show::json(&serde_json::json!(report)),
+                false => show::fold(&report),
             })?;
             Ok(true)
         }
@@ -104,13 +136,7 @@ fn execute(args: Args) -> Result<bool> {
             dtype,
             threads,
         } => {
-            let parse = |text: String| {
-                text.parse().map_err(|error| Error::Config {
-                    key: "--dtype".into(),
-                    reason: format!("'{text}': {error}"),
-                })
-            };
-            let dtype = dtype.map(parse).transpose()?;
+            let dtype = float(dtype)?;
             let model = Model::open(&file)?;
             let doing = format!("decoding {}", file.display());
             with_bar(&doing, threads, false, |options| {
@@ -119,6 +145,17 @@ fn execute(args: Args) -> Result<bool> {
             Ok(true)
         }
     }
+}
+
+/// The float that `--dtype` names.
+fn float(dtype: Option<String>) -> Result<Option<Float>> {
+    let parse = |text: String| {
+        text.parse().map_err(|error| Error::Config {
+            key: "--dtype".into(),
+            reason: format!("'{text}': {error}"),
+        })
+    };
+    dtype.map(parse).transpose()
 }
 
 fn quantize_command(args: &args::Quantize) -> Result<bool> {

@@ -2,7 +2,7 @@
 
 use arrowquant::model::{Model, Tensor};
 use arrowquant::plan::{Plan, PlanEntry};
-use arrowquant::run::{Parts, Report, Totals, Verification};
+use arrowquant::run::{FoldReport, Parts, Report, Totals, Verification};
 use arrowquant::schema::{RAW, key};
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanBytes;
@@ -178,6 +178,44 @@ pub fn report(report: &Report) -> String {
         text += &format!("tiles with f32 scales, since f16 does not hold them: {widened}\n");
     }
     text
+}
+
+/// What was folded, and what could not be.
+pub fn fold(report: &FoldReport) -> String {
+    let mut table = table(
+        &["folded into", "layers", "smallest", "largest scale"],
+        2..4,
+    );
+    for set in &report.folded {
+        let layers = set.layers.iter().map(|layer| own_name(layer, &set.before));
+        let layers: Vec<&str> = layers.collect();
+        table.add_row([
+            printable(&set.before),
+            printable(&layers.join(", ")),
+            format!("{:.4}", set.smallest_scale),
+            format!("{:.4}", set.largest_scale),
+        ]);
+    }
+    let mut text = format!("{}\n", lines(&table));
+    for set in &report.not_folded {
+        let line = format!("not folded into {}: {}", set.before, set.reason);
+        text += &format!("{}\n", printable(&line));
+    }
+    text += &format!(
+        "{}: inputs of {} sets of layers scaled with exponent {}; gather a calibration of it anew\n",
+        report.output,
+        report.folded.len(),
+        report.alpha
+    );
+    text
+}
+
+/// A layer's name without what it and the module before it begin with.
+fn own_name<'a>(layer: &'a str, before: &str) -> &'a str {
+    let common = layer.split_inclusive('.').zip(before.split_inclusive('.'));
+    let same = common.take_while(|(a, b)| a == b);
+    let own = &layer[same.map(|(part, _)| part.len()).sum::<usize>()..];
+    own.strip_suffix(".weight").unwrap_or(own)
 }
 
 /// A tensor's layout and figures, as far as it has them, under the keys of `inspect --json`.
