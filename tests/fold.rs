@@ -2,7 +2,7 @@
 //! passes in f64 that are written here.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use arrowquant::calibrate::{Activations, Calibration, CalibrationOptions};
 use arrowquant::error::{Error, Result};
@@ -25,7 +25,7 @@ type Observe<'a> = &'a mut dyn FnMut(&str, &Rows);
 struct Weights(BTreeMap<String, (Vec<usize>, Vec<f64>)>);
 
 impl Weights {
-    fn read(path: &PathBuf) -> Self {
+    fn read(path: &Path) -> Self {
         let source = source::open(path).unwrap();
         let tensors = source.tensors().iter().enumerate();
         let values = tensors
@@ -390,7 +390,7 @@ fn scales_are_those_of_the_formula_and_shared_by_all_readers() {
     let (before, after) = (case.weights("model"), case.weights("out"));
     let [q, k, v, ..] = LLAMA.layers.map(|layer| format!("{layer}.weight"));
     let norm = format!("{}.weight", LLAMA.norms[0]);
-    let mut x = vec![0.0f64; HIDDEN];
+    let mut x = [0.0f64; HIDDEN];
     let mut see = |layer: &str, rows: &Rows| {
         if format!("{layer}.weight") == q {
             for row in rows {
@@ -423,9 +423,9 @@ fn scales_are_those_of_the_formula_and_shared_by_all_readers() {
     let largest = formula.iter().copied().fold(0.0, f64::max);
     let smallest = formula.iter().copied().fold(f64::INFINITY, f64::min);
     let near = |a: f64, b: f64, by: f64| (a / b - 1.0).abs() < by;
-    for j in 0..HIDDEN {
+    for (j, formula) in formula.iter().enumerate() {
         let scale = before.get(&norm)[j] / after.get(&norm)[j];
-        let expected = formula[j] / (largest * smallest).sqrt();
+        let expected = formula / (largest * smallest).sqrt();
         // Scales have the precision of f16.
         assert!(near(scale, expected, 1e-3), "{j}: {scale} {expected}");
         for name in [&q, &k] {
