@@ -266,10 +266,9 @@ fn group_gain<L: Lanes, E: Element, const FAR: bool>(
 ) -> GainSums {
     let [[signal, product]] = sums!(L, [2; 1], group.len, |sums, at, n, W| {
         let pairs = pairs.next::<W>(at, n);
-        for (i, (x, y)) in pairs.into_iter().enumerate() {
-            let weighted = group.weigh(x, at + i * LANES, n);
-            sums[0][0] = sums[0][0].add(x.mul(weighted));
-            sums[0][1] = sums[0][1].add(y.mul(weighted));
+        for (x, y) in pairs {
+            sums[0][0] = sums[0][0].add(x.mul(x));
+            sums[0][1] = sums[0][1].add(y.mul(x));
         }
     });
     let back = inverse_square(group.power);

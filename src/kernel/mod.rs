@@ -79,9 +79,9 @@ pub struct QuantizeRow<'a> {
 pub enum Sums<'a> {
     /// None.
     None,
-    /// Adds what unit gain follows from, weighed by importance.
+    /// Adds what unit gain follows from.
     Gain(&'a mut GainSums),
-    /// Sets the moments of each group, and adds what unit gain follows from; both unweighed.
+    /// Sets the moments of each group, and adds what unit gain follows from.
     Moments(&'a mut [Moments], &'a mut GainSums),
     /// Adds the errors of the weights as they decode: those of [`KernelTable::error_row`].
     Error(&'a mut ErrorSums),
@@ -90,9 +90,9 @@ pub enum Sums<'a> {
 /// What unit gain follows from.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct GainSums {
-    /// `sum h w^2`.
+    /// `sum w^2`.
     pub signal: f64,
-    /// `sum h w y`, y being the decoded weights.
+    /// `sum w y`, y being the decoded weights.
     pub product: f64,
 }
 

@@ -51,7 +51,7 @@ pub enum Guide<'a> {
     /// Nothing: all weights count alike.
     None,
     /// What errors count for by input channel: `cols` finite numbers >= 0. They weigh the choice of
-    /// scales, and unit gain.
+    /// scales.
     Importance(&'a [f32]),
     /// How errors of one channel can be made up for by others, for `method: gptq`; of `cols`
     /// channels. Other methods take its importance.
@@ -270,9 +270,7 @@ impl Rows<'_> {
         let few_bits = moments_tell(layout.format);
         let mut held = false;
         let sums = match moments {
-            Some(moments)
-                if few_bits && (self.measure || unit_gain) && self.importance.is_none() =>
-            {
+            Some(moments) if few_bits && (self.measure || unit_gain) => {
                 held = true;
                 Sums::Moments(moments, &mut gain)
             }

@@ -65,7 +65,7 @@ impl Prepared {
             (Some(_), _) => return Cow::Owned(Self::default()),
             (None, Some(scales)) => scales,
         };
-        let importance = |h: &Vec<f32>| h.iter().zip(&scales).map(|(h, s)| h / (s * s)).collect();
+        let importance = |h: &Vec<f32>| h.iter().zip(&scales).map(|(h, s)| h / s).collect();
         Cow::Owned(Self {
             factor: self.factor.as_ref().map(|factor| factor.scaled(&scales)),
             importance: self.importance.as_ref().map(importance),
@@ -312,7 +312,10 @@ impl Work<'_> {
             // Nothing but zeros was seen of it, or only at times that count nothing.
             return Ok(Prepared::default());
         }
-        let importance = importance.as_deref().map(floored);
+        // The roots: squares, by which errors of the output would be least if channels had nothing
+        // in common, are worse for a model as a whole (docs/benchmarks.md).
+        let roots = |h: Vec<f64>| floored(&h.iter().map(|h| h.sqrt()).collect::<Vec<f64>>());
+        let importance = importance.map(roots);
         let mut prepared = Prepared {
             factor,
             importance,

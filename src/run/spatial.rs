@@ -17,14 +17,31 @@ use crate::kernel::{ChannelSums, Planes};
 use crate::quantize::transform::{apply_to_weights, decode_row};
 use crate::quantize::{Matrix, PlanesMut, quantize_rows};
 
-/// Rows of the sample: a bundle of GPTQ, and its quarter of the rows of a small matrix.
+/// Rows that all transforms are tried on: a bundle of GPTQ.
 const SAMPLE: usize = 32;
+
+/// Rows that the best one is then compared with none on.
+const CONFIRMED: usize = 128;
 
 /// Of the signs of rotations: without any, the first column of a block would take all its mean.
 const SEED: u64 = 1;
 
 /// A transform is kept when it leaves less than this of the error: a sample tells no smaller gains.
 const WORTH: f64 = 0.99;
+
+/// Squared errors of the output that a transform leaves, timesteps weighted.
+struct Score {
+    /// Of quantized weights.
+    weights: f64,
+    /// Of activations, if they were rounded to 8 bits.
+    noise: f64,
+}
+
+impl Score {
+    fn total(&self) -> f64 {
+        self.weights + self.noise
+    }
+}
 
 /// What is done to the input channels of a tensor.
 #[derive(Debug, Clone, Default)]
@@ -69,20 +86,54 @@ impl Work<'_> {
         let Some(x) = calibrator.calibration.largest(&info.name) else {
             return Ok(none);
         };
-        let rows = sample(info.shape.rows());
+        let largest = Largest {
+            x: x.iter().map(|&x| f64::from(x)).collect(),
+            w: self.largest_weights(tensor)?,
+        };
+        let candidates = candidates(prepared.method(recipe.method), cols, &largest);
+        let score = |some: &[Spatial], rows: usize| {
+            self.score_candidates(tensor, recipe, (prepared, weights), some, rows)
+        };
+        let scores = score(&candidates, SAMPLE)?;
+        let mut best = 0;
+        for i in 1..scores.len() {
+            if scores[i].total() < scores[best].total() {
+                best = i;
+            }
+        }
+        if best == 0 {
+            return Ok(none);
+        }
+        // A few rows are enough to choose by, and more of them to be sure.
+        let chosen = &candidates[best];
+        let scores = score(&[none.clone(), chosen.clone()], CONFIRMED)?;
+        let better = scores[1].total() < WORTH * scores[0].total();
+        match better && scores[1].weights <= scores[0].weights {
+            true => Ok(chosen.clone()),
+            false => Ok(none),
+        }
+    }
+
+    /// What some transforms come to for `most` rows of a tensor.
+    fn score_candidates(
+        &self,
+        tensor: usize,
+        recipe: &Recipe,
+        (prepared, weights): (&Prepared, &Weights),
+        candidates: &[Spatial],
+        most: usize,
+    ) -> Result<Vec<Score>> {
+        let info = &self.source.tensors()[tensor];
+        let cols = info.shape.cols();
+        let rows = sample(info.shape.rows(), most);
         let mut sampled = vec![0.0f32; rows.len() * cols];
         for (&row, out) in rows.iter().zip(sampled.chunks_exact_mut(cols)) {
             self.with_rows(tensor, row, 1, |matrix| {
                 self.table.widen(matrix.float, matrix.weights, out);
             })?;
         }
-        let largest = Largest {
-            x: x.iter().map(|&x| f64::from(x)).collect(),
-            w: self.largest_weights(tensor)?,
-        };
-        let candidates = candidates(prepared.method(recipe.method), cols, &largest);
         let mut errors = Vec::with_capacity(candidates.len());
-        for candidate in &candidates {
+        for candidate in candidates {
             if self.pool.stopped() {
                 return Err(Error::Cancelled);
             }
@@ -90,29 +141,12 @@ impl Work<'_> {
             let errors_of = self.sample_errors(candidate, recipe, prepared, cols, &sampled);
             errors.push(errors_of.unwrap_or_else(|| vec![f32::MAX.sqrt(); sampled.len()]));
         }
-        let scores = self.forms_of_matrices(tensor, &errors)?;
-        let weighted =
-            |forms: &Vec<f64>| forms.iter().zip(&weights.of_row).map(|(x, w)| x * w).sum();
-        let scores: Vec<f64> = scores.iter().map(weighted).collect();
-        let noise = |candidate: &Spatial| {
-            self.activation_noise(&info.name, weights, candidate, cols, &sampled)
+        let forms = self.forms_of_matrices(tensor, &errors)?;
+        let score = |(forms, candidate): (&Vec<f64>, &Spatial)| Score {
+            weights: forms.iter().zip(&weights.of_row).map(|(x, w)| x * w).sum(),
+            noise: self.activation_noise(&info.name, weights, candidate, cols, &sampled),
         };
-        let total: Vec<f64> = scores
-            .iter()
-            .zip(&candidates)
-            .map(|(score, candidate)| score + noise(candidate))
-            .collect();
-        let mut best = 0;
-        for i in 1..total.len() {
-            if total[i] < total[best] {
-                best = i;
-            }
-        }
-        let better = total[best] < WORTH * total[0] && scores[best] <= scores[0];
-        match better {
-            true => Ok(candidates[best].clone()),
-            false => Ok(none),
-        }
+        Ok(forms.iter().zip(candidates).map(score).collect())
     }
 
     /// The largest magnitude of each column.
@@ -244,8 +278,8 @@ impl Work<'_> {
 }
 
 /// Rows spread evenly over a matrix.
-fn sample(rows: usize) -> Vec<usize> {
-    let count = SAMPLE.min(rows);
+fn sample(rows: usize, most: usize) -> Vec<usize> {
+    let count = most.min(rows);
     (0..count)
         .map(|i| (2 * i + 1) * rows / (2 * count))
         .collect()
@@ -296,9 +330,9 @@ mod tests {
 
     #[test]
     fn samples_are_spread() {
-        assert_eq!(sample(3), [0, 1, 2]);
-        assert_eq!(sample(64)[..3], [1, 3, 5]);
-        assert_eq!(sample(6400)[31], 6300);
-        assert!(sample(0).is_empty());
+        assert_eq!(sample(3, 32), [0, 1, 2]);
+        assert_eq!(sample(64, 32)[..3], [1, 3, 5]);
+        assert_eq!(sample(6400, 32)[31], 6300);
+        assert!(sample(0, 32).is_empty());
     }
 }
