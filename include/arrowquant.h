@@ -943,6 +943,14 @@ typedef struct aq_tensor_report {
   double sqnr_db;
   /** Tiles whose scales did not fit f16 and are f32. */
   size_t f32_scale_tiles;
+  /**
+   * Relative squared error of the layer's output on the calibration's inputs,
+   * |X W - X Q|^2 / |X W|^2, timesteps weighted as for quantizing; NaN where no calibration
+   * tells. The report's JSON has it by time, too.
+   */
+  double output_error;
+  /** Cosine of the angle between the outputs; NaN likewise. */
+  double output_cosine;
 } aq_tensor_report;
 
 /** Figures over all quantized tensors of a run. */

@@ -263,7 +263,9 @@ impl Work<'_> {
             .planes
             .take(tile.row_count * recipe.format.row_bytes(cols));
         let prepared = self.prepare(tensor, &recipe)?;
-        pulse();
+        if prepared.weights.is_some() {
+            pulse(); // that may have taken long
+        }
         prepared.describe(&mut tile);
         let mut scale_dtype = recipe.planned_layout().scale_dtype;
         let (scales, biases, outcome) = loop {

@@ -203,6 +203,7 @@ def test_every_handle_is_freed_once(own, small, freed, tmp_path):
     counts = {kind: len(pointers) for kind, pointers in freed.items()}
     assert counts == {
         "config": 4, "source": 3, "plan": 3, "report": 4, "model": 1, "verification": 1,
+        "calibration": 0,
     }
 
 
