@@ -37,9 +37,7 @@ BITS = (8, 4, 2)
 
 # What is also sampled from, which takes minutes each: bits and method; and rows of the picture.
 SAMPLED = {
-    (8, "minmax"), (4, "minmax"), (4, "lsq"), (4, "gptq"), (2, "minmax"),
-    (2, "lsq without unit gain"), (2, "lsq"), (2, "gptq"), (2, "gptq, affine"), (2, "gptq + time-aware"),
-    (2, "combined"),
+    (8, "minmax"), (4, "gptq"), (2, "minmax"), (2, "lsq"), (2, "gptq + time-aware"),
 }
 SAMPLED_QUICK = {(4, "lsq"), (2, "lsq")}
 PICTURED = 20
