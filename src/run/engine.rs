@@ -11,12 +11,13 @@ use std::time::Instant;
 use serde_json::Value;
 
 use super::guide::Calibrator;
+use super::job::Job;
 use super::memory::Memory;
 use super::options::Options;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
-use super::tile::{CalibratedTile, How, Job, Work, set_figures, set_kept_figures, wants_f32};
+use super::tile::{CalibratedTile, How, Work, set_figures, set_kept_figures, wants_f32};
 use crate::error::{Error, Result};
 use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;

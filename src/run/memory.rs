@@ -3,8 +3,8 @@
 use bytesize::ByteSize;
 
 use super::guide::Calibrator;
+use super::job::Job;
 use super::options::Options;
-use super::tile::Job;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::sink::{SHARED_BELOW, SHARED_BYTES};

@@ -5,6 +5,7 @@ mod engine;
 mod fold;
 mod folder;
 mod guide;
+mod job;
 mod memory;
 mod options;
 mod output;

@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::guide::{Calibrator, Prepared};
-use super::output::{self, OutputSums};
+use super::job::Job;
+use super::output::OutputSums;
 use super::pool::{Pool, Pulse};
 use super::report::{TensorTally, bits_per_weight};
 use crate::calibrate::Weights;
@@ -17,114 +18,13 @@ use crate::format::{
 use crate::kernel::{ErrorSums, KernelTable, Planes};
 use crate::plan::Plan;
 use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
-use crate::quantize::{
-    Factor, Fault, Guide, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows,
-};
+use crate::quantize::{Fault, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
 use crate::schema::{self, Tile};
 use crate::sink::{Buffers, PlaneBuffer, TilePlanes};
 use crate::source::Source;
 
 /// Read buffers larger than this are not kept for reuse.
 const LARGEST_POOLED: usize = 8 << 20;
-
-/// A tile to make.
-pub(super) struct Job {
-    pub(super) tensor: usize,
-    pub(super) recipe: Option<Recipe>,
-    /// Without figures and checksum yet.
-    pub(super) tile: Tile,
-    /// Whether the calibration knows it, and has a Hessian of it.
-    pub(super) known: (bool, bool),
-    /// Of one row in the source; of the whole tensor where its rows are no whole bytes.
-    pub(super) row_bytes: usize,
-}
-
-/// Bytes of a kept tensor that are read at once.
-const KEPT_STEP: usize = 1 << 20;
-
-impl Job {
-    /// Bytes of memory it holds from its beginning until it is written, and a buffer to read
-    /// into.
-    pub(super) fn cost(&self, compress: bool) -> usize {
-        let planes = self.planes_of(self.tile.row_count);
-        let copies = if compress { 2 } else { 1 };
-        planes
-            .saturating_mul(copies)
-            .saturating_add(self.piece_bytes())
-    }
-
-    /// Bytes of memory that a calibration takes beside: a Hessian while it is factored, or its
-    /// factor and what measuring takes, on `threads` threads.
-    pub(super) fn guide_cost(&self, threads: usize) -> usize {
-        let cols = self.tile.shape.cols();
-        let (known, hessian) = self.known;
-        let Some(recipe) = self.recipe.filter(|_| known) else {
-            return 0;
-        };
-        let (factor, making) = match recipe.method {
-            Method::Gptq if hessian => Factor::bytes(cols),
-            _ => (0, 0),
-        };
-        let scratch = Guide::scratch_bytes(recipe.method, cols).max(output::bytes(cols));
-        making.max(factor.saturating_add(threads.saturating_mul(scratch)))
-    }
-
-    /// The same for one of its pieces.
-    pub(super) fn piece_cost(&self) -> usize {
-        match self.recipe {
-            Some(_) => self.planes_of(self.piece_rows()),
-            None => self.planes_of(self.tile.row_count).min(KEPT_STEP),
-        }
-    }
-
-    /// Bytes of the buffer that a piece is read into.
-    pub(super) fn piece_bytes(&self) -> usize {
-        match self.recipe {
-            Some(_) => {
-                let float = self.tile.source_dtype.float().map_or(0, Float::size);
-                let row = self.tile.shape.cols().saturating_mul(float);
-                self.piece_rows().saturating_mul(row)
-            }
-            None => 0,
-        }
-    }
-
-    fn piece_rows(&self) -> usize {
-        rows_per_piece(self.tile.shape.cols()).min(self.tile.row_count)
-    }
-
-    /// Bytes of the planes of some rows, which may turn out to need f32 scales.
-    fn planes_of(&self, rows: usize) -> usize {
-        let widest = match self.recipe {
-            Some(recipe) if recipe.scales == ScalePolicy::Auto => {
-                Some(recipe.layout(ScaleDtype::F32))
-            }
-            _ => self.tile.layout,
-        };
-        let tile = Tile {
-            layout: widest,
-            row_count: rows,
-            ..self.tile.clone()
-        };
-        let planes = tile.plane_bytes().unwrap_or_default();
-        planes.into_iter().fold(0, usize::saturating_add)
-    }
-
-    /// The pieces that a kept tile is read in: offset in the tile, and length.
-    pub(super) fn kept_steps(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let [bytes, ..] = self.tile.plane_bytes().unwrap_or_default();
-        let step = move |offset: usize| (offset, KEPT_STEP.min(bytes - offset));
-        (0..bytes).step_by(KEPT_STEP).map(step)
-    }
-
-    /// The pieces that a quantized tile is made in: first row of the tensor, and rows.
-    pub(super) fn row_steps(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let (start, count) = (self.tile.row_start, self.tile.row_count);
-        let step = rows_per_piece(self.tile.shape.cols());
-        let piece = move |row: usize| (start + row, step.min(count - row));
-        (0..count).step_by(step).map(piece)
-    }
-}
 
 /// A tile ready to be written.
 pub(super) struct Finished {
