@@ -8,8 +8,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
+use super::candidates::{Candidate, Candidates, Fixed};
+use super::mixed::Budget;
 use super::profile::Profile;
-use super::rules::{Rule, parse_bits, parse_group_size, parse_named};
+use super::rules::{
+    NO_MIN_COSINE, Rule, parse_bits, parse_group_size, parse_min_cosine, parse_named,
+};
 use crate::calibrate::TimeWeighting;
 use crate::error::{Error, Result};
 use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
@@ -59,6 +63,18 @@ pub const KEYS: &[(&str, &str)] = &[
     ("streaming_mode", "true or false"),
     ("memory_limit", "a size such as 256MB or 1GiB, or none"),
     ("fail_fast", "true or false"),
+    (
+        "min_cosine",
+        "a cosine from 0 to 1 that every tensor must reach, or none",
+    ),
+    ("mixed_precision", "true or false"),
+    ("max_size", "a size such as 2GB, or none"),
+    ("avg_bits", "a number of bits from 1 to 64, or none"),
+    (
+        "candidates",
+        "auto, or formats such as int2:256, int4:128:affine, int8 and keep, separated by commas",
+    ),
+    ("seed", "a number from 0 to 18446744073709551615"),
     ("calibration", "a calibration file, or none"),
     ("enable_time_aware", "true or false"),
     ("num_time_groups", "a number from 1 to 4096"),
@@ -102,6 +118,12 @@ pub struct Config {
     streaming: Option<bool>,
     memory_limit: Option<u64>,
     fail_fast: Option<bool>,
+    min_cosine: Option<f64>,
+    mixed: Option<bool>,
+    max_size: Option<u64>,
+    avg_bits: Option<f64>,
+    candidates: Candidates,
+    seed: u64,
     threads: Option<usize>,
     calibration: Option<CalibrationInput>,
     /// Of the calibration, or of the one that a plan was made with.
@@ -265,6 +287,20 @@ impl Config {
                 self.memory_limit = Some(limit.as_u64());
             }
             "fail_fast" => self.fail_fast = Some(value.parse().map_err(|_| refuse())?),
+            "min_cosine" => self.min_cosine = Some(parse_min_cosine(value).ok_or_else(refuse)?),
+            "mixed_precision" => self.mixed = Some(value.parse().map_err(|_| refuse())?),
+            "max_size" if value == "none" => self.max_size = None,
+            "max_size" => {
+                let size: ByteSize = value.parse().map_err(|_| refuse())?;
+                self.max_size = Some(size.as_u64());
+            }
+            "avg_bits" if value == "none" => self.avg_bits = None,
+            "avg_bits" => {
+                let bits = value.parse().ok().filter(|b| (1.0..=64.0).contains(b));
+                self.avg_bits = Some(bits.ok_or_else(refuse)?);
+            }
+            "candidates" => self.candidates = value.parse()?,
+            "seed" => self.seed = value.parse().map_err(|_| refuse())?,
             "calibration" => {
                 let file = (value != "none").then(|| CalibrationInput::File(value.into()));
                 self.set_calibration(file);
@@ -317,6 +353,15 @@ impl Config {
                 .memory_limit
                 .map_or("none".to_owned(), |n| format!("{n}B")),
             "fail_fast" => self.fail_fast().to_string(),
+            "min_cosine" => match self.min_cosine() {
+                NO_MIN_COSINE => "none".to_owned(),
+                cosine => cosine.to_string(),
+            },
+            "mixed_precision" => self.budget().is_some().to_string(),
+            "max_size" => self.max_size.map_or("none".to_owned(), |n| format!("{n}B")),
+            "avg_bits" => self.avg_bits.map_or("none".to_owned(), |n| n.to_string()),
+            "candidates" => self.candidates.to_string(),
+            "seed" => self.seed.to_string(),
             "calibration" => match &self.calibration {
                 Some(CalibrationInput::File(path)) => path.display().to_string(),
                 // One in memory is no text.
@@ -377,6 +422,49 @@ impl Config {
     /// Whether what a run would rather mend by itself is an error.
     pub fn fail_fast(&self) -> bool {
         self.fail_fast.unwrap_or(false)
+    }
+
+    /// Cosine that every tensor must reach, unless a rule says another; [`NO_MIN_COSINE`] for none.
+    pub fn min_cosine(&self) -> f64 {
+        self.min_cosine.unwrap_or(self.profile().min_cosine())
+    }
+
+    /// What formats of tensors are to be chosen by; `None` when all get the same one.
+    pub fn budget(&self) -> Option<Budget> {
+        let limited = self.max_size.is_some() || self.avg_bits.is_some();
+        let mixed = self.mixed.unwrap_or(limited);
+        mixed.then_some(Budget {
+            max_size: self.max_size,
+            avg_bits: self.avg_bits,
+        })
+    }
+
+    /// The ways to store a tensor that a budget may choose from, where no rule restricts them.
+    pub(super) fn candidates(&self) -> Vec<Option<Recipe>> {
+        let fixed = Fixed {
+            format: self.format,
+            group_size: self.group_size,
+            scheme: self.scheme,
+        };
+        let recipe = |candidate: Candidate| {
+            let format = candidate.format?;
+            let recipe = self.recipe(format);
+            Some(Recipe {
+                group_size: candidate.group_size.unwrap_or(recipe.group_size),
+                scheme: candidate.scheme.unwrap_or(recipe.scheme),
+                ..recipe
+            })
+        };
+        self.candidates
+            .list(fixed)
+            .into_iter()
+            .map(recipe)
+            .collect()
+    }
+
+    /// Of everything that is drawn by chance: which rows are sampled, how a search varies plans.
+    pub fn seed(&self) -> u64 {
+        self.seed
     }
 
     /// Threads of the run; 0 is all of the machine's.
@@ -451,6 +539,7 @@ impl Config {
             "gain": self.gain.map_or("auto", Gain::name),
             "group_size": recipe.group_size.get(),
             "method": recipe.method.name(),
+            "min_cosine": self.get("min_cosine").unwrap_or_default(),
             "on_nonfinite": self.get("on_nonfinite").unwrap_or_default(),
             "rules": self.rule_texts(),
             "scale_dtype": recipe.scales.name(),

@@ -1,11 +1,16 @@
 //! What each tensor gets, decided before any work. Pure data and pure functions.
 
+mod budget;
 mod calibrated;
+mod candidates;
 mod config;
+mod evolve;
 mod layouts;
+mod mixed;
 mod modality;
 mod profile;
 mod rules;
+mod sensitivity;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -13,12 +18,17 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use budget::{Cost, spend};
 pub use calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
+pub use candidates::{Candidate, Candidates};
 pub use config::{Compression, Config, KEYS, OnNonFinite};
+pub use evolve::{Evolve, Generation, Genes, Individual, Population, Scored};
 pub use layouts::{FoldSet, LAYOUTS, NotFolded, Writer, fold_sets};
+pub use mixed::{Budget, Choices, Open, bits_bound, cosine_bound};
 pub use modality::Modality;
 pub use profile::Profile;
-pub use rules::{Pattern, Rule};
+pub use rules::{NO_MIN_COSINE, Pattern, Rule};
+pub use sensitivity::{Basis, Measured, Sensitivity};
 
 use crate::error::{Error, Result};
 use crate::format::{GroupSize, Method, Recipe};
@@ -34,6 +44,9 @@ pub struct PlanEntry {
     pub tensor: TensorInfo,
     /// How it is quantized, or `None` when it is kept.
     pub recipe: Option<Recipe>,
+    /// Cosine that it must reach when it is quantized; [`NO_MIN_COSINE`] for none. Of its outputs
+    /// where a calibration tells of them, else of its weights. If it does not, it gets more bits.
+    pub min_cosine: f64,
     /// Why, in a few words.
     pub reason: String,
 }
@@ -41,8 +54,13 @@ pub struct PlanEntry {
 impl PlanEntry {
     /// Predicted bytes of its planes, f16 scales assumed unless f32 is forced.
     pub fn bytes(&self) -> usize {
+        self.bytes_as(self.recipe.as_ref())
+    }
+
+    /// The same if the tensor were stored so.
+    pub fn bytes_as(&self, recipe: Option<&Recipe>) -> usize {
         let shape = &self.tensor.shape;
-        match &self.recipe {
+        match recipe {
             Some(recipe) => {
                 let row = recipe.planned_layout().row_bytes(shape.cols());
                 shape.rows().saturating_mul(row)
@@ -67,6 +85,21 @@ impl PlanEntry {
         self.recipe.is_some() && self.bytes() > 0 && self.bytes() >= self.source_bytes()
     }
 
+    /// The rule that makes this entry that one, of the same tensor.
+    fn rule_to(&self, wanted: &Self) -> Result<Option<Rule>> {
+        if self.recipe == wanted.recipe && self.min_cosine == wanted.min_cosine {
+            return Ok(None);
+        }
+        let pattern = Pattern::literal(&self.tensor.name)?;
+        Ok(Some(match &wanted.recipe {
+            Some(recipe) => Rule {
+                min_cosine: (self.min_cosine != wanted.min_cosine).then_some(wanted.min_cosine),
+                ..Rule::recipe(pattern, recipe)
+            },
+            None => Rule::keep(pattern),
+        }))
+    }
+
     /// Predicted bits per weight, or `None` without weights.
     pub fn bits_per_weight(&self) -> Option<f64> {
         let weights = self.tensor.shape.elements();
@@ -87,6 +120,9 @@ pub struct Plan {
     pub streaming: bool,
     /// Bytes that the run may take in memory, all in all.
     pub memory_limit: Option<u64>,
+    /// Bytes that the file may have: tensors that do not reach their cosine get no more bits than
+    /// there is room for.
+    pub max_size: Option<u64>,
     /// Whether what the run would rather mend by itself is an error.
     pub fail_fast: bool,
     /// What to do with non-finite weights.
@@ -124,6 +160,7 @@ impl Plan {
             compression: config.compression(),
             streaming: config.streaming(),
             memory_limit: config.memory_limit(),
+            max_size: None,
             fail_fast: config.fail_fast(),
             on_nonfinite: config.on_nonfinite(),
             calibrated,
@@ -165,6 +202,7 @@ impl Plan {
             compression: self.compression.name().to_owned(),
             streaming_mode: self.streaming,
             memory_limit: self.memory_limit,
+            max_size: self.max_size,
             fail_fast: self.fail_fast,
             calibration: self.calibration_file(),
             config: self.config.clone(),
@@ -220,17 +258,14 @@ impl Plan {
         };
         let unedited = Self::new(tensors(), &config)?;
         for (found, wanted) in unedited.entries.iter().zip(&wanted) {
-            if found.recipe != wanted.recipe {
-                let pattern = Pattern::literal(&wanted.tensor.name)?;
-                config.push_rule(match &wanted.recipe {
-                    Some(recipe) => Rule::recipe(pattern, recipe),
-                    None => Rule::keep(pattern),
-                });
+            if let Some(rule) = found.rule_to(wanted)? {
+                config.push_rule(rule);
             }
         }
         let mut plan = Self::new(tensors(), &config)?;
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
+        plan.max_size = json.max_size;
         plan.fail_fast = json.fail_fast;
         let input = json
             .calibration
@@ -415,23 +450,23 @@ fn decide(
         return Ok(PlanEntry {
             tensor: tensor.clone(),
             recipe: None,
+            min_cosine: NO_MIN_COSINE,
             reason,
         });
     }
     let format = last.and_then(|rule| rule.format).unwrap_or(config.format());
     let mut recipe = config.recipe(format);
     let mut reason = "default".to_owned();
+    let mut min_cosine = config.min_cosine();
     for rule in changes.iter().filter(|rule| !rule.keep) {
-        recipe.group_size = rule.group_size.unwrap_or(recipe.group_size);
-        recipe.scheme = rule.scheme.unwrap_or(recipe.scheme);
-        recipe.method = rule.method.unwrap_or(recipe.method);
-        recipe.gain = rule.gain.unwrap_or(recipe.gain);
-        recipe.scales = rule.scales.unwrap_or(recipe.scales);
+        rule.change(&mut recipe);
+        min_cosine = rule.min_cosine.unwrap_or(min_cosine);
         reason = format!("rule {rule}");
     }
     Ok(PlanEntry {
         tensor: tensor.clone(),
         recipe: Some(recipe),
+        min_cosine,
         reason,
     })
 }
@@ -452,6 +487,8 @@ struct PlanJson {
     streaming_mode: bool,
     #[serde(default)]
     memory_limit: Option<u64>,
+    #[serde(default)]
+    max_size: Option<u64>,
     #[serde(default)]
     fail_fast: bool,
     #[serde(default)]
@@ -478,6 +515,8 @@ struct EntryJson {
     gain: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     scale_dtype: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    min_cosine: Option<f64>,
     #[serde(default)]
     bytes: usize,
     #[serde(default)]
@@ -501,6 +540,7 @@ impl From<&PlanEntry> for EntryJson {
             method: recipe.map(|r| r.method.to_string()),
             gain: recipe.map(|r| r.gain.to_string()),
             scale_dtype: recipe.map(|r| r.scales.to_string()),
+            min_cosine: Some(entry.min_cosine).filter(|c| *c != NO_MIN_COSINE),
             bytes: entry.bytes(),
             bits_per_weight: entry.bits_per_weight(),
             reason: entry.reason.clone(),
@@ -559,9 +599,14 @@ impl EntryJson {
                 tensor.shape
             )));
         }
+        let min_cosine = self.min_cosine.unwrap_or(NO_MIN_COSINE);
+        if self.min_cosine.is_some_and(|c| !(0.0..=1.0).contains(&c)) {
+            return Err(refuse(format!("{min_cosine} is no cosine from 0 to 1")));
+        }
         Ok(PlanEntry {
             tensor,
             recipe,
+            min_cosine,
             reason: self.reason,
         })
     }

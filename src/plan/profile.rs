@@ -64,6 +64,15 @@ impl Profile {
         self != Self::Edge
     }
 
+    /// Cosine that every tensor must reach.
+    pub fn min_cosine(self) -> f64 {
+        match self {
+            Self::Edge => 0.65,
+            Self::Local => 0.85,
+            Self::Cloud => 0.95,
+        }
+    }
+
     /// Threads of a run; 0 is all of the machine's.
     pub fn threads(self) -> usize {
         match self {

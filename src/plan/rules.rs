@@ -168,6 +168,8 @@ pub struct Rule {
     pub gain: Option<Gain>,
     /// How scales are stored.
     pub scales: Option<ScalePolicy>,
+    /// Cosine that they must reach.
+    pub min_cosine: Option<f64>,
 }
 
 impl Rule {
@@ -182,6 +184,7 @@ impl Rule {
             method: None,
             gain: None,
             scales: None,
+            min_cosine: None,
         }
     }
 
@@ -204,10 +207,11 @@ impl Rule {
             method: Some(recipe.method),
             gain: Some(recipe.gain),
             scales: Some(recipe.scales),
+            min_cosine: None,
         }
     }
 
-    /// Sets one of bits, group, scheme, method, gain, scale_dtype and keep.
+    /// Sets one of bits, group, scheme, method, gain, scale_dtype, min_cosine and keep.
     ///
     /// # Errors
     /// Another key, or a value that it cannot have.
@@ -219,13 +223,27 @@ impl Rule {
             "method" => self.method = Some(parse_named(key, value)?),
             "gain" => self.gain = Some(parse_named(key, value)?),
             "scale_dtype" => self.scales = Some(parse_named(key, value)?),
+            "min_cosine" => {
+                let refuse =
+                    || Error::config(key, format!("'{value}' is no cosine from 0 to 1, nor none"));
+                self.min_cosine = Some(parse_min_cosine(value).ok_or_else(refuse)?);
+            }
             "keep" => self.keep = parse_bool(key, value)?,
             _ => {
-                let allowed = "bits, group, scheme, method, gain, scale_dtype and keep";
+                let allowed = "bits, group, scheme, method, gain, scale_dtype, min_cosine and keep";
                 return Err(Error::config(key, format!("unknown; a rule has {allowed}")));
             }
         }
         Ok(())
+    }
+
+    /// Changes what the rule says of a recipe, but for its bits.
+    pub(super) fn change(&self, recipe: &mut Recipe) {
+        recipe.group_size = self.group_size.unwrap_or(recipe.group_size);
+        recipe.scheme = self.scheme.unwrap_or(recipe.scheme);
+        recipe.method = self.method.unwrap_or(recipe.method);
+        recipe.gain = self.gain.unwrap_or(recipe.gain);
+        recipe.scales = self.scales.unwrap_or(recipe.scales);
     }
 
     /// The rule with settings as they stand after the `=` of `--rule`.
@@ -245,7 +263,8 @@ impl Rule {
             || self.scheme.is_some()
             || self.method.is_some()
             || self.gain.is_some()
-            || self.scales.is_some();
+            || self.scales.is_some()
+            || self.min_cosine.is_some();
         let reason = match (self.keep, sets) {
             (true, true) => "keeps and quantizes at once",
             (false, false) => "changes nothing",
@@ -280,6 +299,10 @@ impl fmt::Display for Rule {
             self.method.map(|method| format!("method:{method}")),
             self.gain.map(|gain| format!("gain:{gain}")),
             self.scales.map(|scales| format!("scale_dtype:{scales}")),
+            self.min_cosine.map(|cosine| match cosine {
+                NO_MIN_COSINE => "min_cosine:none".to_owned(),
+                cosine => format!("min_cosine:{cosine}"),
+            }),
         ];
         let settings: Vec<String> = settings.into_iter().flatten().collect();
         write!(f, "{}={}", self.pattern.text, settings.join(","))
@@ -305,6 +328,16 @@ pub(super) fn parse_named<T: FromStr<Err: fmt::Display>>(key: &str, value: &str)
     value
         .parse()
         .map_err(|error: T::Err| Error::config(key, format!("'{value}': {error}")))
+}
+
+/// A threshold that every cosine reaches.
+pub const NO_MIN_COSINE: f64 = -1.0;
+
+pub(super) fn parse_min_cosine(value: &str) -> Option<f64> {
+    match value {
+        "none" => Some(NO_MIN_COSINE),
+        _ => value.parse().ok().filter(|c| (0.0..=1.0).contains(c)),
+    }
 }
 
 fn parse_bool(key: &str, value: &str) -> Result<bool> {
@@ -478,6 +511,8 @@ mod tests {
             "a.*=bits:8,group:64",
             "re:x=y=keep",
             "*=bits:2,group:0,scheme:affine,method:minmax,gain:lsq,scale_dtype:f32",
+            "a=bits:4,min_cosine:0.97",
+            "a=min_cosine:none",
         ] {
             assert_eq!(text.parse::<Rule>().unwrap().to_string(), text);
         }
@@ -493,6 +528,7 @@ mod tests {
                 "a=scheme:odd",
                 "'odd': scheme must be one of: symmetric, affine",
             ),
+            ("a=min_cosine:2", "'2' is no cosine from 0 to 1"),
             ("a=colour:red", "a rule has bits, group"),
             ("a=keep,bits:4", "keeps and quantizes"),
             ("a=keep:false", "changes nothing"),

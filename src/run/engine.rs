@@ -12,16 +12,18 @@ use serde_json::Value;
 
 use super::guide::Calibrator;
 use super::job::Job;
+use super::ladder::{Ladder, Verdict};
 use super::memory::Memory;
 use super::options::Options;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
+use super::size::predicted_bytes;
 use super::tile::{CalibratedTile, How, Work, set_figures, set_kept_figures, wants_f32};
 use crate::error::{Error, Result};
 use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
-use crate::plan::{OnNonFinite, Plan};
+use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan};
 use crate::quantize::{Fault, Outcome, PlanesMut};
 use crate::schema::Tile;
 use crate::sink::{Buffers, Destination, Footer, ParquetSink};
@@ -39,6 +41,7 @@ pub(super) struct Engine<'run, 'tell> {
     pub(super) tallies: Vec<TensorTally>,
     work: Work<'run>,
     memory: Memory,
+    pub(super) ladder: Ladder,
     counter: Counter<'run, 'tell>,
     log: Option<LogFn<'tell>>,
     threads: usize,
@@ -76,6 +79,8 @@ impl Engine<'_, '_> {
                 &format!("streaming: {because}"),
             )?;
         }
+        let shared = options.share.is_some_and(|share| share.count > 1);
+        let ladder = Ladder::new(plan, predicted_bytes(source, plan), shared);
         let done = AtomicUsize::new(0);
         let total = plan.entries[entries.clone()].iter();
         let total = total.map(|entry| entry.source_bytes());
@@ -96,6 +101,7 @@ impl Engine<'_, '_> {
                     calibrator: calibrator.as_ref(),
                 },
                 memory,
+                ladder,
                 counter,
                 log: options.log,
                 threads,
@@ -144,24 +150,10 @@ impl Engine<'_, '_> {
         part: impl FnOnce(&Self) -> Option<Value>,
     ) -> Result<u64> {
         self.keep_non_finite(entries.clone())?;
-        let compress = self.work.compress;
-        let jobs = jobs(
-            self.source,
-            &self.plan,
-            self.work.calibrator,
-            entries.clone(),
-        )?;
-        let mut jobs = jobs.into_iter().peekable();
-        let mut sink = ParquetSink::create(destination, compress)?;
-        loop {
-            let memory = self.memory.clone();
-            let threads = self.threads;
-            let held = from_fn(|| jobs.next_if(|job| !memory.in_place(job, compress, threads)));
-            self.held(held, &mut sink)?;
-            match jobs.next() {
-                Some(job) => self.in_place(&job, &mut sink)?,
-                None => break,
-            }
+        let mut sink = ParquetSink::create(destination, self.work.compress)?;
+        let mut rest = entries.clone();
+        while let Some(again) = self.tensors(rest.clone(), &mut sink)? {
+            rest.start = again;
         }
         self.source.check_unchanged()?;
         let footer = Footer {
@@ -176,12 +168,70 @@ impl Engine<'_, '_> {
         sink.finish(footer, &mut || counter.tell())
     }
 
-    /// Writes tiles that are held until they are done.
-    fn held(&mut self, jobs: impl Iterator<Item = Job>, sink: &mut ParquetSink<'_>) -> Result<()> {
+    /// Writes some tensors, all of them or up to one that is to be done again from there on, as it
+    /// did not reach its cosine; that one is then returned.
+    fn tensors(
+        &mut self,
+        entries: Range<usize>,
+        sink: &mut ParquetSink<'_>,
+    ) -> Result<Option<usize>> {
+        let compress = self.work.compress;
+        let mut jobs = jobs(self.source, &self.plan, self.work.calibrator, entries)?;
+        for job in &mut jobs {
+            job.spatial = self.tallies[job.tensor].spatial;
+            let plan = &self.plan;
+            // Otherwise it is to be known what the tensors before it take.
+            if self.memory.limit.is_none() && plan.max_size.is_none() && !plan.fail_fast {
+                job.min_cosine = self.plan.entries[job.tensor].min_cosine;
+            }
+        }
+        let mut jobs = jobs.into_iter().peekable();
+        loop {
+            let memory = self.memory.clone();
+            let threads = self.threads;
+            let held = from_fn(|| jobs.next_if(|job| !memory.in_place(job, compress, threads)));
+            if let Some(again) = self.held(held, sink)? {
+                return Ok(Some(again));
+            }
+            let Some(job) = jobs.next() else {
+                return Ok(None);
+            };
+            if job.tile.tile == 0 {
+                self.ladder.begin(sink.mark());
+            }
+            self.in_place(&job, sink)?;
+            if job.is_last() && self.judge(job.tensor, sink)? {
+                return Ok(Some(job.tensor));
+            }
+        }
+    }
+
+    /// Whether a tensor that is written is to be done again.
+    fn judge(&mut self, tensor: usize, sink: &mut ParquetSink<'_>) -> Result<bool> {
+        judge(
+            &mut self.ladder,
+            self.source,
+            (&mut self.plan, &mut self.tallies),
+            tensor,
+            sink,
+            &mut self.log,
+        )
+    }
+
+    /// Writes tiles that are held until they are done; as [`Engine::tensors`].
+    fn held(
+        &mut self,
+        jobs: impl Iterator<Item = Job>,
+        sink: &mut ParquetSink<'_>,
+    ) -> Result<Option<usize>> {
+        let source = self.source;
+        let mut again = None;
         let Self {
             work,
             counter,
             tallies,
+            plan,
+            ladder,
             log,
             ..
         } = self;
@@ -191,7 +241,7 @@ impl Engine<'_, '_> {
             true => 0,
             false => self.memory.in_flight,
         };
-        work.pool.in_order(
+        let done = work.pool.in_order(
             jobs.map(|job| {
                 (
                     job.cost(compress).saturating_add(job.guide_cost(threads)),
@@ -202,16 +252,36 @@ impl Engine<'_, '_> {
             |job, pulse| work.tile(job, pulse),
             || counter.tell(),
             |finished, go_on| {
-                let tally = &mut tallies[finished.tensor];
+                let tensor = finished.tensor;
+                let tally = &mut tallies[tensor];
+                let entry = &mut plan.entries[tensor];
+                for step in finished.steps {
+                    let (next, message) = Ladder::take(entry, step);
+                    tally.again(step, next);
+                    say(log, Level::Info, &message)?;
+                }
                 tally.add(finished.bytes, &finished.error);
                 tally.add_inputs(&finished.tile);
                 tally.add_calibrated(finished.calibrated);
                 if finished.needed_f32 {
                     widened(tally, &finished.tile, log)?;
                 }
-                sink.write(finished.tile, finished.planes, go_on)
+                if finished.tile.tile == 0 {
+                    ladder.begin(sink.mark());
+                }
+                sink.write(finished.tile, finished.planes, go_on)?;
+                if finished.is_last && judge(ladder, source, (plan, tallies), tensor, sink, log)? {
+                    again = Some(tensor);
+                    // Ends the work on what follows.
+                    return Err(Error::Cancelled);
+                }
+                Ok(())
             },
-        )
+        );
+        match again {
+            Some(_) => Ok(again),
+            None => done.map(|()| None),
+        }
     }
 
     /// Writes a tile piece by piece into the place that it has in the file.
@@ -253,7 +323,7 @@ impl Engine<'_, '_> {
         let planned = recipe.planned_layout().scale_dtype;
         let mut scale_dtype = planned;
         let mut tile = job.tile.clone();
-        let prepared = self.work.prepare(job.tensor, recipe)?;
+        let prepared = self.work.prepare(job.tensor, recipe, job.spatial)?;
         prepared.describe(&mut tile);
         let outcome = loop {
             tile.layout = Some(recipe.layout(scale_dtype));
@@ -350,7 +420,7 @@ impl Engine<'_, '_> {
     }
 
     /// What some entries came to, each.
-    fn tensors(&self, entries: Range<usize>) -> Vec<TensorReport> {
+    fn reports(&self, entries: Range<usize>) -> Vec<TensorReport> {
         let calibrator = self.work.calibrator;
         let report = |i: usize| self.tallies[i].report(&self.plan.entries[i], calibrator);
         entries.map(report).collect()
@@ -360,7 +430,7 @@ impl Engine<'_, '_> {
     pub(super) fn summary(&self, entries: Range<usize>) -> Value {
         summary(
             &self.total(entries.clone()).totals(),
-            &self.tensors(entries),
+            &self.reports(entries),
         )
     }
 
@@ -373,13 +443,42 @@ impl Engine<'_, '_> {
             output_bytes: bytes,
             source_bytes: source_bytes.map(|entry| entry.source_bytes()).sum(),
             total: self.total(entries.clone()).totals(),
-            tensors: self.tensors(entries),
+            tensors: self.reports(entries),
             memory_limit: self.memory.limit,
             streaming_because: self.memory.because.clone(),
             parts: None,
             seconds: self.started.elapsed().as_secs_f64(),
             threads: self.threads,
             isa: self.work.table.isa().name(),
+        }
+    }
+}
+
+/// Whether a tensor that is written is to be done again; the file is then as before it.
+fn judge(
+    ladder: &mut Ladder,
+    source: &dyn Source,
+    (plan, tallies): (&mut Plan, &mut [TensorTally]),
+    tensor: usize,
+    sink: &mut ParquetSink<'_>,
+    log: &mut Option<LogFn<'_>>,
+) -> Result<bool> {
+    let (entry, tally) = (&mut plan.entries[tensor], &mut tallies[tensor]);
+    let (verdict, message) = ladder.judge(source, tensor, entry, tally)?;
+    if let Some(message) = message {
+        let level = match verdict {
+            Verdict::Again => Level::Info,
+            Verdict::Passed => Level::Warning,
+        };
+        say(log, level, &message)?;
+    }
+    match verdict {
+        Verdict::Passed => Ok(false),
+        Verdict::Again => {
+            if let Some(mark) = ladder.rewind_to() {
+                sink.rewind_to(mark);
+            }
+            Ok(true)
         }
     }
 }
@@ -435,6 +534,8 @@ pub(super) fn jobs(
                 tensor,
                 recipe: entry.recipe,
                 known,
+                spatial: true,
+                min_cosine: NO_MIN_COSINE,
                 row_bytes,
                 tile: Tile {
                     name: info.name.clone(),

@@ -11,6 +11,7 @@ use serde_json::json;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::engine::Engine;
+use super::ladder::{Ladder, LadderStep};
 use super::options::{Options, check_not_input};
 use super::progress::Level;
 use super::report::{Parts, Report, TensorTally, TotalTally, Totals, figures};
@@ -238,11 +239,16 @@ impl Folder<'_> {
 
     fn info(&self, engine: &Engine<'_, '_>, index: usize) -> PartInfo {
         let part = &self.parts[index];
-        let mut sums = BTreeMap::new();
+        let (mut sums, mut ladder) = (BTreeMap::new(), BTreeMap::new());
         for i in part.entries.clone() {
             let entry = &engine.plan.entries[i];
+            let tally = &engine.tallies[i];
+            if !tally.ladder.is_empty() || tally.below_min_cosine {
+                let steps = json!([tally.ladder, tally.below_min_cosine]);
+                ladder.insert(entry.tensor.name.clone(), steps);
+            }
             if entry.recipe.is_some() {
-                let error = engine.tallies[i].error;
+                let error = tally.error;
                 let sum = [error.signal, error.decoded, error.error];
                 sums.insert(entry.tensor.name.clone(), sum);
             }
@@ -253,6 +259,7 @@ impl Folder<'_> {
             share: part.share,
             fingerprint: self.fingerprint.clone(),
             sums,
+            ladder,
         }
     }
 
@@ -353,10 +360,21 @@ impl PartThere {
             };
             let tensor = &self.model.tensors()[tensor];
             let mut tally = tally_of(tensor, &self.info);
+            let climbed = self.info.ladder.get(&entry.tensor.name);
+            let climbed = climbed.and_then(|steps| serde_json::from_value(steps.clone()).ok());
+            let before = entry.bytes();
+            if let Some((steps, below)) = climbed {
+                let steps: Vec<LadderStep> = steps;
+                for &step in &steps {
+                    Ladder::take(entry, step);
+                }
+                (tally.ladder, tally.below_min_cosine) = (steps, below);
+            }
+            engine.ladder.spend(entry.bytes().saturating_sub(before));
             if let Some(planned) = entry.recipe.map(|recipe| recipe.planned_layout()) {
                 for tile in tensor.tiles.iter().map(|tile| &tile.tile) {
                     match tile.layout {
-                        None => tally.kept_non_finite = true,
+                        None => tally.kept_non_finite = true, // a step up has no recipe now
                         Some(layout) if layout == planned => {}
                         Some(_) => tally.f32_scale_tiles.push(tile.tile),
                     }

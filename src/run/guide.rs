@@ -57,6 +57,18 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// What mean squares by channel say.
+    pub(super) fn important(weights: Weights, mean_squares: &[f64]) -> Self {
+        // The roots: squares, by which errors of the output would be least if channels had nothing
+        // in common, are worse for a model as a whole (docs/benchmarks.md).
+        let roots: Vec<f64> = mean_squares.iter().map(|h| h.sqrt()).collect();
+        Self {
+            importance: Some(floored(&roots)),
+            weights: Some(weights),
+            ..Self::default()
+        }
+    }
+
     /// What is known of inputs that are divided by scales, or rotated.
     pub(super) fn transformed(&self, spatial: &Spatial) -> Cow<'_, Prepared> {
         let scales = match (spatial.rotation, spatial.scales()) {
@@ -278,15 +290,16 @@ fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_
 }
 
 impl Work<'_> {
-    /// What the calibration says of a tensor.
-    pub(super) fn prepare(&self, tensor: usize, recipe: &Recipe) -> Result<Prepared> {
+    /// What a tensor's channels and times count for, where anything was seen of it: weights of time
+    /// groups, and weighted mean squares by channel.
+    pub(super) fn importance(&self, tensor: usize) -> Result<Option<(Weights, Vec<f64>)>> {
         let Some(calibrator) = self.calibrator else {
-            return Ok(Prepared::default());
+            return Ok(None);
         };
         let layer = &self.source.tensors()[tensor].name;
         let calibration = &calibrator.calibration;
         match calibration.cols(layer) {
-            None => return Ok(Prepared::default()),
+            None => return Ok(None),
             Some(cols) if cols == self.source.tensors()[tensor].shape.cols() => {}
             // Observed since the run began.
             Some(cols) => {
@@ -301,28 +314,39 @@ impl Work<'_> {
         let groups = calibrator.calibrated.time_groups;
         let weights =
             calibration.weights(layer, &calibrator.weighting, groups, outputs.as_deref())?;
+        let importance = calibration.importance(layer, &weights);
+        // Without, nothing but zeros was seen of it, or only at times that count nothing.
+        let importance = importance.filter(|h| h.iter().any(|h| *h > 0.0));
+        Ok(importance.map(|importance| (weights, importance)))
+    }
+
+    /// What the calibration says of a tensor; its inputs are scaled or rotated only where that is
+    /// `spatial`.
+    pub(super) fn prepare(
+        &self,
+        tensor: usize,
+        recipe: &Recipe,
+        spatial: bool,
+    ) -> Result<Prepared> {
+        let (Some((weights, importance)), Some(calibrator)) =
+            (self.importance(tensor)?, self.calibrator)
+        else {
+            return Ok(Prepared::default());
+        };
+        let layer = &self.source.tensors()[tensor].name;
         let factor = match recipe.method {
-            Method::Gptq => Factor::new(calibration, layer, &weights)
+            Method::Gptq => Factor::new(&calibrator.calibration, layer, &weights)
                 .map_err(|error| self.cannot_read_calibration(layer, error))?,
             Method::MinMax | Method::Lsq => None,
         };
-        let importance = calibration.importance(layer, &weights);
-        let importance = importance.filter(|h| h.iter().any(|h| *h > 0.0));
-        if importance.is_none() {
-            // Nothing but zeros was seen of it, or only at times that count nothing.
-            return Ok(Prepared::default());
-        }
-        // The roots: squares, by which errors of the output would be least if channels had nothing
-        // in common, are worse for a model as a whole (docs/benchmarks.md).
-        let roots = |h: Vec<f64>| floored(&h.iter().map(|h| h.sqrt()).collect::<Vec<f64>>());
-        let importance = importance.map(roots);
         let mut prepared = Prepared {
             factor,
-            importance,
-            weights: Some(weights),
-            ..Prepared::default()
+            ..Prepared::important(weights, &importance)
         };
-        let spatial = self.choose_spatial(tensor, recipe, &prepared)?;
+        let spatial = match spatial {
+            true => self.choose_spatial(tensor, recipe, &prepared)?,
+            false => Spatial::default(),
+        };
         if !spatial.transform().is_identity() {
             let Prepared {
                 factor, importance, ..

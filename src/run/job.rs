@@ -1,7 +1,10 @@
 //! The tiles that a run is to make, and what each of them takes.
 
 use super::output;
-use crate::format::{Float, Method, Recipe, ScaleDtype, ScalePolicy, rows_per_piece};
+use crate::format::{
+    Float, Method, Recipe, ScaleDtype, ScalePolicy, TILE_BYTES, TILE_BYTES_COMPRESSED,
+    rows_per_piece,
+};
 use crate::quantize::{Factor, Guide};
 use crate::schema::Tile;
 
@@ -13,6 +16,10 @@ pub(super) struct Job {
     pub(super) tile: Tile,
     /// Whether the calibration knows it, and has a Hessian of it.
     pub(super) known: (bool, bool),
+    /// Whether its inputs may be scaled or rotated.
+    pub(super) spatial: bool,
+    /// Cosine below which it is done again at once, with more bits; where that has to wait, none.
+    pub(super) min_cosine: f64,
     /// Of one row in the source; of the whole tensor where its rows are no whole bytes.
     pub(super) row_bytes: usize,
 }
@@ -45,6 +52,22 @@ impl Job {
         };
         let scratch = Guide::scratch_bytes(recipe.method, cols).max(output::bytes(cols));
         making.max(factor.saturating_add(threads.saturating_mul(scratch)))
+    }
+
+    /// Whether it is the last tile of its tensor.
+    pub(super) fn is_last(&self) -> bool {
+        self.tile.row_start + self.tile.row_count == self.tile.shape.rows()
+    }
+
+    /// Whether the tensor is one tile, with this recipe as with its own.
+    pub(super) fn is_alone(&self, recipe: Option<&Recipe>, compress: bool) -> bool {
+        let (rows, cols) = (self.tile.shape.rows(), self.tile.shape.cols());
+        let row = recipe.map_or(self.row_bytes, |recipe| recipe.format.row_bytes(cols));
+        let most = match compress {
+            true => TILE_BYTES_COMPRESSED,
+            false => TILE_BYTES,
+        };
+        self.tile.row_count == rows && rows.saturating_mul(row) <= most
     }
 
     /// The same for one of its pieces.

@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use super::engine::{Engine, jobs};
+use super::engine::Engine;
 use super::folder;
-use super::guide::{self, WINDOW};
+use super::guide;
+use super::measure;
 use super::options::{Options, check_not_input};
 use super::report::Report;
+use super::size;
 use crate::error::{Error, MEMORY, Result};
-use crate::format::ScaleDtype;
 use crate::model::choose_table;
 use crate::plan::{Config, Plan};
-use crate::schema::Tile;
 use crate::sink::{Destination, StagedFile};
 use crate::source::{self, Source};
 
@@ -34,21 +34,54 @@ pub fn quantize_file(
     quantize(source.as_ref(), &plan, output, options)
 }
 
-/// The plan for a source.
+/// The plan for a source, with all of the machine's threads where there is something to measure.
 ///
 /// # Errors
-/// As [`Plan::new`], or the calibration cannot be read.
+/// As [`plan_with`].
 pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
+    let threads = config.threads();
+    plan_with(
+        source,
+        config,
+        Options {
+            threads,
+            ..Options::default()
+        },
+    )
+}
+
+/// The plan for a source. Where a budget is set, what tensors lose by each format is measured on a
+/// sample of their rows, with the threads, progress and log of `options`.
+///
+/// # Errors
+/// As [`Plan::new`]; the calibration or a tensor cannot be read; the budget is impossible; cancelled.
+pub fn plan_with(source: &dyn Source, config: &Config, options: Options<'_>) -> Result<Plan> {
+    let config = known(config)?;
+    let mut plan = uniform_plan(source, &config)?;
+    if let Some(budget) = config.budget() {
+        let open = plan.open(&config);
+        let measured = measure::sensitivities(source, &plan, &open, config.seed(), options)?;
+        let overhead = size::overhead(source, &plan) as u64;
+        plan.spend(&config, budget, &measured, overhead)?;
+    }
+    Ok(plan)
+}
+
+/// The configuration with what its calibration is.
+pub(super) fn known(config: &Config) -> Result<Config> {
     let mut config = config.clone();
     if let Some(input) = config.calibration() {
         let info = guide::info(input)?;
         config.set_calibration_info(info);
     }
+    Ok(config)
+}
+
+/// The plan before a budget changes it.
+pub(super) fn uniform_plan(source: &dyn Source, config: &Config) -> Result<Plan> {
     let tensors = source.tensors().iter().enumerate();
-    Plan::new(
-        tensors.map(|(i, tensor)| (tensor, source.path_of(i))),
-        &config,
-    )
+    let tensors = tensors.map(|(i, tensor)| (tensor, source.path_of(i)));
+    Plan::new(tensors, config)
 }
 
 /// Does a plan: quantizes `source` into the Parquet file `output` if that ends in `.parquet`, and
@@ -147,43 +180,6 @@ pub fn quantize_into(
         move || Ok(Destination::Memory(output)),
         options,
     )
-}
-
-/// Bytes that the file of a plan never exceeds. Scales may turn out to need f32, and how long
-/// figures are as text is not known before, so the file is a little smaller.
-///
-/// # Errors
-/// As [`quantize`] before it begins its work.
-pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
-    /// Page headers, column metadata, figures and padding of a tile; all but its name and shape.
-    const TILE: usize = 8 << 10;
-    /// The schema, and what else there is once.
-    const FOOTER: usize = 16 << 10;
-    plan.check_matches(source.tensors())?;
-    let compress = plan.compresses();
-    // Escaped, as in the summary.
-    let text = |text: &str| serde_json::json!(text).to_string().len();
-    let mut bytes = FOOTER + text(&plan.config.to_string()) + text(&source.id().name);
-    for (key, value) in source.metadata() {
-        bytes += 2 * (text(key) + text(value)); // quotes are escaped once more
-    }
-    for job in jobs(source, plan, None, 0..plan.entries.len())? {
-        let widest = job.recipe.map(|recipe| recipe.layout(ScaleDtype::F32));
-        let tile = Tile {
-            layout: widest,
-            ..job.tile
-        };
-        let planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
-        // What zstd may add to what it cannot compress.
-        bytes += planes + if compress { planes / 128 } else { 0 };
-        bytes += TILE + 2 * text(&tile.name) + 32 * tile.shape.dims().len();
-        if let Some(calibrated) = &plan.calibrated {
-            // Input scales, and ranges of activations.
-            let ranges = (1 + 2 * WINDOW as usize) * calibrated.time_groups as usize;
-            bytes += 2 * tile.shape.cols() + 64 * ranges;
-        }
-    }
-    Ok(bytes)
 }
 
 /// Checks `AQ_ISA`, the one variable that the library reads.

@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::guide::Calibrator;
+use super::ladder::{Gauge, LadderStep, Rung};
 use super::output::OutputSums;
 use super::tile::CalibratedTile;
 use crate::calibrate::Weights;
@@ -116,6 +117,10 @@ pub struct TensorReport {
     pub f32_scale_tiles: Vec<u32>,
     /// Kept because it holds NaN or infinity, not because the plan says so.
     pub kept_non_finite: bool,
+    /// Attempts that did not reach the cosine that it is to have, in order.
+    pub ladder: Vec<LadderStep>,
+    /// Whether it still does not reach it, as there was no room for more bits.
+    pub below_min_cosine: bool,
     /// Why it was treated so.
     pub reason: String,
 }
@@ -155,12 +160,29 @@ fn output_figures([weights, decoded, error]: [f64; 3]) -> (f64, f64) {
     (relative, sums.cosine())
 }
 
+/// Squared outputs over all time, as it is weighted.
+fn over_time(sums: &OutputSums, weights: &Weights) -> [f64; 3] {
+    sums.each_ref().map(|sums| {
+        let weighted = sums.iter().zip(&weights.of_row);
+        weighted.map(|(x, weight)| x * weight).sum()
+    })
+}
+
+/// Cosine of the angle between a layer's outputs.
+pub(super) fn output_cosine(sums: &OutputSums, weights: &Weights) -> f64 {
+    output_figures(over_time(sums, weights)).1
+}
+
 /// Gathers a tensor's tiles into its report.
 pub(super) struct TensorTally {
     pub(super) bytes: usize,
     pub(super) error: ErrorSums,
     pub(super) f32_scale_tiles: Vec<u32>,
     pub(super) kept_non_finite: bool,
+    pub(super) ladder: Vec<LadderStep>,
+    pub(super) below_min_cosine: bool,
+    /// Whether its inputs may be scaled or rotated.
+    pub(super) spatial: bool,
     method: Option<Method>,
     alpha: Option<f64>,
     rotation: Option<u32>,
@@ -179,6 +201,9 @@ impl TensorTally {
             error: ErrorSums::default(),
             f32_scale_tiles: Vec::new(),
             kept_non_finite: false,
+            ladder: Vec::new(),
+            below_min_cosine: false,
+            spatial: true,
             method: None,
             alpha: None,
             rotation: None,
@@ -222,17 +247,34 @@ impl TensorTally {
         self.tiles += 1;
     }
 
+    /// Forgets what was measured: the tensor is done again, after an attempt that did not pass.
+    pub(super) fn again(&mut self, step: LadderStep, next: Rung) {
+        let mut ladder = std::mem::take(&mut self.ladder);
+        ladder.push(step);
+        *self = Self {
+            ladder,
+            spatial: next.spatial,
+            ..Self::new()
+        };
+    }
+
+    /// Whether its inputs were scaled or rotated.
+    pub(super) fn transformed(&self) -> bool {
+        self.alpha.is_some() || self.rotation.is_some()
+    }
+
+    /// The cosine that it must reach a threshold with: of its outputs where they were measured.
+    pub(super) fn cosine(&self) -> (f64, Gauge) {
+        match (&self.output, &self.weights) {
+            (Some(sums), Some(weights)) => (output_cosine(sums, weights), Gauge::Output),
+            _ => (self.error.cosine(), Gauge::Weight),
+        }
+    }
+
     fn output(&self, layer: &str, calibrator: Option<&Calibrator>) -> Option<OutputError> {
         let (sums, weights) = (self.output.as_ref()?, self.weights.as_ref()?);
         let groups = calibrator?.calibration.time_groups(layer);
-        let total = sums.each_ref().map(|sums| {
-            let weighted = sums
-                .iter()
-                .zip(&weights.of_row)
-                .map(|(x, weight)| x * weight);
-            weighted.sum()
-        });
-        let (error, cosine) = output_figures(total);
+        let (error, cosine) = output_figures(over_time(sums, weights));
         let at = |(i, (t_begin, t_end, _)): (usize, (u32, u32, u64))| {
             let (error, cosine) = output_figures(sums.each_ref().map(|sums| sums[i]));
             OutputErrorAt {
@@ -280,6 +322,8 @@ impl TensorTally {
             output: self.output(&entry.tensor.name, calibrator),
             f32_scale_tiles: self.f32_scale_tiles.clone(),
             kept_non_finite: self.kept_non_finite,
+            ladder: self.ladder.clone(),
+            below_min_cosine: self.below_min_cosine,
             reason: entry.reason.clone(),
         }
     }

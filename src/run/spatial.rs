@@ -177,7 +177,7 @@ impl Work<'_> {
 
     /// `w - q` of the sample, both as they were before the transform; `None` where it cannot be
     /// quantized.
-    fn sample_errors(
+    pub(super) fn sample_errors(
         &self,
         spatial: &Spatial,
         recipe: &Recipe,

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::guide::{Calibrator, Prepared};
 use super::job::Job;
+use super::ladder::{Gauge, LadderStep, Rung};
 use super::output::OutputSums;
 use super::pool::{Pool, Pulse};
-use super::report::{TensorTally, bits_per_weight};
+use super::report::{TensorTally, bits_per_weight, output_cosine};
 use crate::calibrate::Weights;
 use crate::error::{Error, Result};
 use crate::format::{
@@ -34,8 +35,22 @@ pub(super) struct Finished {
     pub(super) bytes: usize,
     pub(super) error: ErrorSums,
     pub(super) needed_f32: bool,
+    /// Whether the tensor ends with it.
+    pub(super) is_last: bool,
+    /// Attempts before it that did not reach their cosine.
+    pub(super) steps: Vec<LadderStep>,
     /// What was made of the calibration.
     pub(super) calibrated: CalibratedTile,
+}
+
+impl Finished {
+    /// The cosine that it must reach a threshold with.
+    fn cosine(&self) -> (f64, Gauge) {
+        match (&self.calibrated.output, &self.calibrated.weights) {
+            (Some(sums), Some(weights)) => (output_cosine(sums, weights), Gauge::Output),
+            _ => (self.error.cosine(), Gauge::Weight),
+        }
+    }
 }
 
 /// What a calibration came to for a tile.
@@ -111,14 +126,36 @@ impl Work<'_> {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn tile(&self, job: Job, pulse: Pulse<'_>) -> Result<Finished> {
-        match job.recipe {
-            Some(recipe) => self.quantized_tile(job, recipe, pulse),
-            None => self.kept_tile(job, pulse),
+    /// Makes a tile. One that does not reach its cosine is made again with more bits, if it can be
+    /// told from it alone.
+    pub(super) fn tile(&self, mut job: Job, pulse: Pulse<'_>) -> Result<Finished> {
+        let mut steps = Vec::new();
+        loop {
+            let mut finished = match job.recipe {
+                Some(recipe) => self.quantized_tile(&job, recipe, pulse)?,
+                None => self.kept_tile(&job, pulse)?,
+            };
+            if let Some(recipe) = job.recipe {
+                let transformed =
+                    finished.tile.rotation.is_some() || finished.tile.input_scale.is_some();
+                let cosine = finished.cosine();
+                let step = LadderStep::check(&recipe, transformed, cosine, job.min_cosine);
+                if let Some(step) = step {
+                    let next = Rung::after(&recipe, &step);
+                    if job.is_alone(next.recipe.as_ref(), self.compress) {
+                        steps.push(step);
+                        (job.recipe, job.spatial) = (next.recipe, next.spatial);
+                        job.tile.layout = job.recipe.map(|recipe| recipe.planned_layout());
+                        continue;
+                    }
+                }
+            }
+            finished.steps = steps;
+            return Ok(finished);
         }
     }
 
-    fn kept_tile(&self, job: Job, pulse: Pulse<'_>) -> Result<Finished> {
+    fn kept_tile(&self, job: &Job, pulse: Pulse<'_>) -> Result<Finished> {
         let [len, ..] = job.tile.plane_bytes().unwrap_or_default();
         let mut values = self.planes.take(len);
         // In steps, so that progress is seen.
@@ -127,10 +164,10 @@ impl Work<'_> {
                 return Err(Error::Cancelled);
             }
             let step = &mut values.bytes_mut()[offset..offset + bytes];
-            self.read_kept(&job, offset, step)?;
+            self.read_kept(job, offset, step)?;
             pulse();
         }
-        let mut tile = job.tile;
+        let mut tile = job.tile.clone();
         tile.checksum = schema::checksum(&tile, values.bytes(), None, None);
         set_kept_figures(&mut tile);
         let planes = TilePlanes::kept(values, self.compress);
@@ -141,6 +178,8 @@ impl Work<'_> {
             tile,
             error: ErrorSums::default(),
             needed_f32: false,
+            is_last: job.is_last(),
+            steps: Vec::new(),
             calibrated: CalibratedTile::default(),
         })
     }
@@ -154,15 +193,14 @@ impl Work<'_> {
     }
 
     /// Quantizes a tile with f16 scales, and again with f32 scales if these do not fit.
-    fn quantized_tile(&self, job: Job, recipe: Recipe, pulse: Pulse<'_>) -> Result<Finished> {
-        let Job {
-            tensor, mut tile, ..
-        } = job;
+    fn quantized_tile(&self, job: &Job, recipe: Recipe, pulse: Pulse<'_>) -> Result<Finished> {
+        let tensor = job.tensor;
+        let mut tile = job.tile.clone();
         let cols = tile.shape.cols();
         let mut codes = self
             .planes
             .take(tile.row_count * recipe.format.row_bytes(cols));
-        let prepared = self.prepare(tensor, &recipe)?;
+        let prepared = self.prepare(tensor, &recipe, job.spatial)?;
         if prepared.weights.is_some() {
             pulse(); // that may have taken long
         }
@@ -221,6 +259,8 @@ impl Work<'_> {
             bytes,
             error: outcome.error,
             needed_f32,
+            is_last: job.is_last(),
+            steps: Vec::new(),
             calibrated: CalibratedTile {
                 method: Some(prepared.method(recipe.method)),
                 alpha: prepared.spatial.alpha,

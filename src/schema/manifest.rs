@@ -219,6 +219,9 @@ pub struct PartInfo {
     /// Of each quantized tensor, what figures over several are made of: squares of the weights,
     /// of the weights as they decode, and of their difference, summed.
     pub sums: BTreeMap<String, [f64; 3]>,
+    /// Of each tensor that did not reach its cosine at once, the attempts, as reports have them.
+    #[serde(default)]
+    pub ladder: BTreeMap<String, Value>,
 }
 
 #[cfg(test)]

@@ -182,6 +182,11 @@ impl<'a> Out<'a> {
         self.destination.write_at(bytes, place)
     }
 
+    /// Drops what lies behind the end, of row groups that were given up.
+    pub(super) fn cut(&mut self) -> io::Result<()> {
+        self.destination.cut(self.position)
+    }
+
     pub(super) fn read_back(&self, bytes: &mut [u8], place: u64) -> io::Result<()> {
         self.destination.read_at(bytes, place)
     }

@@ -40,6 +40,17 @@ impl Destination<'_> {
         }
     }
 
+    /// Drops what was written from `end` on.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn cut(&mut self, end: u64) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.cut(end),
+            Self::Memory(_) => Ok(()),
+        }
+    }
+
     /// Reads back what was written.
     ///
     /// # Errors

@@ -45,6 +45,19 @@ impl RowGroups {
         self.count
     }
 
+    /// What [`RowGroups::rewind`] goes back to.
+    pub(super) fn mark(&self) -> (usize, usize, i64) {
+        (self.text.len(), self.count, self.rows)
+    }
+
+    pub(super) fn rewind(&mut self, (text, count, rows): (usize, usize, i64)) {
+        self.text.truncate(text);
+        (self.count, self.rows) = (count, rows);
+        if count == 0 {
+            self.sample = None;
+        }
+    }
+
     /// Adds a row group after the others.
     pub(super) fn push(&mut self, row_group: RowGroupMetaData) -> Result<(), ParquetError> {
         let rows = row_group.num_rows();

@@ -82,6 +82,13 @@ pub struct ParquetSink<'a> {
     open: Option<OpenTile>,
 }
 
+/// Where a file can be gone back to.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    position: u64,
+    row_groups: (usize, usize, i64),
+}
+
 /// A tile whose planes come in parts.
 struct OpenTile {
     start: u64,
@@ -277,6 +284,21 @@ impl<'a> ParquetSink<'a> {
         self.out.position = self.open.take().expect("a tile begun").start;
     }
 
+    /// Where the file is now.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            position: self.out.position,
+            row_groups: self.row_groups.mark(),
+        }
+    }
+
+    /// Gives up all row groups written since a mark: what comes next takes their place. Tensors that
+    /// wait to share a row group are not among them.
+    pub fn rewind_to(&mut self, mark: Mark) {
+        self.out.position = mark.position;
+        self.row_groups.rewind(mark.row_groups);
+    }
+
     /// Ends the tile begun, which is now known with its figures; the checksum is filled in.
     ///
     /// # Errors
@@ -323,6 +345,8 @@ impl<'a> ParquetSink<'a> {
         });
         written.map_err(|error| self.out.failed(error))?;
         let bytes = self.out.position;
+        let cut = self.out.cut();
+        cut.map_err(Error::io(self.out.target(), "write"))?;
         self.out.into_destination().commit(go_on)?;
         Ok(bytes)
     }

@@ -148,6 +148,17 @@ impl StagedFile {
         Ok(())
     }
 
+    /// Drops what was written from `end` on.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn cut(&mut self, end: u64) -> io::Result<()> {
+        match self.file.as_file().metadata()?.len() > end {
+            true => self.file.as_file().set_len(end),
+            false => Ok(()),
+        }
+    }
+
     /// Reads back what was written.
     ///
     /// # Errors

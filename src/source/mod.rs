@@ -62,6 +62,11 @@ pub trait Source: Send + Sync {
     /// If the tensor has no such bytes.
     fn read(&self, index: usize, offset: usize, out: &mut [u8]) -> Result<()>;
 
+    /// Whether there is anything to read: a list of tensors has names and shapes alone.
+    fn has_weights(&self) -> bool {
+        true
+    }
+
     /// The file that holds tensor `index`, for messages.
     fn path_of(&self, index: usize) -> &Path;
 

@@ -1,0 +1,490 @@
+//! Evolutionary search over the formats of tensors: for what adds up to no sum, such as the metric of
+//! a sampler. The best fifth of a population are parents; half of their children are crossed, half
+//! mutated; parents stay until children are better.
+
+use std::collections::BTreeMap;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+
+/// Which of its ways each tensor gets, by rising bytes.
+pub type Genes = Vec<u16>;
+
+/// How a search goes about it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evolve {
+    /// Candidates that are tried in each generation, at least 2.
+    pub population: usize,
+    /// Generations after the first.
+    pub generations: usize,
+    /// The same gives the same search.
+    pub seed: u64,
+    /// Bytes that a candidate may have; `None` without a limit.
+    pub limit: Option<u64>,
+}
+
+impl Default for Evolve {
+    fn default() -> Self {
+        Self {
+            population: 50,
+            generations: 10,
+            seed: 0,
+            limit: None,
+        }
+    }
+}
+
+/// Chance that a gene of a mutated child is drawn anew.
+const MUTATION: f64 = 0.1;
+
+/// A candidate and what it is worth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Individual {
+    /// Its genes.
+    pub genes: Genes,
+    /// The more the better.
+    pub fitness: f64,
+}
+
+/// What a generation came to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    /// From 0, the start.
+    pub generation: usize,
+    /// The best fitness so far.
+    pub best: f64,
+    /// Mean fitness of the parents of the next.
+    pub mean: f64,
+    /// Bytes of the best one's tensors.
+    pub bytes: u64,
+    /// Candidates tried so far; those that came again are not.
+    pub evaluations: usize,
+}
+
+/// Fitness of candidates, in their order; what could not be tried any more is missing.
+pub type Scored = Vec<f64>;
+
+/// A search under way. It can be written down after any generation and goes on the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Population {
+    options: Evolve,
+    /// Bytes of the ways of each tensor, rising.
+    ways: Vec<Vec<u64>>,
+    /// The best so far, best first.
+    parents: Vec<Individual>,
+    history: Vec<Generation>,
+    /// What was tried, with its fitness.
+    #[serde(with = "as_list")]
+    known: BTreeMap<Genes, f64>,
+}
+
+/// JSON has no keys but text.
+mod as_list {
+    use super::*;
+    use serde::{Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(
+        known: &BTreeMap<Genes, f64>,
+        to: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
+        to.collect_seq(known)
+    }
+
+    pub fn deserialize<'a, D: Deserializer<'a>>(
+        from: D,
+    ) -> std::result::Result<BTreeMap<Genes, f64>, D::Error> {
+        Vec::deserialize(from).map(|list: Vec<(Genes, f64)>| list.into_iter().collect())
+    }
+}
+
+impl Population {
+    /// A search that has not begun, over tensors whose ways take so many bytes, rising.
+    pub fn new(ways: Vec<Vec<u64>>, options: Evolve) -> Self {
+        Self {
+            options,
+            ways,
+            parents: Vec::new(),
+            history: Vec::new(),
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Whether this is a search of the same with the same options, but for how long it goes on.
+    pub fn is_of(&self, ways: &[Vec<u64>], options: &Evolve) -> bool {
+        let options = Evolve {
+            generations: self.options.generations,
+            ..*options
+        };
+        self.ways == ways && self.options == options && self.is_whole()
+    }
+
+    /// Whether what was read can have been written.
+    fn is_whole(&self) -> bool {
+        let fits = |genes: &Genes| {
+            let each = genes.iter().zip(&self.ways);
+            genes.len() == self.ways.len()
+                && each.clone().all(|(&at, ways)| usize::from(at) < ways.len())
+        };
+        let begun = self.history.is_empty() == self.parents.is_empty();
+        begun && self.parents.iter().all(|parent| fits(&parent.genes))
+    }
+
+    /// What generations came to.
+    pub fn history(&self) -> &[Generation] {
+        &self.history
+    }
+
+    /// The best candidate so far; `None` before the first generation.
+    pub fn best(&self) -> Option<&Individual> {
+        self.parents.first()
+    }
+
+    /// What a candidate is worth, if it was tried.
+    pub fn fitness(&self, genes: &Genes) -> Option<f64> {
+        self.known.get(genes).copied()
+    }
+
+    /// Bytes of a candidate.
+    pub fn bytes(&self, genes: &[u16]) -> u64 {
+        let bytes = self
+            .ways
+            .iter()
+            .zip(genes)
+            .map(|(ways, &at)| ways[usize::from(at)]);
+        bytes.fold(0, u64::saturating_add)
+    }
+
+    /// Goes on until there have been as many generations, or `score` gives fewer numbers than it was
+    /// asked for, which ends the search. `start` is what the first generation has beside what is
+    /// drawn; `told` is called after each generation.
+    ///
+    /// # Errors
+    /// Of `score` and `told`.
+    pub fn run(
+        &mut self,
+        generations: usize,
+        start: &[Genes],
+        mut score: impl FnMut(&[Genes]) -> Result<Scored>,
+        mut told: impl FnMut(&Self) -> Result<()>,
+    ) -> Result<()> {
+        self.options.generations = generations;
+        while self.history.len() <= generations {
+            let mut random = ChaCha8Rng::seed_from_u64(self.options.seed);
+            random.set_stream(self.history.len() as u64);
+            let children = match self.parents.is_empty() {
+                true => self.first(start, &mut random),
+                false => self.children(&mut random),
+            };
+            let whole = self.take(&children, &mut score)?;
+            if !whole {
+                return Ok(());
+            }
+            self.record();
+            told(self)?;
+        }
+        Ok(())
+    }
+
+    /// The first generation: what is given and fits, then children of those.
+    fn first(&self, start: &[Genes], random: &mut ChaCha8Rng) -> Vec<Genes> {
+        let fits = |genes: &&Genes| {
+            genes.len() == self.ways.len()
+                && self
+                    .options
+                    .limit
+                    .is_none_or(|most| self.bytes(genes) <= most)
+        };
+        let mut all: Vec<Genes> = start.iter().filter(fits).cloned().collect();
+        if all.is_empty() {
+            all.push(self.repaired(vec![0; self.ways.len()], random));
+        }
+        all.dedup();
+        let given = all.len();
+        while all.len() < self.options.population.max(given) {
+            let parent = all[below(random, given)].clone();
+            all.push(self.mutated(parent, random));
+        }
+        all
+    }
+
+    fn children(&self, random: &mut ChaCha8Rng) -> Vec<Genes> {
+        let count = self.options.population;
+        let parent =
+            |random: &mut ChaCha8Rng| &self.parents[below(random, self.parents.len())].genes;
+        let child = |i: usize| match i < count / 2 {
+            true => {
+                let (a, b) = (parent(random), parent(random));
+                let genes = a.iter().zip(b).map(|(&a, &b)| match random.next_u32() & 1 {
+                    0 => a,
+                    _ => b,
+                });
+                let genes = genes.collect();
+                self.repaired(genes, random)
+            }
+            false => {
+                let parent = parent(random).clone();
+                self.mutated(parent, random)
+            }
+        };
+        (0..count).map(child).collect()
+    }
+
+    /// Some genes drawn anew: each with a small chance, or one or two of them.
+    fn mutated(&self, mut genes: Genes, random: &mut ChaCha8Rng) -> Genes {
+        let open: Vec<usize> = (0..genes.len())
+            .filter(|&i| self.ways[i].len() > 1)
+            .collect();
+        if open.is_empty() {
+            return genes;
+        }
+        let mut chosen: Vec<usize> = match random.next_u32() & 1 {
+            0 => open
+                .iter()
+                .copied()
+                .filter(|_| chance(random, MUTATION))
+                .collect(),
+            _ => Vec::new(),
+        };
+        if chosen.is_empty() {
+            let count = 1 + below(random, 2);
+            chosen.extend((0..count).map(|_| open[below(random, open.len())]));
+        }
+        for i in chosen {
+            // Another one than now.
+            let other = below(random, self.ways[i].len() - 1) as u16;
+            genes[i] = if other < genes[i] { other } else { other + 1 };
+        }
+        self.repaired(genes, random)
+    }
+
+    /// With fewer bytes for tensors drawn by chance until it fits, and then with more for others as
+    /// long as it does.
+    fn repaired(&self, mut genes: Genes, random: &mut ChaCha8Rng) -> Genes {
+        let Some(limit) = self.options.limit else {
+            return genes;
+        };
+        let mut bytes = self.bytes(&genes);
+        let mut smaller: Vec<usize> = (0..genes.len()).filter(|&i| genes[i] > 0).collect();
+        while bytes > limit && !smaller.is_empty() {
+            let at = below(random, smaller.len());
+            let i = smaller[at];
+            let now = usize::from(genes[i]);
+            bytes = bytes - self.ways[i][now] + self.ways[i][now - 1];
+            genes[i] -= 1;
+            if genes[i] == 0 {
+                smaller.swap_remove(at);
+            }
+        }
+        let mut larger: Vec<usize> = (0..genes.len()).collect();
+        while !larger.is_empty() {
+            let i = larger.swap_remove(below(random, larger.len()));
+            let now = usize::from(genes[i]);
+            if let Some(next) = self.ways[i].get(now + 1)
+                && bytes <= limit
+                && next - self.ways[i][now] <= limit - bytes
+            {
+                bytes += next - self.ways[i][now];
+                genes[i] += 1;
+                larger.push(i);
+            }
+        }
+        genes
+    }
+
+    /// Finds what children are worth, and lets the best of them and their parents be the next
+    /// parents. False when the search is to end.
+    fn take(
+        &mut self,
+        children: &[Genes],
+        score: &mut impl FnMut(&[Genes]) -> Result<Scored>,
+    ) -> Result<bool> {
+        let mut unknown: Vec<Genes> = Vec::new();
+        for genes in children {
+            if !self.known.contains_key(genes) && !unknown.contains(genes) {
+                unknown.push(genes.clone());
+            }
+        }
+        let scores = score(&unknown)?;
+        let whole = scores.len() == unknown.len();
+        for (genes, fitness) in unknown.into_iter().zip(scores) {
+            self.parents.push(Individual {
+                genes: genes.clone(),
+                fitness,
+            });
+            self.known.insert(genes, fitness);
+        }
+        // Stable: of equally good ones the older stay.
+        self.parents.sort_by(|a, b| b.fitness.total_cmp(&a.fitness));
+        self.parents.truncate((self.options.population / 5).max(1));
+        Ok(whole)
+    }
+
+    fn record(&mut self) {
+        let best = &self.parents[0];
+        let sum: f64 = self.parents.iter().map(|parent| parent.fitness).sum();
+        self.history.push(Generation {
+            generation: self.history.len(),
+            best: best.fitness,
+            mean: sum / self.parents.len() as f64,
+            bytes: self.bytes(&best.genes),
+            evaluations: self.known.len(),
+        });
+    }
+}
+
+fn below(random: &mut ChaCha8Rng, count: usize) -> usize {
+    ((u128::from(random.next_u64()) * count as u128) >> 64) as usize
+}
+
+fn chance(random: &mut ChaCha8Rng, share: f64) -> bool {
+    ((random.next_u64() >> 11) as f64) < share * (1u64 << 53) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Cost, spend};
+
+    /// Tensors of unlike sizes with four ways each, whose errors are those of 2, 3, 4 and 8 bits
+    /// times how sensitive they are.
+    fn tensors(seed: u64) -> Vec<Vec<Cost>> {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let tensor = |_| {
+            let weights = 1000 * (1 + below(&mut random, 20)) as u64;
+            let sensitive = (1 + below(&mut random, 100)) as f64;
+            let way = |(bits, error): (u64, f64)| Cost {
+                bytes: weights * bits / 8,
+                error: error * sensitive,
+            };
+            [(2, 0.116), (3, 0.034), (4, 0.0095), (8, 0.0001)]
+                .map(way)
+                .to_vec()
+        };
+        (0..30).map(tensor).collect()
+    }
+
+    fn bytes_of(items: &[Vec<Cost>]) -> Vec<Vec<u64>> {
+        let bytes = |ways: &Vec<Cost>| ways.iter().map(|way| way.bytes).collect();
+        items.iter().map(bytes).collect()
+    }
+
+    fn error(items: &[Vec<Cost>], genes: &[u16]) -> f64 {
+        let errors = items
+            .iter()
+            .zip(genes)
+            .map(|(ways, &at)| ways[usize::from(at)].error);
+        errors.sum()
+    }
+
+    fn search(
+        items: &[Vec<Cost>],
+        options: Evolve,
+        start: &[Genes],
+        fitness: impl Fn(&[u16]) -> f64,
+    ) -> Population {
+        let mut found = Population::new(bytes_of(items), options);
+        let score = |some: &[Genes]| Ok(some.iter().map(|genes| fitness(genes)).collect());
+        found
+            .run(options.generations, start, score, |_| Ok(()))
+            .unwrap();
+        found
+    }
+
+    fn options(items: &[Vec<Cost>], generations: usize) -> Evolve {
+        let least: u64 = bytes_of(items).iter().map(|ways| ways[0]).sum();
+        Evolve {
+            generations,
+            seed: 3,
+            limit: Some(least * 3 / 2),
+            ..Evolve::default()
+        }
+    }
+
+    #[test]
+    fn comes_near_the_optimum_of_what_adds_up() {
+        for seed in 0..3 {
+            let items = tensors(seed);
+            let options = options(&items, 150);
+            // From the uniform plan alone, not from the solver's answer.
+            let found = search(&items, options, &[vec![0; items.len()]], |genes| {
+                -error(&items, genes)
+            });
+            let best = spend(&items, options.limit.unwrap()).unwrap();
+            let best: Genes = best.into_iter().map(|at| at as u16).collect();
+            let (found, best) = (-found.best().unwrap().fitness, error(&items, &best));
+            assert!(found <= best * 1.02, "seed {seed}: {found}, {best}");
+        }
+    }
+
+    #[test]
+    fn beats_what_adds_up_where_layers_interact() {
+        let items = tensors(1);
+        let options = options(&items, 40);
+        let solved = spend(&items, options.limit.unwrap()).unwrap();
+        let solved: Genes = solved.into_iter().map(|at| at as u16).collect();
+        // Errors of layers that follow each other multiply.
+        let fitness = |genes: &[u16]| {
+            let at = |i: usize| items[i][usize::from(genes[i])].error;
+            -(1..items.len()).map(|i| at(i - 1) * at(i)).sum::<f64>()
+        };
+        let found = search(&items, options, std::slice::from_ref(&solved), fitness);
+        let best = found.best().unwrap();
+        assert!(
+            best.fitness > 0.9 * fitness(&solved),
+            "{} {}",
+            best.fitness,
+            fitness(&solved)
+        );
+        assert!(found.bytes(&best.genes) <= options.limit.unwrap());
+        let history = found.history();
+        assert_eq!(history.len(), 41);
+        assert!(history.windows(2).all(|pair| pair[1].best >= pair[0].best));
+    }
+
+    #[test]
+    fn goes_on_as_if_it_had_never_stopped() {
+        let items = tensors(2);
+        let options = options(&items, 12);
+        let fitness = |genes: &[u16]| -error(&items, genes);
+        let whole = search(&items, options, &[], fitness);
+        let first = search(
+            &items,
+            Evolve {
+                generations: 5,
+                ..options
+            },
+            &[],
+            fitness,
+        );
+        let text = serde_json::to_string(&first).unwrap();
+        let mut second: Population = serde_json::from_str(&text).unwrap();
+        assert!(second.is_of(&bytes_of(&items), &options));
+        let score = |some: &[Genes]| Ok(some.iter().map(|genes| fitness(genes)).collect());
+        second.run(12, &[], score, |_| Ok(())).unwrap();
+        assert_eq!(second, whole);
+        assert!(!second.is_of(&bytes_of(&items), &Evolve { seed: 4, ..options }));
+    }
+
+    #[test]
+    fn ends_with_the_best_so_far() {
+        let items = tensors(2);
+        let options = options(&items, 12);
+        let mut population = Population::new(bytes_of(&items), options);
+        let mut asked = 0;
+        let score = |some: &[Genes]| {
+            asked += some.len();
+            let count = if asked > 120 { 3 } else { some.len() };
+            Ok(some
+                .iter()
+                .take(count)
+                .map(|genes| -error(&items, genes))
+                .collect())
+        };
+        population.run(12, &[], score, |_| Ok(())).unwrap();
+        assert!(population.history().len() < 12);
+        assert!(population.best().is_some());
+    }
+}

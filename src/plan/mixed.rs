@@ -1,0 +1,356 @@
+//! A plan whose tensors get different formats, as a budget allows.
+
+use bytesize::ByteSize;
+
+use super::budget::{Cost, spend};
+use super::rules::NO_MIN_COSINE;
+use super::sensitivity::{Basis, Sensitivity};
+use super::{Config, Plan, PlanEntry, Rules};
+use crate::error::{Error, Result};
+use crate::format::Recipe;
+
+/// What formats are chosen by. Without a limit: the smallest size at which every tensor reaches its
+/// `min_cosine`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Budget {
+    /// Bytes of the file.
+    pub max_size: Option<u64>,
+    /// Bits of a weight on average, over the tensors that the budget decides on.
+    pub avg_bits: Option<f64>,
+}
+
+/// A tensor that a budget or a search decides on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Open {
+    /// Index in the plan.
+    pub tensor: usize,
+    /// The ways to store it; `None` keeps it.
+    pub ways: Vec<Option<Recipe>>,
+}
+
+impl Plan {
+    /// The tensors that `config`, with which the plan was made, leaves open: neither keep-lists nor
+    /// rules decide whether they are kept, or how many bits they get. Groups, scheme and the like
+    /// that a rule sets are those of all ways to store them.
+    pub fn open(&self, config: &Config) -> Vec<Open> {
+        let all = config.candidates();
+        let mut rules = Rules::new(config);
+        let mut open = Vec::new();
+        for (tensor, entry) in self.entries.iter().enumerate() {
+            let changes = rules.matching(&entry.tensor.name);
+            let decided = changes
+                .iter()
+                .any(|rule| rule.keep || rule.format.is_some());
+            if entry.recipe.is_none() || decided {
+                continue;
+            }
+            let mut ways: Vec<Option<Recipe>> = Vec::with_capacity(all.len());
+            for way in &all {
+                let mut way = *way;
+                if let Some(recipe) = &mut way {
+                    changes.iter().for_each(|rule| rule.change(recipe));
+                }
+                // What is no smaller than kept is no choice.
+                let useful = way.is_none() || entry.bytes_as(way.as_ref()) < entry.source_bytes();
+                if useful && !ways.contains(&way) {
+                    ways.push(way);
+                }
+            }
+            if !ways.is_empty() {
+                open.push(Open { tensor, ways });
+            }
+        }
+        open
+    }
+
+    /// Gives each open tensor one of the ways it was measured with: with the least sum of relative
+    /// errors that the budget allows, or the fewest bytes where it sets no limit. All tensors count
+    /// alike, whatever their size: weighed by their number of weights, or by its root, they made
+    /// worse models of both that the accuracy benchmark tries. `overhead` is what the file takes
+    /// beside its planes.
+    ///
+    /// # Errors
+    /// The budget is impossible; the message has the arithmetic.
+    pub fn spend(
+        &mut self,
+        config: &Config,
+        budget: Budget,
+        sensitivities: &[Sensitivity],
+        overhead: u64,
+    ) -> Result<()> {
+        let chosen = Choices::new(self, budget, sensitivities, overhead).solve()?;
+        self.choose(config, sensitivities, &chosen, "budget")?;
+        self.max_size = budget.max_size;
+        Ok(())
+    }
+
+    /// Gives each open tensor one of its ways; `by` whom, for the reasons. `config` is that with
+    /// which the plan was made.
+    ///
+    /// # Errors
+    /// None that is known: a name can always be spelled as a pattern.
+    pub fn choose(
+        &mut self,
+        config: &Config,
+        sensitivities: &[Sensitivity],
+        chosen: &[usize],
+        by: &str,
+    ) -> Result<()> {
+        let mut config = config.clone();
+        for (sensitivity, &way) in sensitivities.iter().zip(chosen) {
+            let measured = &sensitivity.measured[way];
+            let on = match sensitivity.basis {
+                Basis::Weights => "",
+                Basis::Outputs => " of outputs",
+                Basis::Gaussian => " on Gaussian weights",
+            };
+            let reason = match measured.recipe {
+                None => format!("{by}: kept"),
+                Some(_) => format!("{by}: cosine{on} {:.4} on a sample", measured.cosine),
+            };
+            self.give(&mut config, sensitivity.tensor, measured.recipe, reason)?;
+        }
+        self.config = config.to_json();
+        Ok(())
+    }
+
+    /// Gives a tensor a recipe, or keeps it. Where the settings say something else they get a rule
+    /// for it, so that the file records what it was made with.
+    pub(super) fn give(
+        &mut self,
+        config: &mut Config,
+        tensor: usize,
+        recipe: Option<Recipe>,
+        reason: String,
+    ) -> Result<()> {
+        let entry = &mut self.entries[tensor];
+        let wanted = PlanEntry {
+            recipe,
+            min_cosine: match recipe {
+                Some(_) => entry.min_cosine,
+                None => NO_MIN_COSINE,
+            },
+            reason,
+            tensor: entry.tensor.clone(),
+        };
+        if let Some(rule) = entry.rule_to(&wanted)? {
+            config.push_rule(rule);
+        }
+        *entry = wanted;
+        Ok(())
+    }
+}
+
+/// What there is to choose from.
+pub struct Choices<'a> {
+    plan: &'a Plan,
+    budget: Budget,
+    sensitivities: &'a [Sensitivity],
+    /// Bytes of planes that are decided already, and of the file's own.
+    fixed: u64,
+    overhead: u64,
+    /// For each tensor, its ways with their index.
+    ways: Vec<Vec<(usize, Cost)>>,
+    /// Of all open tensors.
+    weights: u64,
+}
+
+impl<'a> Choices<'a> {
+    /// The ways of tensors that a budget for a plan may take: those that reach the tensor's
+    /// `min_cosine`, or the most alike where none does.
+    pub fn new(
+        plan: &'a Plan,
+        budget: Budget,
+        sensitivities: &'a [Sensitivity],
+        overhead: u64,
+    ) -> Self {
+        let open: u64 = sensitivities
+            .iter()
+            .map(|s| plan.entries[s.tensor].bytes() as u64)
+            .sum();
+        let weights = sensitivities
+            .iter()
+            .map(|s| plan.entries[s.tensor].tensor.shape.elements() as u64);
+        let ways = |gated: bool, s: &Sensitivity| {
+            let entry = &plan.entries[s.tensor];
+            let least = entry.min_cosine;
+            let passes = |cosine: f64| !gated || (1.0 - cosine) <= (1.0 - least) * MARGIN;
+            let ways = s.measured.iter().enumerate();
+            let ways = ways.filter(|(_, m)| m.recipe.is_none() || passes(m.cosine));
+            ways.map(|(i, m)| {
+                let cost = Cost {
+                    bytes: entry.bytes_as(m.recipe.as_ref()) as u64,
+                    error: m.error,
+                };
+                (i, cost)
+            })
+            .collect::<Vec<_>>()
+        };
+        let each = sensitivities.iter().map(|s| {
+            let passing = ways(true, s);
+            match passing.is_empty() {
+                // Without `keep` among the candidates: the most alike.
+                true => most_alike(s, &ways(false, s)),
+                false => passing,
+            }
+        });
+        Self {
+            budget,
+            sensitivities,
+            fixed: plan.total_bytes() as u64 - open,
+            overhead,
+            ways: each.collect(),
+            weights: weights.sum(),
+            plan,
+        }
+    }
+
+    /// The ways of each open tensor: index among those that were measured, bytes and error.
+    pub fn ways(&self) -> &[Vec<(usize, Cost)>] {
+        &self.ways
+    }
+
+    /// Bytes that the planes of open tensors may take; `None` without a limit.
+    pub fn limit(&self) -> Option<u64> {
+        let size = self.budget.max_size;
+        let size = size.map(|size| size.saturating_sub(self.fixed + self.overhead));
+        let bits = self.budget.avg_bits;
+        let bits = bits.map(|bits| (bits * self.weights as f64 / 8.0) as u64);
+        match (size, bits) {
+            (Some(size), Some(bits)) => Some(size.min(bits)),
+            (size, bits) => size.or(bits),
+        }
+    }
+
+    /// For each open tensor, which of its ways.
+    ///
+    /// # Errors
+    /// The budget is impossible; the message has the arithmetic.
+    pub fn solve(&self) -> Result<Vec<usize>> {
+        let Some(limit) = self.limit() else {
+            return Ok(self.ways.iter().map(|ways| smallest(ways).0).collect());
+        };
+        let costs = |ways: &Vec<(usize, Cost)>| ways.iter().map(|way| way.1).collect();
+        let items: Vec<Vec<Cost>> = self.ways.iter().map(costs).collect();
+        match spend(&items, limit) {
+            Some(chosen) => {
+                let index = |(ways, at): (&Vec<(usize, Cost)>, usize)| ways[at].0;
+                Ok(self.ways.iter().zip(chosen).map(index).collect())
+            }
+            None => Err(self.refuse()),
+        }
+    }
+
+    /// The arithmetic of why not.
+    fn refuse(&self) -> Error {
+        let least: u64 = self.ways.iter().map(|ways| smallest(ways).1.bytes).sum();
+        let any: u64 = self
+            .sensitivities
+            .iter()
+            .map(|s| self.smallest_of_all(s))
+            .sum();
+        let weights = self.weights as f64;
+        let file = self.fixed + self.overhead;
+        let (key, budget, room, found) = match self.budget {
+            Budget {
+                max_size: Some(size),
+                ..
+            } if size.saturating_sub(file) < least => {
+                let room = size.saturating_sub(file);
+                ("max_size", show(size), room, show(file + least))
+            }
+            Budget { avg_bits, .. } => {
+                let bits = avg_bits.unwrap_or_default();
+                let room = (bits * weights / 8.0) as u64;
+                let found = format!("{:.3} bits", least as f64 * 8.0 / weights);
+                ("avg_bits", format!("{bits} bits"), room, found)
+            }
+        };
+        let mut text = format!(
+            "{budget} is too little: the smallest that the formats allowed make is {found}"
+        );
+        if least > any {
+            let loosened = match key {
+                "max_size" => show(file + any),
+                _ => format!("{:.3} bits", any as f64 * 8.0 / weights),
+            };
+            text += &format!(" where every tensor is to reach its min_cosine, {loosened} without");
+        }
+        text += &format!(
+            " ({} weights to quantize at {:.3} bits each",
+            self.weights,
+            least as f64 * 8.0 / weights
+        );
+        if key == "max_size" {
+            let (kept, own) = (show(self.fixed), show(self.overhead));
+            text += &format!(", {kept} of other tensors, {own} of the file's own");
+        }
+        let bits = room as f64 * 8.0 / weights;
+        text += &format!(
+            "). The budget leaves {bits:.2} bit a weight, at which iid Gaussian weights cannot pass \
+             cosine {:.2} in any format",
+            cosine_bound(bits)
+        );
+        let wanted = self
+            .sensitivities
+            .iter()
+            .map(|s| self.plan.entries[s.tensor].min_cosine);
+        let wanted = wanted.fold(f64::INFINITY, f64::min);
+        if wanted > 0.0 && wanted < 1.0 {
+            let needed = bits_bound(wanted);
+            text += &format!(
+                "; for {wanted:.2} they need {needed:.3} bit, {}",
+                show((needed * weights / 8.0) as u64)
+            );
+        }
+        Error::config(key, text)
+    }
+
+    /// Bytes of the smallest way, whatever its cosine.
+    fn smallest_of_all(&self, s: &Sensitivity) -> u64 {
+        let entry = &self.plan.entries[s.tensor];
+        let bytes = s.measured.iter().map(|m| entry.bytes_as(m.recipe.as_ref()));
+        bytes.min().unwrap_or(0) as u64
+    }
+}
+
+/// Part of the distance to 1 that a cosine on a sample is to leave: that of all rows may be a
+/// little further away.
+const MARGIN: f64 = 0.97;
+
+/// The way that takes fewest bytes; of equal ones that with the least error.
+fn smallest(ways: &[(usize, Cost)]) -> (usize, Cost) {
+    let order = |a: &Cost, b: &Cost| a.bytes.cmp(&b.bytes).then(a.error.total_cmp(&b.error));
+    let least = ways.iter().copied().min_by(|a, b| order(&a.1, &b.1));
+    least.unwrap_or((
+        0,
+        Cost {
+            bytes: 0,
+            error: 0.0,
+        },
+    ))
+}
+
+fn most_alike(s: &Sensitivity, ways: &[(usize, Cost)]) -> Vec<(usize, Cost)> {
+    let cosine = |way: &(usize, Cost)| s.measured[way.0].cosine;
+    let most = ways
+        .iter()
+        .copied()
+        .max_by(|a, b| cosine(a).total_cmp(&cosine(b)));
+    most.into_iter().collect()
+}
+
+/// The largest cosine that a code of so many bits can have on iid Gaussian weights, by the
+/// rate-distortion function of Shannon (1959).
+pub fn cosine_bound(bits: f64) -> f64 {
+    libm::sqrt(1.0 - libm::exp2(-2.0 * bits))
+}
+
+/// The fewest bits at which iid Gaussian weights can reach a cosine.
+pub fn bits_bound(cosine: f64) -> f64 {
+    -0.5 * libm::log2(1.0 - cosine * cosine)
+}
+
+fn show(bytes: u64) -> String {
+    ByteSize::b(bytes).display().si().to_string()
+}

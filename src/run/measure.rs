@@ -1,0 +1,223 @@
+//! What tensors lose by each way to store them, on a sample of their rows: what budgets and searches
+//! go by.
+
+use std::sync::Mutex;
+use std::sync::atomic::AtomicUsize;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use super::guide::{Calibrator, Prepared};
+use super::memory::DEFAULT_BUDGET;
+use super::options::Options;
+use super::pool::{Pulse, resolve, with_pool};
+use super::progress::Counter;
+use super::spatial::Spatial;
+use super::tile::Work;
+use crate::error::{Error, Result};
+use crate::format::{Gain, Method, Recipe};
+use crate::kernel::ErrorSums;
+use crate::model::choose_table;
+use crate::plan::{Basis, Measured, Open, Plan, Sensitivity};
+use crate::sink::Buffers;
+use crate::source::Source;
+
+/// Part of a tensor's weights that is quantized for all of its ways together: a tenth of the time
+/// that quantizing takes is not to be passed.
+const SHARE: f64 = 0.08;
+
+/// Rows that are tried however few that would be.
+const FEWEST: usize = 4;
+
+/// Weights that are tried with each way however many that would be: enough to tell them apart.
+const MOST: usize = 1 << 18;
+
+/// Measures what the open tensors of a plan lose by each of their ways.
+///
+/// # Errors
+/// A tensor or the calibration cannot be read, or the run is cancelled.
+pub(super) fn sensitivities(
+    source: &dyn Source,
+    plan: &Plan,
+    open: &[Open],
+    seed: u64,
+    mut options: Options<'_>,
+) -> Result<Vec<Sensitivity>> {
+    let calibrator = Calibrator::new(plan, &mut options.log)?;
+    let table = choose_table()?;
+    let done = AtomicUsize::new(0);
+    let job =
+        |open: &Open| sampled_rows(plan, open) * plan.entries[open.tensor].tensor.shape.cols();
+    let total = open.iter().map(|open| job(open) * size_of::<f32>()).sum();
+    let mut counter = Counter::new(&done, total, options.progress);
+    with_pool(resolve(options.threads), |pool| {
+        let work = Work {
+            source,
+            table,
+            pool,
+            compress: false,
+            done: &done,
+            buffers: Mutex::default(),
+            planes: Buffers::new(0),
+            calibrator: calibrator.as_ref(),
+        };
+        let mut found = Vec::with_capacity(open.len());
+        pool.in_order(
+            open.iter()
+                .map(|open| (3 * job(open) * size_of::<f32>(), open)),
+            options.budget.min(DEFAULT_BUDGET),
+            |open, pulse| work.sensitivity(plan, open, seed, pulse),
+            || counter.tell(),
+            |sensitivity, _| {
+                found.push(sensitivity);
+                Ok(())
+            },
+        )?;
+        Ok(found)
+    })
+}
+
+/// Rows of a tensor that are tried.
+fn sampled_rows(plan: &Plan, open: &Open) -> usize {
+    let shape = &plan.entries[open.tensor].tensor.shape;
+    let (rows, cols) = (shape.rows(), shape.cols());
+    let share = rows as f64 * SHARE / open.ways.len() as f64;
+    (share as usize)
+        .min(MOST / cols.max(1))
+        .max(FEWEST)
+        .min(rows)
+}
+
+/// Rows of a tensor, one from each of so many equal parts.
+fn sample(rows: usize, count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
+    let place = |i: usize| {
+        let (start, end) = (i * rows / count, (i + 1) * rows / count);
+        start + (random.next_u64() % (end - start) as u64) as usize
+    };
+    (0..count).map(place).collect()
+}
+
+/// Numbers of a normal distribution (Box and Muller 1958).
+fn gaussian(count: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut uniform = || (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+    let mut number = |_| {
+        let radius = libm::sqrt(-2.0 * libm::log(1.0 - uniform()));
+        (radius * libm::cos(std::f64::consts::TAU * uniform())) as f32
+    };
+    (0..count).map(&mut number).collect()
+}
+
+impl Work<'_> {
+    fn sensitivity(
+        &self,
+        plan: &Plan,
+        open: &Open,
+        seed: u64,
+        pulse: Pulse<'_>,
+    ) -> Result<Sensitivity> {
+        let tensor = open.tensor;
+        let shape = &plan.entries[tensor].tensor.shape;
+        let cols = shape.cols();
+        let rows = sampled_rows(plan, open);
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(tensor as u64);
+        let mut prepared = Prepared::default();
+        let (basis, squares, weights) = match self.source.has_weights() {
+            true => {
+                let rows = sample(shape.rows(), rows, &mut random);
+                let mut weights = vec![0.0; rows.len() * cols];
+                for (out, row) in weights.chunks_exact_mut(cols).zip(rows) {
+                    self.with_rows(tensor, row, 1, |matrix| {
+                        self.table.widen(matrix.float, matrix.weights, out);
+                    })?;
+                }
+                let (basis, squares) = match self.importance(tensor)? {
+                    Some((times, squares)) => {
+                        prepared = Prepared::important(times, &squares);
+                        (Basis::Outputs, Some(squares))
+                    }
+                    None => (Basis::Weights, None),
+                };
+                (basis, squares, weights)
+            }
+            false => {
+                let weights = gaussian(rows * cols, &mut random);
+                (Basis::Gaussian, None, weights)
+            }
+        };
+        let mut measured = Vec::with_capacity(open.ways.len());
+        for recipe in &open.ways {
+            let found = match recipe {
+                None => None,
+                Some(recipe) => {
+                    let decoded = self.decoded(recipe, &prepared, cols, &weights);
+                    Some(sums(&weights, decoded.as_deref(), squares.as_deref()))
+                }
+            };
+            let cosine = found.map_or(1.0, |sums| sums.cosine());
+            measured.push(Measured {
+                recipe: *recipe,
+                error: found.map_or(0.0, |_| 1.0 - cosine * cosine),
+                cosine,
+            });
+            pulse();
+            if self.pool.stopped() {
+                return Err(Error::Cancelled);
+            }
+        }
+        self.advance(rows * cols * size_of::<f32>());
+        Ok(Sensitivity {
+            tensor,
+            basis,
+            rows,
+            measured,
+        })
+    }
+
+    /// What quantizing the sample decodes to; `None` where it cannot be done.
+    fn decoded(
+        &self,
+        recipe: &Recipe,
+        prepared: &Prepared,
+        cols: usize,
+        weights: &[f32],
+    ) -> Option<Vec<f32>> {
+        let recipe = Recipe {
+            // GPTQ takes a factor of the Hessian, which takes longer than this is to take.
+            method: match recipe.method {
+                Method::Gptq => Method::Lsq,
+                method => method,
+            },
+            // What a cosine does not see.
+            gain: Gain::Lsq,
+            ..*recipe
+        };
+        let errors = self.sample_errors(&Spatial::default(), &recipe, prepared, cols, weights)?;
+        Some(weights.iter().zip(&errors).map(|(w, e)| w - e).collect())
+    }
+}
+
+/// Squares of weights, of what they decode to and of the difference, channels weighted by the mean
+/// squares of their inputs: of outputs, if channels had nothing in common.
+fn sums(weights: &[f32], decoded: Option<&[f32]>, squares: Option<&[f64]>) -> ErrorSums {
+    let Some(decoded) = decoded else {
+        // As if nothing were left.
+        return ErrorSums {
+            signal: 1.0,
+            decoded: 0.0,
+            error: 1.0,
+        };
+    };
+    let mut sums = ErrorSums::default();
+    let cols = squares.map_or(1, <[f64]>::len);
+    for (w, q) in weights.chunks(cols).zip(decoded.chunks(cols)) {
+        for (i, (&w, &q)) in w.iter().zip(q).enumerate() {
+            let h = squares.map_or(1.0, |squares| squares[i]);
+            let (w, q) = (f64::from(w), f64::from(q));
+            sums.signal += h * w * w;
+            sums.decoded += h * q * q;
+            sums.error += h * (w - q) * (w - q);
+        }
+    }
+    sums
+}

@@ -1,0 +1,108 @@
+//! How large the file of a plan is, before it is written.
+
+use super::engine::jobs;
+use super::guide::WINDOW;
+use crate::error::Result;
+use crate::format::{Format, ScaleDtype};
+use crate::plan::{NO_MIN_COSINE, Plan};
+use crate::schema::Tile;
+use crate::sink::{SHARED_BELOW, SHARED_BYTES};
+use crate::source::Source;
+use crate::tensor::Shape;
+
+/// Bytes of text as it stands in JSON.
+fn escaped(text: &str) -> usize {
+    serde_json::json!(text).to_string().len()
+}
+
+/// Predicted bytes of the file of a plan: its planes to the byte, and what is beside them to a few
+/// hundred bytes a tensor. Compression, scales that turn out to need f32 and tensors that get more
+/// bits than planned change it.
+pub fn predicted_bytes(source: &dyn Source, plan: &Plan) -> usize {
+    plan.total_bytes() + overhead(source, plan)
+}
+
+/// What the file takes beside its planes: measured on files of one and of many tensors, of which
+/// more than these are rare.
+pub(super) fn overhead(source: &dyn Source, plan: &Plan) -> usize {
+    /// The schema, and what else there is once.
+    const FILE: usize = 950;
+    /// A row group: pages, their headers, its part of the footer, and the tensor's figures.
+    const GROUP: usize = 1910;
+    /// A tensor in a row group that it shares.
+    const SHARING: usize = 136;
+    /// Bytes before planes that are aligned.
+    const PADDING: usize = 64;
+    let mut bytes = FILE + plan.config.to_string().len() + escaped(&source.id().name);
+    for (key, value) in source.metadata() {
+        bytes += escaped(key) + escaped(value);
+    }
+    let mut shared = 0;
+    for entry in &plan.entries {
+        // The name, in its column and with the figures.
+        bytes += 2 * escaped(&entry.tensor.name);
+        if entry.recipe.is_none() && entry.source_bytes() < SHARED_BELOW {
+            bytes += SHARING;
+            shared += entry.source_bytes();
+            continue;
+        }
+        // Larger tensors come in several tiles, but what those take is lost in them.
+        bytes += GROUP;
+        bytes += if entry.bytes() > SHARED_BELOW {
+            PADDING
+        } else {
+            0
+        };
+        if let (Some(_), Some(calibrated)) = (&entry.recipe, &plan.calibrated) {
+            bytes += inputs(&entry.tensor.shape, calibrated.time_groups as usize);
+        }
+    }
+    bytes + shared.div_ceil(SHARED_BYTES) * GROUP
+}
+
+/// Input scales, and ranges of activations, at most.
+fn inputs(shape: &Shape, time_groups: usize) -> usize {
+    let ranges = (1 + 2 * WINDOW as usize) * time_groups;
+    2 * shape.cols() + 64 * ranges
+}
+
+/// Bytes that the file of a plan never exceeds. Scales may turn out to need f32, and how long
+/// figures are as text is not known before, so the file is a little smaller.
+///
+/// # Errors
+/// As [`quantize`] before it begins its work.
+pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
+    /// Page headers, column metadata, figures and padding of a tile; all but its name and shape.
+    const TILE: usize = 8 << 10;
+    /// The schema, and what else there is once.
+    const FOOTER: usize = 16 << 10;
+    plan.check_matches(source.tensors())?;
+    let compress = plan.compresses();
+    let mut bytes = FOOTER + escaped(&plan.config.to_string()) + escaped(&source.id().name);
+    for (key, value) in source.metadata() {
+        bytes += 2 * (escaped(key) + escaped(value)); // quotes are escaped once more
+    }
+    for job in jobs(source, plan, None, 0..plan.entries.len())? {
+        let widest = job.recipe.map(|recipe| recipe.layout(ScaleDtype::F32));
+        let tile = Tile {
+            layout: widest,
+            ..job.tile
+        };
+        let mut planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
+        // It may have to be kept.
+        let entry = &plan.entries[job.tensor];
+        if entry.recipe.is_some() && entry.min_cosine > NO_MIN_COSINE {
+            let kept = tile.row_count.saturating_mul(job.row_bytes);
+            let eight =
+                Format::Int8.row_bytes(tile.shape.cols()) + 8 * tile.shape.cols().div_ceil(16);
+            planes = planes.max(kept).max(eight.saturating_mul(tile.row_count));
+        }
+        // What zstd may add to what it cannot compress.
+        bytes += planes + if compress { planes / 128 } else { 0 };
+        bytes += TILE + 2 * escaped(&tile.name) + 32 * tile.shape.dims().len();
+        if let Some(calibrated) = &plan.calibrated {
+            bytes += inputs(&tile.shape, calibrated.time_groups as usize);
+        }
+    }
+    Ok(bytes)
+}
