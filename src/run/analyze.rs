@@ -75,7 +75,14 @@ pub fn analyze(source: &dyn Source, config: &Config, options: Options<'_>) -> Re
     let started = Instant::now();
     let config = known(config)?;
     let plan = uniform_plan(source, &config)?;
-    let open = plan.open(&config);
+    let mut open = plan.open(&config);
+    // The plan's own way, too.
+    for open in &mut open {
+        let own = plan.entries[open.tensor].recipe;
+        if !open.ways.contains(&own) {
+            open.ways.push(own);
+        }
+    }
     let measured = sensitivities(source, &plan, &open, config.seed(), options)?;
     let mut tensors: Vec<TensorAnalysis> = measured.iter().map(|s| tensor(&plan, s)).collect();
     mark(&plan, &measured, &mut tensors);

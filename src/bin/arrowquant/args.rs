@@ -29,6 +29,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Measure what each tensor would lose by each format, on a sample of its rows
+    Analyze {
+        /// What `plan` takes
+        input: PathBuf,
+        #[command(flatten)]
+        plan: PlanArgs,
+        /// Draw it
+        #[arg(long, value_name = "FILE.png")]
+        chart: Option<PathBuf>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Search for the plan that is worth most, within a budget or the size of the settings' own plan
+    Evolve(EvolveArgs),
     /// Fold smoothing into the weights before layers: a model that computes the same, in which a few
     /// channels carry less of the range
     Fold {
@@ -125,7 +140,7 @@ pub struct Quantize {
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "profile", "config", "bits", "group_size", "scheme", "method", "gain", "scale_dtype",
         "on_nonfinite", "keep", "rule", "compression", "time_aware", "time_groups", "time_weighting",
-        "spatial", "calibration",
+        "spatial", "calibration", "min_cosine", "mixed", "max_size", "avg_bits", "candidates", "seed",
     ])]
     pub plan: Option<PathBuf>,
     /// Write what was measured, as JSON
@@ -134,6 +149,38 @@ pub struct Quantize {
     /// Print nothing but errors
     #[arg(long)]
     pub quiet: bool,
+}
+
+#[derive(clap::Args)]
+pub struct EvolveArgs {
+    /// What `plan` takes
+    pub input: PathBuf,
+    /// The plan to write, which `quantize --plan` takes
+    pub output: PathBuf,
+    #[command(flatten)]
+    pub plan: PlanArgs,
+    /// What a plan is worth: the last number that this prints, run by the shell with {} standing for
+    /// the plan's file; the more the better [default: less the errors of tensors]
+    #[arg(long, value_name = "COMMAND")]
+    pub fitness: Option<String>,
+    /// Plans that are tried in each generation
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub population: usize,
+    /// Generations after the first
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub generations: usize,
+    /// Write the search down after each generation
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Go on where the checkpoint ended
+    #[arg(long, requires = "checkpoint")]
+    pub resume: bool,
+    /// Draw what the generations came to
+    #[arg(long, value_name = "FILE.png")]
+    pub chart: Option<PathBuf>,
+    /// What the generations came to, as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(clap::Args)]
@@ -198,6 +245,27 @@ pub struct PlanArgs {
     /// Stop with an error where the run would otherwise mend by itself, as by streaming
     #[arg(long)]
     fail_fast: bool,
+    /// Cosine that every tensor must reach, or none: one that does not gets more bits, or is kept
+    /// [default: as the profile says, 0.85]
+    #[arg(long, value_name = "X")]
+    min_cosine: Option<String>,
+    /// Choose the format of each tensor by what it loses: as few bytes as --min-cosine allows, or as
+    /// little loss as --max-size and --avg-bits do, which imply it
+    #[arg(long)]
+    mixed: bool,
+    /// The most bytes that the file may have, such as 2GB
+    #[arg(long, value_name = "SIZE")]
+    max_size: Option<String>,
+    /// Bits of a weight on average, scales counted
+    #[arg(long, value_name = "BITS")]
+    avg_bits: Option<String>,
+    /// Formats to choose from, such as int2:256,int4:128:affine,int8,keep [default: int2, int4, int8
+    /// with several group sizes, and keep, but for what --bits, --group-size and --scheme fix]
+    #[arg(long, value_name = "FORMATS")]
+    candidates: Option<String>,
+    /// Of what is drawn by chance: rows that are sampled, plans that are tried
+    #[arg(long, value_name = "N")]
+    seed: Option<String>,
     /// Threads; 0 is all of the machine's [default: as the profile says]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
@@ -208,7 +276,7 @@ pub struct PlanArgs {
 
 impl PlanArgs {
     /// Flag, key and value of every setting.
-    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 18] {
+    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 24] {
         [
             ("--profile", "deployment_profile", self.profile.as_deref()),
             ("--bits", "bit_width", self.bits.as_deref()),
@@ -251,6 +319,12 @@ impl PlanArgs {
                 self.memory_limit.as_deref(),
             ),
             ("--fail-fast", "fail_fast", self.fail_fast.then_some("true")),
+            ("--min-cosine", "min_cosine", self.min_cosine.as_deref()),
+            ("--mixed", "mixed_precision", self.mixed.then_some("true")),
+            ("--max-size", "max_size", self.max_size.as_deref()),
+            ("--avg-bits", "avg_bits", self.avg_bits.as_deref()),
+            ("--candidates", "candidates", self.candidates.as_deref()),
+            ("--seed", "seed", self.seed.as_deref()),
             ("--threads", "num_threads", self.threads.as_deref()),
         ]
     }
@@ -273,7 +347,10 @@ impl Args {
         if let Some((_, matches)) = matches.subcommand() {
             match &mut args.command {
                 Command::Quantize(quantize) => quantize.plan_args.order_rules(matches),
-                Command::Plan { plan, .. } => plan.order_rules(matches),
+                Command::Plan { plan, .. } | Command::Analyze { plan, .. } => {
+                    plan.order_rules(matches);
+                }
+                Command::Evolve(evolve) => evolve.plan.order_rules(matches),
                 _ => {}
             }
         }

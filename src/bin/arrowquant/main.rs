@@ -4,6 +4,8 @@
 //! Ctrl-C.
 
 mod args;
+mod chart;
+mod search;
 mod show;
 mod stop;
 
@@ -20,7 +22,7 @@ use arrowquant::plan::{Config, Plan};
 use arrowquant::run::{self, Fold, Options, Progress};
 use arrowquant::schema::MANIFEST;
 use arrowquant::sink::StagedFile;
-use arrowquant::source;
+use arrowquant::source::{self, Source};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Bytes of a calibration's Hessians that are held in memory where nothing needs them.
@@ -59,14 +61,38 @@ fn execute(args: Args) -> Result<bool> {
         Command::Quantize(quantize) => quantize_command(&quantize),
         Command::Plan { input, plan, json } => {
             let config = plan.config()?;
-            let plan = run::plan(source::open(&input)?.as_ref(), &config)?;
+            let source = source::open(&input)?;
+            let plan = make_plan(&input, source.as_ref(), &config, false)?;
             warn(&plan);
             print(&match json {
                 true => show::json(&plan.to_json()),
-                false => show::plan(&plan),
+                false => show::plan(&plan, run::predicted_bytes(source.as_ref(), &plan)),
             })?;
             Ok(true)
         }
+        Command::Analyze {
+            input,
+            plan,
+            chart,
+            json,
+        } => {
+            let config = plan.config()?;
+            let source = source::open(&input)?;
+            let doing = format!("analyzing {}", input.display());
+            let analysis = with_bar(&doing, config.threads(), false, |options| {
+                run::analyze(source.as_ref(), &config, options)
+            })?;
+            if let Some(path) = chart {
+                run::check_not_input(source.as_ref(), &path)?;
+                show::analysis_chart(&analysis).write(&path)?;
+            }
+            print(&match json {
+                true => show::json(&serde_json::json!(analysis)),
+                false => show::analysis(&analysis),
+            })?;
+            Ok(true)
+        }
+        Command::Evolve(evolve) => search::evolve(&evolve),
         Command::Fold {
             input,
             output,
@@ -162,7 +188,7 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
     let config = args.plan_args.config()?;
     let source = source::open(&args.input)?;
     let plan = match &args.plan {
-        None => run::plan(source.as_ref(), &config)?,
+        None => make_plan(&args.input, source.as_ref(), &config, args.quiet)?,
         Some(path) => {
             let plan = Plan::from_json(&read(path)?);
             let mut plan = plan.map_err(|error| match error {
@@ -226,6 +252,14 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
         print(&show::report(&report))?;
     }
     Ok(true)
+}
+
+/// The plan for a source, with a bar where there is something to measure.
+fn make_plan(input: &Path, source: &dyn Source, config: &Config, quiet: bool) -> Result<Plan> {
+    let doing = format!("planning for {}", input.display());
+    with_bar(&doing, config.threads(), quiet, |options| {
+        run::plan_with(source, config, options)
+    })
 }
 
 /// Whether a path is that of a part or of the manifest of an output that is a folder.
