@@ -9,6 +9,7 @@ mod job;
 mod memory;
 mod options;
 mod output;
+mod page;
 mod pipeline;
 mod pool;
 mod progress;
