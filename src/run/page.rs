@@ -89,16 +89,33 @@ mod tests {
             assert!(!page.contains(mark), "{mark}");
         }
         // The namespace of SVG is a name that nobody opens.
-        let page = page.replace("http://www.w3.org/2000/svg", "").to_lowercase();
+        let page = page
+            .replace("http://www.w3.org/2000/svg", "")
+            .to_lowercase();
         for load in [
-            "http:", "https:", "//www", " src=", "url(", "@import", "fetch(", "xmlhttprequest",
-            "websocket", "eventsource", "sendbeacon", "import(", "innerhtml", "document.write",
+            "http:",
+            "https:",
+            "//www",
+            " src=",
+            "url(",
+            "@import",
+            "fetch(",
+            "xmlhttprequest",
+            "websocket",
+            "eventsource",
+            "sendbeacon",
+            "import(",
+            "innerhtml",
+            "document.write",
             "eval(",
         ] {
             assert!(!page.contains(load), "{load}");
         }
         let policy = "content-security-policy\" content=\"default-src 'none';";
         assert!(page.contains(policy));
-        assert_eq!(page.matches("href=").count(), page.matches("href=\"data:,\"").count());
+        assert_eq!(
+            page.matches("href=").count(),
+            page.matches("href=\"data:,\"").count()
+        );
     }
 }

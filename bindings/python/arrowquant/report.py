@@ -131,8 +131,8 @@ class Report:
                     output_cosine=number(entry.output_cosine),
                 )
             )
-        texts = (text_of(as_text, handle) or "" for as_text in (lib.aq_report_to_json, lib.aq_report_to_html))
-        return cls(totals, tuple(tensors), *texts)
+        json_text = text_of(lib.aq_report_to_json, handle) or ""
+        return cls(totals, tuple(tensors), json_text, text_of(lib.aq_report_to_html, handle) or "")
 
     def __len__(self) -> int:
         return len(self.tensors)

@@ -45,6 +45,12 @@ function drawn(tag, attributes, text) {
   if (text !== undefined) made.textContent = text;
   return made;
 }
+// A name that may go on in the next line after a dot.
+const breakable = (name) => {
+  const parts = document.createDocumentFragment();
+  for (const part of name.split(/(?<=\.)/)) parts.append(part, document.createElement("wbr"));
+  return parts;
+};
 const formatLabel = (format) =>
   element("span", { class: "format" }, element("i", { class: `key ${kind(format)}` }), format === "raw" ? "kept" : format);
 
@@ -57,23 +63,25 @@ function showTip(lines, x, y) {
   const box = tip.getBoundingClientRect();
   const left = Math.max(8, Math.min(x + 14, innerWidth - box.width - 8));
   const top = y + 18 + box.height > innerHeight ? y - box.height - 12 : y + 18;
-  tip.style.transform = `translate(${left}px, ${Math.max(8, top)}px)`;
+  tip.style.transform = `translate(${left + scrollX}px, ${Math.max(8, top) + scrollY}px)`;
 }
 const hideTip = () => { tip.hidden = true; };
 
 // Bars of values between `low` and `high`. Bars have the same place in charts of the same items, so
 // that one can be compared with the other.
-function chart(box, { items, value, low, high, ticks, digits, css, lines, edges, labels, mark, line, pick, label }) {
-  const width = Math.max(box.clientWidth, 200), height = 150, left = 38, below = labels ? 34 : 6, above = 8;
+function chart(box, { items, value, low, high, ticks, css, lines, edges, labels, mark, line, pick, label }) {
+  const width = Math.max(box.clientWidth, 200), height = 150, left = 46, below = labels ? 34 : 6, above = 8;
   const svg = drawn("svg", {
     viewBox: `0 0 ${width} ${height + above + below}`, height: height + above + below, role: "img", tabindex: "0", "aria-label": label,
   });
   const y = (v) => above + height * (1 - (Math.min(Math.max(v, low), high) - low) / (high - low));
   const step = (width - left) / Math.max(items.length, 1);
   const gap = step > 4 ? Math.min(step * 0.22, 8) : 0;
+  // Bars narrower than a pixel would fade into what is behind them.
+  const dense = step < 2 ? " dense" : "";
   for (const tick of ticks) {
     svg.append(drawn("line", { class: tick === low ? "base" : "grid", x1: left, x2: width, y1: y(tick), y2: y(tick) }));
-    svg.append(drawn("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, tick.toFixed(digits)));
+    svg.append(drawn("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(Number(tick.toFixed(6)))));
   }
   const cursor = drawn("rect", { class: "cursor", y: above, height, width: Math.max(step, 2), visibility: "hidden" });
   svg.append(cursor);
@@ -83,8 +91,8 @@ function chart(box, { items, value, low, high, ticks, digits, css, lines, edges,
     // At least a line, so that the lowest value is seen, too.
     const top = Math.min(y(v), above + height - 1.5);
     svg.append(drawn("rect", {
-      class: `bar ${css(item)}`, "data-index": i, x: (left + i * step + gap / 2).toFixed(2), y: top.toFixed(2),
-      width: Math.max(step - gap, 0.4).toFixed(2), height: (above + height - top).toFixed(2), rx: gap > 1 ? 1.5 : 0,
+      class: `bar ${css(item)}${dense}`, "data-index": i, x: (left + i * step + gap / 2).toFixed(2), y: top.toFixed(2),
+      width: Math.max(step - gap, 1).toFixed(2), height: (above + height - top).toFixed(2), rx: gap > 1 ? 1.5 : 0,
     }));
     const low = mark?.(item);
     if (known(low) && step > 5) {
@@ -97,10 +105,14 @@ function chart(box, { items, value, low, high, ticks, digits, css, lines, edges,
   for (const i of edges ?? []) {
     svg.append(drawn("line", { class: "edge", x1: left + i * step, x2: left + i * step, y1: above, y2: above + height + 6 }));
   }
+  const numbers = (labels ?? []).filter((label) => label.row === 0);
+  const room = (width - left) / Math.max(numbers.length, 1);
+  const need = 7 * Math.max(...numbers.map((label) => label.text.length), 1) + 8;
+  const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => n * room >= need) ?? 1000;
   const ends = [-1e9, -1e9];
   for (const { from, to, text, row } of labels ?? []) {
     const x = left + ((from + to) / 2) * step, half = text.length * 3.2 + 4;
-    if (x - half < ends[row] || (row === 1 && (to - from) * step < 14)) continue;
+    if (x - half < ends[row] || (row === 0 ? Number(text) % every > 0 : (to - from) * step < 14)) continue;
     ends[row] = x + half;
     const inside = Math.min(Math.max(x, left + half - 4), width - half + 4);
     svg.append(drawn("text", { x: inside, y: above + height + 14 + 15 * row, "text-anchor": "middle" }, text));

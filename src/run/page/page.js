@@ -48,7 +48,7 @@ function totals() {
   at("subtitle").textContent = `to ${printable(report.output ?? "memory")}`;
   document.title = `${at("source").textContent} – ArrowQuant report`;
   const cards = [
-    ["Smaller than FP16", times(fp16), `${times(report.source_bytes)} against the source`],
+    ["Compression", times(fp16), `against FP16; ${times(report.source_bytes)} against the source`],
     ["Bits per weight", fixed(total.bits_per_weight, 3), `of ${count(total.weights)} weights, scales counted`],
     ["Cosine", fixed(total.cosine, 5), "over all quantized weights"],
     ["SQNR", known(total.sqnr_db) ? `${fixed(total.sqnr_db, 2)} dB` : total.cosine == null ? "–" : "no error", "signal to quantization noise"],
@@ -93,14 +93,15 @@ function cosineAxis(values) {
   const least = Math.min(1, ...values.filter(known), ...(gate === null ? [] : [gate]));
   const starts = [0.9999, 0.999, 0.998, 0.995, 0.99, 0.98, 0.95, 0.9, 0.8, 0.6, 0.5, 0, -1];
   const low = starts.find((start) => least >= start + 0.05 * (1 - start)) ?? -1;
-  const digits = Math.max(2, Math.ceil(-Math.log10((1 - low) / 4) + 0.3));
-  return { low, high: 1, digits, ticks: [0, 1, 2, 3, 4].map((i) => low + ((1 - low) * i) / 4) };
+  return { low, high: 1, ticks: [0, 1, 2, 3, 4].map((i) => low + ((1 - low) * i) / 4) };
 }
 // Tensors that are kept may have 32 or 64 bits, beside which 2 and 4 would look the same.
 function bitsAxis(values) {
   const most = Math.max(1, ...values.filter(known));
   const high = [2, 4, 6, 8, 12].find((end) => most <= end) ?? 16;
-  return { low: 0, high, digits: high < 4 ? 1 : 0, ticks: [0, 1, 2, 3, 4].map((i) => (high * i) / 4), cut: most > high };
+  const parts = high % 4 === 0 && high !== 12 ? 4 : high === 2 ? 2 : 3;
+  const ticks = Array.from({ length: parts + 1 }, (_, i) => (high * i) / parts);
+  return { low: 0, high, ticks, cut: most > high };
 }
 
 function titled(id, axis, title) {
@@ -123,7 +124,7 @@ function runs(items) {
   const labels = [], edges = [];
   for (const [row, key, text] of [
     [0, (t) => `${rank(t)}.${t.depth}`, (t) => (t.depth === null ? "" : String(t.depth))],
-    [1, rank, (t) => t.stack ?? "others"],
+    [1, rank, (t) => t.stack ?? "no block"],
   ]) {
     for (let from = 0, to; from < items.length; from = to) {
       for (to = from + 1; to < items.length && key(items[to]) === key(items[from]); to++);
@@ -158,7 +159,7 @@ for (const group of depths) {
   group.bits = weights > 0 ? (8 * group.bytes) / weights : null;
   group.cosine = measured > 0 ? sum(with_cosine, (t) => t.cosine * t.weights) / measured : null;
   group.worst = with_cosine.reduce((worst, t) => (worst === null || t.cosine < worst.cosine ? t : worst), null);
-  group.label = group.stack === null ? "in no block" : `${group.stack}.${group.depth}`;
+  group.label = group.stack === null ? "no block" : `${group.stack}.${group.depth}`;
   const formats = new Map();
   for (const t of group.tensors) formats.set(kind(t.format), (formats.get(kind(t.format)) ?? 0) + t.weights);
   group.format = [...formats].reduce((most, entry) => (entry[1] > most[1] ? entry : most))[0];
@@ -223,14 +224,14 @@ function ladder() {
     const steps = t.ladder.flatMap((attempt) => [
       element("span", { class: "step failed", title: attempt.measure ? `cosine of the ${attempt.measure}` : null },
         `${rung(attempt.format, attempt.spatial)} ${fixed(attempt.cosine, 4)}${known(attempt.min_cosine) ? ` < ${attempt.min_cosine}` : ""}`),
-      element("span", { class: "arrow", "aria-label": "then" }, "→"),
+      element("span", { class: "arrow" }, "→"),
     ]);
     const measures = new Set(t.ladder.map((attempt) => attempt.measure));
     const reached = measures.has("output") && known(t.outputCosine) ? t.outputCosine : t.cosine;
     const end = element("span", { class: "step" }, formatLabel(t.format));
     if (known(reached)) end.append(fixed(reached, 4));
     body.append(element("tr", {},
-      element("th", { scope: "row", class: "name" }, element("button", { class: "link", type: "button", onclick: () => showRow(t) }, t.name)),
+      element("th", { scope: "row", class: "name" }, element("button", { class: "link", type: "button", onclick: () => showRow(t) }, breakable(t.name))),
       element("td", {}, element("div", { class: "steps" }, ...steps, end)),
       element("td", {}, [...measures].filter(Boolean).map(printable).join(", "))));
   }
@@ -267,11 +268,11 @@ function reasons() {
 
 // The table
 
-// Rows beyond these are left to the filter: browsers lay out no more at once without lag.
-const MOST_ROWS = 5000;
+// Rows that are made at a time, as one scrolls to them: thousands at once take browsers seconds.
+const ROWS = 200;
 const any = (of) => tensors.some((t) => of(t));
 const columns = [
-  { title: "Tensor", value: (t) => t.name, css: "name" },
+  { title: "Tensor", value: (t) => t.name, cell: (t) => breakable(t.name), css: "name" },
   { title: "#", value: (t) => t.index + 1, number: true },
   { title: "Format", value: (t) => t.format, cell: (t) => formatLabel(t.format) },
   { title: "Bits/weight", value: (t) => t.bits, number: true, text: (x) => fixed(x, 3) },
@@ -282,19 +283,20 @@ const columns = [
   { title: "Bytes", value: (t) => t.bytes, number: true, text: count },
   { title: "Weights", value: (t) => t.weights, number: true, text: count },
   { title: "Shape", value: (t) => t.shape },
+  { title: "Reason", value: (t) => t.reason, css: "why" },
   { title: "Dtype", value: (t) => t.dtype },
   { title: "Group", value: (t) => (t.group === "row" ? Infinity : t.group), number: true, text: (x) => (x === Infinity ? "row" : x ?? "–") },
   { title: "Scheme", value: (t) => t.scheme },
   { title: "Method", value: (t) => t.method },
   any((t) => t.transform) && { title: "Spatial", value: (t) => t.transform },
   any((t) => t.ladder.length > 0) && { title: "Ladder steps", value: (t) => t.ladder.length, number: true },
-  { title: "Reason", value: (t) => t.reason, css: "why" },
 ].filter(Boolean);
 
 const rows = new Array(tensors.length);
 const collator = new Intl.Collator("en", { numeric: true });
-const state = { column: columns[1], down: false };
+const state = { column: columns[1], down: false, found: [] };
 const body = element("tbody");
+const scroller = at("tensor-table").parentElement;
 
 function row(t) {
   rows[t.index] ??= element("tr", { "data-index": t.index }, ...columns.map((column, i) => {
@@ -322,13 +324,20 @@ function shown() {
   });
 }
 
-function fill() {
-  const found = shown();
+function more(rows) {
   const fragment = document.createDocumentFragment();
-  for (const t of found.slice(0, MOST_ROWS)) fragment.append(row(t));
-  body.replaceChildren(fragment);
-  const first = found.length > MOST_ROWS ? `, the first ${count(MOST_ROWS)} shown` : "";
-  at("count").textContent = `${count(found.length)} of ${plural(tensors.length, "tensor")}${first}`;
+  const from = body.childElementCount;
+  for (const t of state.found.slice(from, from + rows)) fragment.append(row(t));
+  body.append(fragment);
+}
+
+function fill() {
+  state.found = shown();
+  body.replaceChildren();
+  more(ROWS);
+  scroller.scrollTop = 0;
+  at("tensor-table").setAttribute("aria-rowcount", state.found.length + 1);
+  at("count").textContent = `${count(state.found.length)} of ${plural(tensors.length, "tensor")}`;
 }
 
 function table() {
@@ -353,6 +362,9 @@ function table() {
     clearTimeout(soon);
     soon = setTimeout(fill, 60);
   });
+  scroller.addEventListener("scroll", () => {
+    if (scroller.scrollTop + 2 * scroller.clientHeight > scroller.scrollHeight) more(ROWS);
+  }, { passive: true });
   fill();
 }
 
@@ -364,10 +376,11 @@ function filterBy(text) {
 
 function showRow(t) {
   hideTip();
-  if (!row(t).isConnected) {
-    at("filter").value = t.name;
+  if (!state.found.includes(t)) {
+    at("filter").value = "";
     fill();
   }
+  more(state.found.indexOf(t) + 1 - body.childElementCount);
   for (const other of body.querySelectorAll(".chosen")) other.classList.remove("chosen");
   row(t).classList.add("chosen");
   row(t).scrollIntoView({ block: "center" });
@@ -394,4 +407,3 @@ addEventListener("resize", () => {
   hideTip();
   requestAnimationFrame(charts);
 });
-addEventListener("scroll", hideTip, { passive: true });
