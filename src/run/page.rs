@@ -6,6 +6,9 @@ const PAGE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");
 const SCRIPT: &str = concat!(
     include_str!("page/elements.js"),
+    include_str!("page/report.js"),
+    include_str!("page/charts.js"),
+    include_str!("page/table.js"),
     include_str!("page/page.js"),
 );
 

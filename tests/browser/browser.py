@@ -26,7 +26,9 @@ def waited(holds, what):
 
 def _program(*names):
     found = next(filter(None, map(shutil.which, names)), None)
-    return found or sys.exit(f"none of {', '.join(names)} is installed: Debian has chromium and chromium-driver")
+    return found or sys.exit(
+        f"none of {', '.join(names)} is installed: Debian has chromium and chromium-driver"
+    )
 
 
 class Browser:
@@ -75,7 +77,9 @@ class Browser:
         """The whole page as PNG."""
         width, height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
-        taken = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        taken = self.driver.execute_cdp_cmd(
+            "Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip}
+        )
         return base64.b64decode(taken["data"])
 
     def said(self):

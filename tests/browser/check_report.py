@@ -23,9 +23,19 @@ from selenium.webdriver.common.keys import Keys
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = [
-    "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>", "<!--<script>",
-    "&lt;b&gt;&amp;", "line\u2028end\u2029", "\u202egnp.exe", "'\"`${window.hacked=1}", "tab\tnul\0bell\a",
-    "/*report*/", "ünï→\U0001f600", "constructor", "__proto__", "w" * 300,
+    "<img src=x onerror='window.hacked=1'>",
+    "</script><script>window.hacked=1</script>",
+    "<!--<script>",
+    "&lt;b&gt;&amp;",
+    "line\u2028end\u2029",
+    "\u202egnp.exe",
+    "'\"`${window.hacked=1}",
+    "tab\tnul\0bell\a",
+    "/*report*/",
+    "ünï→\U0001f600",
+    "constructor",
+    "__proto__",
+    "w" * 300,
 ]
 # Rows that the table has before one scrolls.
 ROWS = 200
@@ -51,7 +61,11 @@ def many_tensors(path, count=2000, rows=16, columns=48):
         power = 1 + i % 7
         values = array.array("f", (draw.gauss(0, 1) ** power for _ in range(rows * columns)))
         parts.append(values.tobytes())
-        header[name] = {"dtype": "F32", "shape": [rows, columns], "data_offsets": [offset, offset + len(parts[-1])]}
+        header[name] = {
+            "dtype": "F32",
+            "shape": [rows, columns],
+            "data_offsets": [offset, offset + len(parts[-1])],
+        }
         offset += len(parts[-1])
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(parts))
@@ -80,14 +94,20 @@ def with_more(report, page, target):
         for format in order[: order.index(tensor["format"])] if draw.random() < 0.7 else []:
             for spatial in [True, False][draw.randrange(2) :]:
                 found = round(0.7 + 0.2 * draw.random(), 4)
-                attempt = {"format": format, "spatial": spatial, "cosine": found, "measure": "output", "min_cosine": 0.95}
+                attempt = {
+                    "format": format,
+                    "spatial": spatial,
+                    "cosine": found,
+                    "measure": "output",
+                    "min_cosine": 0.95,
+                }
                 tensor["ladder"].append(attempt)
     text = json.dumps(report)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    put = lambda found: found[1] + text + "</script>"  # noqa: E731
+    put = lambda found: found[1] + text + "</script>"
     html = page.read_text(encoding="utf-8")
-    html, times = re.subn(r'(type="application/json">)(.*?)</script>', put, html, count=1, flags=re.S)
+    html, times = re.subn(r'(type="application/json">)(.*?)</script>', put, html, count=1, flags=re.DOTALL)
     assert times == 1
     target.write_text(html, encoding="utf-8")
     return report, target
@@ -97,8 +117,12 @@ def shown(browser, scrolled=False):
     """The tensors of the table's rows, by their place in the report. Rows are made as one scrolls to
     them."""
     last = -1
-    while scrolled and last != (last := browser.run("return document.querySelectorAll('#tensor-table tr').length")):
-        browser.run("const box = document.querySelector('#tensors .scroll'); box.scrollTop = box.scrollHeight")
+    while scrolled and last != (
+        last := browser.run("return document.querySelectorAll('#tensor-table tr').length")
+    ):
+        browser.run(
+            "const box = document.querySelector('#tensors .scroll'); box.scrollTop = box.scrollHeight"
+        )
         time.sleep(0.2)
     rows = "return [...document.querySelectorAll('#tensor-table tbody tr')].map(r => Number(r.dataset.index))"
     return browser.run(rows)
@@ -167,7 +191,7 @@ def no_filter(browser, report):
 
 def check_filter(browser, report, words):
     field = browser.one("#filter")
-    kept = lambda tensor: "kept" if tensor["format"] == "raw" else tensor["format"]  # noqa: E731
+    kept = lambda tensor: "kept" if tensor["format"] == "raw" else tensor["format"]
     texts = [f"{t['name']}\n{kept(t)}\n{t['reason']}".lower() for t in report["tensors"]]
     expected = [i for i, text in enumerate(texts) if all(word in text for word in words.lower().split())]
     assert 0 < len(expected) < len(texts), words
@@ -295,7 +319,9 @@ def check(browser, report, page, words, screenshots):
             browser.look(scheme, width, height, device == "phone")
             seconds = browser.open(page)
             assert seconds < 5, seconds
-            wider = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            wider = browser.run(
+                "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+            )
             assert wider <= 0, f"{name} is {wider} pixels too wide for {device}"
             backgrounds.add(browser.run("return getComputedStyle(document.body).backgroundColor"))
             (screenshots / f"{name}-{device}-{scheme}.png").write_bytes(browser.screenshot())

@@ -52,27 +52,48 @@ const breakable = (name) => {
   return parts;
 };
 const formatLabel = (format) =>
-  element("span", { class: "format" }, element("i", { class: `key ${kind(format)}` }), format === "raw" ? "kept" : format);
+  element(
+    "span",
+    { class: "format" },
+    element("i", { class: `key ${kind(format)}` }),
+    format === "raw" ? "kept" : format,
+  );
 
 // Charts
 
 const tip = at("tip");
 function showTip(lines, x, y) {
-  tip.replaceChildren(element("b", {}, lines[0]), ...lines.slice(1).filter(Boolean).map((line) => element("div", {}, line)));
+  tip.replaceChildren(
+    element("b", {}, lines[0]),
+    ...lines
+      .slice(1)
+      .filter(Boolean)
+      .map((line) => element("div", {}, line)),
+  );
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   const left = Math.max(8, Math.min(x + 14, innerWidth - box.width - 8));
   const top = y + 18 + box.height > innerHeight ? y - box.height - 12 : y + 18;
   tip.style.transform = `translate(${left + scrollX}px, ${Math.max(8, top) + scrollY}px)`;
 }
-const hideTip = () => { tip.hidden = true; };
+const hideTip = () => {
+  tip.hidden = true;
+};
 
 // Bars of values between `low` and `high`. Bars have the same place in charts of the same items, so
 // that one can be compared with the other.
 function chart(box, { items, value, low, high, ticks, css, lines, edges, labels, mark, line, pick, label }) {
-  const width = Math.max(box.clientWidth, 200), height = 150, left = 46, below = labels ? 34 : 6, above = 8;
+  const width = Math.max(box.clientWidth, 200),
+    height = 150,
+    left = 46,
+    below = labels ? 34 : 6,
+    above = 8;
   const svg = drawn("svg", {
-    viewBox: `0 0 ${width} ${height + above + below}`, height: height + above + below, role: "img", tabindex: "0", "aria-label": label,
+    viewBox: `0 0 ${width} ${height + above + below}`,
+    height: height + above + below,
+    role: "img",
+    tabindex: "0",
+    "aria-label": label,
   });
   const y = (v) => above + height * (1 - (Math.min(Math.max(v, low), high) - low) / (high - low));
   const step = (width - left) / Math.max(items.length, 1);
@@ -80,30 +101,63 @@ function chart(box, { items, value, low, high, ticks, css, lines, edges, labels,
   // Bars narrower than a pixel would fade into what is behind them.
   const dense = step < 2 ? " dense" : "";
   for (const tick of ticks) {
-    svg.append(drawn("line", { class: tick === low ? "base" : "grid", x1: left, x2: width, y1: y(tick), y2: y(tick) }));
-    svg.append(drawn("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(Number(tick.toFixed(6)))));
+    svg.append(
+      drawn("line", { class: tick === low ? "base" : "grid", x1: left, x2: width, y1: y(tick), y2: y(tick) }),
+    );
+    svg.append(
+      drawn("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(Number(tick.toFixed(6)))),
+    );
   }
-  const cursor = drawn("rect", { class: "cursor", y: above, height, width: Math.max(step, 2), visibility: "hidden" });
+  const cursor = drawn("rect", {
+    class: "cursor",
+    y: above,
+    height,
+    width: Math.max(step, 2),
+    visibility: "hidden",
+  });
   svg.append(cursor);
   items.forEach((item, i) => {
     const v = value(item);
     if (!known(v)) return;
     // At least a line, so that the lowest value is seen, too.
     const top = Math.min(y(v), above + height - 1.5);
-    svg.append(drawn("rect", {
-      class: `bar ${css(item)}${dense}`, "data-index": i, x: (left + i * step + gap / 2).toFixed(2), y: top.toFixed(2),
-      width: Math.max(step - gap, 1).toFixed(2), height: (above + height - top).toFixed(2), rx: gap > 1 ? 1.5 : 0,
-    }));
+    svg.append(
+      drawn("rect", {
+        class: `bar ${css(item)}${dense}`,
+        "data-index": i,
+        x: (left + i * step + gap / 2).toFixed(2),
+        y: top.toFixed(2),
+        width: Math.max(step - gap, 1).toFixed(2),
+        height: (above + height - top).toFixed(2),
+        rx: gap > 1 ? 1.5 : 0,
+      }),
+    );
     const low = mark?.(item);
-    if (known(low) && step > 5) {
-      svg.append(drawn("line", { class: "low", x1: left + i * step + gap / 2, x2: left + (i + 1) * step - gap / 2, y1: y(low), y2: y(low) }));
+    if (known(low) && step > 3) {
+      svg.append(
+        drawn("line", {
+          class: "low",
+          x1: left + i * step + gap / 2,
+          x2: left + (i + 1) * step - gap / 2,
+          y1: y(low),
+          y2: y(low),
+        }),
+      );
     }
   });
   if (line !== null && line >= low && line <= high) {
     svg.append(drawn("line", { class: "gate", x1: left, x2: width, y1: y(line), y2: y(line) }));
   }
   for (const i of edges ?? []) {
-    svg.append(drawn("line", { class: "edge", x1: left + i * step, x2: left + i * step, y1: above, y2: above + height + 6 }));
+    svg.append(
+      drawn("line", {
+        class: "edge",
+        x1: left + i * step,
+        x2: left + i * step,
+        y1: above,
+        y2: above + height + 6,
+      }),
+    );
   }
   const numbers = (labels ?? []).filter((label) => label.row === 0);
   const room = (width - left) / Math.max(numbers.length, 1);
@@ -111,11 +165,14 @@ function chart(box, { items, value, low, high, ticks, css, lines, edges, labels,
   const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => n * room >= need) ?? 1000;
   const ends = [-1e9, -1e9];
   for (const { from, to, text, row } of labels ?? []) {
-    const x = left + ((from + to) / 2) * step, half = text.length * 3.2 + 4;
+    const x = left + ((from + to) / 2) * step,
+      half = text.length * 3.2 + 4;
     if (x - half < ends[row] || (row === 0 ? Number(text) % every > 0 : (to - from) * step < 14)) continue;
     ends[row] = x + half;
     const inside = Math.min(Math.max(x, left + half - 4), width - half + 4);
-    svg.append(drawn("text", { x: inside, y: above + height + 14 + 15 * row, "text-anchor": "middle" }, text));
+    svg.append(
+      drawn("text", { x: inside, y: above + height + 14 + 15 * row, "text-anchor": "middle" }, text),
+    );
   }
 
   let chosen = -1;
@@ -125,7 +182,10 @@ function chart(box, { items, value, low, high, ticks, css, lines, edges, labels,
     cursor.setAttribute("visibility", "visible");
     showTip(lines(items[chosen]), x, y);
   };
-  const leave = () => { cursor.setAttribute("visibility", "hidden"); hideTip(); };
+  const leave = () => {
+    cursor.setAttribute("visibility", "hidden");
+    hideTip();
+  };
   const under = (event) => {
     const frame = svg.getBoundingClientRect();
     return Math.floor((((event.clientX - frame.left) / frame.width) * width - left) / step);
@@ -135,7 +195,10 @@ function chart(box, { items, value, low, high, ticks, css, lines, edges, labels,
     svg.addEventListener("pointerdown", (event) => choose(under(event), event.clientX, event.clientY));
     svg.addEventListener("pointerleave", leave);
     svg.addEventListener("blur", leave);
-    svg.addEventListener("click", (event) => event.detail > 0 && pick(items[Math.min(Math.max(under(event), 0), items.length - 1)]));
+    svg.addEventListener(
+      "click",
+      (event) => event.detail > 0 && pick(items[Math.min(Math.max(under(event), 0), items.length - 1)]),
+    );
     svg.addEventListener("keydown", (event) => {
       const moves = { ArrowLeft: chosen - 1, ArrowRight: chosen + 1, Home: 0, End: items.length - 1 };
       if (event.key in moves) {
