@@ -9,7 +9,7 @@ use arrowquant::schema::MANIFEST;
 use arrowquant::sink::StagedFile;
 use arrowquant::source::Source;
 
-use crate::show;
+use super::show;
 
 /// Begins the files of a run's reports, none of which may be another file of the run.
 pub fn create(paths: &[PathBuf], source: &dyn Source, output: &Path) -> Result<Vec<StagedFile>> {

@@ -161,7 +161,7 @@ function chart(box, { items, value, low, high, ticks, css, lines, edges, labels,
   }
   const numbers = (labels ?? []).filter((label) => label.row === 0);
   const room = (width - left) / Math.max(numbers.length, 1);
-  const need = 7 * Math.max(...numbers.map((label) => label.text.length), 1) + 8;
+  const need = 7 * numbers.reduce((most, label) => Math.max(most, label.text.length), 1) + 8;
   const every = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((n) => n * room >= need) ?? 1000;
   const ends = [-1e9, -1e9];
   for (const { from, to, text, row } of labels ?? []) {
