@@ -1001,6 +1001,12 @@ aq_status aq_report_totals(const aq_report *report,
 /** All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report. */
 aq_status aq_report_to_json(const aq_report *report, const char **json, aq_error *err);
 
+/**
+ * All of it as a page of HTML for people, as `arrowquant quantize --report out.html` writes it: one
+ * file that loads nothing. Belongs to the report.
+ */
+aq_status aq_report_to_html(const aq_report *report, const char **html, aq_error *err);
+
 void aq_report_free(aq_report *report);
 
 /*

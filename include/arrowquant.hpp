@@ -435,6 +435,11 @@ class Report {
     detail::call(aq_report_to_json, handle(), &json);
     return json;
   }
+  std::string to_html() const {
+    const char* html = nullptr;
+    detail::call(aq_report_to_html, handle(), &html);
+    return html;
+  }
 
   const aq_report* handle() const noexcept { return handle_.get(); }
 

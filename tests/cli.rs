@@ -282,6 +282,18 @@ fn the_report_overwrites_neither_input_nor_output() {
         2,
         &["--report", "is the output"],
     );
+    let page = text(&folder.path().join("r.html"));
+    let twice = ["--report", &page, "--report"];
+    fails(
+        &[&run[..3], &twice, &[&page]].concat(),
+        2,
+        &["--report", "is given twice"],
+    );
+    fails(
+        &[&run[..3], &twice, &[&output]].concat(),
+        2,
+        &["--report", "is the output"],
+    );
     fails(&with("/no/such/folder/r.json"), 1, &["there is no folder"]);
     assert!(std::fs::read(&input).unwrap() == before);
     assert_eq!(names_in(folder.path()), ["model.safetensors"]);
@@ -477,6 +489,26 @@ fn the_report_is_what_the_file_holds() {
         let tensor = tensors.iter().find(|t| t["name"] == check["name"]).unwrap();
         assert_eq!(check["cosine"], tensor["cosine"]);
     }
+}
+
+#[test]
+fn a_report_is_a_page_too() {
+    let folder = small_model();
+    let path = |name: &str| text(&folder.path().join(name));
+    let (input, output) = (path("model.safetensors"), path("m.parquet"));
+    let (page, data) = (path("r.HTML"), path("r.json"));
+    arrowquant_ok([
+        "quantize", &input, &output, "--report", &page, "--report", &data, "--quiet",
+    ]);
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    let page = read(&page);
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    let (_, held) = page.split_once("type=\"application/json\">").unwrap();
+    let (held, _) = held.split_once("</script>").unwrap();
+    let [held, report]: [Value; 2] =
+        [held, &read(&data)].map(|text| serde_json::from_str(text).unwrap());
+    assert!(held["tensors"][0]["name"].is_string());
+    assert_eq!(held, report);
 }
 
 #[test]

@@ -220,6 +220,24 @@ pub unsafe extern "C" fn aq_report_to_json(
     }
 }
 
+/// All of it as a page of HTML for people, as `arrowquant quantize --report out.html` writes it: one
+/// file that loads nothing. Belongs to the report.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_report_to_html(
+    report: *const aq_report,
+    html: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let report = borrow(report)?;
+            let text = report.report.to_html();
+            put(html, report.strings.lend(&text), "html")
+        })
+    }
+}
+
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_report_free(report: *mut aq_report) {
     // SAFETY: by the header's conventions.

@@ -3,7 +3,7 @@
 use bytesize::ByteSize;
 
 use super::budget::{Cost, spend};
-use super::rules::NO_MIN_COSINE;
+use super::rules::{NO_MIN_COSINE, Pattern, Rule};
 use super::sensitivity::{Basis, Sensitivity};
 use super::{Config, Plan, PlanEntry, Rules};
 use crate::error::{Error, Result};
@@ -194,11 +194,18 @@ impl<'a> Choices<'a> {
                 false => passing,
             }
         });
+        // Each may get a rule in the settings that the file records.
+        let rules = sensitivities.iter().map(|s| {
+            let name = &plan.entries[s.tensor].tensor.name;
+            let recipes = s.measured.iter().filter_map(|m| m.recipe.as_ref());
+            let rules = recipes.map(|recipe| recorded_bytes(name, recipe));
+            rules.max().unwrap_or(0)
+        });
         Self {
             budget,
             sensitivities,
             fixed: plan.total_bytes() as u64 - open,
-            overhead,
+            overhead: overhead + rules.sum::<u64>(),
             ways: each.collect(),
             weights: weights.sum(),
             plan,
@@ -317,6 +324,15 @@ impl<'a> Choices<'a> {
 /// Part of the distance to 1 that a cosine on a sample is to leave: that of all rows may be a
 /// little further away.
 const MARGIN: f64 = 0.97;
+
+/// Bytes of the rule that gives a tensor a recipe, as the file records it.
+fn recorded_bytes(name: &str, recipe: &Recipe) -> u64 {
+    let rule = Pattern::literal(name).map(|pattern| Rule::recipe(pattern, recipe).to_string());
+    serde_json::json!(rule.unwrap_or_default())
+        .to_string()
+        .len() as u64
+        + 1
+}
 
 /// The way that takes fewest bytes; of equal ones that with the least error.
 fn smallest(ways: &[(usize, Cost)]) -> (usize, Cost) {

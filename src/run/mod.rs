@@ -12,6 +12,7 @@ mod measure;
 mod memory;
 mod options;
 mod output;
+mod page;
 mod pipeline;
 mod pool;
 mod progress;

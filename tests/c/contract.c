@@ -784,6 +784,9 @@ static void reports(void) {
   REFUSED("total.struct_size is NULL", aq_report_totals(report, NULL, err));
   REFUSED("aq_report is NULL", aq_report_to_json(NULL, &json, err));
   REFUSED("json is NULL", aq_report_to_json(report, NULL, err));
+  const char *html = NULL;
+  REFUSED("aq_report is NULL", aq_report_to_html(NULL, &html, err));
+  REFUSED("html is NULL", aq_report_to_html(report, NULL, err));
   OK(aq_report_totals(report, &total, &err));
   size_t quantized = 0, bytes = 0;
   for (size_t i = 0; i < count; i++) {
@@ -795,6 +798,9 @@ static void reports(void) {
   CHECK(quantized == total.quantized && bytes == total.bytes);
   OK(aq_report_to_json(report, &json, &err));
   CHECK(json[0] == '{' && strstr(json, "\"cosine\""));
+  OK(aq_report_to_html(report, &html, &err));
+  CHECK(!strncmp(html, "<!doctype html>", 15) && strstr(html, "\"output_bytes\":"));
+  CHECK(json[0] == '{');  /* lent until the report is freed */
   aq_report_free(report);
   aq_report_free(report);
   aq_report_free(NULL);

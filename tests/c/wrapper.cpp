@@ -88,6 +88,7 @@ int main(int argc, char** argv) {
   };
   const aq::Report report = aq::quantize_file(input, output, config, options);
   CHECK(told > 0 && report.totals().cosine > 0.9999 && report.to_json()[0] == '{');
+  CHECK(report.to_html().find("</html>") != std::string::npos);
   const aq::Source source = aq::Source::open(input);
   const aq::Plan plan(source, config);
   CHECK(plan.size() == source.size() && report.size() == plan.size());

@@ -151,6 +151,12 @@ def test_a_copied_config_is_another_one_that_follows_its_profile(tmp_path, monke
 # Quantizing
 
 
+def held_in(page):
+    """The report that a page holds."""
+    assert page.startswith("<!doctype html>")
+    return json.loads(page.split('type="application/json">')[1].split("</script>")[0])
+
+
 def test_quantize_reports_what_numpy_measures(small, tensors, tmp_path):
     output = tmp_path / "m.parquet"
     report = aq.quantize(small, output, bits=4, group_size=64, threads=1)
@@ -184,7 +190,7 @@ def test_quantize_reports_what_numpy_measures(small, tensors, tmp_path):
     assert report[0] == next(iter(report))
     with pytest.raises(KeyError):
         report["nothing"]
-    assert report.to_dict() == json.loads(report.to_json())
+    assert report.to_dict() == json.loads(report.to_json()) == held_in(report.to_html())
     assert report.to_dict()["total"]["cosine"] == total.cosine
 
 
@@ -827,6 +833,12 @@ def test_module_writes_reports_and_decodes(module, cli, small, tmp_path):
     assert done.stdout == done.stderr == ""
     found = json.loads(report.read_text())
     assert found["output_bytes"] == output.stat().st_size and len(found["tensors"]) == 7
+    page = tmp_path / "page.html"
+    both = ["--report", page, "--report", report, "--quiet", "--threads", "1"]
+    module("quantize", small, output, *both)
+    assert held_in(page.read_text(encoding="utf-8")) == json.loads(report.read_text())
+    refused = module("quantize", small, output, "--report", page, "--report", page, check=False)
+    assert refused.returncode == 2 and "is given twice" in refused.stderr
     ours, theirs = (tmp_path / name for name in ["ours.safetensors", "theirs.safetensors"])
     module("dequantize", output, ours, "--dtype", "f16", "--threads", "1")
     cli("dequantize", output, theirs, "--dtype", "f16")

@@ -106,7 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_settings(quantize)
     quantize.add_argument("--plan", metavar="FILE", help="do this plan, which `plan --json` printed")
-    quantize.add_argument("--report", metavar="FILE.json", help="write what was measured")
+    quantize.add_argument(
+        "--report",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="write what was measured: a page where FILE ends in .html, else JSON; may be given twice",
+    )
     quantize.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
     plan = command("plan", "show what each tensor would get, before any work")
@@ -199,15 +205,8 @@ def _quantize(args: argparse.Namespace) -> int:
         plan = Plan.create(source, config)
     else:
         plan = Plan.from_json(Path(args.plan).read_text(encoding="utf-8"))
-    if args.report is not None:
-        # Before the work, so that hours are not lost to a mistyped name.
-        report_path = Path(args.report)
-        if report_path.resolve() == Path(args.output).resolve():
-            raise ConfigError(f"--report: '{args.report}' is the output")
-        if report_path.exists() and os.path.samefile(args.report, args.input):
-            raise ConfigError(f"--report: '{args.report}' is the input")
-        if not report_path.parent.is_dir():
-            raise ConfigError(f"--report: there is no folder {report_path.parent}")
+    # Before the work, so that hours are not lost to a mistyped name.
+    _check_reports(args)
     report = plan.run(
         source,
         args.output,
@@ -217,9 +216,12 @@ def _quantize(args: argparse.Namespace) -> int:
         resume=args.resume,
         part=args.part,
     )
-    if args.report is not None:
-        text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False)
-        Path(args.report).write_text(text + "\n", encoding="utf-8")
+    for path in map(Path, args.report):
+        if path.suffix.lower() in (".html", ".htm"):
+            text = report.to_html()
+        else:
+            text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
     if not args.quiet:
         total = report.totals
         print(
@@ -230,6 +232,20 @@ def _quantize(args: argparse.Namespace) -> int:
             f"{total.kept} kept"
         )
     return 0
+
+
+def _check_reports(args: argparse.Namespace) -> None:
+    """Refuses reports over other files of the run."""
+    taken = {Path(args.output).resolve(): "is the output"}
+    for report in args.report:
+        path = Path(report)
+        if path.resolve() in taken:
+            raise ConfigError(f"--report: '{report}' {taken[path.resolve()]}")
+        taken[path.resolve()] = "is given twice"
+        if path.exists() and os.path.samefile(report, args.input):
+            raise ConfigError(f"--report: '{report}' is the input")
+        if not path.parent.is_dir():
+            raise ConfigError(f"--report: there is no folder {path.parent}")
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -385,6 +385,7 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_report_tensor": [_HANDLE, c_size_t, POINTER(aq_tensor_report)],
     "aq_report_totals": [_HANDLE, POINTER(aq_report_total)],
     "aq_report_to_json": [_HANDLE, _TEXT],
+    "aq_report_to_html": [_HANDLE, _TEXT],
     "aq_quantize_file": [c_char_p, c_char_p, _HANDLE, _OPTIONS, _OUT],
     "aq_run_to_path": [_HANDLE, _HANDLE, c_char_p, _OPTIONS, _OUT],
     "aq_run_size_bound": [_HANDLE, _HANDLE, _SIZE],

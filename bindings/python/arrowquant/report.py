@@ -86,10 +86,13 @@ class Report:
     """What a run measured, on the weights as they decode from the file: `totals`, and one entry a
     tensor, in the order of the plan."""
 
-    def __init__(self, totals: Totals, tensors: tuple[TensorReport, ...], json_text: str) -> None:
+    def __init__(
+        self, totals: Totals, tensors: tuple[TensorReport, ...], json_text: str, html: str
+    ) -> None:
         self.totals = totals
         self.tensors = tensors
         self._json = json_text
+        self._html = html
 
     @classmethod
     def _take(cls, pointer: ctypes.c_void_p) -> Report:
@@ -128,7 +131,8 @@ class Report:
                     output_cosine=number(entry.output_cosine),
                 )
             )
-        return cls(totals, tuple(tensors), text_of(lib.aq_report_to_json, handle) or "")
+        json_text = text_of(lib.aq_report_to_json, handle) or ""
+        return cls(totals, tuple(tensors), json_text, text_of(lib.aq_report_to_html, handle) or "")
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -148,6 +152,11 @@ class Report:
     def to_json(self) -> str:
         """All of it as JSON, as `arrowquant quantize --report` writes it."""
         return self._json
+
+    def to_html(self) -> str:
+        """All of it as a page for people, as `arrowquant quantize --report out.html` writes it:
+        one file that loads nothing."""
+        return self._html
 
     def to_dict(self) -> dict[str, Any]:
         """The same as Python objects."""

@@ -143,9 +143,9 @@ pub struct Quantize {
         "spatial", "calibration", "min_cosine", "mixed", "max_size", "avg_bits", "candidates", "seed",
     ])]
     pub plan: Option<PathBuf>,
-    /// Write what was measured, as JSON
-    #[arg(long, value_name = "FILE.json")]
-    pub report: Option<PathBuf>,
+    /// Write what was measured: a page where FILE ends in .html, else JSON; may be given twice
+    #[arg(long, value_name = "FILE")]
+    pub report: Vec<PathBuf>,
     /// Print nothing but errors
     #[arg(long)]
     pub quiet: bool,

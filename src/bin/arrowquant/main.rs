@@ -5,6 +5,7 @@
 
 mod args;
 mod chart;
+mod report;
 mod search;
 mod show;
 mod stop;
@@ -20,8 +21,6 @@ use arrowquant::format::Float;
 use arrowquant::model::Model;
 use arrowquant::plan::{Config, Plan};
 use arrowquant::run::{self, Fold, Options, Progress};
-use arrowquant::schema::MANIFEST;
-use arrowquant::sink::StagedFile;
 use arrowquant::source::{self, Source};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -206,25 +205,7 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
         warn(&plan);
     }
     // Begun before the work, so that hours are not lost to a mistyped folder.
-    let report_file = match &args.report {
-        Some(path) if same_file(path, &args.output) => {
-            return Err(Error::Config {
-                key: "--report".into(),
-                reason: format!("'{}' is the output", path.display()),
-            });
-        }
-        Some(path) if is_of_folder(path, &args.output) => {
-            return Err(Error::Config {
-                key: "--report".into(),
-                reason: format!("'{}' is for a file of the output", path.display()),
-            });
-        }
-        Some(path) => {
-            run::check_not_input(source.as_ref(), path)?;
-            Some(StagedFile::create(path)?)
-        }
-        None => None,
-    };
+    let report_files = report::create(&args.report, source.as_ref(), &args.output)?;
     let doing = format!("quantizing {}", args.input.display());
     let report = with_bar(&doing, config.threads(), args.quiet, |mut options| {
         options.resume = args.resume;
@@ -238,16 +219,7 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
         complain("--resume goes on with the parts that are there");
     }
     let report = report?;
-    if let Some(mut file) = report_file {
-        let text = show::json(&serde_json::json!(report));
-        let written = file.write_all(text.as_bytes());
-        written.map_err(|source| Error::Io {
-            path: file.target().to_owned(),
-            action: "write",
-            source,
-        })?;
-        file.commit()?;
-    }
+    report::write(report_files, &report)?;
     if !args.quiet {
         print(&show::report(&report))?;
     }
@@ -260,32 +232,6 @@ fn make_plan(input: &Path, source: &dyn Source, config: &Config, quiet: bool) ->
     with_bar(&doing, config.threads(), quiet, |options| {
         run::plan_with(source, config, options)
     })
-}
-
-/// Whether a path is that of a part or of the manifest of an output that is a folder.
-fn is_of_folder(path: &Path, output: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let reserved = name == MANIFEST || name.starts_with("part-") && name.ends_with(".parquet");
-    reserved
-        && path
-            .parent()
-            .is_some_and(|folder| same_file(folder, output))
-}
-
-/// Whether two paths, which may not exist yet, are one file.
-fn same_file(a: &Path, b: &Path) -> bool {
-    let resolved = |path: &Path| {
-        if let Ok(path) = path.canonicalize() {
-            let name = path.file_name()?.to_owned();
-            return Some((path.parent()?.to_owned(), name));
-        }
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        Some((folder.canonicalize().ok()?, path.file_name()?.to_owned()))
-    };
-    resolved(a).is_some_and(|a| Some(a) == resolved(b))
 }
 
 impl PlanArgs {
