@@ -45,10 +45,25 @@ pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
         config.set_calibration_info(info);
     }
     let tensors = source.tensors().iter().enumerate();
-    Plan::new(
+    Plan::with_classes(
         tensors.map(|(i, tensor)| (tensor, source.path_of(i))),
+        &source.classes(),
         &config,
     )
+}
+
+/// Checks that a source has more than a list of its tensors.
+///
+/// # Errors
+/// It has not.
+pub(super) fn check_weights(source: &dyn Source) -> Result<()> {
+    match source.has_weights() {
+        true => Ok(()),
+        false => Err(Error::file(
+            source.path(),
+            "lists tensors without their weights: plan can use it, quantize cannot",
+        )),
+    }
 }
 
 /// Does a plan: quantizes `source` into the Parquet file `output` if that ends in `.parquet`, and
@@ -68,6 +83,7 @@ pub fn quantize(
     output: &Path,
     options: Options<'_>,
 ) -> Result<Report> {
+    check_weights(source)?;
     plan.check_matches(source.tensors())?;
     if !is_file(output)? {
         return folder::quantize(source, plan, output, options);
@@ -139,6 +155,7 @@ pub fn quantize_into(
     output: &mut [u8],
     options: Options<'_>,
 ) -> Result<Report> {
+    check_weights(source)?;
     plan.check_matches(source.tensors())?;
     quantize_to(
         source,

@@ -98,9 +98,10 @@ def test_config_has_the_defaults_of_its_profile():
         "method": "lsq", "gain": "auto", "scale_dtype": "auto", "on_nonfinite": "error",
         "compression": "none", "streaming_mode": True, "memory_limit": "none", "fail_fast": False,
         "calibration": "none", "enable_time_aware": True, "num_time_groups": 5,
-        "time_weighting": "auto", "enable_spatial": False, "num_threads": 2, "rules": "",
+        "time_weighting": "auto", "enable_spatial": False, "modality": "auto", "num_threads": 2,
+        "rules": "",
     }
-    assert list(config) == list(config.keys()) and len(config) == 19
+    assert list(config) == list(config.keys()) and len(config) == 20
 
 
 def test_config_takes_aliases_and_rules():
