@@ -170,7 +170,7 @@ fn by_classes(classes: &[String]) -> Vec<Found> {
 /// Families whose marks are all on tensors of one component.
 fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
     let families = families();
-    // Of each component, the first tensor with each mark.
+    // Of each component, the first tensor with each mark, a matrix if there is one.
     let mut components: Vec<Vec<Option<&TensorInfo>>> = Vec::new();
     let mut by_name: HashMap<&str, usize> = HashMap::new();
     for tensor in tensors.filter(|tensor| !is_encoder(&tensor.name)) {
@@ -180,7 +180,11 @@ fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
             components.len() - 1
         });
         for mark in &families.marks.matches(&line) {
-            components[index][mark].get_or_insert(tensor);
+            let first = components[index][mark].get_or_insert(tensor);
+            // A weight says more than its bias.
+            if first.shape.dims().len() < 2 && tensor.shape.dims().len() >= 2 {
+                *first = tensor;
+            }
         }
     }
     let mut found = Vec::new();
