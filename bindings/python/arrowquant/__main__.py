@@ -254,6 +254,7 @@ def _plan(args: argparse.Namespace) -> int:
             )
         )
     _table(rows)
+    print("\n".join(map(_printable, plan.evidence)))
     return 0
 
 
@@ -278,6 +279,7 @@ def _inspect(args: argparse.Namespace) -> int:
             )
         )
     _table(rows)
+    print(f"{_printable(str(found['modality']))} model")
     print(f"{len(found['tensors'])} tensors, {found['file_bytes']} bytes in the file")
     return 0
 
