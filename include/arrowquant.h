@@ -792,6 +792,8 @@ typedef struct aq_tensor_info {
  * - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
  * - A Parquet file: a table with one tensor a row, in columns as aq_source_from_arrow takes them
  *   (`data` binary), or a file of ours whose tensors were all kept.
+ * - A JSON file that lists tensors without their weights, for plans: `{"dtype": "bf16",
+ *   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
  */
 aq_status aq_source_open(const char *path, aq_source **source, aq_error *err);
 

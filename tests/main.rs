@@ -2,6 +2,7 @@
 
 mod common;
 
+mod architectures;
 mod calibrated;
 mod cancel;
 mod ceiling;

@@ -132,7 +132,7 @@ fn a_pipeline_is_quantized_and_verified_whole() {
     let output = work.path().join("flux.parquet");
     let model = quantized_and_verified(folder.path(), &output);
     // Kept tensors lie together, whichever component they are of.
-    let kept = [NAMES[2], NAMES[4], NAMES[5]];
+    let kept = [NAMES[2], NAMES[3], NAMES[4], NAMES[5], NAMES[6]];
     for name in NAMES {
         let tensor = &model.tensors()[model.find(name).unwrap()];
         assert_ne!(tensor.is_quantized(), kept.contains(&name), "{name}");

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 use super::candidates::{Candidate, Candidates, Fixed};
 use super::mixed::Budget;
+use super::modality::Modality;
 use super::profile::Profile;
 use super::rules::{
     NO_MIN_COSINE, Rule, parse_bits, parse_group_size, parse_min_cosine, parse_named,
@@ -83,6 +84,7 @@ pub const KEYS: &[(&str, &str)] = &[
         "auto, rows, equal, snr, relative, or a weight for each time group, separated by commas",
     ),
     ("enable_spatial", "true or false"),
+    ("modality", "auto, text, code, image, audio or unknown"),
     (
         "num_threads",
         "a number up to 1024, 0 for all of the machine's",
@@ -132,6 +134,7 @@ pub struct Config {
     time_groups: Option<u32>,
     time_weighting: Option<TimeWeighting>,
     spatial: Option<bool>,
+    modality: Option<Modality>,
     rules: Vec<Rule>,
     /// What the patterns of rules that were read cost.
     patterns: usize,
@@ -315,6 +318,10 @@ impl Config {
                 self.time_weighting = Some(value.parse().map_err(|()| refuse())?);
             }
             "enable_spatial" => self.spatial = Some(value.parse().map_err(|_| refuse())?),
+            "modality" if value == "auto" => self.modality = None,
+            "modality" => {
+                self.modality = Some(Modality::from_name(value).ok_or_else(refuse)?);
+            }
             "num_threads" => {
                 let threads = value.parse().ok().filter(|&n| n <= MAX_THREADS);
                 self.threads = Some(threads.ok_or_else(refuse)?);
@@ -373,6 +380,7 @@ impl Config {
                 (self.time_weighting.as_ref()).map_or("auto".to_owned(), TimeWeighting::to_string)
             }
             "enable_spatial" => self.spatial().to_string(),
+            "modality" => self.modality.map_or("auto", Modality::name).to_owned(),
             "num_threads" => self.threads().to_string(),
             _ => self.rule_texts().join(";"),
         })
@@ -501,6 +509,11 @@ impl Config {
         })
     }
 
+    /// What the model generates, where that is not left to its names.
+    pub fn modality(&self) -> Option<Modality> {
+        self.modality
+    }
+
     fn time_aware(&self) -> bool {
         self.time_aware.unwrap_or(true)
     }
@@ -516,6 +529,10 @@ impl Config {
     /// The settings that change values, as the file records them: sorted by key.
     pub fn to_json(&self) -> Value {
         let mut json = self.values();
+        if let (Some(modality), Value::Object(map)) = (self.modality, &mut json) {
+            map.insert("modality".to_owned(), json!(modality.name()));
+            map.sort_keys();
+        }
         if let (Some(info), Value::Object(map)) = (&self.calibration_info, &mut json) {
             map.insert("calibration_hash".to_owned(), json!(info.hash));
             for key in [
@@ -670,6 +687,7 @@ mod tests {
             ("scale_dtype", "auto"),
             ("on_nonfinite", "error"),
             ("compression", "none"),
+            ("modality", "auto"),
             ("num_threads", "0"),
             ("rules", ""),
         ] {
@@ -709,7 +727,10 @@ mod tests {
 
     #[test]
     fn recorded_settings_give_the_same_settings_back() {
-        let first = config("bit_width: 2\nscheme: affine\nrules: ['a=bits:8', 'b.*=keep']");
+        let first =
+            config("bit_width: 2\nscheme: affine\nmodality: code\nrules: ['a=bits:8', 'b.*=keep']");
+        assert_eq!(first.to_json()["modality"], "code");
+        assert!(Config::new().to_json().get("modality").is_none());
         let mut second = Config::new();
         second.merge_json(&first.to_json()).unwrap();
         assert_eq!(second.to_json(), first.to_json());
@@ -765,6 +786,10 @@ mod tests {
             (
                 "method: best",
                 ["method", "'best': method must be one of: minmax, lsq, gptq"],
+            ),
+            (
+                "modality: smell",
+                ["modality", "'smell' is not auto, text, code, image"],
             ),
             (
                 "compression: gzip",

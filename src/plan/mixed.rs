@@ -34,7 +34,7 @@ impl Plan {
     /// that a rule sets are those of all ways to store them.
     pub fn open(&self, config: &Config) -> Vec<Open> {
         let all = config.candidates();
-        let mut rules = Rules::new(config);
+        let mut rules = Rules::new(config, &self.families);
         let mut open = Vec::new();
         for (tensor, entry) in self.entries.iter().enumerate() {
             let changes = rules.matching(&entry.tensor.name);

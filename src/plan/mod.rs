@@ -5,6 +5,7 @@ mod calibrated;
 mod candidates;
 mod config;
 mod evolve;
+mod families;
 mod layouts;
 mod mixed;
 mod modality;
@@ -25,10 +26,12 @@ pub use config::{Compression, Config, KEYS, OnNonFinite};
 pub use evolve::{Evolve, Generation, Genes, Individual, Population, Scored};
 pub use layouts::{FoldSet, LAYOUTS, NotFolded, Writer, fold_sets};
 pub use mixed::{Budget, Choices, Open, bits_bound, cosine_bound};
-pub use modality::Modality;
+pub use modality::{Modality, Recognition};
 pub use profile::Profile;
 pub use rules::{NO_MIN_COSINE, Pattern, Rule};
 pub use sensitivity::{Basis, Measured, Sensitivity};
+
+use families::{Family, built_in_keep};
 
 use crate::error::{Error, Result};
 use crate::format::{GroupSize, Method, Recipe};
@@ -112,6 +115,10 @@ impl PlanEntry {
 pub struct Plan {
     /// What the model generates.
     pub modality: Modality,
+    /// The families of models that it is of, whose lists of what to keep count.
+    pub families: Vec<String>,
+    /// What says so, a sentence each.
+    pub evidence: Vec<String>,
     /// The settings that change values, as the file records them.
     pub config: Value,
     /// Compression of the file.
@@ -144,9 +151,31 @@ impl Plan {
         tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)> + Clone,
         config: &Config,
     ) -> Result<Self> {
-        let mut rules = Rules::new(config);
+        Self::with_classes(tensors, &[], config)
+    }
+
+    /// As [`Plan::new`], for a model whose files name these classes ([`Recognition::new`]).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_classes<'a>(
+        tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)> + Clone,
+        classes: &[String],
+        config: &Config,
+    ) -> Result<Self> {
+        let infos = tensors.clone().map(|(tensor, _)| tensor);
+        let model = Recognition::new(infos, classes, config.modality());
+        Self::of_model(tensors, model, config)
+    }
+
+    /// Decides for every tensor of a model that was recognized.
+    fn of_model<'a>(
+        tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)>,
+        model: Recognition,
+        config: &Config,
+    ) -> Result<Self> {
+        let mut rules = Rules::new(config, &model.families);
         let entries = tensors
-            .clone()
             .map(|(tensor, path)| decide(tensor, path, config, &mut rules))
             .collect::<Result<Vec<_>>>()?;
         let rules = config.rules().iter().zip(rules.used);
@@ -155,7 +184,9 @@ impl Plan {
             check_needs_none(&entries)?;
         }
         Ok(Self {
-            modality: Modality::of_names(tensors.map(|(tensor, _)| tensor.name.as_str())),
+            modality: model.modality,
+            families: model.families,
+            evidence: model.evidence,
             config: config.to_json(),
             compression: config.compression(),
             streaming: config.streaming(),
@@ -197,6 +228,8 @@ impl Plan {
         let json = PlanJson {
             arrowquant_plan: PLAN_VERSION,
             modality: self.modality.name().to_owned(),
+            families: Some(self.families.clone()),
+            evidence: self.evidence.clone(),
             total_bytes: self.total_bytes(),
             source_bytes: self.source_bytes(),
             compression: self.compression.name().to_owned(),
@@ -256,13 +289,28 @@ impl Plan {
                 .iter()
                 .map(|entry| (&entry.tensor, Path::new("plan")))
         };
-        let unedited = Self::new(tensors(), &config)?;
+        let named =
+            || Recognition::new(tensors().map(|(tensor, _)| tensor), &[], config.modality());
+        // Classes may have told more than names do.
+        let model = match (json.families, Modality::from_name(&json.modality)) {
+            (Some(families), Some(modality))
+                if config.modality().is_none_or(|wanted| wanted == modality) =>
+            {
+                Recognition {
+                    modality,
+                    families,
+                    evidence: json.evidence,
+                }
+            }
+            _ => named(),
+        };
+        let unedited = Self::of_model(tensors(), model.clone(), &config)?;
         for (found, wanted) in unedited.entries.iter().zip(&wanted) {
             if let Some(rule) = found.rule_to(wanted)? {
                 config.push_rule(rule);
             }
         }
-        let mut plan = Self::new(tensors(), &config)?;
+        let mut plan = Self::of_model(tensors(), model, &config)?;
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
         plan.max_size = json.max_size;
@@ -302,7 +350,7 @@ impl Plan {
             &entry.tensor,
             Path::new("plan"),
             &config,
-            &mut Rules::new(&config),
+            &mut Rules::new(&config, &self.families),
         )?;
         if self.calibrated.is_none() {
             check_needs_none(std::slice::from_ref(&changed))?;
@@ -382,6 +430,8 @@ fn restore_config(values: &Value, compression: &str) -> Result<Config> {
 /// The rules of a configuration, those for single names by name: a plan that was edited has one
 /// a tensor.
 struct Rules<'a> {
+    /// Whose lists of what to keep count.
+    families: Vec<&'static Family>,
     rules: &'a [Rule],
     by_name: HashMap<&'a str, Vec<usize>>,
     others: Vec<usize>,
@@ -390,7 +440,7 @@ struct Rules<'a> {
 }
 
 impl<'a> Rules<'a> {
-    fn new(config: &'a Config) -> Self {
+    fn new(config: &'a Config, families: &[String]) -> Self {
         let rules = config.rules();
         let mut by_name: HashMap<&str, Vec<usize>> = HashMap::new();
         let mut others = Vec::new();
@@ -401,6 +451,7 @@ impl<'a> Rules<'a> {
             }
         }
         Self {
+            families: families::families().named(families),
             rules,
             by_name,
             others,
@@ -444,7 +495,7 @@ fn decide(
         _ if scalar => Some("scalar".to_owned()),
         _ if tensor.dtype.float().is_none() => Some(format!("{} is never quantized", tensor.dtype)),
         Some(_) => None,
-        None => rules::built_in_keep(tensor).map(str::to_owned),
+        None => built_in_keep(tensor, &rules.families).map(str::to_owned),
     };
     if let Some(reason) = kept_because {
         return Ok(PlanEntry {
@@ -478,6 +529,11 @@ struct PlanJson {
     arrowquant_plan: u32,
     #[serde(default)]
     modality: String,
+    /// None in plans of versions that knew no families.
+    #[serde(default)]
+    families: Option<Vec<String>>,
+    #[serde(default)]
+    evidence: Vec<String>,
     #[serde(default)]
     total_bytes: usize,
     #[serde(default)]

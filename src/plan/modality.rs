@@ -1,161 +1,356 @@
-//! What a model generates, voted by its tensor names.
+//! What a model generates: by the classes that its files name, else by its tensors' names and
+//! shapes, and what says so.
 
-use std::sync::LazyLock;
+use std::collections::HashMap;
 
-use regex::{Regex, RegexSet};
+use super::families::{Family, component, families, is_encoder};
+use crate::tensor::TensorInfo;
 
 /// What a diffusion model generates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Modality {
-    /// Text and code.
+    /// Text.
     Text,
-    /// Images: transformers, UNets and VAEs.
+    /// Programs: text whose names do not tell it from other text, so that it has to be said.
+    Code,
+    /// Images and video: transformers, UNets and VAEs.
     Image,
     /// Sound.
     Audio,
-    /// The names do not say; an answer like the others.
+    /// Nothing says; an answer like the others.
     Unknown,
 }
 
-const VOTES: &[(Modality, &[&str])] = &[
-    (
-        Modality::Text,
-        &[r"(^|\.)(embed_tokens|wte|vocab_embed|lm_head)(\.|$)"],
-    ),
-    (
-        Modality::Image,
-        &[
-            r"(^|\.)(x_embedder|img_in|patch_embed|pos_embed\.proj)(\.|$)",
-            r"(^|\.)(double|single_transformer)_blocks\.\d",
-            r"(^|\.)(down|up)_blocks\.\d+\.(resnets|attentions)\.",
-            r"(^|\.)(encoder|decoder)\.(conv_in|mid|up|down)(\.|$)",
-        ],
-    ),
-    (
-        Modality::Audio,
-        &[
-            r"(^|\.)(preprocess|postprocess)_conv(\.|$)",
-            r"(^|\.)film\.\d+\.",
-            r"(^|[._])(mel|wavenet|spectrogram|vocoder|dilated_conv)([._]|$)",
-        ],
-    ),
-];
+/// What a class that is no class begins with: the modality that a file's metadata say.
+const SAID: &str = "modality: ";
+
+/// Letters of a name that a sentence shows.
+const SHOWN: usize = 120;
 
 impl Modality {
+    /// Every modality.
+    pub const ALL: &'static [Self] = &[
+        Self::Text,
+        Self::Code,
+        Self::Image,
+        Self::Audio,
+        Self::Unknown,
+    ];
+
+    /// In the order in which they win where a model has marks of several: what makes sound has
+    /// parts named as those of images, and what makes images parts that read text.
+    const BY_RANK: &'static [Self] = &[Self::Audio, Self::Image, Self::Text];
+
     /// The name in files and reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Text => "text",
+            Self::Code => "code",
             Self::Image => "image",
             Self::Audio => "audio",
             Self::Unknown => "unknown",
         }
     }
 
-    /// The modality most of whose marks occur among the names; unknown without any or at a draw.
-    /// Text encoders have no vote: they read a prompt, whatever is made of it.
-    pub fn of_names<'a>(names: impl Iterator<Item = &'a str>) -> Self {
-        static MARKS: LazyLock<RegexSet> =
-            LazyLock::new(|| RegexSet::new(VOTES.iter().flat_map(|row| row.1)).expect("valid"));
-        static ENCODER: LazyLock<Regex> =
-            LazyLock::new(|| Regex::new(r"(^|\.)text_encoder(_\d+)?\.").expect("valid"));
-        let mut seen = vec![false; MARKS.len()];
-        for name in names.filter(|name| !ENCODER.is_match(name)) {
-            for mark in &MARKS.matches(name) {
-                seen[mark] = true;
+    /// The modality of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let mut all = Self::ALL.iter().copied();
+        all.find(|modality| modality.name() == name)
+    }
+
+    /// Whether the lists of a family count where this modality was asked for.
+    fn takes(self, family: &Family) -> bool {
+        family.modality == self || self == Self::Code && family.modality == Self::Text
+    }
+}
+
+/// What a model is, and what says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recognition {
+    /// What it generates.
+    pub modality: Modality,
+    /// The families that it is of, whose lists of what to keep count.
+    pub families: Vec<String>,
+    /// Why, a sentence each.
+    pub evidence: Vec<String>,
+}
+
+/// A family that something says the model to be of.
+struct Found {
+    family: &'static Family,
+    /// Whether that settles it.
+    settles: bool,
+    why: String,
+}
+
+impl Recognition {
+    /// Of a model's tensors, and of the names of classes that its files give (`modality: audio`
+    /// where they say that at once). What was `wanted` is taken for granted: then only families
+    /// of that modality count.
+    pub fn new<'a>(
+        tensors: impl Iterator<Item = &'a TensorInfo>,
+        classes: &[String],
+        wanted: Option<Modality>,
+    ) -> Self {
+        let mut found = by_classes(classes);
+        found.extend(by_tensors(tensors));
+        if let Some(wanted) = wanted {
+            found.retain(|found| wanted.takes(found.family));
+        }
+        let said = classes.iter().find_map(|class| {
+            let modality = Modality::from_name(class.strip_prefix(SAID)?)?;
+            (modality != Modality::Unknown).then_some(modality)
+        });
+        let has = |settles: bool, modality| {
+            let mut found = found.iter().filter(|found| found.settles || !settles);
+            found.any(|found| found.family.modality == modality)
+        };
+        let best = |settles| {
+            let mut ranked = Modality::BY_RANK.iter().copied();
+            ranked.find(|&modality| has(settles, modality))
+        };
+        let (modality, why) = match (wanted, said) {
+            (Some(wanted), _) => (wanted, Some("as the settings say")),
+            (None, Some(said)) => (said, Some("as the model's metadata say")),
+            (None, None) => match best(true).or(best(false)) {
+                None => (
+                    Modality::Unknown,
+                    Some("as nothing is as in a known family"),
+                ),
+                Some(best) => {
+                    let others = found.iter().any(|found| found.family.modality != best);
+                    let rank = match best {
+                        _ if !others => None,
+                        _ if has(true, best) => Some("as classes count before names"),
+                        Modality::Audio => Some("as sound goes before image and text"),
+                        _ => Some("as image goes before text"),
+                    };
+                    (best, rank)
+                }
+            },
+        };
+        let sentence = |modality: Modality, why: &str| format!("{}, {why}", modality.name());
+        let mut evidence: Vec<String> = why.iter().map(|why| sentence(modality, why)).collect();
+        let mut names: Vec<String> = Vec::new();
+        for Found { family, why, .. } in &found {
+            let why = sentence(family.modality, why);
+            if !evidence.contains(&why) {
+                evidence.push(why);
+            }
+            if !names.contains(&family.name) {
+                names.push(family.name.clone());
             }
         }
-        let mut seen = seen.into_iter();
-        let mut votes: Vec<(usize, Self)> = VOTES
-            .iter()
-            .map(|(modality, marks)| {
-                let share = seen.by_ref().take(marks.len()).filter(|&seen| seen).count();
-                (share, *modality)
-            })
-            .collect();
-        votes.sort_by_key(|&(count, _)| std::cmp::Reverse(count));
-        match votes[0].0 {
-            0 => Self::Unknown,
-            most if most == votes[1].0 => Self::Unknown,
-            _ => votes[0].1,
+        Self {
+            modality,
+            families: names,
+            evidence,
         }
+    }
+}
+
+fn by_classes(classes: &[String]) -> Vec<Found> {
+    let mut found = Vec::new();
+    for class in classes {
+        for family in &families().all {
+            let settles = family.has_class(class);
+            if settles || family.may_have_class(class) {
+                let why = format!("for the class {} is of {}", shown(class), family.name);
+                found.push(Found {
+                    family,
+                    settles,
+                    why,
+                });
+            }
+        }
+    }
+    found
+}
+
+/// Families whose marks are all on tensors of one component.
+fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
+    let families = families();
+    // Of each component, the first tensor with each mark, a matrix if there is one.
+    let mut components: Vec<Vec<Option<&TensorInfo>>> = Vec::new();
+    let mut by_name: HashMap<&str, usize> = HashMap::new();
+    for tensor in tensors.filter(|tensor| !is_encoder(&tensor.name)) {
+        let line = format!("{} {}", tensor.name, tensor.shape);
+        let index = *by_name.entry(component(&tensor.name)).or_insert_with(|| {
+            components.push(vec![None; families.marks.len()]);
+            components.len() - 1
+        });
+        for mark in &families.marks.matches(&line) {
+            let first = components[index][mark].get_or_insert(tensor);
+            // A weight says more than its bias.
+            if first.shape.dims().len() < 2 && tensor.shape.dims().len() >= 2 {
+                *first = tensor;
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for family in &families.all {
+        for firsts in &components {
+            let marked = family.needs.iter().all(|need| firsts[need.index].is_some());
+            let without = family.without.iter().any(|&mark| firsts[mark].is_some());
+            if marked && !without {
+                found.push(Found {
+                    family,
+                    settles: false,
+                    why: because(family, firsts),
+                });
+            }
+        }
+    }
+    found
+}
+
+/// The tensors that are as in a family.
+fn because(family: &Family, firsts: &[Option<&TensorInfo>]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for need in &family.needs {
+        let Some(tensor) = firsts[need.index] else {
+            continue;
+        };
+        let name = match need.of_shape {
+            true => format!("{} {}", shown(&tensor.name), tensor.shape),
+            false => shown(&tensor.name),
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let family = &family.name;
+    match names.split_last() {
+        Some((last, [])) => format!("for {last} is as in {family}"),
+        Some((last, others)) => format!("for {} and {last} are as in {family}", others.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// A name, or the beginning of a long one.
+fn shown(name: &str) -> String {
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.to_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::{Dtype, Shape};
+
+    fn recognize(list: &[(&str, &[usize])], classes: &[&str], wanted: &str) -> Recognition {
+        let tensors: Vec<TensorInfo> = list
+            .iter()
+            .map(|(name, dims)| TensorInfo {
+                name: (*name).into(),
+                dtype: Dtype::F16,
+                shape: Shape::new(dims.to_vec()).unwrap(),
+            })
+            .collect();
+        let classes: Vec<String> = classes.iter().map(|class| (*class).into()).collect();
+        Recognition::new(tensors.iter(), &classes, Modality::from_name(wanted))
+    }
+
+    const DIT: &[(&str, &[usize])] = &[
+        ("x_embedder.proj.weight", &[256, 4, 2, 2]),
+        ("t_embedder.mlp.0.weight", &[256, 256]),
+        ("blocks.0.attn.qkv.weight", &[768, 256]),
+    ];
 
     #[test]
-    fn names_of_known_layouts() {
-        for (names, modality) in [
-            (
-                &[
-                    "model.embed_tokens.weight",
-                    "model.layers.0.self_attn.q_proj.weight",
-                ][..],
-                Modality::Text,
-            ),
-            (
-                &[
-                    "backbone.vocab_embed.embedding",
-                    "backbone.blocks.0.adaLN_modulation.weight",
-                ],
-                Modality::Text,
-            ),
-            (
-                &["x_embedder.proj.weight", "blocks.0.attn.qkv.weight"],
-                Modality::Image,
-            ),
-            (
-                &["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"],
-                Modality::Image,
-            ),
-            (&["decoder.conv_in.weight"], Modality::Image),
-            (
-                &["double_blocks.0.img_mod.lin.weight", "txt_in.weight"],
-                Modality::Image,
-            ),
-            (
-                &[
-                    "preprocess_conv.weight",
-                    "transformer_blocks.0.attn1.to_q.weight",
-                ],
-                Modality::Audio,
-            ),
-            (
-                &["film.0.input_conv.weight", "upsample.0.block1.weight"],
-                Modality::Audio,
-            ),
-            (
-                &[
-                    "text_encoder_2.encoder.embed_tokens.weight",
-                    "transformer.x_embedder.weight",
-                    "vae.decoder.conv_in.weight",
-                ],
-                Modality::Image,
-            ),
-            (
-                &[
-                    "text_encoder.model.embed_tokens.weight",
-                    "transformer.preprocess_conv.weight",
-                ],
-                Modality::Audio,
-            ),
-            (&["layer1.0.conv1.weight", "fc.weight"], Modality::Unknown),
-            (
-                &["bert.embeddings.word_embeddings.weight"],
-                Modality::Unknown,
-            ),
-            (&[], Modality::Unknown),
+    fn the_evidence_names_tensors_and_family() {
+        let found = recognize(DIT, &[], "");
+        assert_eq!(found.modality, Modality::Image);
+        assert_eq!(found.families, ["DiT"]);
+        let sentence = "image, for x_embedder.proj.weight, t_embedder.mlp.0.weight and \
+                        blocks.0.attn.qkv.weight are as in DiT";
+        assert_eq!(found.evidence, [sentence]);
+        let nothing = recognize(&DIT[..1], &[], "");
+        assert_eq!(nothing.modality, Modality::Unknown);
+        let sentence = "unknown, as nothing is as in a known family";
+        assert_eq!(nothing.evidence, [sentence]);
+        assert_eq!(recognize(&[], &[], "").modality, Modality::Unknown);
+    }
+
+    #[test]
+    fn classes_count_before_names_and_shared_ones_as_names() {
+        let found = recognize(DIT, &["StableAudioDiTModel"], "");
+        assert_eq!(found.modality, Modality::Audio);
+        assert_eq!(found.families, ["Stable Audio", "DiT"]);
+        assert_eq!(found.evidence[0], "audio, as classes count before names");
+        let sentence = "audio, for the class StableAudioDiTModel is of Stable Audio";
+        assert_eq!(found.evidence[1], sentence);
+        let vocoder: &[(&str, &[usize])] = &[("vocoder.conv_pre.weight", &[512, 80, 7])];
+        let found = recognize(vocoder, &["UNet2DConditionModel"], "");
+        assert_eq!(found.modality, Modality::Audio);
+        assert_eq!(
+            found.evidence[0],
+            "audio, as sound goes before image and text"
+        );
+        // Nobody's, and one that only begins like one.
+        let found = recognize(&[], &["BertModel", "MDLMForImages"], "");
+        assert_eq!(found.modality, Modality::Unknown);
+        for (class, modality) in [
+            ("FluxTransformer2DModel", Modality::Image),
+            ("StableDiffusionPipeline", Modality::Image),
+            ("StableDiffusionXLPipeline", Modality::Image),
+            ("StableDiffusion3Pipeline", Modality::Image),
+            ("DiTTransformer2DModel", Modality::Image),
+            ("QwenImageTransformer2DModel", Modality::Image),
+            ("WanTransformer3DModel", Modality::Image),
+            ("UNet2DConditionModel", Modality::Image),
+            ("AutoencoderKL", Modality::Image),
+            ("stable-diffusion-xl-v1-base", Modality::Image),
+            ("flux-1-dev", Modality::Image),
+            ("AudioLDM2Pipeline", Modality::Audio),
+            ("AutoencoderOobleck", Modality::Audio),
+            ("DreamModel", Modality::Text),
+            ("LLaDAModelLM", Modality::Text),
+            ("BertModel", Modality::Unknown),
+            ("CLIPTextModel", Modality::Unknown),
+            ("T5EncoderModel", Modality::Unknown),
+            ("ViTForImageClassification", Modality::Unknown),
+            ("WhisperForConditionalGeneration", Modality::Unknown),
         ] {
-            let of = |prefix: &str| {
-                let names: Vec<String> = names.iter().map(|n| format!("{prefix}{n}")).collect();
-                Modality::of_names(names.iter().map(String::as_str))
-            };
-            assert_eq!(of(""), modality, "{names:?}");
-            // As a component of a pipeline.
-            assert_eq!(of("transformer."), modality, "{names:?}");
+            assert_eq!(recognize(&[], &[class], "").modality, modality, "{class}");
         }
+    }
+
+    #[test]
+    fn what_metadata_and_settings_say_is_taken_for_granted() {
+        let found = recognize(DIT, &["modality: code"], "");
+        assert_eq!(found.modality, Modality::Code);
+        assert_eq!(found.families, ["DiT"]);
+        assert_eq!(found.evidence[0], "code, as the model's metadata say");
+        let found = recognize(DIT, &["modality: unknown", "modality: x"], "");
+        assert_eq!(found.modality, Modality::Image);
+        let found = recognize(DIT, &["modality: code"], "audio");
+        assert_eq!(found.modality, Modality::Audio);
+        assert!(found.families.is_empty());
+        assert_eq!(found.evidence, ["audio, as the settings say"]);
+        assert!(recognize(DIT, &[], "unknown").families.is_empty());
+        assert_eq!(recognize(DIT, &[], "image").families, ["DiT"]);
+        assert_eq!(recognize(&[], &["SEDD"], "code").families, ["MDLM"]);
+    }
+
+    #[test]
+    fn marks_of_a_family_count_in_one_component() {
+        let parts: &[(&str, &[usize])] = &[
+            ("unet.x_embedder.proj.weight", &[256, 4, 2, 2]),
+            ("vae.t_embedder.mlp.0.weight", &[256, 256]),
+            ("vae.blocks.0.attn.qkv.weight", &[768, 256]),
+        ];
+        assert_eq!(recognize(parts, &[], "").modality, Modality::Unknown);
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        let name = "é".repeat(200);
+        let found = recognize(&[(&format!("{name}.vocoder.w"), &[1, 1, 3])], &[], "");
+        let cut = "é".repeat(120);
+        let sentence = format!("audio, for {cut}… [1, 1, 3] is as in vocoder");
+        assert_eq!(found.evidence, [sentence]);
     }
 }

@@ -1,15 +1,13 @@
-//! Which tensors are treated otherwise: ordered rules by name, and the built-in ones that keep
-//! what should not be quantized.
+//! Which tensors are treated otherwise: ordered rules by name.
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::LazyLock;
 
 use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Result};
 use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
-use crate::tensor::{MAX_NAME, TensorInfo};
+use crate::tensor::MAX_NAME;
 
 /// Bytes of a pattern for one name at most: each letter may be escaped.
 const MAX_SPELLED: usize = 3 * MAX_NAME;
@@ -346,124 +344,9 @@ fn parse_bool(key: &str, value: &str) -> Result<bool> {
         .map_err(|_| Error::config(key, format!("'{value}' is neither true nor false")))
 }
 
-/// Name patterns of tensors that stay as they are even when they are matrices: small, and what
-/// every other value depends on.
-const KEPT_NAMES: &[(&str, &str)] = &[
-    // The norm's own parameters; a modulation inside a norm (`norm1.linear.weight`) is a linear.
-    (
-        r"(?i)(^|[._])((layer|group|batch|rms|ada|q|k)_?norm|norm|ln)([._]?(\d+|[a-z]|out|final|pre|post|context|added_[a-z]))?\.(weight|bias|gamma|beta|scale)$",
-        "norm",
-    ),
-    (r"(^|[._])bias$", "bias"),
-    (
-        r"(?i)(^|[._])((abs_|rel_|relative_)?pos(ition(al)?)?_?(embed(ding|der)?s?|emb|ids|encod(ing|er)|table)|wpe|relative_attention_bias)(\.(weight|embedding|table|pe))?$",
-        "position embedding",
-    ),
-    (
-        r"(^|[._])(rotary_emb|inv_freq|freqs_cis)(\.|$)",
-        "position embedding",
-    ),
-    (
-        r"(?i)(^|\.)(t_embedder|temb|time_?(embed(ding|der)?|emb|proj|in|mlp)|timestep_?(embed(ding|der)|proj)|guidance_(embedder|in)|time_text_embed|timestep_features|sigma_map|timestep|scale_shift_table)(\.|$)",
-        "time embedding",
-    ),
-    (
-        r"(^|\.)(y_embedder|label_emb(edding)?|class_embed(ding|der)?)(\.|$)",
-        "class embedding",
-    ),
-    (
-        r"(^|[._])(running_mean|running_var|num_batches_tracked)$",
-        "buffer",
-    ),
-];
-
-/// Why a tensor stays as it is unless a rule gives it bits.
-pub(super) fn built_in_keep(tensor: &TensorInfo) -> Option<&'static str> {
-    static KEPT: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
-        let compile = |&(regex, reason): &(&str, _)| (Regex::new(regex).expect("valid"), reason);
-        KEPT_NAMES.iter().map(compile).collect()
-    });
-    if let Some((_, reason)) = KEPT.iter().find(|(regex, _)| regex.is_match(&tensor.name)) {
-        return Some(reason);
-    }
-    match tensor.shape.dims().len() {
-        1 => Some("1-D tensor"),
-        _ if tensor.shape.elements() == 0 => Some("empty"),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::{Dtype, Shape};
-
-    fn kept(name: &str) -> Option<&'static str> {
-        built_in_keep(&TensorInfo {
-            name: name.into(),
-            dtype: Dtype::BF16,
-            shape: Shape::new(vec![64, 64]).unwrap(),
-        })
-    }
-
-    #[test]
-    fn matrices_kept_by_name() {
-        for (name, reason) in [
-            ("model.layers.0.input_layernorm.weight", "norm"),
-            ("double_blocks.0.img_attn.norm.query_norm.scale", "norm"),
-            ("encoder.mid.attn_1.norm.weight", "norm"),
-            ("transformer_blocks.3.attn.norm_added_k.weight", "norm"),
-            ("blocks.0.norm1.weight", "norm"),
-            ("transformer.ln_f.weight", "norm"),
-            ("blocks.0.attn.qkv.bias", "bias"),
-            ("pos_embed", "position embedding"),
-            (
-                "bert.embeddings.position_embeddings.weight",
-                "position embedding",
-            ),
-            ("backbone.rotary_emb.inv_freq", "position embedding"),
-            ("t_embedder.mlp.0.weight", "time embedding"),
-            ("time_embedding.linear_1.weight", "time embedding"),
-            (
-                "time_text_embed.timestep_embedder.linear_1.weight",
-                "time embedding",
-            ),
-            ("time_in.in_layer.weight", "time embedding"),
-            ("time_mlp.1.weight", "time embedding"),
-            ("scale_shift_table", "time embedding"),
-            ("model.Position_Embedding.weight", "position embedding"),
-            (
-                "block.0.layer.0.relative_attention_bias.weight",
-                "position embedding",
-            ),
-            ("pos_encoder.pe", "position embedding"),
-            ("y_embedder.embedding_table.weight", "class embedding"),
-        ] {
-            assert_eq!(kept(name), Some(reason), "{name}");
-            // As in a component of a pipeline.
-            let name = format!("transformer.{name}");
-            assert_eq!(kept(&name), Some(reason), "{name}");
-        }
-    }
-
-    #[test]
-    fn linears_are_quantized() {
-        for name in [
-            "blocks.0.attn.qkv.weight",
-            "blocks.0.adaLN_modulation.1.weight",
-            "transformer_blocks.0.norm1.linear.weight",
-            "model.embed_tokens.weight",
-            "lm_head.weight",
-            "x_embedder.proj.weight",
-            "context_embedder.weight",
-            "down_blocks.0.resnets.0.time_emb_proj.weight",
-            "conv_in.weight",
-            "pos_embed.proj.weight",
-        ] {
-            assert_eq!(kept(name), None, "{name}");
-            assert_eq!(kept(&format!("text_encoder_2.{name}")), None, "{name}");
-        }
-    }
 
     #[test]
     fn globs_match_whole_names_and_regexes_anywhere() {

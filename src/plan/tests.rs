@@ -53,7 +53,7 @@ fn built_in_rules_keep_what_must_not_be_quantized() {
         "empty",
     ];
     assert_eq!(reasons, expected);
-    assert_eq!(plan.modality, Modality::Image);
+    assert_eq!(plan.modality, Modality::Unknown);
 }
 
 #[test]
@@ -296,6 +296,69 @@ fn a_tensor_of_any_name_can_be_set_alone() {
         let back = Plan::from_json(&plan.to_json().to_string()).unwrap();
         assert_eq!(back, plan, "{name}");
     }
+}
+
+/// [`model`] with what tells it from a plain ViT.
+fn dit() -> Vec<TensorInfo> {
+    let mut tensors = model();
+    tensors.push(tensor("t_embedder.mlp.0.weight", Dtype::BF16, &[256, 256]));
+    tensors
+}
+
+#[test]
+fn a_family_has_a_list_of_what_it_keeps() {
+    let tensors = dit();
+    let plan = |config: &Config| {
+        let tensors = tensors.iter().map(|t| (t, Path::new("m")));
+        Plan::new(tensors, config).unwrap()
+    };
+    let found = plan(&Config::new());
+    assert_eq!(found.modality, Modality::Image);
+    assert_eq!(found.families, ["DiT"]);
+    assert_eq!(found.entries[0].reason, "patch embedding");
+    let json = found.to_json();
+    assert_eq!(json["families"][0], "DiT");
+    assert_eq!(json["evidence"][0], found.evidence[0].as_str());
+    // Bits undo it, and so does another modality.
+    let with_bits = plan(&with_rules(&["x_embedder*weight=bits:8"]));
+    assert_eq!(with_bits.entries[0].recipe.unwrap().format, Format::Int8);
+    let with_group = plan(&with_rules(&["x_embedder*weight=group:64"]));
+    assert_eq!(with_group.entries[0].recipe, None);
+    for (modality, kept) in [("image", true), ("audio", false), ("unknown", false)] {
+        let mut config = Config::new();
+        config.set("modality", modality).unwrap();
+        let plan = plan(&config);
+        assert_eq!(plan.modality.name(), modality);
+        assert_eq!(plan.entries[0].recipe.is_none(), kept, "{modality}");
+        assert_eq!(plan.config["modality"], modality);
+        assert_eq!(Plan::from_json(&plan.to_json().to_string()).unwrap(), plan);
+    }
+}
+
+#[test]
+fn what_classes_told_is_read_back_with_a_plan() {
+    let tensors = model();
+    let tensors = tensors.iter().map(|t| (t, Path::new("m")));
+    let classes = ["DiTTransformer2DModel".to_owned()];
+    let plan = Plan::with_classes(tensors, &classes, &Config::new()).unwrap();
+    assert_eq!(plan.entries[0].reason, "patch embedding");
+    let mut json = plan.to_json();
+    assert_eq!(Plan::from_json(&json.to_string()).unwrap(), plan);
+    // Setting something else leaves it kept.
+    let mut changed = plan.clone();
+    changed.set("x_embedder.proj.weight", "group:64").unwrap();
+    assert_eq!(changed.entries[0].recipe, None);
+    // One that was made before there were families is done as it is.
+    for key in ["families", "evidence"] {
+        json.as_object_mut().unwrap().remove(key);
+    }
+    let old = Plan::from_json(&json.to_string()).unwrap();
+    assert_eq!(old.entries[0].recipe, None);
+    assert_eq!(
+        old.config["rules"],
+        serde_json::json!(["x_embedder.proj.weight=keep"])
+    );
+    assert_eq!(old.modality, Modality::Unknown);
 }
 
 #[test]

@@ -14,6 +14,7 @@ use serde::Serialize;
 use edits::{Edits, RowEdit};
 
 use super::options::{Options, check_not_input, check_safetensors};
+use super::pipeline::check_weights;
 use super::pool::{Pool, with_pool};
 use super::progress::Counter;
 use super::scales::{self, Largest};
@@ -107,6 +108,7 @@ pub fn fold(
         let reason = format!("{} is not from 0 to 1", settings.alpha);
         return Err(Error::config("alpha", reason));
     }
+    check_weights(source)?;
     check_safetensors(output)?;
     check_not_input(source, output)?;
     let tensors = source.tensors();

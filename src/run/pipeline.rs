@@ -81,7 +81,21 @@ pub(super) fn known(config: &Config) -> Result<Config> {
 pub(super) fn uniform_plan(source: &dyn Source, config: &Config) -> Result<Plan> {
     let tensors = source.tensors().iter().enumerate();
     let tensors = tensors.map(|(i, tensor)| (tensor, source.path_of(i)));
-    Plan::new(tensors, config)
+    Plan::with_classes(tensors, &source.classes(), config)
+}
+
+/// Checks that a source has more than a list of its tensors.
+///
+/// # Errors
+/// It has not.
+pub(super) fn check_weights(source: &dyn Source) -> Result<()> {
+    match source.has_weights() {
+        true => Ok(()),
+        false => Err(Error::file(
+            source.path(),
+            "lists tensors without their weights: plan can use it, quantize cannot",
+        )),
+    }
 }
 
 /// Does a plan: quantizes `source` into the Parquet file `output` if that ends in `.parquet`, and
@@ -101,6 +115,7 @@ pub fn quantize(
     output: &Path,
     options: Options<'_>,
 ) -> Result<Report> {
+    check_weights(source)?;
     plan.check_matches(source.tensors())?;
     if !is_file(output)? {
         return folder::quantize(source, plan, output, options);
@@ -172,6 +187,7 @@ pub fn quantize_into(
     output: &mut [u8],
     options: Options<'_>,
 ) -> Result<Report> {
+    check_weights(source)?;
     plan.check_matches(source.tensors())?;
     quantize_to(
         source,

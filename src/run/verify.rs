@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::Serialize;
 
 use super::options::Options;
+use super::pipeline::check_weights;
 use super::pool::{Pool, Pulse, with_pool};
 use super::progress::Counter;
 use crate::error::{Error, Result};
@@ -54,13 +55,14 @@ impl Verification {
 /// is below `min_cosine`.
 ///
 /// # Errors
-/// The original cannot be read, or changes meanwhile. What is wrong with the file is in the result.
+/// The original cannot be read or only lists its tensors, or changes meanwhile. What is wrong with the file is in the result.
 pub fn verify(
     model: &Model,
     original: Option<&dyn Source>,
     min_cosine: Option<f64>,
     options: Options<'_>,
 ) -> Result<Verification> {
+    original.map_or(Ok(()), check_weights)?;
     let table = choose_table()?;
     let theirs = original.map_or(&[][..], |source| source.tensors());
     let theirs = theirs.iter().enumerate();

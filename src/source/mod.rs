@@ -2,10 +2,12 @@
 //! nothing is mapped and no file is read whole.
 
 mod arrow;
+mod classes;
 mod file;
 mod folder;
 mod gguf;
 mod imatrix;
+mod listing;
 mod memory;
 mod parquet;
 mod safetensors;
@@ -17,6 +19,7 @@ pub use arrow::from_arrow;
 pub use file::FileState;
 pub use gguf::GgufSource;
 pub use imatrix::Imatrix;
+pub use listing::ListingSource;
 pub use memory::{MemorySource, Values};
 pub use parquet::ParquetSource;
 pub use safetensors::SafetensorsSource;
@@ -62,11 +65,6 @@ pub trait Source: Send + Sync {
     /// If the tensor has no such bytes.
     fn read(&self, index: usize, offset: usize, out: &mut [u8]) -> Result<()>;
 
-    /// Whether there is anything to read: a list of tensors has names and shapes alone.
-    fn has_weights(&self) -> bool {
-        true
-    }
-
     /// The file that holds tensor `index`, for messages.
     fn path_of(&self, index: usize) -> &Path;
 
@@ -78,6 +76,17 @@ pub trait Source: Send + Sync {
 
     /// Key and value text that came with the tensors, sorted by key.
     fn metadata(&self) -> &std::collections::BTreeMap<String, String>;
+
+    /// What its files call the model: names of classes and architectures, and `modality: audio`
+    /// where they say it outright.
+    fn classes(&self) -> Vec<String> {
+        classes::of_metadata(self.metadata())
+    }
+
+    /// Whether its tensors can be read, and are not just listed.
+    fn has_weights(&self) -> bool {
+        true
+    }
 
     /// The files behind it, as they were when they were opened; none when it is in memory.
     fn files(&self) -> Vec<FileState> {
@@ -111,7 +120,8 @@ pub trait Source: Send + Sync {
 /// - a folder with one of these;
 /// - the folder of a diffusers pipeline, with its `model_index.json`: all its components;
 /// - a GGUF file of f32, f16, bf16 and Q8_0 tensors;
-/// - a Parquet file: a table of tensors, or one of ours whose tensors were kept.
+/// - a Parquet file: a table of tensors, or one of ours whose tensors were kept;
+/// - a JSON file that lists tensors without their weights ([`ListingSource`]), for plans.
 ///
 /// # Errors
 /// The path does not exist or is none of these, or its contents are malformed.
@@ -138,7 +148,8 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
         Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(&weights)?)),
         Kind::Gguf => Ok(Box::new(GgufSource::open(&weights)?)),
         Kind::Parquet => Ok(Box::new(ParquetSource::open(&weights)?)),
-        Kind::Unknown => {
+        Kind::Json if let Some(listing) = ListingSource::open(&weights)? => Ok(Box::new(listing)),
+        Kind::Json | Kind::Unknown => {
             let reason = "weights are read from safetensors, GGUF and Parquet files, folders of \
                           shards and diffusers folders, and this is none of them";
             Err(Error::file(path, reason))
@@ -151,6 +162,7 @@ enum Kind {
     Safetensors,
     Gguf,
     Parquet,
+    Json,
     Unknown,
 }
 
@@ -164,10 +176,12 @@ fn kind(path: &Path) -> Result<Kind> {
     Ok(match (&start, extension.as_ref()) {
         ([b'G', b'G', b'U', b'F', ..], _) => Kind::Gguf,
         ([b'P', b'A', b'R', b'1', ..], _) => Kind::Parquet,
-        ([.., b'{'], _) => Kind::Safetensors,
         (_, "gguf") => Kind::Gguf,
         (_, "parquet") => Kind::Parquet,
         (_, "safetensors") => Kind::Safetensors,
+        // The length before a safetensors header has zeros, as it is nowhere near 2^64.
+        _ if !start.contains(&0) && start.trim_ascii_start().starts_with(b"{") => Kind::Json,
+        ([.., b'{'], _) => Kind::Safetensors,
         _ => Kind::Unknown,
     })
 }

@@ -9,7 +9,7 @@ use parquet::data_type::ByteArray;
 use super::file::{FileState, SourceFile};
 use super::folder::name_of;
 use super::table::{Table, Values};
-use super::{Source, SourceId};
+use super::{Source, SourceId, classes};
 use crate::error::{Error, Result};
 use crate::schema::{RAW, key, read};
 use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
@@ -31,6 +31,8 @@ pub struct ParquetSource {
     /// Of each tensor, in order.
     parts: Vec<Vec<Part>>,
     metadata: BTreeMap<String, String>,
+    /// That a file of ours was made with.
+    modality: Option<String>,
     /// What each row group takes that must be unpacked.
     packed: Vec<Option<u64>>,
     /// Those unpacked last, first the newest.
@@ -79,6 +81,7 @@ impl ParquetSource {
         };
         let mut metadata = table.metadata();
         let ours = metadata.contains_key(key::FORMAT_VERSION);
+        let modality = metadata.get(key::MODALITY).cloned().filter(|_| ours);
         if ours {
             read::check_version(path, &metadata)?;
             let text = metadata
@@ -100,6 +103,7 @@ impl ParquetSource {
             tensors: Vec::new(),
             parts: Vec::new(),
             metadata,
+            modality,
             unpacked: Mutex::default(),
         };
         let mut by_name = HashMap::new();
@@ -417,6 +421,12 @@ impl Source for ParquetSource {
 
     fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    fn classes(&self) -> Vec<String> {
+        let modality = self.modality.as_deref().and_then(classes::modality);
+        let source = classes::of_metadata(&self.metadata);
+        modality.into_iter().chain(source).collect()
     }
 
     fn files(&self) -> Vec<FileState> {

@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
 use super::folder::{self, MODEL_INDEX};
-use super::{MAX_HEADER, Source, SourceId};
+use super::{MAX_HEADER, Source, SourceId, classes};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 
@@ -36,6 +36,8 @@ pub struct SafetensorsSource {
     /// Shard and position in that shard's file of each tensor.
     places: Vec<(usize, u64)>,
     metadata: BTreeMap<String, String>,
+    /// That files beside the weights name.
+    classes: Vec<String>,
 }
 
 impl SafetensorsSource {
@@ -46,6 +48,7 @@ impl SafetensorsSource {
     pub fn open_file(path: &Path) -> Result<Self> {
         let mut builder = Builder::new(path);
         builder.add_file(path, "")?;
+        builder.source.classes = classes::of_config(path);
         Ok(builder.finish())
     }
 
@@ -57,6 +60,7 @@ impl SafetensorsSource {
     pub fn open_sharded(index: &Path) -> Result<Self> {
         let mut builder = Builder::new(index);
         builder.add_index(index, "")?;
+        builder.source.classes = classes::of_config(index);
         Ok(builder.finish())
     }
 
@@ -69,6 +73,7 @@ impl SafetensorsSource {
     pub fn open_pipeline(folder: &Path) -> Result<Self> {
         let mut builder = Builder::new(folder);
         let text = builder.add_json(&folder.join(MODEL_INDEX), "pipeline's index")?;
+        builder.source.classes = classes::of_index(&text);
         for (component, weights) in folder::components(folder, &text)? {
             let prefix = format!("{component}.");
             match folder::is_index(&weights) {
@@ -108,6 +113,7 @@ impl Builder {
                 tensors: Vec::new(),
                 places: Vec::new(),
                 metadata: BTreeMap::new(),
+                classes: Vec::new(),
             },
             hash: Xxh3::new(),
             seen: HashMap::new(),
@@ -226,6 +232,12 @@ impl Source for SafetensorsSource {
 
     fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    fn classes(&self) -> Vec<String> {
+        let mut classes = classes::of_metadata(&self.metadata);
+        classes.extend(self.classes.iter().cloned());
+        classes
     }
 
     fn files(&self) -> Vec<FileState> {

@@ -98,9 +98,10 @@ def test_config_has_the_defaults_of_its_profile():
         "method": "lsq", "gain": "auto", "scale_dtype": "auto", "on_nonfinite": "error",
         "compression": "none", "streaming_mode": True, "memory_limit": "none", "fail_fast": False,
         "calibration": "none", "enable_time_aware": True, "num_time_groups": 5,
-        "time_weighting": "auto", "enable_spatial": False, "num_threads": 2, "rules": "",
+        "time_weighting": "auto", "enable_spatial": False, "modality": "auto", "num_threads": 2,
+        "rules": "",
     }
-    assert list(config) == list(config.keys()) and len(config) == 19
+    assert list(config) == list(config.keys()) and len(config) == 20
 
 
 def test_config_takes_aliases_and_rules():
@@ -349,6 +350,25 @@ def test_plan_says_what_each_tensor_will_get(small, tensors, tmp_path):
     assert [(t.name, t.format, t.bytes) for t in report] == [
         (e.name, e.format, e.bytes) for e in plan
     ]
+
+
+def test_plan_is_made_of_a_list_of_tensors_too(tmp_path):
+    path = tmp_path / "list.json"
+    shapes = {"film.0.input_conv.weight": [32, 32, 3], "upsample.0.block1.weight": [512, 768, 1]}
+    path.write_text(json.dumps({"dtype": "f32", "tensors": shapes}))
+    plan = aq.Plan.create(path, bits=4)
+    assert plan.modality == "audio" and plan.families == ("WaveGrad",)
+    assert plan.evidence == (
+        "audio, for film.0.input_conv.weight and upsample.0.block1.weight are as in WaveGrad",
+    )
+    # Rows of 96 and of 768 codes of half a byte, and an f16 scale for 128.
+    assert [entry.bytes for entry in plan] == [32 * (48 + 2), 512 * (384 + 12)]
+    other = aq.Plan.create(path, modality="image")
+    assert other.modality == "image" and other.families == ()
+    with pytest.raises(aq.Error, match="list.json: lists tensors without their weights"):
+        plan.run(path, tmp_path / "out.parquet")
+    with pytest.raises(aq.ConfigError, match="'smell' is not auto, text, code"):
+        aq.Config(modality="smell")
 
 
 def test_plan_can_be_edited_and_written_down(small, tmp_path):

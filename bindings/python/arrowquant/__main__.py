@@ -31,6 +31,7 @@ SETTINGS = {
     "--time-groups": ("num_time_groups", "groups of timesteps that are told apart"),
     "--time-weighting": ("time_weighting", "auto, rows, equal, snr, relative, or numbers"),
     "--spatial": ("enable_spatial", "whether smoothing and rotation are tried: true or false"),
+    "--modality": ("modality", "auto, or what the model generates: text, code, image, audio, unknown"),
     "--gain": ("gain", "whether amplitude is restored: unit, lsq (no) or auto"),
     "--scale-dtype": ("scale_dtype", "how scales are stored: auto, f16 or f32"),
     "--on-nonfinite": ("on_nonfinite", "tensors that hold NaN or infinity: error or keep"),
@@ -269,6 +270,7 @@ def _plan(args: argparse.Namespace) -> int:
             )
         )
     _table(rows)
+    print("\n".join(map(_printable, plan.evidence)))
     return 0
 
 
@@ -293,6 +295,7 @@ def _inspect(args: argparse.Namespace) -> int:
             )
         )
     _table(rows)
+    print(f"{_printable(str(found['modality']))} model")
     print(f"{len(found['tensors'])} tensors, {found['file_bytes']} bytes in the file")
     return 0
 

@@ -29,6 +29,7 @@ KEYS = (
     "num_time_groups",
     "time_weighting",
     "enable_spatial",
+    "modality",
     "num_threads",
     "rules",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -148,6 +149,21 @@ class Plan(Owner):
             if entry.name == index:
                 return entry
         raise KeyError(index)
+
+    @property
+    def modality(self) -> str:
+        """What the model generates: "text", "code", "image", "audio" or "unknown"."""
+        return str(json.loads(self.to_json())["modality"])
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of models that it is of, whose lists of what to keep count."""
+        return tuple(json.loads(self.to_json())["families"])
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """What tells the modality, a sentence each."""
+        return tuple(json.loads(self.to_json())["evidence"])
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -33,6 +33,18 @@ fn main() {
     });
     write("index", "two-shards", index.to_string().as_bytes());
 
+    let listing = json!({
+        "model": "DiT",
+        "dtype": "bf16",
+        "tensors": {
+            "x_embedder.proj.weight": [256, 4, 2, 2],
+            "t_embedder.mlp.0.weight": [256, 256],
+            "blocks.0.attn.qkv.weight": [768, 256],
+            "position_ids": {"shape": [1, 77], "dtype": "i64"},
+        },
+    });
+    write("listing", "dit", listing.to_string().as_bytes());
+
     let pipeline = json!({
         "_class_name": "FluxPipeline",
         "transformer": ["diffusers", "FluxTransformer2DModel"],

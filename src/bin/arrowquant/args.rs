@@ -141,6 +141,7 @@ pub struct Quantize {
         "profile", "config", "bits", "group_size", "scheme", "method", "gain", "scale_dtype",
         "on_nonfinite", "keep", "rule", "compression", "time_aware", "time_groups", "time_weighting",
         "spatial", "calibration", "min_cosine", "mixed", "max_size", "avg_bits", "candidates", "seed",
+        "modality",
     ])]
     pub plan: Option<PathBuf>,
     /// Write what was measured: a page where FILE ends in .html, else JSON; may be given twice
@@ -218,6 +219,9 @@ pub struct PlanArgs {
     /// Whether smoothing and rotation are tried, with a calibration
     #[arg(long, value_name = "true|false")]
     spatial: Option<String>,
+    /// What the model generates: text, code, image, audio, unknown, or auto (by its names)
+    #[arg(long)]
+    modality: Option<String>,
     /// Whether amplitude is restored: unit (yes), lsq (no), auto (yes for 2 and 4 bits)
     #[arg(long)]
     gain: Option<String>,
@@ -276,7 +280,7 @@ pub struct PlanArgs {
 
 impl PlanArgs {
     /// Flag, key and value of every setting.
-    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 24] {
+    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 25] {
         [
             ("--profile", "deployment_profile", self.profile.as_deref()),
             ("--bits", "bit_width", self.bits.as_deref()),
@@ -300,6 +304,7 @@ impl PlanArgs {
                 self.time_weighting.as_deref(),
             ),
             ("--spatial", "enable_spatial", self.spatial.as_deref()),
+            ("--modality", "modality", self.modality.as_deref()),
             ("--gain", "gain", self.gain.as_deref()),
             ("--scale-dtype", "scale_dtype", self.scale_dtype.as_deref()),
             (

@@ -1,7 +1,7 @@
 //! Tables for people, JSON for programs.
 
 use arrowquant::model::{Model, Tensor};
-use arrowquant::plan::{Plan, PlanEntry};
+use arrowquant::plan::{Config, Plan, PlanEntry, Recognition};
 use arrowquant::run::{
     Analysis, Evolution, FoldReport, FormatAnalysis, Parts, Report, Totals, Verification,
 };
@@ -98,9 +98,9 @@ pub fn plan(plan: &Plan, file_bytes: usize) -> String {
     }
     let quantized = |entry: &&PlanEntry| entry.recipe.is_some();
     format!(
-        "{}\n{} model, {} of {} quantized: planes of {} from {} ({}), a file of {}\n",
+        "{}\n{}{} of {} quantized: planes of {} from {} ({}), a file of {}\n",
         lines(&table),
-        plan.modality.name(),
+        sentences(&plan.evidence),
         plan.entries.iter().filter(quantized).count(),
         tensors(plan.entries.len()),
         HumanBytes(plan.total_bytes() as u64),
@@ -321,6 +321,12 @@ fn ladder(report: &Report) -> String {
     }
 }
 
+/// What tells the modality, a line each.
+fn sentences(evidence: &[String]) -> String {
+    let lines = evidence.iter().map(|line| format!("{}\n", printable(line)));
+    lines.collect()
+}
+
 /// The figures over all quantized tensors.
 pub fn totals(total: &Totals) -> String {
     match total.quantized {
@@ -491,6 +497,21 @@ pub fn inspect_json(model: &Model) -> Value {
     })
 }
 
+/// What tells the modality that a file has recorded.
+fn evidence(model: &Model, file: &Value) -> Vec<String> {
+    let mut config = Config::new();
+    // One of another version may have settings that this one does not know.
+    let _ = config.merge_json(&file["config"]);
+    let tensors = || model.tensors().iter().map(|tensor| &tensor.info);
+    let found = Recognition::new(tensors(), &[], config.modality());
+    let recorded = file["modality"].as_str().unwrap_or_default();
+    match found.modality.name() == recorded {
+        true => found.evidence,
+        // Files beside the source have told it.
+        false => Recognition::new(tensors(), &[format!("modality: {recorded}")], None).evidence,
+    }
+}
+
 /// The same as a table.
 pub fn inspect(model: &Model) -> String {
     let file = inspect_json(model);
@@ -533,8 +554,9 @@ pub fn inspect(model: &Model) -> String {
     let source_bytes = file["source_bytes"].as_u64().unwrap_or(0);
     let total = |key: &str| file["total"][key].as_f64();
     format!(
-        "{}\n{}, {} in the file of {} in the source ({})\nquantized: {} bits per weight, cosine {}, SQNR {} dB\n",
+        "{}\n{}{}, {} in the file of {} in the source ({})\nquantized: {} bits per weight, cosine {}, SQNR {} dB\n",
         lines(&table),
+        sentences(&evidence(model, &file)),
         tensors(model.tensors().len()),
         HumanBytes(model.file_bytes() as u64),
         HumanBytes(source_bytes),
