@@ -172,9 +172,10 @@ fn evidence_is_of_tensors_that_are_there() {
 
 #[test]
 fn what_is_kept_is_written_out_and_small() {
+    let common = Regex::new(COMMON).unwrap();
     for (name, kept) in KEPT {
         let (_, tensors) = list(name);
-        let (kept, common) = (Regex::new(kept).unwrap(), Regex::new(COMMON).unwrap());
+        let kept = Regex::new(kept).unwrap();
         let plan = plan(&tensors, &[("bit_width", "2")]);
         let (mut weights, mut of_family) = (0, 0);
         for entry in &plan.entries {
