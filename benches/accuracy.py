@@ -77,6 +77,8 @@ class Bench:
     quick: bool
     say: Progress
     engines: dict[str, methods.Engine]
+    #: Frechet distance of the image model as it was trained.
+    full: float = 0.0
     #: Why rows are not there, by what they would have shown.
     missing: dict[str, str] = field(default_factory=dict)
     #: Rows of digits as they were sampled.
@@ -154,7 +156,7 @@ def digit_rows(bench: Bench) -> dict[str, Any]:
     """Errors and samples of the image model by bits and method."""
     from methods import METHODS
 
-    full = bench.sampled("FP", bench.digits.network)
+    full = bench.full = bench.sampled("FP", bench.digits.network)
     rows: list[Row] = []
     for bits in BITS:
         for method in METHODS:
@@ -172,6 +174,35 @@ def digit_variants(bench: Bench, variants: tuple[methods.Method, ...]) -> list[R
     """INT2 on digits."""
     made = [digit_row(bench, 2, method) for method in variants]
     return [row for row, _ in filter(None, made)]
+
+
+def mixed_rows(bench: Bench) -> list[Row]:
+    """Both models at 3 bits a weight, uniform and mixed."""
+    from methods import MIXED
+
+    full = bench.text.losses(bench.text.network)
+    rows: list[Row] = []
+    for method in MIXED:
+        for name, trial in (("text", bench.text), ("digits", bench.digits)):
+            bench.say(f"{name}: {method.name}")
+            found = bench.quantized(bench.engines[name], 2, method)
+            if found is None:
+                continue
+            row: Row = {
+                "what": {"model": name, "method": method.name},
+                "bits_per_weight": found.bits_per_weight,
+                "formats": dict(sorted(found.formats.items())),
+            }
+            if isinstance(trial, MdlmTrial):
+                losses = trial.losses(trial.with_weights(found.weights))
+                row["rise"] = {str(share): loss - full[share] for share, loss in losses.items()}
+            else:
+                network = trial.with_weights(found.weights)
+                row["errors"] = trial.noise_errors(network)
+                if method.name.startswith("gptq") and not bench.quick:
+                    row["frechet"] = bench.sampled(method.name, network) - bench.full
+            rows.append(row)
+    return rows
 
 
 def activation_rows(bench: Bench) -> list[Row]:
@@ -241,6 +272,7 @@ def measure_all(args: argparse.Namespace, say: Progress) -> tuple[dict[str, Any]
         "samples": bench.samples,
         "text": text_rows(bench),
         "digits": digit_rows(bench),
+        "mixed": mixed_rows(bench),
         "activations": activation_rows(bench),
         "time": digit_variants(bench, methods.TIME),
         "groups": digit_variants(bench, methods.GROUPS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,12 +65,26 @@ TIME = (
 GROUPS = tuple(Method(f"g{n}" if n else "row", GPTQ | SNR, "all", n) for n in (64, 128, 256, 0))
 
 
+# The same size three ways: 3 bits by many scales, by biases, and by more bits for some tensors.
+MIXED = tuple(
+    Method(f"{base}, {name}", settings | how, which, group)
+    for base, settings, which in (("lsq", LSQ, ""), ("lsq + importance", LSQ | EQUAL, "all"), ("gptq", GPTQ | SNR, "all"))
+    for name, how, group in (
+        ("int2 g16", {}, 16),
+        ("int2 g32 affine", {"scheme": "affine"}, 32),
+        ("mixed", {"avg_bits": 3.0}, 0),
+    )
+)
+
+
 @dataclass
 class Quantized:
     """Weights of blocks as they decode, and what they take."""
 
     weights: dict[str, Array]
     bits_per_weight: float
+    #: How many tensors have which format.
+    formats: Counter[str]
     #: What inputs of a layer are divided by before its weights are used; mostly none.
     input_scales: dict[str, Array] = field(default_factory=dict)
 
@@ -107,21 +122,23 @@ class Engine:
 
     def quantize(self, bits: int, method: Method) -> Quantized:
         """All linears of blocks; whatever else there is stays as it is."""
-        settings: dict[str, Any] = dict(method.settings)
+        # Every tensor is to have the bits of its row, however little is left of it.
+        settings: dict[str, Any] = {"min_cosine": "none"} | method.settings
+        if "avg_bits" not in settings:
+            settings |= {"bits": bits, "group_size": method.group_size}
         if method.calibration:
             settings["calibration"] = self.calibration(method.calibration)
         blocks = set(self.trial.network.blocks())
         others = [name for name in self.trial.network.weights if name not in blocks]
         try:
-            packed, report = arrowquant.quantize_to_bytes(
-                self.trial.path, bits=bits, group_size=method.group_size, keep=others, **settings
-            )
+            packed, report = arrowquant.quantize_to_bytes(self.trial.path, keep=others, **settings)
         except arrowquant.ConfigError as error:
             raise Missing(str(error)) from None
         assert {tensor.name for tensor in report if tensor.format != "raw"} == blocks
         with arrowquant.open(packed) as model:
             weights = {name: model[name].dequantize() for name in sorted(blocks)}
-        return Quantized(weights, report.totals.bits_per_weight)
+        formats = Counter(tensor.format for tensor in report if tensor.name in blocks)
+        return Quantized(weights, report.totals.bits_per_weight, formats)
 
 
 def layers(trial: Trial[Any]) -> set[str]:

@@ -116,11 +116,18 @@ class DitTrial(Trial[Dit]):
             for found, expected in zip(self.noise(network, observe), self.expected)
         ]
 
-    def samples(self, network: Dit, count: int, observe: Observe | None = None) -> Array:
+    def samples(
+        self,
+        network: Dit,
+        count: int,
+        observe: Observe | None = None,
+        seed: int = 2,
+        steps: int = DDIM_STEPS,
+    ) -> Array:
         """Images of all classes in turn, from the same noise for every network, by DDIM."""
-        noise = np.random.default_rng(2).standard_normal((count, 8, 8)).astype(np.float32)
+        noise = np.random.default_rng(seed).standard_normal((count, 8, 8)).astype(np.float32)
         classes = np.arange(count) % 10
-        timesteps = np.linspace(TIMESTEPS - 1, 0, DDIM_STEPS).round().astype(int)
+        timesteps = np.linspace(TIMESTEPS - 1, 0, steps).round().astype(int)
         kept = np.append(self.alphas_cumprod[timesteps], 1.0)
 
         def sampled(begin: int) -> Array:

@@ -3,6 +3,7 @@
 mod common;
 
 mod architectures;
+mod budget;
 mod calibrated;
 mod cancel;
 mod ceiling;
@@ -11,6 +12,7 @@ mod cli;
 mod ctrl_c;
 mod damage;
 mod determinism;
+mod docs;
 mod errors;
 mod faults;
 mod firmware;
@@ -20,6 +22,7 @@ mod header;
 mod hostile;
 mod imatrix;
 mod kill;
+mod ladder;
 mod memory;
 mod native;
 #[cfg(target_os = "linux")]
@@ -28,6 +31,7 @@ mod paths;
 mod python;
 mod readme;
 mod rooms;
+mod search;
 mod source_f8;
 mod source_folders;
 mod source_gguf;
