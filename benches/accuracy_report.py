@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from statistics import mean
@@ -157,6 +158,11 @@ def section(results: dict[str, Any], charts: list[str]) -> str:
     parts += [table.markdown() for table in tables(results)]
     parts += missing(results)
     return "\n\n".join([*parts, END])
+
+
+def sections(page: str) -> list[str]:
+    """Those of a page that stand between marks."""
+    return [found[0] for found in re.finditer(r"(?s)<!-- (\w+): begin -->.*?<!-- \1: end -->", page)]
 
 
 def with_section(page: str, new: str) -> str:

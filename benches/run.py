@@ -114,10 +114,11 @@ def write(results: dict[str, Any], output: Path) -> None:
         for name in names:
             (DOCS / f"benchmarks/{name}.png").write_bytes((output / f"{name}.png").read_bytes())
         page = DOCS / "benchmarks.md"
-        # That of accuracy.py stays.
-        kept = accuracy_report.section_of(page.read_text()) if page.exists() else ""
         new = report.markdown(results, names, "benchmarks/")
-        page.write_text(accuracy_report.with_section(new, kept) if kept else new)
+        # Those of accuracy.py and evolve.py stay.
+        for kept in accuracy_report.sections(page.read_text()) if page.exists() else []:
+            new = accuracy_report.with_section(new, kept)
+        page.write_text(new)
         print(f"and to {DOCS / 'benchmarks.md'}")
 
 

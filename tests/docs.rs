@@ -32,7 +32,9 @@ fn shown(page: &str) -> Vec<Shown> {
 fn alike(expected: &[String], found: &[&str]) -> bool {
     match expected.split_first() {
         None => found.is_empty(),
-        Some((first, rest)) if first == "…" => (0..=found.len()).any(|n| alike(rest, &found[n..])),
+        Some((first, rest)) if first == "…" => {
+            (0..=found.len()).any(|n| alike(rest, &found[n..]))
+        }
         Some((first, rest)) => found
             .split_first()
             .is_some_and(|(line, found)| line == first && alike(rest, found)),
@@ -49,7 +51,10 @@ fn commands_print_what_pages_say() {
             let found = [output.stdout, output.stderr].concat();
             let found = String::from_utf8(found).unwrap();
             let lines: Vec<&str> = found.lines().collect();
-            assert!(alike(&printed, &lines), "{page}: {command}\nprints\n{found}");
+            assert!(
+                alike(&printed, &lines),
+                "{page}: {command}\nprints\n{found}"
+            );
         }
     }
 }

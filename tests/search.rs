@@ -41,7 +41,7 @@ fn worth(plan: &Plan) -> f64 {
         .sum()
 }
 
-fn search() -> Search<'static> {
+fn search<'a>() -> Search<'a> {
     Search {
         population: 20,
         generations: 8,
@@ -123,7 +123,7 @@ fn goes_on_from_a_checkpoint_as_if_never_stopped() {
         1,
     )
     .unwrap();
-    let mut part = |stop_after: usize, resume: bool| {
+    let part = |stop_after: usize, resume: bool| {
         let mut fitness = worth;
         let mut told = |generation: &Generation| generation.generation < stop_after;
         let search = Search {
