@@ -47,6 +47,12 @@ fn commands_print_what_pages_say() {
         for Shown { command, printed } in shown(page) {
             let mut words = command.split_whitespace();
             assert_eq!(words.next(), Some("arrowquant"), "{command}");
+            // What is written is written elsewhere.
+            let folder = tempfile::tempdir().unwrap();
+            let words = words.map(|word| match word.ends_with(".parquet") {
+                true => folder.path().join(word).into_os_string(),
+                false => word.into(),
+            });
             let output = program().args(words).current_dir(root()).output().unwrap();
             let found = [output.stdout, output.stderr].concat();
             let found = String::from_utf8(found).unwrap();

@@ -98,15 +98,16 @@ pub fn plan(plan: &Plan, file_bytes: usize) -> String {
     }
     let quantized = |entry: &&PlanEntry| entry.recipe.is_some();
     format!(
-        "{}\n{}{} of {} quantized: planes of {} from {} ({}), a file of {}\n",
+        "{}\n{}{} of {} quantized from {}: planes of {} bytes ({}), a file of {} ({})\n",
         lines(&table),
         sentences(&plan.evidence),
         plan.entries.iter().filter(quantized).count(),
         tensors(plan.entries.len()),
-        HumanBytes(plan.total_bytes() as u64),
         HumanBytes(plan.source_bytes() as u64),
-        ratio(plan.source_bytes(), plan.total_bytes()),
-        HumanBytes(file_bytes as u64),
+        plan.total_bytes(),
+        HumanBytes(plan.total_bytes() as u64),
+        file_bytes,
+        ratio(plan.source_bytes(), file_bytes),
     )
 }
 
