@@ -1,5 +1,6 @@
 use super::*;
 use crate::format::{Format, Scheme};
+use crate::tensor::{Dtype, Shape};
 
 fn tensor(name: &str, dtype: Dtype, dims: &[usize]) -> TensorInfo {
     TensorInfo {
