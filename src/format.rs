@@ -326,6 +326,15 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// Bytes of a row's codes, scales and biases.
+    pub const fn plane_bytes(&self, cols: usize) -> [usize; 3] {
+        [
+            self.code_bytes(cols),
+            self.scale_bytes(cols),
+            self.bias_bytes(cols),
+        ]
+    }
+
     /// Bytes of the codes of one row.
     pub const fn code_bytes(&self, cols: usize) -> usize {
         self.format.row_bytes(cols)

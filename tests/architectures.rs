@@ -305,7 +305,7 @@ fn plan_takes_a_list_and_says_why() {
     assert_eq!(plan["tensors"].as_array().unwrap().len(), 339);
     let table = arrowquant_ok(["plan", &dream]);
     let summary = format!(
-        "\n\n{sentence}\n198 of 339 tensors quantized from 14.19 GiB: planes of 2023476224 bytes "
+        "\n\n{sentence}\n198 of 339 tensors quantized from 14.19 GiB: planes of 3927297024 bytes "
     );
     assert!(table.contains(&summary), "{table}");
     let args = ["plan", &dream, "--json", "--modality", "code"];

@@ -24,21 +24,18 @@ fn evolve(
     run::evolve(source.as_ref(), &config(settings), search, options)
 }
 
-/// Layers that interact: bits of one count only as far as the next one has as many.
+/// Layers that interact: errors of those that follow each other multiply.
 fn worth(plan: &Plan) -> f64 {
-    let bits = |entry: &arrowquant::plan::PlanEntry| match entry.recipe {
-        Some(recipe) => recipe.format.bits().min(8) as f64,
-        None => 16.0,
+    let error = |entry: &arrowquant::plan::PlanEntry| match entry.recipe {
+        Some(recipe) => (-(recipe.format.bits() as f64)).exp2(),
+        None => 0.0,
     };
-    let bits: Vec<f64> = plan
+    let weights = plan
         .entries
         .iter()
-        .filter(|e| e.tensor.shape.dims().len() > 1)
-        .map(bits)
-        .collect();
-    bits.windows(2)
-        .map(|pair| pair[0].min(pair[1]).sqrt())
-        .sum()
+        .filter(|e| e.tensor.shape.dims().len() > 1);
+    let errors: Vec<f64> = weights.map(error).collect();
+    -errors.windows(2).map(|pair| pair[0] * pair[1]).sum::<f64>()
 }
 
 fn search<'a>() -> Search<'a> {
@@ -62,7 +59,7 @@ fn better_than_the_budget_where_layers_interact_and_within_it() {
     )
     .unwrap();
     assert!(
-        found.fitness > found.start.unwrap() + 0.1,
+        found.fitness > 0.98 * found.start.unwrap(),
         "{} {:?}",
         found.fitness,
         found.start
@@ -185,7 +182,7 @@ fn a_fitness_can_end_it() {
     };
     let message = evolve(SETTINGS, search, 1).unwrap_err().to_string();
     assert!(
-        message.contains("fitness: a candidate's is NaN"),
+        message.contains("fitness: NaN is what no candidate can be worth"),
         "{message}"
     );
 }
@@ -216,7 +213,7 @@ fn the_program_asks_a_command_what_plans_are_worth() {
     );
     let model = demo_model("dit-digits.safetensors");
     // The more tensors of 4 bits the better.
-    let command = "grep -c '\"int4\"' {}";
+    let command = "grep -c '\"int4\"' {} || true";
     let text = arrowquant_ok([
         "evolve".as_ref(),
         model.as_os_str(),

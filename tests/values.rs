@@ -230,7 +230,12 @@ fn figures_of_subnormal_weights_are_those_of_what_decodes() {
     )
     .unwrap();
     let output = folder.path().join("m.parquet");
-    let settings = [("bit_width", "2"), ("method", "minmax"), ("gain", "lsq")];
+    let settings = [
+        ("bit_width", "2"),
+        ("method", "minmax"),
+        ("gain", "lsq"),
+        ("min_cosine", "none"),
+    ];
     let report = quantize(&input, &output, &settings).unwrap();
     let decoded = decode(&Model::open(&output).unwrap());
     let alike = decoded.iter().all(|&y| y == 1e-45);
@@ -251,7 +256,8 @@ fn weights_that_forced_f16_scales_lose_are_measured_as_lost() {
     )
     .unwrap();
     let output = folder.path().join("m.parquet");
-    let report = quantize(&input, &output, &[("scale_dtype", "f16")]).unwrap();
+    let settings = [("scale_dtype", "f16"), ("min_cosine", "none")];
+    let report = quantize(&input, &output, &settings).unwrap();
     assert_eq!(report.tensors[0].cosine, Some(0.0));
     assert_eq!(report.tensors[0].sqnr_db, Some(0.0));
 }

@@ -444,7 +444,23 @@ impl Config {
         mixed.then_some(Budget {
             max_size: self.max_size,
             avg_bits: self.avg_bits,
+            planes: None,
         })
+    }
+
+    /// Checks that settings do not contradict each other.
+    ///
+    /// # Errors
+    /// There is a limit of size, and nothing is to be chosen by it.
+    pub fn check(&self) -> Result<()> {
+        let limited = self.max_size.is_some() || self.avg_bits.is_some();
+        match self.mixed == Some(false) && limited {
+            true => Err(Error::config(
+                "mixed_precision",
+                "'false' leaves nothing to choose by max_size and avg_bits",
+            )),
+            false => Ok(()),
+        }
     }
 
     /// The ways to store a tensor that a budget may choose from, where no rule restricts them.

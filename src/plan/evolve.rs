@@ -70,6 +70,8 @@ pub type Scored = Vec<f64>;
 /// A search under way. It can be written down after any generation and goes on the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Population {
+    /// What is searched for, as far as it is not said here.
+    identity: String,
     options: Evolve,
     /// Bytes of the ways of each tensor, rising.
     ways: Vec<Vec<u64>>,
@@ -101,9 +103,11 @@ mod as_list {
 }
 
 impl Population {
-    /// A search that has not begun, over tensors whose ways take so many bytes, rising.
-    pub fn new(ways: Vec<Vec<u64>>, options: Evolve) -> Self {
+    /// A search that has not begun, over tensors whose ways take so many bytes, rising. `identity`
+    /// tells it from others of the same sizes.
+    pub fn new(ways: Vec<Vec<u64>>, options: Evolve, identity: String) -> Self {
         Self {
+            identity,
             options,
             ways,
             parents: Vec::new(),
@@ -113,12 +117,13 @@ impl Population {
     }
 
     /// Whether this is a search of the same with the same options, but for how long it goes on.
-    pub fn is_of(&self, ways: &[Vec<u64>], options: &Evolve) -> bool {
+    pub fn is_of(&self, other: &Self) -> bool {
         let options = Evolve {
             generations: self.options.generations,
-            ..*options
+            ..other.options
         };
-        self.ways == ways && self.options == options && self.is_whole()
+        let same = self.identity == other.identity && self.ways == other.ways;
+        same && self.options == options && self.is_whole()
     }
 
     /// Whether what was read can have been written.
@@ -128,8 +133,18 @@ impl Population {
             genes.len() == self.ways.len()
                 && each.clone().all(|(&at, ways)| usize::from(at) < ways.len())
         };
-        let begun = self.history.is_empty() == self.parents.is_empty();
-        begun && self.parents.iter().all(|parent| fits(&parent.genes))
+        let begun = [
+            self.history.is_empty(),
+            self.parents.is_empty(),
+            self.known.is_empty(),
+        ];
+        let known = |parent: &Individual| self.known.get(&parent.genes) == Some(&parent.fitness);
+        begun.iter().all(|empty| *empty == begun[0])
+            && self.parents.iter().all(known)
+            && self
+                .known
+                .iter()
+                .all(|(genes, fitness)| fits(genes) && fitness.is_finite())
     }
 
     /// What generations came to.
@@ -385,7 +400,7 @@ mod tests {
         start: &[Genes],
         fitness: impl Fn(&[u16]) -> f64,
     ) -> Population {
-        let mut found = Population::new(bytes_of(items), options);
+        let mut found = Population::new(bytes_of(items), options, String::new());
         let score = |some: &[Genes]| Ok(some.iter().map(|genes| fitness(genes)).collect());
         found
             .run(options.generations, start, score, |_| Ok(()))
@@ -461,18 +476,26 @@ mod tests {
         );
         let text = serde_json::to_string(&first).unwrap();
         let mut second: Population = serde_json::from_str(&text).unwrap();
-        assert!(second.is_of(&bytes_of(&items), &options));
+        let empty = |options, identity: &str| {
+            Population::new(bytes_of(&items), options, identity.to_owned())
+        };
+        assert!(second.is_of(&empty(options, "")));
         let score = |some: &[Genes]| Ok(some.iter().map(|genes| fitness(genes)).collect());
         second.run(12, &[], score, |_| Ok(())).unwrap();
         assert_eq!(second, whole);
-        assert!(!second.is_of(&bytes_of(&items), &Evolve { seed: 4, ..options }));
+        assert!(!second.is_of(&empty(Evolve { seed: 4, ..options }, "")));
+        assert!(!second.is_of(&empty(options, "another model")));
+        // Nothing that was never written is taken for a search.
+        second.parents.clear();
+        second.history.clear();
+        assert!(!second.is_of(&empty(options, "")));
     }
 
     #[test]
     fn ends_with_the_best_so_far() {
         let items = tensors(2);
         let options = options(&items, 12);
-        let mut population = Population::new(bytes_of(&items), options);
+        let mut population = Population::new(bytes_of(&items), options, String::new());
         let mut asked = 0;
         let score = |some: &[Genes]| {
             asked += some.len();

@@ -30,6 +30,7 @@ impl Plan {
             streaming_mode: self.streaming,
             memory_limit: self.memory_limit,
             max_size: self.max_size,
+            room: self.room,
             fail_fast: self.fail_fast,
             calibration: self.calibration_file(),
             config: self.config.clone(),
@@ -107,7 +108,12 @@ impl Plan {
         let mut plan = Self::of_model(tensors(), model, &config)?;
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
-        plan.max_size = json.max_size;
+        (plan.max_size, plan.room) = (json.max_size, json.room);
+        for (entry, wanted) in plan.entries.iter_mut().zip(&wanted) {
+            if !wanted.reason.is_empty() {
+                entry.reason.clone_from(&wanted.reason);
+            }
+        }
         plan.fail_fast = json.fail_fast;
         let input = json
             .calibration
@@ -149,6 +155,8 @@ struct PlanJson {
     memory_limit: Option<u64>,
     #[serde(default)]
     max_size: Option<u64>,
+    #[serde(default)]
+    room: Option<u64>,
     #[serde(default)]
     fail_fast: bool,
     #[serde(default)]

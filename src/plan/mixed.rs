@@ -1,5 +1,7 @@
 //! A plan whose tensors get different formats, as a budget allows.
 
+use std::collections::HashSet;
+
 use bytesize::ByteSize;
 
 use super::budget::{Cost, spend};
@@ -17,6 +19,8 @@ pub struct Budget {
     pub max_size: Option<u64>,
     /// Bits of a weight on average, over the tensors that the budget decides on.
     pub avg_bits: Option<f64>,
+    /// Bytes of the planes of those tensors.
+    pub planes: Option<u64>,
 }
 
 /// A tensor that a budget or a search decides on.
@@ -56,9 +60,11 @@ impl Plan {
                     ways.push(way);
                 }
             }
-            if !ways.is_empty() {
-                open.push(Open { tensor, ways });
+            if ways.is_empty() {
+                // Nothing that is allowed is smaller.
+                ways.push(None);
             }
+            open.push(Open { tensor, ways });
         }
         open
     }
@@ -78,10 +84,22 @@ impl Plan {
         sensitivities: &[Sensitivity],
         overhead: u64,
     ) -> Result<()> {
-        let chosen = Choices::new(self, budget, sensitivities, overhead).solve()?;
+        let choices = Choices::new(self, budget, sensitivities, overhead);
+        let limit = choices.limit();
+        let chosen = choices.solve()?;
         self.choose(config, sensitivities, &chosen, "budget")?;
-        self.max_size = budget.max_size;
+        self.limit(budget, limit, sensitivities);
         Ok(())
+    }
+
+    /// Notes what a budget leaves of the planes of open tensors.
+    pub fn limit(&mut self, budget: Budget, limit: Option<u64>, sensitivities: &[Sensitivity]) {
+        let taken = sensitivities
+            .iter()
+            .map(|s| self.entries[s.tensor].bytes() as u64);
+        let taken = taken.fold(0, u64::saturating_add);
+        self.max_size = budget.max_size;
+        self.room = limit.map(|limit| limit.saturating_sub(taken));
     }
 
     /// Gives each open tensor one of its ways; `by` whom, for the reasons. `config` is that with
@@ -164,10 +182,13 @@ impl<'a> Choices<'a> {
         sensitivities: &'a [Sensitivity],
         overhead: u64,
     ) -> Self {
-        let open: u64 = sensitivities
+        let open = sensitivities
             .iter()
-            .map(|s| plan.entries[s.tensor].bytes() as u64)
-            .sum();
+            .map(|s| s.tensor)
+            .collect::<HashSet<_>>();
+        let others = plan.entries.iter().enumerate();
+        let others = others.filter(|(i, _)| !open.contains(i));
+        let fixed = others.map(|(_, entry)| entry.bytes() as u64);
         let weights = sensitivities
             .iter()
             .map(|s| plan.entries[s.tensor].tensor.shape.elements() as u64);
@@ -204,10 +225,10 @@ impl<'a> Choices<'a> {
         Self {
             budget,
             sensitivities,
-            fixed: plan.total_bytes() as u64 - open,
-            overhead: overhead + rules.sum::<u64>(),
+            fixed: fixed.fold(0, u64::saturating_add),
+            overhead: rules.fold(overhead, u64::saturating_add),
             ways: each.collect(),
-            weights: weights.sum(),
+            weights: weights.fold(0, u64::saturating_add),
             plan,
         }
     }
@@ -220,13 +241,15 @@ impl<'a> Choices<'a> {
     /// Bytes that the planes of open tensors may take; `None` without a limit.
     pub fn limit(&self) -> Option<u64> {
         let size = self.budget.max_size;
-        let size = size.map(|size| size.saturating_sub(self.fixed + self.overhead));
+        let size = size.map(|size| size.saturating_sub(self.others()));
         let bits = self.budget.avg_bits;
-        let bits = bits.map(|bits| (bits * self.weights as f64 / 8.0) as u64);
-        match (size, bits) {
-            (Some(size), Some(bits)) => Some(size.min(bits)),
-            (size, bits) => size.or(bits),
-        }
+        let bits = bits.map(|bits| self.bytes(bits));
+        [size, bits, self.budget.planes].into_iter().flatten().min()
+    }
+
+    /// Bytes of all but the planes of open tensors.
+    fn others(&self) -> u64 {
+        self.fixed.saturating_add(self.overhead)
     }
 
     /// For each open tensor, which of its ways.
@@ -237,6 +260,13 @@ impl<'a> Choices<'a> {
         let Some(limit) = self.limit() else {
             return Ok(self.ways.iter().map(|ways| smallest(ways).0).collect());
         };
+        if self
+            .budget
+            .max_size
+            .is_some_and(|size| size < self.others())
+        {
+            return Err(self.refuse());
+        }
         let costs = |ways: &Vec<(usize, Cost)>| ways.iter().map(|way| way.1).collect();
         let items: Vec<Vec<Cost>> = self.ways.iter().map(costs).collect();
         match spend(&items, limit) {
@@ -250,67 +280,83 @@ impl<'a> Choices<'a> {
 
     /// The arithmetic of why not.
     fn refuse(&self) -> Error {
-        let least: u64 = self.ways.iter().map(|ways| smallest(ways).1.bytes).sum();
-        let any: u64 = self
-            .sensitivities
-            .iter()
-            .map(|s| self.smallest_of_all(s))
-            .sum();
-        let weights = self.weights as f64;
-        let file = self.fixed + self.overhead;
-        let (key, budget, room, found) = match self.budget {
-            Budget {
-                max_size: Some(size),
-                ..
-            } if size.saturating_sub(file) < least => {
-                let room = size.saturating_sub(file);
-                ("max_size", show(size), room, show(file + least))
+        let sum = |bytes: &mut dyn Iterator<Item = u64>| bytes.fold(0, u64::saturating_add);
+        let least = sum(&mut self.ways.iter().map(|ways| smallest(ways).1.bytes));
+        let any = sum(&mut self.sensitivities.iter().map(|s| self.smallest_of_all(s)));
+        let others = self.others();
+        let bits_of = |bytes: u64| format!("{:.3} bits", self.bits(bytes));
+        let file_of = |bytes: u64| show(others.saturating_add(bytes));
+        let sized = self
+            .budget
+            .max_size
+            .map(|size| (size, size.saturating_sub(others)));
+        let (key, budget, room) = match (sized, self.budget) {
+            (Some((size, room)), _) if room < least || size < others => {
+                ("max_size", show(size), room)
             }
-            Budget { avg_bits, .. } => {
-                let bits = avg_bits.unwrap_or_default();
-                let room = (bits * weights / 8.0) as u64;
-                let found = format!("{:.3} bits", least as f64 * 8.0 / weights);
-                ("avg_bits", format!("{bits} bits"), room, found)
-            }
+            (
+                _,
+                Budget {
+                    avg_bits, planes, ..
+                },
+            ) => match avg_bits {
+                Some(bits) => ("avg_bits", format!("{bits} bits"), self.bytes(bits)),
+                None => (
+                    "candidates",
+                    bits_of(planes.unwrap_or(0)),
+                    planes.unwrap_or(0),
+                ),
+            },
+        };
+        let show_of = |bytes: u64| match key {
+            "max_size" => file_of(bytes),
+            _ => bits_of(bytes),
         };
         let mut text = format!(
-            "{budget} is too little: the smallest that the formats allowed make is {found}"
+            "{budget} is too little: the smallest that the formats allowed make is {}",
+            show_of(least)
         );
         if least > any {
-            let loosened = match key {
-                "max_size" => show(file + any),
-                _ => format!("{:.3} bits", any as f64 * 8.0 / weights),
-            };
-            text += &format!(" where every tensor is to reach its min_cosine, {loosened} without");
+            let without = show_of(any);
+            text += &format!(" where every tensor is to reach its min_cosine, {without} without");
+        }
+        if self.weights == 0 {
+            return Error::config(key, format!("{text}, as there is nothing left to choose"));
         }
         text += &format!(
-            " ({} weights to quantize at {:.3} bits each",
+            " ({} weights to quantize at {} each",
             self.weights,
-            least as f64 * 8.0 / weights
+            bits_of(least)
         );
         if key == "max_size" {
             let (kept, own) = (show(self.fixed), show(self.overhead));
             text += &format!(", {kept} of other tensors, {own} of the file's own");
         }
-        let bits = room as f64 * 8.0 / weights;
+        let bits = self.bits(room);
         text += &format!(
             "). The budget leaves {bits:.2} bit a weight, at which iid Gaussian weights cannot pass \
              cosine {:.2} in any format",
             cosine_bound(bits)
         );
-        let wanted = self
-            .sensitivities
-            .iter()
-            .map(|s| self.plan.entries[s.tensor].min_cosine);
+        let wanted = self.sensitivities.iter();
+        let wanted = wanted.map(|s| self.plan.entries[s.tensor].min_cosine);
         let wanted = wanted.fold(f64::INFINITY, f64::min);
         if wanted > 0.0 && wanted < 1.0 {
             let needed = bits_bound(wanted);
-            text += &format!(
-                "; for {wanted:.2} they need {needed:.3} bit, {}",
-                show((needed * weights / 8.0) as u64)
-            );
+            let bytes = show(self.bytes(needed));
+            text += &format!("; for {wanted:.2} they need {needed:.3} bit, {bytes}");
         }
         Error::config(key, text)
+    }
+
+    /// Bits of a weight if so many bytes are for all open tensors.
+    fn bits(&self, bytes: u64) -> f64 {
+        bytes as f64 * 8.0 / self.weights as f64
+    }
+
+    /// Bytes of all open tensors at so many bits a weight.
+    fn bytes(&self, bits: f64) -> u64 {
+        (bits * self.weights as f64 / 8.0) as u64
     }
 
     /// Bytes of the smallest way, whatever its cosine.

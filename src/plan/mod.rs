@@ -124,9 +124,10 @@ pub struct Plan {
     pub streaming: bool,
     /// Bytes that the run may take in memory, all in all.
     pub memory_limit: Option<u64>,
-    /// Bytes that the file may have: tensors that do not reach their cosine get no more bits than
-    /// there is room for.
+    /// Bytes that the file may have.
     pub max_size: Option<u64>,
+    /// Bytes that planes may grow by where tensors do not reach their cosine: what a budget leaves.
+    pub room: Option<u64>,
     /// Whether what the run would rather mend by itself is an error.
     pub fail_fast: bool,
     /// What to do with non-finite weights.
@@ -189,6 +190,7 @@ impl Plan {
             streaming: config.streaming(),
             memory_limit: config.memory_limit(),
             max_size: None,
+            room: None,
             fail_fast: config.fail_fast(),
             on_nonfinite: config.on_nonfinite(),
             calibrated,

@@ -15,15 +15,15 @@ use super::job::Job;
 use super::ladder::{Ladder, Verdict};
 use super::memory::Memory;
 use super::options::Options;
+use super::output::OutputSums;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
-use super::size::predicted_bytes;
 use super::tile::{CalibratedTile, How, Work, set_figures, set_kept_figures, wants_f32};
 use crate::error::{Error, Result};
 use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
-use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan};
+use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan, PlanEntry};
 use crate::quantize::{Fault, Outcome, PlanesMut};
 use crate::schema::Tile;
 use crate::sink::{Buffers, Destination, Footer, ParquetSink};
@@ -80,7 +80,7 @@ impl Engine<'_, '_> {
             )?;
         }
         let shared = options.share.is_some_and(|share| share.count > 1);
-        let ladder = Ladder::new(plan, predicted_bytes(source, plan), shared);
+        let ladder = Ladder::new(plan, shared);
         let done = AtomicUsize::new(0);
         let total = plan.entries[entries.clone()].iter();
         let total = total.map(|entry| entry.source_bytes());
@@ -118,9 +118,12 @@ impl Engine<'_, '_> {
         let Self { work, counter, .. } = self;
         let (plan, tallies) = (&mut self.plan, &mut self.tallies);
         let budget = self.memory.in_flight;
+        let planned: Vec<usize> = plan.entries.iter().map(PlanEntry::bytes).collect();
         work.keep_non_finite(plan, tallies, entries.clone(), budget, || counter.tell())?;
         for i in entries {
             if self.tallies[i].kept_non_finite {
+                let kept = self.plan.entries[i].bytes();
+                self.ladder.spend(kept.saturating_sub(planned[i]));
                 let name = &self.plan.entries[i].tensor.name;
                 let message = format!("tensor '{name}' has NaN or infinite weights, kept");
                 say(&mut self.log, Level::Warning, &message)?;
@@ -181,7 +184,7 @@ impl Engine<'_, '_> {
             job.spatial = self.tallies[job.tensor].spatial;
             let plan = &self.plan;
             // Otherwise it is to be known what the tensors before it take.
-            if self.memory.limit.is_none() && plan.max_size.is_none() && !plan.fail_fast {
+            if self.memory.limit.is_none() && plan.room.is_none() && !plan.fail_fast {
                 job.min_cosine = self.plan.entries[job.tensor].min_cosine;
             }
         }
@@ -342,20 +345,49 @@ impl Engine<'_, '_> {
             break quantized.map_err(|fault| self.work.explain(job.tensor, recipe, fault))?;
         };
         let bytes = set_figures(&mut tile, &outcome);
+        let output = match prepared.weights {
+            None => None,
+            Some(_) => self.output_in_place(job, &tile, sink)?,
+        };
         let tally = &mut self.tallies[job.tensor];
         tally.add(bytes, &outcome.error);
         tally.add_inputs(&tile);
-        // Its planes are in the file by now: what it does to the output is not measured.
         tally.add_calibrated(CalibratedTile {
             method: Some(prepared.method(recipe.method)),
             alpha: prepared.spatial.alpha,
             weights: prepared.weights,
-            output: None,
+            output,
         });
         if scale_dtype != planned {
             widened(tally, &tile, &mut self.log)?;
         }
         sink.end(tile)
+    }
+
+    /// What the tile begun does to the layer's output, from its planes as they are in the file.
+    fn output_in_place(
+        &mut self,
+        job: &Job,
+        tile: &Tile,
+        sink: &ParquetSink<'_>,
+    ) -> Result<Option<OutputSums>> {
+        self.counter.tell()?;
+        let cols = tile.shape.cols();
+        let Some(bytes) = tile.layout.map(|layout| layout.plane_bytes(cols)) else {
+            return Ok(None);
+        };
+        let read = |row: usize, rows: usize, out: &mut [Vec<u8>; 3]| {
+            for (out, bytes) in out.iter_mut().zip(bytes) {
+                out.resize(rows * bytes, 0);
+            }
+            sink.read_planes(
+                bytes.map(|bytes| row * bytes),
+                out.each_mut().map(|out| &mut out[..]),
+            )
+        };
+        let found = self.work.forms_of_errors(job.tensor, tile, &read, &|| {})?;
+        self.counter.tell()?;
+        Ok(found)
     }
 
     /// Quantizes the pieces of a tile into the place begun. The outer error is of reading and

@@ -52,6 +52,7 @@ pub(super) fn quantize(
         source: source.id().to_json(),
         sample: sample(source)?,
         config: plan.config.clone(),
+        plan: hash(plan),
         compression: plan.compression.name().to_owned(),
         shares: share.count,
         part_bytes,
@@ -293,6 +294,22 @@ fn source_of(file: &FileState) -> ManifestSource {
     }
 }
 
+/// A hash of what tensors get, as far as the settings alone do not say it.
+fn hash(plan: &Plan) -> String {
+    let mut hash = Xxh3::new();
+    for entry in &plan.entries {
+        let PlanEntry {
+            tensor,
+            recipe,
+            min_cosine,
+            ..
+        } = entry;
+        hash.update(format!("{} {recipe:?} {min_cosine}\n", tensor.name).as_bytes());
+    }
+    hash.update(format!("{:?}", plan.room).as_bytes());
+    format!("{:016x}", hash.digest())
+}
+
 /// A hash of some of the values, spread over the model: headers say nothing of them. Empty for a
 /// source that is unpacked to be read.
 fn sample(source: &dyn Source) -> Result<String> {
@@ -362,15 +379,18 @@ impl PartThere {
             let mut tally = tally_of(tensor, &self.info);
             let climbed = self.info.ladder.get(&entry.tensor.name);
             let climbed = climbed.and_then(|steps| serde_json::from_value(steps.clone()).ok());
-            let before = entry.bytes();
             if let Some((steps, below)) = climbed {
                 let steps: Vec<LadderStep> = steps;
                 for &step in &steps {
+                    let before = entry.bytes();
                     Ladder::take(entry, step);
+                    engine.ladder.spend(entry.bytes().saturating_sub(before));
                 }
                 (tally.ladder, tally.below_min_cosine) = (steps, below);
             }
-            engine.ladder.spend(entry.bytes().saturating_sub(before));
+            engine
+                .ladder
+                .spend(tally.bytes.saturating_sub(entry.bytes()));
             if let Some(planned) = entry.recipe.map(|recipe| recipe.planned_layout()) {
                 for tile in tensor.tiles.iter().map(|tile| &tile.tile) {
                     match tile.layout {

@@ -149,21 +149,16 @@ pub(super) struct Ladder {
 }
 
 impl Ladder {
-    /// For a run whose file is predicted to have so many bytes. Of several shares of a run none
-    /// knows what the others need.
-    pub(super) fn new(plan: &Plan, predicted: usize, shared: bool) -> Self {
-        let room = |size: u64| match shared {
-            true => 0,
-            false => size.saturating_sub(predicted as u64),
-        };
+    /// Of several shares of a run none knows what the others need.
+    pub(super) fn new(plan: &Plan, shared: bool) -> Self {
         Self {
-            room: plan.max_size.map(room),
+            room: plan.room.map(|room| if shared { 0 } else { room }),
             fail_fast: plan.fail_fast,
             begin: None,
         }
     }
 
-    /// Counts bytes that tensors done before take more than planned.
+    /// Counts bytes that tensors take more than planned.
     pub(super) fn spend(&mut self, more: usize) {
         self.room = self.room.map(|room| room.saturating_sub(more as u64));
     }
@@ -187,6 +182,7 @@ impl Ladder {
         let Some(recipe) = entry.recipe else {
             return Ok((Verdict::Passed, None));
         };
+        let widened = tally.bytes.saturating_sub(entry.bytes());
         let step = LadderStep::check(
             &recipe,
             tally.transformed(),
@@ -194,6 +190,7 @@ impl Ladder {
             entry.min_cosine,
         );
         let Some(step) = step else {
+            self.spend(widened);
             return Ok((Verdict::Passed, None));
         };
         if self.fail_fast {
@@ -205,9 +202,10 @@ impl Ladder {
             .saturating_sub(entry.bytes()) as u64;
         if self.room.is_some_and(|room| more > room) {
             tally.below_min_cosine = true;
+            self.spend(widened);
             let (name, what) = (&entry.tensor.name, step.describe());
             let message =
-                format!("tensor '{name}': {what}, and max_size has no room for more bits");
+                format!("tensor '{name}': {what}, and the budget has no room for more bits");
             return Ok((Verdict::Passed, Some(message)));
         }
         self.room = self.room.map(|room| room - more);

@@ -46,9 +46,16 @@ pub(super) fn sensitivities(
     let calibrator = Calibrator::new(plan, &mut options.log)?;
     let table = choose_table()?;
     let done = AtomicUsize::new(0);
-    let job =
-        |open: &Open| sampled_rows(plan, open) * plan.entries[open.tensor].tensor.shape.cols();
-    let total = open.iter().map(|open| job(open) * size_of::<f32>()).sum();
+    let job = |open: &Open| {
+        let (rows, cols) = sample_size(source, plan, open);
+        rows.saturating_mul(cols).saturating_mul(size_of::<f32>())
+    };
+    let total = open.iter().map(job).fold(0, usize::saturating_add);
+    let budget = match (source.in_turn(), plan.memory_limit) {
+        (true, _) => 0,
+        (false, Some(limit)) => usize::try_from(limit / 4).unwrap_or(usize::MAX),
+        (false, None) => options.budget,
+    };
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(resolve(options.threads), |pool| {
         let work = Work {
@@ -63,9 +70,8 @@ pub(super) fn sensitivities(
         };
         let mut found = Vec::with_capacity(open.len());
         pool.in_order(
-            open.iter()
-                .map(|open| (3 * job(open) * size_of::<f32>(), open)),
-            options.budget.min(DEFAULT_BUDGET),
+            open.iter().map(|open| (job(open).saturating_mul(3), open)),
+            budget.min(DEFAULT_BUDGET),
             |open, pulse| work.sensitivity(plan, open, seed, pulse),
             || counter.tell(),
             |sensitivity, _| {
@@ -77,21 +83,23 @@ pub(super) fn sensitivities(
     })
 }
 
-/// Rows of a tensor that are tried.
-fn sampled_rows(plan: &Plan, open: &Open) -> usize {
+/// Rows of a tensor that are tried, and columns: all of them, if they are to be read.
+fn sample_size(source: &dyn Source, plan: &Plan, open: &Open) -> (usize, usize) {
     let shape = &plan.entries[open.tensor].tensor.shape;
-    let (rows, cols) = (shape.rows(), shape.cols());
+    let (rows, mut cols) = (shape.rows(), shape.cols());
+    if !source.has_weights() {
+        cols = cols.min(MOST);
+    }
     let share = rows as f64 * SHARE / open.ways.len() as f64;
-    (share as usize)
-        .min(MOST / cols.max(1))
-        .max(FEWEST)
-        .min(rows)
+    let sampled = (share as usize).min(MOST / cols.max(1));
+    (sampled.max(FEWEST).min(rows), cols)
 }
 
 /// Rows of a tensor, one from each of so many equal parts.
 fn sample(rows: usize, count: usize, random: &mut ChaCha8Rng) -> Vec<usize> {
     let place = |i: usize| {
-        let (start, end) = (i * rows / count, (i + 1) * rows / count);
+        let edge = |i: usize| (i as u128 * rows as u128 / count as u128) as usize;
+        let (start, end) = (edge(i), edge(i + 1));
         start + (random.next_u64() % (end - start) as u64) as usize
     };
     (0..count).map(place).collect()
@@ -117,8 +125,7 @@ impl Work<'_> {
     ) -> Result<Sensitivity> {
         let tensor = open.tensor;
         let shape = &plan.entries[tensor].tensor.shape;
-        let cols = shape.cols();
-        let rows = sampled_rows(plan, open);
+        let (rows, cols) = sample_size(self.source, plan, open);
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(tensor as u64);
         let mut prepared = Prepared::default();

@@ -31,6 +31,23 @@ pub struct Options<'a> {
     pub log: Option<LogFn<'a>>,
 }
 
+impl Options<'_> {
+    /// The same, for a part of the work.
+    pub(super) fn again(&mut self) -> Options<'_> {
+        Options {
+            progress: match &mut self.progress {
+                Some(progress) => Some(&mut **progress),
+                None => None,
+            },
+            log: match &mut self.log {
+                Some(log) => Some(&mut **log),
+                None => None,
+            },
+            ..*self
+        }
+    }
+}
+
 impl Default for Options<'_> {
     fn default() -> Self {
         Self {

@@ -22,6 +22,16 @@ pub(super) type OutputSums = [Vec<f64>; 3];
 /// The same rows of several matrices, as f32.
 type Chunk = Vec<Vec<f32>>;
 
+/// Reads the codes, scales and biases of some rows of a tile: first row, rows, and where to.
+pub(super) type PlaneRows<'a> = &'a (dyn Fn(usize, usize, &mut [Vec<u8>; 3]) -> Result<()> + Sync);
+
+/// What filling a chunk takes beside it.
+#[derive(Default)]
+struct Scratch {
+    row: Vec<u8>,
+    planes: [Vec<u8>; 3],
+}
+
 /// Bytes of memory that measuring takes, on each thread.
 pub(super) fn bytes(cols: usize) -> usize {
     let block = HESSIAN_BLOCK.min(cols);
@@ -34,7 +44,7 @@ impl Work<'_> {
     pub(super) fn forms_of_weights(&self, tensor: usize) -> Result<Vec<f64>> {
         let rows = self.source.tensors()[tensor].shape.rows();
         let fill =
-            |row, chunk: &mut Chunk, _: &mut Vec<u8>| self.read_rows(tensor, row, &mut chunk[0]);
+            |row, chunk: &mut Chunk, _: &mut Scratch| self.read_rows(tensor, row, &mut chunk[0]);
         let mut forms = self.forms(tensor, 0..rows, 1, &|| {}, fill)?;
         Ok(forms.pop().unwrap_or_default())
     }
@@ -51,7 +61,7 @@ impl Work<'_> {
         let mut forms = Vec::with_capacity(matrices.len());
         // No more at once than for errors, as each takes a block of products.
         for some in matrices.chunks(3) {
-            let fill = |row: usize, chunk: &mut Chunk, _: &mut Vec<u8>| {
+            let fill = |row: usize, chunk: &mut Chunk, _: &mut Scratch| {
                 for (out, matrix) in chunk.iter_mut().zip(some) {
                     let len = out.len();
                     out.copy_from_slice(&matrix[row * cols..][..len]);
@@ -68,7 +78,7 @@ impl Work<'_> {
         &self,
         tensor: usize,
         tile: &Tile,
-        planes: Planes<'_>,
+        planes_of: PlaneRows<'_>,
         pulse: Pulse<'_>,
     ) -> Result<Option<OutputSums>> {
         let Some(layout) = tile.layout else {
@@ -76,14 +86,22 @@ impl Work<'_> {
         };
         let cols = tile.shape.cols();
         let rows = tile.row_start..tile.row_start + tile.row_count;
-        let fill = |row: usize, chunk: &mut Chunk, bytes: &mut Vec<u8>| {
+        let fill = |row: usize, chunk: &mut Chunk, scratch: &mut Scratch| {
             let [weights, decoded, error] = &mut chunk[..] else {
                 return Ok(());
             };
             self.read_rows(tensor, row, weights)?;
+            let Scratch { row: bytes, planes } = scratch;
+            planes_of(row - tile.row_start, weights.len() / cols, planes)?;
+            let [codes, scales, biases] = planes.each_ref().map(|plane| &plane[..]);
+            let planes = Planes {
+                codes,
+                scales,
+                biases,
+            };
             bytes.resize(cols * 4, 0);
             for (i, decoded) in decoded.chunks_exact_mut(cols).enumerate() {
-                let planes = planes.row(layout, cols, row + i - tile.row_start);
+                let planes = planes.row(layout, cols, i);
                 decode_row(self.table, layout, tile.transform(), cols, planes, bytes);
                 self.table.widen(Float::F32, bytes, decoded);
             }
@@ -110,7 +128,7 @@ impl Work<'_> {
         rows: Range<usize>,
         count: usize,
         pulse: Pulse<'_>,
-        fill: impl Fn(usize, &mut Chunk, &mut Vec<u8>) -> Result<()> + Sync,
+        fill: impl Fn(usize, &mut Chunk, &mut Scratch) -> Result<()> + Sync,
     ) -> Result<Vec<Vec<f64>>> {
         let info = &self.source.tensors()[tensor];
         let (layer, cols) = (&info.name, info.shape.cols());
@@ -184,11 +202,11 @@ impl Work<'_> {
         rows: &Range<usize>,
         cols: usize,
         count: usize,
-        fill: &(impl Fn(usize, &mut Chunk, &mut Vec<u8>) -> Result<()> + Sync),
+        fill: &(impl Fn(usize, &mut Chunk, &mut Scratch) -> Result<()> + Sync),
         body: &mut dyn FnMut(&Chunk),
     ) -> Result<()> {
         let mut chunk = vec![Vec::new(); count];
-        let mut bytes = Vec::new();
+        let mut scratch = Scratch::default();
         for row in rows.clone().step_by(CHUNK) {
             if self.pool.stopped() {
                 return Err(Error::Cancelled);
@@ -197,7 +215,7 @@ impl Work<'_> {
             chunk
                 .iter_mut()
                 .for_each(|matrix| matrix.resize(some * cols, 0.0));
-            fill(row, &mut chunk, &mut bytes)?;
+            fill(row, &mut chunk, &mut scratch)?;
             body(&chunk);
         }
         Ok(())

@@ -27,10 +27,10 @@ pub fn quantize_file(
     mut options: Options<'_>,
 ) -> Result<Report> {
     let source = source::open(input)?;
-    let plan = plan(source.as_ref(), config)?;
     if options.threads == 0 {
         options.threads = config.threads();
     }
+    let plan = plan_with(source.as_ref(), config, options.again())?;
     quantize(source.as_ref(), &plan, output, options)
 }
 
@@ -56,12 +56,13 @@ pub fn plan(source: &dyn Source, config: &Config) -> Result<Plan> {
 /// # Errors
 /// As [`Plan::new`]; the calibration or a tensor cannot be read; the budget is impossible; cancelled.
 pub fn plan_with(source: &dyn Source, config: &Config, options: Options<'_>) -> Result<Plan> {
+    config.check()?;
     let config = known(config)?;
     let mut plan = uniform_plan(source, &config)?;
     if let Some(budget) = config.budget() {
         let open = plan.open(&config);
         let measured = measure::sensitivities(source, &plan, &open, config.seed(), options)?;
-        let overhead = size::overhead(source, &plan) as u64;
+        let overhead = size::most_overhead(source, &plan);
         plan.spend(&config, budget, &measured, overhead)?;
     }
     Ok(plan)

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::measure::sensitivities;
-use super::options::Options;
+use super::options::{Options, check_not_input};
 use super::pipeline::{known, uniform_plan};
 use super::pool::with_pool;
-use super::size::overhead;
+use super::size::most_overhead;
 use crate::error::{Error, Result};
 use crate::plan::{
     Budget, Choices, Config, Evolve, Generation, Genes, Plan, Population, Scored, Sensitivity,
@@ -45,6 +46,8 @@ pub struct Search<'a> {
     pub generations: usize,
     /// Written after each generation.
     pub checkpoint: Option<PathBuf>,
+    /// What else tells this search from others: a checkpoint is refused where it differs.
+    pub identity: String,
     /// Whether to go on where the checkpoint ended, if it is there.
     pub resume: bool,
     /// Told after each generation; false ends the search with the best so far.
@@ -63,6 +66,7 @@ impl Default for Search<'_> {
             population,
             generations,
             checkpoint: None,
+            identity: String::new(),
             resume: false,
             told: None,
         }
@@ -131,11 +135,15 @@ pub fn evolve(
     let mut budget = config.budget().unwrap_or(Budget {
         max_size: None,
         avg_bits: None,
+        planes: None,
     });
-    let own = overhead(source, &base) as u64;
     if budget.max_size.is_none() && budget.avg_bits.is_none() {
-        budget.max_size = Some(base.total_bytes() as u64 + own);
+        let own = open
+            .iter()
+            .map(|open| base.entries[open.tensor].bytes() as u64);
+        budget.planes = Some(own.fold(0, u64::saturating_add));
     }
+    let own = most_overhead(source, &base);
     let problem = Problem::new(&base, &config, budget, &measured, own)?;
     let evolution = Evolve {
         population: search.population,
@@ -143,15 +151,28 @@ pub fn evolve(
         seed: config.seed(),
         limit: Some(problem.limit),
     };
-    let mut population = match (&search.checkpoint, search.resume) {
-        (Some(path), true) => read(path, &problem, evolution)?,
-        _ => None,
+    let additive = matches!(search.fitness, Fitness::Errors);
+    let identity = problem.identity(source, (additive, &search.identity));
+    let mut population = Population::new(problem.bytes.clone(), evolution, identity);
+    if let Some(path) = &search.checkpoint {
+        check_not_input(source, path)?;
+        match read(path)? {
+            None => {}
+            Some(_) if !search.resume => {
+                let reason = "is there already: resume would go on with it";
+                return Err(Error::file(path, reason));
+            }
+            Some(found) if found.is_of(&population) => population = found,
+            Some(_) => {
+                let reason = "of another search: another model, other settings, or another seed, \
+                              population or fitness";
+                return Err(Error::file(path, reason));
+            }
+        }
     }
-    .unwrap_or_else(|| Population::new(problem.bytes.clone(), evolution));
     let stop = AtomicBool::new(false);
     let checkpoint = search.checkpoint.take();
     let mut told = search.told.take();
-    let additive = matches!(search.fitness, Fitness::Errors);
     let score = |some: &[Genes]| match stop.load(Ordering::Relaxed) {
         true => Ok(Scored::new()),
         false => problem.score(&mut search.fitness, some, threads),
@@ -169,7 +190,7 @@ pub fn evolve(
         return Err(Error::Cancelled);
     };
     let mut plan = problem.plan(&best.genes)?;
-    plan.max_size = budget.max_size.filter(|_| config.budget().is_some());
+    plan.limit(budget, Some(problem.limit), &measured);
     Ok(Evolution {
         fitness: best.fitness,
         start: population.fitness(&problem.start[0]),
@@ -227,6 +248,27 @@ impl<'a> Problem<'a> {
         problem.start.push(problem.genes(|tensor| solved[tensor]));
         problem.start.extend(problem.uniform());
         Ok(problem)
+    }
+
+    /// What genes stand for, and of what.
+    fn identity(&self, source: &dyn Source, search: (bool, &str)) -> String {
+        let mut hash = Xxh3::new();
+        let mut add = |text: String| {
+            hash.update(&(text.len() as u64).to_le_bytes());
+            hash.update(text.as_bytes());
+        };
+        add(source.id().to_json().to_string());
+        add(self.config.to_json().to_string());
+        add(format!("{search:?}"));
+        for (sensitivity, ways) in self.measured.iter().zip(&self.ways) {
+            let recipes = ways.iter().map(|&way| sensitivity.measured[way].recipe);
+            add(format!(
+                "{} {:?}",
+                sensitivity.tensor,
+                recipes.collect::<Vec<_>>()
+            ));
+        }
+        format!("{:016x}", hash.digest())
     }
 
     /// The genes that give each tensor a measured way.
@@ -294,8 +336,10 @@ impl<'a> Problem<'a> {
                 })?;
             }
         }
-        if scores.iter().any(|score| score.is_nan()) {
-            return Err(Error::config("fitness", "a candidate's is NaN"));
+        let wrong = |score: &&f64| score.is_nan() || **score == f64::INFINITY;
+        if let Some(score) = scores.iter().find(wrong) {
+            let reason = format!("{score} is what no candidate can be worth");
+            return Err(Error::config("fitness", reason));
         }
         let until = scores.iter().position(|&score| score == f64::NEG_INFINITY);
         scores.truncate(until.unwrap_or(scores.len()));
@@ -312,20 +356,14 @@ impl<'a> Problem<'a> {
 }
 
 /// A search that was written down; `None` when there is none yet.
-fn read(path: &Path, problem: &Problem<'_>, options: Evolve) -> Result<Option<Population>> {
+fn read(path: &Path) -> Result<Option<Population>> {
     let text = match std::fs::read(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(Error::io(path, "read"))?,
     };
-    let found: Population = serde_json::from_slice(&text)
-        .map_err(|error| Error::file(path, format!("no checkpoint of a search: {error}")))?;
-    match found.is_of(&problem.bytes, &options) {
-        true => Ok(Some(found)),
-        false => Err(Error::file(
-            path,
-            "of another search: another model, other settings, or another seed or population",
-        )),
-    }
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| Error::file(path, format!("no checkpoint of a search: {error}")))
 }
 
 fn write(path: &Path, population: &Population) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::engine::jobs;
 use super::guide::WINDOW;
 use crate::error::Result;
-use crate::format::{Format, ScaleDtype};
+use crate::format::{Format, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED};
 use crate::plan::{NO_MIN_COSINE, Plan};
 use crate::schema::Tile;
 use crate::sink::{SHARED_BELOW, SHARED_BYTES};
@@ -19,23 +19,37 @@ fn escaped(text: &str) -> usize {
 /// hundred bytes a tensor. Compression, scales that turn out to need f32 and tensors that get more
 /// bits than planned change it.
 pub fn predicted_bytes(source: &dyn Source, plan: &Plan) -> usize {
-    plan.total_bytes() + overhead(source, plan)
+    plan.total_bytes().saturating_add(overhead(source, plan))
 }
+
+/// What the file takes beside its planes at most, whatever formats open tensors get.
+pub(super) fn most_overhead(source: &dyn Source, plan: &Plan) -> u64 {
+    /// Planes that are aligned, of which a tensor has up to three, and longer numbers in the footer.
+    const SLACK: usize = 3 * 64 + 48;
+    let tile = match plan.compresses() {
+        true => TILE_BYTES_COMPRESSED,
+        false => TILE_BYTES,
+    };
+    let tensors = plan.entries.iter();
+    let more = tensors.map(|entry| SLACK + entry.source_bytes().max(entry.bytes()) / tile * GROUP);
+    more.fold(overhead(source, plan), usize::saturating_add) as u64
+}
+
+/// A row group: pages, their headers, its part of the footer, and the tensor's figures.
+const GROUP: usize = 1910;
 
 /// What the file takes beside its planes: measured on files of one and of many tensors, of which
 /// more than these are rare.
 pub(super) fn overhead(source: &dyn Source, plan: &Plan) -> usize {
     /// The schema, and what else there is once.
     const FILE: usize = 950;
-    /// A row group: pages, their headers, its part of the footer, and the tensor's figures.
-    const GROUP: usize = 1910;
     /// A tensor in a row group that it shares.
     const SHARING: usize = 136;
     /// Bytes before planes that are aligned.
     const PADDING: usize = 64;
-    let mut bytes = FILE + plan.config.to_string().len() + escaped(&source.id().name);
+    let mut bytes: usize = FILE + plan.config.to_string().len() + escaped(&source.id().name);
     for (key, value) in source.metadata() {
-        bytes += escaped(key) + escaped(value);
+        bytes += escaped(key) + escaped(value) + 2;
     }
     let mut shared = 0;
     for entry in &plan.entries {
@@ -57,7 +71,7 @@ pub(super) fn overhead(source: &dyn Source, plan: &Plan) -> usize {
             bytes += inputs(&entry.tensor.shape, calibrated.time_groups as usize);
         }
     }
-    bytes + shared.div_ceil(SHARED_BYTES) * GROUP
+    bytes.saturating_add(shared.div_ceil(SHARED_BYTES) * GROUP)
 }
 
 /// Input scales, and ranges of activations, at most.
@@ -99,7 +113,9 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
         }
         // What zstd may add to what it cannot compress.
         bytes += planes + if compress { planes / 128 } else { 0 };
-        bytes += TILE + 2 * escaped(&tile.name) + 32 * tile.shape.dims().len();
+        // Kept, it may be cut into more tiles.
+        let tiles = 1 + planes / TILE_BYTES_COMPRESSED;
+        bytes += tiles * TILE + 2 * tiles * escaped(&tile.name) + 32 * tile.shape.dims().len();
         if let Some(calibrated) = &plan.calibrated {
             bytes += inputs(&tile.shape, calibrated.time_groups as usize);
         }

@@ -243,12 +243,24 @@ impl Work<'_> {
         let output = match prepared.weights {
             None => None,
             Some(_) => {
-                let planes = Planes {
-                    codes: codes.bytes(),
-                    scales: scales.bytes(),
-                    biases: biases.as_ref().map_or(&[], PlaneBuffer::bytes),
-                };
-                self.forms_of_errors(tensor, &tile, planes, pulse)?
+                let planes = [
+                    codes.bytes(),
+                    scales.bytes(),
+                    biases.as_ref().map_or(&[], PlaneBuffer::bytes),
+                ];
+                let bytes = recipe.layout(scale_dtype).plane_bytes(cols);
+                self.forms_of_errors(
+                    tensor,
+                    &tile,
+                    &|row, rows, out| {
+                        for ((out, plane), bytes) in out.iter_mut().zip(planes).zip(bytes) {
+                            out.clear();
+                            out.extend_from_slice(&plane[row * bytes..(row + rows) * bytes]);
+                        }
+                        Ok(())
+                    },
+                    pulse,
+                )?
             }
         };
         let planes = TilePlanes::quantized(codes, scales, biases, self.compress);

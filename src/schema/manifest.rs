@@ -34,6 +34,9 @@ pub struct Fingerprint {
     pub sample: String,
     /// Settings that change values.
     pub config: Value,
+    /// Of what tensors get beyond that: a hash.
+    #[serde(default)]
+    pub plan: String,
     /// none or zstd.
     pub compression: String,
     /// In how many shares the work was cut.
@@ -234,6 +237,7 @@ mod tests {
             source: json!({"name": "m.safetensors"}),
             sample: String::new(),
             config: json!({"bit_width": 4}),
+            plan: String::new(),
             compression: "none".into(),
             shares: 1,
             part_bytes: 1 << 20,

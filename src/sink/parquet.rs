@@ -276,6 +276,22 @@ impl<'a> ParquetSink<'a> {
         Ok(())
     }
 
+    /// Reads back some bytes of the planes of the tile begun: from where, and where to.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    ///
+    /// # Panics
+    /// If no tile was begun.
+    pub fn read_planes(&self, from: [usize; 3], out: [&mut [u8]; 3]) -> Result<()> {
+        let open = self.open.as_ref().expect("a tile begun");
+        for ((room, from), out) in open.planes.iter().zip(from).zip(out) {
+            let read = self.out.read_back(out, room.place + from as u64);
+            read.map_err(Error::io(self.out.target(), "read back"))?;
+        }
+        Ok(())
+    }
+
     /// Gives up the tile begun: what comes next takes its place.
     ///
     /// # Panics

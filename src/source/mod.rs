@@ -176,10 +176,11 @@ fn kind(path: &Path) -> Result<Kind> {
     Ok(match (&start, extension.as_ref()) {
         ([b'G', b'G', b'U', b'F', ..], _) => Kind::Gguf,
         ([b'P', b'A', b'R', b'1', ..], _) => Kind::Parquet,
+        // The length before a safetensors header has zeros, as it is nowhere near 2^64.
+        ([.., b'{'], _) if start.contains(&0) => Kind::Safetensors,
         (_, "gguf") => Kind::Gguf,
         (_, "parquet") => Kind::Parquet,
         (_, "safetensors") => Kind::Safetensors,
-        // The length before a safetensors header has zeros, as it is nowhere near 2^64.
         _ if !start.contains(&0) && start.trim_ascii_start().starts_with(b"{") => Kind::Json,
         ([.., b'{'], _) => Kind::Safetensors,
         _ => Kind::Unknown,

@@ -58,7 +58,7 @@ def check_shapes(folder):
     for fmt, scheme, group, method in cases:
         gain = "lsq" if method == "minmax" else "unit"
         run("quantize", source, packed, "--bits", BITS[fmt], "--scheme", scheme, "--group-size",
-            group, "--method", method, "--gain", gain, "--rule", f"*=bits:{BITS[fmt]}", "--quiet")
+            group, "--method", method, "--gain", gain, "--rule", f"*=bits:{BITS[fmt]}", "--min-cosine", "none", "--quiet")
         run("dequantize", packed, back, "--dtype", "f32")
         ours = read_safetensors(back)
         tiles = pq.read_table(packed).to_pylist()

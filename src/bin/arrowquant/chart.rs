@@ -114,9 +114,10 @@ impl Axis {
         .holding(high)
     }
 
+    /// Rounding may have left the last number out.
     fn holding(mut self, high: f64) -> Self {
-        while self.high < high {
-            self.high += self.step;
+        if self.high < high {
+            self.high = (self.high + self.step).max(high);
         }
         self
     }
@@ -183,6 +184,7 @@ impl Chart {
             self.series
                 .iter()
                 .flat_map(|series| series.values.iter().flatten())
+                .filter(|value| value.is_finite())
         };
         let low = all().copied().fold(f64::INFINITY, f64::min);
         let high = all().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -67,7 +67,7 @@ fn is_of_folder(path: &Path, output: &Path) -> bool {
 }
 
 /// Whether two paths, which may not exist yet, are one file.
-fn same_file(a: &Path, b: &Path) -> bool {
+pub fn same_file(a: &Path, b: &Path) -> bool {
     let resolved = |path: &Path| {
         if let Ok(path) = path.canonicalize() {
             let name = path.file_name()?.to_owned();

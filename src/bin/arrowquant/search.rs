@@ -12,17 +12,33 @@ use indicatif::ProgressBar;
 use std::io::IsTerminal;
 
 use super::args::EvolveArgs;
+use super::report::same_file;
 use super::{print, show, stop, warn, with_bar};
 
 pub fn evolve(args: &EvolveArgs) -> Result<bool> {
     let config = args.plan.config()?;
     let source = source::open(&args.input)?;
     run::check_not_input(source.as_ref(), &args.output)?;
+    let others = [&args.checkpoint, &args.chart].map(Option::as_ref);
+    if others
+        .into_iter()
+        .flatten()
+        .any(|path| same_file(path, &args.output))
+    {
+        return Err(Error::Config {
+            key: "--checkpoint, --chart".to_owned(),
+            reason: format!("'{}' is the output", args.output.display()),
+        });
+    }
     let mut output = StagedFile::create(&args.output)?;
     let mut failure = None;
     let mut by_command = |plan: &Plan| match args.fitness.as_deref() {
+        // Ctrl-C reaches the command, too, and is no failure of it.
+        Some(_) if stop::asked() => f64::NEG_INFINITY,
         Some(command) => worth(command, plan).unwrap_or_else(|error| {
-            failure = Some(error);
+            if !stop::asked() {
+                failure = Some(error);
+            }
             f64::NEG_INFINITY
         }),
         None => 0.0,
@@ -44,6 +60,7 @@ pub fn evolve(args: &EvolveArgs) -> Result<bool> {
         population: args.population,
         generations: args.generations,
         checkpoint: args.checkpoint.clone(),
+        identity: args.fitness.clone().unwrap_or_default(),
         resume: args.resume,
         told: Some(&mut told),
     };
