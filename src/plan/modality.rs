@@ -167,6 +167,9 @@ fn by_classes(classes: &[String]) -> Vec<Found> {
     found
 }
 
+/// Components that are told apart: names of more are no pipeline's.
+const MOST_COMPONENTS: usize = 256;
+
 /// Families whose marks are all on tensors of one component.
 fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
     let families = families();
@@ -175,7 +178,11 @@ fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
     let mut by_name: HashMap<&str, usize> = HashMap::new();
     for tensor in tensors.filter(|tensor| !is_encoder(&tensor.name)) {
         let line = format!("{} {}", tensor.name, tensor.shape);
-        let index = *by_name.entry(component(&tensor.name)).or_insert_with(|| {
+        let name = component(&tensor.name);
+        if components.len() == MOST_COMPONENTS && !by_name.contains_key(name) {
+            continue;
+        }
+        let index = *by_name.entry(name).or_insert_with(|| {
             components.push(vec![None; families.marks.len()]);
             components.len() - 1
         });
@@ -198,6 +205,7 @@ fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
                     settles: false,
                     why: because(family, firsts),
                 });
+                break; // one is enough to tell
             }
         }
     }

@@ -292,14 +292,14 @@ pub fn evolution_chart(evolution: &Evolution) -> Chart {
 /// How often the ladder was climbed, in a line; empty when it was not.
 fn ladder(report: &Report) -> String {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
-    let mut below = 0;
-    let mut least = None;
+    let mut least: Vec<f64> = Vec::new();
     for tensor in &report.tensors {
-        below += usize::from(tensor.below_min_cosine);
         let Some(first) = tensor.ladder.first() else {
             continue;
         };
-        least = Some(first.min_cosine);
+        if !least.contains(&first.min_cosine) {
+            least.push(first.min_cosine);
+        }
         let from = first.format.name().to_owned();
         let to = match tensor.format {
             RAW => "kept".to_owned(),
@@ -312,14 +312,18 @@ fn ladder(report: &Report) -> String {
         .iter()
         .map(|((from, to), count)| format!("{} from {from} to {to}", tensors(*count)))
         .collect();
+    let below = report.tensors.iter().filter(|t| t.below_min_cosine).count();
     if below > 0 {
         parts.push(format!("{} left below for want of room", tensors(below)));
     }
-    match (parts.is_empty(), least) {
-        (true, _) => String::new(),
-        (false, Some(least)) => format!("ladder: {} (min_cosine {least})\n", parts.join(", ")),
-        (false, None) => format!("ladder: {}\n", parts.join(", ")),
+    if parts.is_empty() {
+        return String::new();
     }
+    let least = match least[..] {
+        [only] => format!(" (min_cosine {only})"),
+        _ => String::new(),
+    };
+    format!("ladder: {}{least}\n", parts.join(", "))
 }
 
 /// What tells the modality, a line each.

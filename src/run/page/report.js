@@ -35,12 +35,16 @@ const tensors = (report.tensors ?? []).map((tensor, index) => {
       .filter(Boolean)
       .join(", "),
     ladder: Array.isArray(tensor.ladder) ? tensor.ladder : [],
+    gate: tensor.min_cosine,
+    below: tensor.below_min_cosine === true,
     reason: printable(tensor.reason) + (tensor.kept_non_finite ? " (kept: holds NaN or infinity)" : ""),
     stack: block ? printable(block[1]) : null,
     depth: block ? Number(block[2]) : null,
   };
 });
-const gate = known(report.min_cosine) ? report.min_cosine : null;
+const gates = [...new Set(tensors.map((t) => t.gate).filter(known))];
+// The one that all tensors had to reach, if it is one.
+const gate = gates.length === 1 ? gates[0] : null;
 const kind = (format) => (/^int[248]$/.test(format) ? format : "raw");
 
 // By depth: stacks as they first appear, blocks by number, what is in none at the end.
@@ -148,16 +152,18 @@ function totals() {
 const rung = (format, spatial) => (format === "raw" ? "kept" : format) + (spatial === true ? " spatial" : "");
 function ladder() {
   const climbed = tensors.filter((t) => t.ladder.length > 0);
-  const gated =
-    gate !== null || climbed.length > 0 || tensors.some((t) => Array.isArray(report.tensors[t.index].ladder));
-  if (!gated) return;
+  const below = tensors.filter((t) => t.below);
+  if (gates.length === 0 && climbed.length === 0) return;
   at("ladder").hidden = false;
   const kept = climbed.filter((t) => t.kept).length;
   at("ladder-summary").textContent =
     (gate === null ? "" : `Each tensor was to have a cosine of ${gate} at least. `) +
     (climbed.length === 0
-      ? "All passed at the first try."
-      : `${plural(climbed.length, "tensor")} of ${count(tensors.length)} did not pass at the first try; ${count(kept)} of them ended kept.`);
+      ? below.length === 0
+        ? "All passed at the first try."
+        : ""
+      : `${plural(climbed.length, "tensor")} of ${count(tensors.length)} did not pass at the first try; ${count(kept)} of them ended kept.`) +
+    (below.length === 0 ? "" : ` ${plural(below.length, "tensor")} stayed below it, for want of room: ${below.map((t) => t.name).join(", ")}.`);
   at("ladder-scroll").hidden = climbed.length === 0;
   if (climbed.length === 0) return;
   const rungs = new Map();
