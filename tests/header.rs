@@ -22,6 +22,8 @@ const SECTIONS: &[&str] = &[
     "plan",
     "report",
     "run",
+    "analysis",
+    "evolution",
     "fold",
     "model",
     "inputs",

@@ -11,6 +11,7 @@ use super::handle::{borrow, give};
 use super::plan::aq_plan;
 use super::report::aq_report;
 use super::source::aq_source;
+use crate::plan::Config;
 use crate::run::{self, Level, Options, Progress, Report, Share};
 
 /// How far a run has come.
@@ -118,6 +119,14 @@ impl aq_run_options {
         unsafe { read(options, "options.struct_size") }
     }
 
+    /// With the threads of a config, unless it has its own.
+    pub(super) fn or_threads_of(mut self, config: &Config) -> Self {
+        if self.threads == 0 {
+            self.threads = config.threads() as u32;
+        }
+        self
+    }
+
     /// Calls `work` with options that call the caller's functions.
     pub(super) unsafe fn with<R>(
         self,
@@ -180,6 +189,9 @@ unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), 
 /// bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
 /// each part appears whole, and `resume` goes on after an interruption. A folder belongs to one
 /// source and one set of settings; a run of another into it is refused.
+///
+/// With a budget ("max_size", "avg_bits", "mixed_precision") progress is told of the measuring
+/// first, and then of the run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_file(
     input: *const c_char,

@@ -27,14 +27,22 @@ pub fn quantize_file(
     mut options: Options<'_>,
 ) -> Result<Report> {
     let source = source::open(input)?;
-    let plan = plan(source.as_ref(), config)?;
     if options.threads == 0 {
         options.threads = config.threads();
     }
+    let measuring = Options {
+        threads: options.threads,
+        progress: match &mut options.progress {
+            Some(tell) => Some(&mut **tell),
+            None => None,
+        },
+        ..Options::default()
+    };
+    let plan = plan_with(source.as_ref(), config, measuring)?;
     quantize(source.as_ref(), &plan, output, options)
 }
 
-/// The plan for a source, with all of the machine's threads where there is something to measure.
+/// The plan for a source, with the threads of `config` where there is something to measure.
 ///
 /// # Errors
 /// As [`plan_with`].

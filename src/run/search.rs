@@ -111,7 +111,7 @@ impl Evolution {
 /// is the search, on any number of threads.
 ///
 /// # Errors
-/// As [`plan_with`](super::plan_with); a fitness is NaN; the checkpoint cannot be read or written, or
+/// As [`plan_with`](super::plan_with); a fitness is NaN or infinite; the checkpoint cannot be read or written, or
 /// is of another search.
 pub fn evolve(
     source: &dyn Source,
@@ -294,8 +294,10 @@ impl<'a> Problem<'a> {
                 })?;
             }
         }
-        if scores.iter().any(|score| score.is_nan()) {
-            return Err(Error::config("fitness", "a candidate's is NaN"));
+        let refused = |score: &&f64| score.is_nan() || **score == f64::INFINITY;
+        if let Some(score) = scores.iter().find(refused) {
+            let reason = format!("a candidate's is {score}");
+            return Err(Error::config("fitness", reason));
         }
         let until = scores.iter().position(|&score| score == f64::NEG_INFINITY);
         scores.truncate(until.unwrap_or(scores.len()));
