@@ -19,6 +19,7 @@ const SECTIONS: &[&str] = &[
     "config",
     "calibration",
     "source",
+    "options",
     "plan",
     "report",
     "run",

@@ -8,8 +8,8 @@ use std::ffi::{c_char, c_void};
 use super::config::{aq_config, config_or_default};
 use super::guard::{Fault, aq_error, aq_status, check_put, guard, put, read, text, versioned};
 use super::handle::{Handle, Strings, borrow, free, give};
+use super::options::aq_run_options;
 use super::plan::aq_plan;
-use super::run::aq_run_options;
 use super::source::aq_source;
 use crate::plan::{Generation, Plan};
 use crate::run::{self, Evolution, Fitness, Search};
@@ -206,7 +206,8 @@ impl aq_evolve_options {
 
 /// Searches for the plan that is worth most, among those that take no more than the budget of
 /// `config`, or than its own plan where it sets none. The first generation has the budget's plan and
-/// those that treat all tensors alike. With the same "seed", and a fitness that is the same for the
+/// those that treat all tensors alike. Candidates spend what they may: tensors get more bits as long
+/// as these fit. With the same "seed", and a fitness that is the same for the
 /// same plan, so is the search, on any number of threads.
 ///
 /// What tensors lose by each format is measured first, as in aq_plan_create_with, which is what

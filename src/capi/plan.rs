@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use super::config::{aq_config, config_or_default};
 use super::guard::{aq_error, aq_status, check_put, guard, put, text, versioned, write};
 use super::handle::{Handle, Strings, borrow, borrow_mut, free, give};
-use super::run::aq_run_options;
+use super::options::aq_run_options;
 use super::source::{aq_source, at, count};
 use super::types::*;
 use crate::format::{Recipe, ScalePolicy};

@@ -107,8 +107,9 @@ impl Evolution {
 
 /// Searches for the plan that is worth most, among those that take no more than the budget of
 /// `config`, or than its plan without one. The first generation has the budget's plan and those that
-/// treat all tensors alike. With the same seed and a fitness that is the same for the same plan, so
-/// is the search, on any number of threads.
+/// treat all tensors alike. Candidates spend what they may: more bits are taken to do no harm. With
+/// the same seed and a fitness that is the same for the same plan, so is the search, on any number of
+/// threads.
 ///
 /// # Errors
 /// As [`plan_with`](super::plan_with); a fitness is NaN or infinite; the checkpoint cannot be read or written, or
@@ -134,7 +135,9 @@ pub fn evolve(
     });
     let own = overhead(source, &base) as u64;
     if budget.max_size.is_none() && budget.avg_bits.is_none() {
-        budget.max_size = Some(base.total_bytes() as u64 + own);
+        // Room for the rules that a file records of its tensors, too: planes alone are limited.
+        let beside = Choices::new(&base, budget, &measured, own).overhead();
+        budget.max_size = Some(base.total_bytes() as u64 + beside);
     }
     let problem = Problem::new(&base, &config, budget, &measured, own)?;
     let evolution = Evolve {
@@ -274,7 +277,7 @@ impl<'a> Problem<'a> {
             Fitness::Serial(worth) => {
                 for (score, genes) in scores.iter_mut().zip(some) {
                     *score = worth(&self.plan(genes)?);
-                    if *score == f64::NEG_INFINITY {
+                    if !score.is_finite() {
                         break;
                     }
                 }
@@ -287,7 +290,7 @@ impl<'a> Problem<'a> {
                     pool.each(jobs, &|| {}, |(score, plan)| {
                         if !stop.load(Ordering::Relaxed) {
                             *score = worth(plan);
-                            stop.fetch_or(*score == f64::NEG_INFINITY, Ordering::Relaxed);
+                            stop.fetch_or(!score.is_finite(), Ordering::Relaxed);
                         }
                     });
                     Ok(())

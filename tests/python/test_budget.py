@@ -83,7 +83,7 @@ def test_an_impossible_budget_is_refused_with_the_arithmetic(model):
 
 def test_file_bytes_are_of_the_plans_own_source(model):
     plan = aq.Plan.create(model)
-    with pytest.raises(aq.PlanError, match="the source 1"):
+    with pytest.raises(aq.PlanError, match="where the source has 'a'"):
         plan.file_bytes({"a": noise(1, 4, 32)})
 
 

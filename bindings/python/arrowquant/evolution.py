@@ -158,7 +158,8 @@ def evolve(
     budget's plan is the best already.
 
     The first generation has the budget's plan and those that treat all tensors alike; `generations`
-    of `population` candidates each follow. `on_generation` is told of each, and may return False to
+    of `population` candidates each follow. Candidates spend what they may: tensors get more bits as
+    long as these fit. `on_generation` is told of each, and may return False to
     end with the best so far. With the same `seed` and a fitness that is the same for the same plan,
     so is the search, on any number of threads.
 
