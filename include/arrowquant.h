@@ -19,10 +19,10 @@
  *   `sizeof`: `aq_tensor_info info = {.struct_size = sizeof info};`. The library reads and writes
  *   no more than that, and takes defaults for the rest; 0 is refused (in an `aq_error` it stands
  *   for today's size). An option of 0 has its default.
- * - Callbacks run on the thread that made the call, never on another. Returning false cancels:
- *   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback may call the
- *   library, but not change or free what its own call uses, and must not let an exception out,
- *   jump out, or end its thread.
+ * - Callbacks run on the thread that made the call, never on another, but for an aq_fitness_fn
+ *   whose caller asked for it. Returning false cancels: the call then returns AQ_ERROR_CANCELLED
+ *   and leaves no file behind. A callback may call the library, but not change or free what its
+ *   own call uses, and must not let an exception out, jump out, or end its thread.
  * - After fork() in a process with other threads the child may only exec().
  * - Pointers to data need no alignment, unless they are of another type than void.
  * - No failure inside the library crosses into the caller: what should never happen is an
@@ -838,181 +838,7 @@ aq_status aq_source_tensor(const aq_source *source,
 void aq_source_free(aq_source *source);
 
 /*
- * aq_plan: what each tensor will get, before any work.
- */
-
-/** What each tensor of a source will get. */
-typedef struct aq_plan aq_plan;
-
-/** What one tensor will get. Strings belong to the plan. */
-typedef struct aq_tensor_plan {
-  /** sizeof(aq_tensor_plan). */
-  uint32_t struct_size;
-  /** AQ_FORMAT_RAW for a tensor that is kept; the next five are then 0. */
-  aq_format format;
-  /** Weights that share a scale; 0 for a whole row. */
-  uint32_t group_size;
-  aq_scheme scheme;
-  /** AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT: f16, and f32 for tiles that need it. */
-  aq_dtype scale_dtype;
-  aq_method method;
-  aq_gain gain;
-  const char *name;
-  /** Bytes of the name without its final NUL. */
-  size_t name_len;
-  /** Why, in a few words. */
-  const char *reason;
-  /** Bytes of its values in the source. */
-  size_t source_bytes;
-  /** Predicted bytes of its planes. */
-  size_t bytes;
-  /** The same per weight, in bits; NaN without weights. */
-  double bits_per_weight;
-} aq_tensor_plan;
-
-/**
- * Plans for the tensors of a source. `config` may be NULL for the defaults. The plan holds on to
- * neither.
- */
-aq_status aq_plan_create(const aq_source *source,
-                         const aq_config *config,
-                         aq_plan **plan,
-                         aq_error *err);
-
-/** The number of tensors; 0 for NULL. */
-size_t aq_plan_count(const aq_plan *plan);
-
-/** What tensor `index` will get; tensors are in the order of the source. */
-aq_status aq_plan_tensor(const aq_plan *plan,
-                         size_t index,
-                         aq_tensor_plan *entry,
-                         aq_error *err);
-
-/**
- * The number of things that a plan does but were hardly meant, such as rules that match no tensor;
- * 0 for NULL. Runs tell them to their log.
- */
-size_t aq_plan_warning_count(const aq_plan *plan);
-
-/** Warning `index`, in a line. Belongs to the plan. */
-aq_status aq_plan_warning(const aq_plan *plan,
-                          size_t index,
-                          const char **warning,
-                          aq_error *err);
-
-/**
- * Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
- * bits, group, scheme, method, gain and scale_dtype.
- */
-aq_status aq_plan_set(aq_plan *plan,
-                      const char *tensor,
-                      const char *settings,
-                      aq_error *err);
-
-/** The plan as JSON, as `arrowquant plan --json` prints it. Belongs to the plan. */
-aq_status aq_plan_to_json(const aq_plan *plan, const char **json, aq_error *err);
-
-/** Reads a plan from JSON, edited or not. */
-aq_status aq_plan_from_json(const char *json, aq_plan **plan, aq_error *err);
-
-void aq_plan_free(aq_plan *plan);
-
-/*
- * aq_report: what a run measured.
- */
-
-/** What a run measured, on the weights as they decode from the file. */
-typedef struct aq_report aq_report;
-
-/** What was measured of one tensor. Strings belong to the report. */
-typedef struct aq_tensor_report {
-  /** sizeof(aq_tensor_report). */
-  uint32_t struct_size;
-  /** AQ_FORMAT_RAW for a tensor that was kept. */
-  aq_format format;
-  const char *name;
-  /** Bytes of the name without its final NUL. */
-  size_t name_len;
-  /** Why it was treated so, in a few words. */
-  const char *reason;
-  /** Bytes of its planes. */
-  size_t bytes;
-  /** Scales and biases counted; NaN without weights. */
-  double bits_per_weight;
-  /** Cosine of the angle to the original; NaN when kept. */
-  double cosine;
-  /** Signal to quantization noise in dB; infinite without error, NaN when kept. */
-  double sqnr_db;
-  /** Tiles whose scales did not fit f16 and are f32. */
-  size_t f32_scale_tiles;
-  /**
-   * Relative squared error of the layer's output on the calibration's inputs,
-   * |X W - X Q|^2 / |X W|^2, timesteps weighted as for quantizing; NaN where no calibration
-   * tells. The report's JSON has it by time, too.
-   */
-  double output_error;
-  /** Cosine of the angle between the outputs; NaN likewise. */
-  double output_cosine;
-} aq_tensor_report;
-
-/** Figures over all quantized tensors of a run. */
-typedef struct aq_report_total {
-  /** sizeof(aq_report_total). */
-  uint32_t struct_size;
-  /** Threads that worked. */
-  uint32_t threads;
-  /** Number of quantized tensors. */
-  size_t quantized;
-  /** Number of kept tensors. */
-  size_t kept;
-  /** Bytes of all tensors in the source. */
-  uint64_t source_bytes;
-  /** Bytes of the file. */
-  uint64_t output_bytes;
-  /** Quantized weights. */
-  uint64_t weights;
-  /** Bytes of their planes. */
-  uint64_t bytes;
-  /** Their bits per weight, scales and biases counted; NaN without any. */
-  double bits_per_weight;
-  /** Cosine over all of them; NaN without any. */
-  double cosine;
-  /**
-   * Signal to quantization noise over all of them in dB; infinite without error, NaN without
-   * any.
-   */
-  double sqnr_db;
-  /** Wall time. */
-  double seconds;
-} aq_report_total;
-
-/** The number of tensors; 0 for NULL. */
-size_t aq_report_count(const aq_report *report);
-
-/** What was measured of tensor `index`; tensors are in the order of the plan. */
-aq_status aq_report_tensor(const aq_report *report,
-                           size_t index,
-                           aq_tensor_report *entry,
-                           aq_error *err);
-
-/** What was measured over all tensors. */
-aq_status aq_report_totals(const aq_report *report,
-                           aq_report_total *total,
-                           aq_error *err);
-
-/** All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report. */
-aq_status aq_report_to_json(const aq_report *report, const char **json, aq_error *err);
-
-/**
- * All of it as a page of HTML for people, as `arrowquant quantize --report out.html` writes it: one
- * file that loads nothing. Belongs to the report.
- */
-aq_status aq_report_to_html(const aq_report *report, const char **html, aq_error *err);
-
-void aq_report_free(aq_report *report);
-
-/*
- * Runs: a plan is done, from a source to a file or to the caller's memory.
+ * How calls that work for a while go about it, and what they tell meanwhile.
  */
 
 /** How far a run has come. */
@@ -1077,6 +903,235 @@ typedef struct aq_run_options {
  */
 void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
 
+/*
+ * aq_plan: what each tensor will get, before any work.
+ */
+
+/** What each tensor of a source will get. */
+typedef struct aq_plan aq_plan;
+
+/** What one tensor will get. Strings belong to the plan. */
+typedef struct aq_tensor_plan {
+  /** sizeof(aq_tensor_plan). */
+  uint32_t struct_size;
+  /** AQ_FORMAT_RAW for a tensor that is kept; the next five are then 0. */
+  aq_format format;
+  /** Weights that share a scale; 0 for a whole row. */
+  uint32_t group_size;
+  aq_scheme scheme;
+  /** AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT: f16, and f32 for tiles that need it. */
+  aq_dtype scale_dtype;
+  aq_method method;
+  aq_gain gain;
+  const char *name;
+  /** Bytes of the name without its final NUL. */
+  size_t name_len;
+  /** Why, in a few words. */
+  const char *reason;
+  /** Bytes of its values in the source. */
+  size_t source_bytes;
+  /** Predicted bytes of its planes. */
+  size_t bytes;
+  /** The same per weight, in bits; NaN without weights. */
+  double bits_per_weight;
+  /**
+   * Cosine that it must reach, or get more bits: of its outputs where a calibration tells of
+   * them, else of its weights. NaN for none.
+   */
+  double min_cosine;
+} aq_tensor_plan;
+
+/**
+ * Plans for the tensors of a source. `config` may be NULL for the defaults. The plan holds on to
+ * neither. With a budget ("max_size", "avg_bits", "mixed_precision") this takes a while:
+ * aq_plan_create_with tells how far it has come.
+ */
+aq_status aq_plan_create(const aq_source *source,
+                         const aq_config *config,
+                         aq_plan **plan,
+                         aq_error *err);
+
+/**
+ * As aq_plan_create. Where a budget is set, what tensors lose by each format is measured on a sample
+ * of their rows, with the threads, progress (in bytes of the sample) and log of `options`, which
+ * may be NULL. AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
+ */
+aq_status aq_plan_create_with(const aq_source *source,
+                              const aq_config *config,
+                              const aq_run_options *options,
+                              aq_plan **plan,
+                              aq_error *err);
+
+/** The number of tensors; 0 for NULL. */
+size_t aq_plan_count(const aq_plan *plan);
+
+/** What tensor `index` will get; tensors are in the order of the source. */
+aq_status aq_plan_tensor(const aq_plan *plan,
+                         size_t index,
+                         aq_tensor_plan *entry,
+                         aq_error *err);
+
+/**
+ * Predicted bytes of the file that the plan makes of its source: planes to the byte, and what is
+ * beside them to a few hundred bytes a tensor. Compression, scales that turn out to need f32 and
+ * tensors that get more bits to reach their cosine change it. AQ_ERROR_PLAN for another source.
+ */
+aq_status aq_plan_file_bytes(const aq_source *source,
+                             const aq_plan *plan,
+                             uint64_t *bytes,
+                             aq_error *err);
+
+/** What the model generates: "text", "code", "image", "audio" or "unknown". Belongs to the plan. */
+aq_status aq_plan_modality(const aq_plan *plan, const char **modality, aq_error *err);
+
+/** The number of sentences that say what tells the modality; 0 for NULL. */
+size_t aq_plan_evidence_count(const aq_plan *plan);
+
+/** Sentence `index` of them. Belongs to the plan. */
+aq_status aq_plan_evidence(const aq_plan *plan,
+                           size_t index,
+                           const char **evidence,
+                           aq_error *err);
+
+/**
+ * The number of things that a plan does but were hardly meant, such as rules that match no tensor;
+ * 0 for NULL. Runs tell them to their log.
+ */
+size_t aq_plan_warning_count(const aq_plan *plan);
+
+/** Warning `index`, in a line. Belongs to the plan. */
+aq_status aq_plan_warning(const aq_plan *plan,
+                          size_t index,
+                          const char **warning,
+                          aq_error *err);
+
+/**
+ * Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
+ * bits, group, scheme, method, gain, scale_dtype and min_cosine.
+ */
+aq_status aq_plan_set(aq_plan *plan,
+                      const char *tensor,
+                      const char *settings,
+                      aq_error *err);
+
+/** The plan as JSON, as `arrowquant plan --json` prints it. Belongs to the plan. */
+aq_status aq_plan_to_json(const aq_plan *plan, const char **json, aq_error *err);
+
+/** Reads a plan from JSON, edited or not. */
+aq_status aq_plan_from_json(const char *json, aq_plan **plan, aq_error *err);
+
+void aq_plan_free(aq_plan *plan);
+
+/*
+ * aq_report: what a run measured.
+ */
+
+/** What a run measured, on the weights as they decode from the file. */
+typedef struct aq_report aq_report;
+
+/** What was measured of one tensor. Strings belong to the report. */
+typedef struct aq_tensor_report {
+  /** sizeof(aq_tensor_report). */
+  uint32_t struct_size;
+  /** AQ_FORMAT_RAW for a tensor that was kept. */
+  aq_format format;
+  const char *name;
+  /** Bytes of the name without its final NUL. */
+  size_t name_len;
+  /** Why it was treated so, in a few words. */
+  const char *reason;
+  /** Bytes of its planes. */
+  size_t bytes;
+  /** Scales and biases counted; NaN without weights. */
+  double bits_per_weight;
+  /** Cosine of the angle to the original; NaN when kept. */
+  double cosine;
+  /** Signal to quantization noise in dB; infinite without error, NaN when kept. */
+  double sqnr_db;
+  /** Tiles whose scales did not fit f16 and are f32. */
+  size_t f32_scale_tiles;
+  /**
+   * Relative squared error of the layer's output on the calibration's inputs,
+   * |X W - X Q|^2 / |X W|^2, timesteps weighted as for quantizing; NaN where no calibration
+   * tells. The report's JSON has it by time, too.
+   */
+  double output_error;
+  /** Cosine of the angle between the outputs; NaN likewise. */
+  double output_cosine;
+  /**
+   * Cosine that it was to reach: of its outputs where a calibration tells of them, else of its
+   * weights. NaN for none.
+   */
+  double min_cosine;
+  /**
+   * Attempts that did not reach it, each with fewer bits than the next. The report's JSON has
+   * what was measured of each, as "ladder".
+   */
+  size_t ladder_steps;
+  /** Not 0: it still does not reach it, as "max_size" left no room for more bits. */
+  uint32_t below_min_cosine;
+} aq_tensor_report;
+
+/** Figures over all quantized tensors of a run. */
+typedef struct aq_report_total {
+  /** sizeof(aq_report_total). */
+  uint32_t struct_size;
+  /** Threads that worked. */
+  uint32_t threads;
+  /** Number of quantized tensors. */
+  size_t quantized;
+  /** Number of kept tensors. */
+  size_t kept;
+  /** Bytes of all tensors in the source. */
+  uint64_t source_bytes;
+  /** Bytes of the file. */
+  uint64_t output_bytes;
+  /** Quantized weights. */
+  uint64_t weights;
+  /** Bytes of their planes. */
+  uint64_t bytes;
+  /** Their bits per weight, scales and biases counted; NaN without any. */
+  double bits_per_weight;
+  /** Cosine over all of them; NaN without any. */
+  double cosine;
+  /**
+   * Signal to quantization noise over all of them in dB; infinite without error, NaN without
+   * any.
+   */
+  double sqnr_db;
+  /** Wall time. */
+  double seconds;
+} aq_report_total;
+
+/** The number of tensors; 0 for NULL. */
+size_t aq_report_count(const aq_report *report);
+
+/** What was measured of tensor `index`; tensors are in the order of the plan. */
+aq_status aq_report_tensor(const aq_report *report,
+                           size_t index,
+                           aq_tensor_report *entry,
+                           aq_error *err);
+
+/** What was measured over all tensors. */
+aq_status aq_report_totals(const aq_report *report,
+                           aq_report_total *total,
+                           aq_error *err);
+
+/** All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report. */
+aq_status aq_report_to_json(const aq_report *report, const char **json, aq_error *err);
+
+/**
+ * All of it as a page of HTML for people, as `arrowquant quantize --report out.html` writes it: one
+ * file that loads nothing. Belongs to the report.
+ */
+aq_status aq_report_to_html(const aq_report *report, const char **html, aq_error *err);
+
+void aq_report_free(aq_report *report);
+
+/*
+ * Runs: a plan is done, from a source to a file or to the caller's memory.
+ */
+
 /**
  * Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
  * plan and run in one call. `config`, `options` and `report` may be NULL.
@@ -1085,6 +1140,9 @@ void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
  * bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
  * each part appears whole, and `resume` goes on after an interruption. A folder belongs to one
  * source and one set of settings; a run of another into it is refused.
+ *
+ * With a budget ("max_size", "avg_bits", "mixed_precision") progress is told of the measuring
+ * first, and then of the run.
  */
 aq_status aq_quantize_file(const char *input,
                            const char *output,
@@ -1129,6 +1187,144 @@ aq_status aq_run_into(const aq_source *source,
  * there and belong together, and writes the manifest.
  */
 aq_status aq_merge(const char *folder, aq_error *err);
+
+/*
+ * aq_analysis: what tensors lose by each way to store them.
+ */
+
+/** What tensors lose by each way to store them. */
+typedef struct aq_analysis aq_analysis;
+
+/**
+ * Measures, on a sample of the rows of each tensor that can be quantized, what it loses by the
+ * formats that `config` lets a budget choose from ("candidates"), and by its own. With the
+ * calibration of `config` it is the loss of the layer's outputs. `config` (the defaults) and
+ * `options`, whose threads, progress (in bytes of the sample) and log count, may be NULL.
+ */
+aq_status aq_analyze(const aq_source *source,
+                     const aq_config *config,
+                     const aq_run_options *options,
+                     aq_analysis **analysis,
+                     aq_error *err);
+
+/** The number of tensors that can be quantized; 0 for NULL. */
+size_t aq_analysis_count(const aq_analysis *analysis);
+
+/**
+ * All of it as JSON, as `arrowquant analyze --json` prints it: "tensors" with "name", "sensitive"
+ * (why, or null) and "formats", each with "format", "group_size", "scheme", "bytes",
+ * "bits_per_weight", "cosine" and "error", which is 1 - cosine^2. Belongs to the analysis.
+ */
+aq_status aq_analysis_to_json(const aq_analysis *analysis, const char **json, aq_error *err);
+
+void aq_analysis_free(aq_analysis *analysis);
+
+/*
+ * aq_evolution: searching for the plan that is worth most.
+ *
+ * A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. What a model is
+ * worth need be no such sum: a search tries whole plans, and goes by what the caller makes of each.
+ */
+
+/** What the generations of a search came to. */
+typedef struct aq_evolution aq_evolution;
+
+/**
+ * What a candidate is worth: the more the better, any number but infinity. One that is worth nothing
+ * gets a very low number, such as -1e300. Minus infinity ends the search with the best so far; NaN
+ * and infinity are errors.
+ *
+ * The candidate lasts until the function returns, and is freed by the search. It can be read, done
+ * (aq_run_to_path, aq_run_into) and written down, on any thread.
+ */
+typedef double (*aq_fitness_fn)(void *user_data, const aq_plan *candidate);
+
+/** What a generation came to. */
+typedef struct aq_generation {
+  /** sizeof(aq_generation) in the library. */
+  uint32_t struct_size;
+  /** From 0, the start. */
+  uint32_t generation;
+  /** Candidates tried so far; those that came again are not tried again. */
+  uint64_t evaluations;
+  /** The best fitness so far. */
+  double best;
+  /** Mean fitness of the parents of the next generation: the best fifth so far. */
+  double mean;
+  /** Bytes of planes of the best one, over the tensors that the search decides on. */
+  uint64_t bytes;
+} aq_generation;
+
+/**
+ * Told after each generation, on the thread that made the call; false ends the search with the best
+ * so far.
+ */
+typedef bool (*aq_generation_fn)(void *user_data, const aq_generation *generation);
+
+/** How a search goes about it. Start with aq_evolve_options_init. */
+typedef struct aq_evolve_options {
+  /** sizeof(aq_evolve_options). */
+  uint32_t struct_size;
+  /** Candidates in each generation, at least 2; 0 for 50. */
+  uint32_t population;
+  /** Generations after the first; 0 for 10. */
+  uint32_t generations;
+  /**
+   * Not 0: as many threads as the run's options say call `fitness` at once. 0: it is called on
+   * the thread that made the call alone.
+   */
+  uint32_t parallel;
+  /** Not 0: goes on where the checkpoint ended, if it is there. */
+  uint32_t resume;
+  /** A file that the search is written to after each generation; NULL for none. */
+  const char *checkpoint;
+  /**
+   * NULL: less the sum of the relative errors of tensors, of which a budget finds the best plan
+   * by itself.
+   */
+  aq_fitness_fn fitness;
+  aq_generation_fn generation;
+  /** Passed to both. */
+  void *user_data;
+} aq_evolve_options;
+
+/**
+ * Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
+ * sizeof(aq_evolve_options).
+ */
+void aq_evolve_options_init(aq_evolve_options *options, uint32_t struct_size);
+
+/**
+ * Searches for the plan that is worth most, among those that take no more than the budget of
+ * `config`, or than its own plan where it sets none. The first generation has the budget's plan and
+ * those that treat all tensors alike. Candidates spend what they may: tensors get more bits as long
+ * as these fit. With the same "seed", and a fitness that is the same for the
+ * same plan, so is the search, on any number of threads.
+ *
+ * What tensors lose by each format is measured first, as in aq_plan_create_with, which is what
+ * `options` hears of; its threads count for a parallel fitness, too. `config`, `evolve`, `options`
+ * and `evolution` may be NULL.
+ *
+ * AQ_ERROR_CANCELLED when it is ended before anything is found.
+ */
+aq_status aq_evolve(const aq_source *source,
+                    const aq_config *config,
+                    const aq_evolve_options *evolve,
+                    const aq_run_options *options,
+                    aq_plan **plan,
+                    aq_evolution **evolution,
+                    aq_error *err);
+
+/**
+ * All of it as JSON, as `arrowquant evolve --json` prints it: "fitness" of the plan, "start" (that of
+ * the budget's plan; null if it was not tried), "generations" (the history), "stopped" (whether it
+ * was ended early), "seed", "limit_bytes" and "additive". Belongs to the evolution.
+ */
+aq_status aq_evolution_to_json(const aq_evolution *evolution,
+                               const char **json,
+                               aq_error *err);
+
+void aq_evolution_free(aq_evolution *evolution);
 
 /*
  * aq_fold_report: smoothing folded into the weights before the layers that it is for.

@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -90,6 +92,8 @@ inline std::string terminated(std::string_view text) {
   if (text.find('\0') != text.npos) throw Error(AQ_ERROR_ARGUMENT, "text with a NUL in it");
   return std::string(text);
 }
+
+class Lent;
 
 // A handle where C would take NULL for "none": one that was moved away is no such thing.
 template <class T>
@@ -293,11 +297,93 @@ class Source {
   detail::Handle<aq_source, aq_source_free> handle_;
 };
 
+// How a run goes about it. The functions are called on the calling thread; false cancels (the call
+// throws an Error of AQ_ERROR_CANCELLED), and what they throw comes out of the call.
+struct Options {
+  std::uint32_t threads = 0;
+  std::function<bool(std::uint64_t done, std::uint64_t total)> progress = nullptr;
+  std::function<bool(aq_log_level level, std::string_view message)> log = nullptr;
+  // Into a folder: goes on with what is there; does one of several shares; ends parts earlier.
+  bool resume = false;
+  std::uint32_t part = 0, parts = 0;
+  std::uint64_t part_bytes = 0;
+};
+
+namespace detail {
+
+// Options as C takes them, for the time of one call.
+class RunOptions {
+ public:
+  explicit RunOptions(const Options& options) : options_(options) {
+    aq_run_options_init(&c_, sizeof c_);
+    c_.threads = options.threads;
+    c_.resume = options.resume;
+    c_.part = options.part;
+    c_.parts = options.parts;
+    c_.part_bytes = options.part_bytes;
+    c_.user_data = this;
+    if (options.progress) {
+      c_.progress = [](void* self, const aq_progress* progress) {
+        auto* run = static_cast<RunOptions*>(self);
+        auto& tell = run->options_.progress;
+        return run->guarded([&] { return tell(progress->done, progress->total); }, false);
+      };
+    }
+    if (options.log) {
+      c_.log = [](void* self, aq_log_level level, const char* message) {
+        auto* run = static_cast<RunOptions*>(self);
+        auto& tell = run->options_.log;
+        return run->guarded([&] { return tell(level, message); }, false);
+      };
+    }
+  }
+
+  // As call, with the options' exceptions before the call's own.
+  template <class F, class... Args>
+  void call(F function, Args... args) {
+    aq_error error = AQ_ERROR_INIT;
+    const aq_status status = function(args..., &error);
+    if (thrown_) std::rethrow_exception(thrown_);
+    if (status != AQ_OK) throw Error(status, error.message);
+  }
+
+  const aq_run_options* get() const noexcept { return &c_; }
+
+  // No exception may pass through the library: the first comes out of `call`, and the function's
+  // answer is then `otherwise`. On any thread.
+  template <class F, class T>
+  T guarded(F function, T otherwise) noexcept {
+    try {
+      return function();
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      if (!thrown_) thrown_ = std::current_exception();
+      return otherwise;
+    }
+  }
+  // Whether there was one.
+  bool thrown() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return bool(thrown_);
+  }
+
+ private:
+  const Options& options_;
+  aq_run_options c_;
+  std::mutex mutex_;
+  std::exception_ptr thrown_;
+};
+
+}  // namespace detail
+
 class Plan {
  public:
   explicit Plan(const Source& source) : Plan(create(source.handle(), nullptr)) {}
   Plan(const Source& source, const Config& config)
       : Plan(create(source.handle(), detail::there(config.handle()))) {}
+  // With a budget, which takes measuring: its threads, progress and log.
+  Plan(const Source& source, const Config& config, const Options& options)
+      : Plan(create(source.handle(), detail::there(config.handle()), options)) {}
   static Plan from_json(std::string_view json) {
     aq_plan* made = nullptr;
     detail::call(aq_plan_from_json, detail::terminated(json).c_str(), &made);
@@ -327,6 +413,28 @@ class Plan {
     }
     return warnings;
   }
+  // Predicted bytes of the file that it makes of its source.
+  std::uint64_t file_bytes(const Source& source) const {
+    std::uint64_t bytes = 0;
+    detail::call(aq_plan_file_bytes, source.handle(), handle(), &bytes);
+    return bytes;
+  }
+  // "text", "code", "image", "audio" or "unknown".
+  std::string modality() const {
+    const char* modality = nullptr;
+    detail::call(aq_plan_modality, handle(), &modality);
+    return modality;
+  }
+  // What tells the modality, a sentence each.
+  std::vector<std::string> evidence() const {
+    std::vector<std::string> sentences(aq_plan_evidence_count(handle()));
+    for (std::size_t i = 0; i < sentences.size(); i++) {
+      const char* sentence = nullptr;
+      detail::call(aq_plan_evidence, handle(), i, &sentence);
+      sentences[i] = sentence;
+    }
+    return sentences;
+  }
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_plan_to_json, handle(), &json);
@@ -336,80 +444,37 @@ class Plan {
   const aq_plan* handle() const noexcept { return handle_.get(); }
 
  private:
+  friend class detail::Lent;
+  friend class Evolution;
   explicit Plan(aq_plan* made) : handle_(made) {}
   static aq_plan* create(const aq_source* source, const aq_config* config) {
     aq_plan* made = nullptr;
     detail::call(aq_plan_create, source, config, &made);
     return made;
   }
+  static aq_plan* create(const aq_source* source, const aq_config* config, const Options& options) {
+    detail::RunOptions run(options);
+    aq_plan* made = nullptr;
+    run.call(aq_plan_create_with, source, config, run.get(), &made);
+    return made;
+  }
   detail::Handle<aq_plan, aq_plan_free> handle_;
-};
-
-// How a run goes about it. The functions are called on the calling thread; false cancels (the call
-// throws an Error of AQ_ERROR_CANCELLED), and what they throw comes out of the call.
-struct Options {
-  std::uint32_t threads = 0;
-  std::function<bool(std::uint64_t done, std::uint64_t total)> progress = nullptr;
-  std::function<bool(aq_log_level level, std::string_view message)> log = nullptr;
-  // Into a folder: goes on with what is there; does one of several shares; ends parts earlier.
-  bool resume = false;
-  std::uint32_t part = 0, parts = 0;
-  std::uint64_t part_bytes = 0;
 };
 
 namespace detail {
 
-// Options as C takes them, for the time of one call.
-class RunOptions {
+// A plan that belongs to the library, for the time of a callback.
+class Lent {
  public:
-  explicit RunOptions(const Options& options) : options_(options) {
-    aq_run_options_init(&c_, sizeof c_);
-    c_.threads = options.threads;
-    c_.resume = options.resume;
-    c_.part = options.part;
-    c_.parts = options.parts;
-    c_.part_bytes = options.part_bytes;
-    c_.user_data = this;
-    if (options.progress) {
-      c_.progress = [](void* self, const aq_progress* progress) {
-        auto& tell = static_cast<RunOptions*>(self)->options_.progress;
-        return guarded(self, [&] { return tell(progress->done, progress->total); });
-      };
-    }
-    if (options.log) {
-      c_.log = [](void* self, aq_log_level level, const char* message) {
-        auto& tell = static_cast<RunOptions*>(self)->options_.log;
-        return guarded(self, [&] { return tell(level, message); });
-      };
-    }
-  }
-
-  // As call, with the options' exceptions before the call's own.
-  template <class F, class... Args>
-  void call(F function, Args... args) {
-    aq_error error = AQ_ERROR_INIT;
-    const aq_status status = function(args..., &error);
-    if (thrown_) std::rethrow_exception(thrown_);
-    if (status != AQ_OK) throw Error(status, error.message);
-  }
-
-  const aq_run_options* get() const noexcept { return &c_; }
+  // C lends it const, and so does this.
+  explicit Lent(const aq_plan* plan) : plan_(const_cast<aq_plan*>(plan)) {}
+  Lent(const Lent&) = delete;
+  Lent& operator=(const Lent&) = delete;
+  ~Lent() { static_cast<void>(plan_.handle_.release()); }
+  const Plan& get() const noexcept { return plan_; }
 
  private:
-  // No exception may pass through the library.
-  template <class F>
-  static bool guarded(void* self, F function) noexcept {
-    try {
-      return function();
-    } catch (...) {
-      static_cast<RunOptions*>(self)->thrown_ = std::current_exception();
-      return false;
-    }
-  }
-
-  const Options& options_;
-  aq_run_options c_;
-  std::exception_ptr thrown_;
+  Plan plan_;
 };
 
 }  // namespace detail
@@ -478,6 +543,119 @@ inline std::vector<std::byte> run_to_memory(const Source& source, const Plan& pl
   output.resize(size);
   return output;
 }
+
+// What tensors lose by each way to store them, measured on a sample of their rows.
+class Analysis {
+ public:
+  explicit Analysis(const Source& source, const Config& config = Config(),
+                    const Options& options = {}) {
+    detail::RunOptions run(options);
+    aq_analysis* made = nullptr;
+    run.call(aq_analyze, source.handle(), detail::there(config.handle()), run.get(), &made);
+    handle_.reset(made);
+  }
+
+  // Tensors that can be quantized.
+  std::size_t size() const noexcept { return aq_analysis_count(handle()); }
+  std::string to_json() const {
+    const char* json = nullptr;
+    detail::call(aq_analysis_to_json, handle(), &json);
+    return json;
+  }
+
+  const aq_analysis* handle() const noexcept { return handle_.get(); }
+
+ private:
+  detail::Handle<aq_analysis, aq_analysis_free> handle_;
+};
+
+// How a search goes about it; what the functions throw ends it and comes out of the call.
+struct EvolveOptions {
+  // What a candidate is worth, the more the better; minus infinity ends the search with the best so
+  // far. Without one: less the errors of tensors.
+  std::function<double(const Plan& candidate)> fitness = nullptr;
+  // Told after each generation; false ends the search with the best so far.
+  std::function<bool(const aq_generation& generation)> generation = nullptr;
+  // 0 for C's defaults.
+  std::uint32_t population = 0, generations = 0;
+  // Whether several threads may call `fitness` at once.
+  bool parallel = false;
+  // Empty for none.
+  std::string checkpoint = {};
+  bool resume = false;
+};
+
+// The plan that is worth most, found by trying many.
+class Evolution {
+ public:
+  Evolution(const Source& source, const Config& config, const EvolveOptions& evolve = {},
+            const Options& options = {})
+      : Evolution(search(source, config, evolve, options)) {}
+
+  const Plan& plan() const& noexcept { return plan_; }
+  Plan plan() && { return std::move(plan_); }
+  // The history, and what was found.
+  std::string to_json() const {
+    const char* json = nullptr;
+    detail::call(aq_evolution_to_json, handle(), &json);
+    return json;
+  }
+
+  const aq_evolution* handle() const noexcept { return handle_.get(); }
+
+ private:
+  using Found = std::pair<aq_plan*, aq_evolution*>;
+  struct Callbacks {
+    const EvolveOptions& evolve;
+    detail::RunOptions& run;
+  };
+
+  explicit Evolution(Found found) : plan_(found.first), handle_(found.second) {}
+  static Found search(const Source& source, const Config& config, const EvolveOptions& evolve,
+                      const Options& options) {
+    detail::RunOptions run(options);
+    Callbacks callbacks{evolve, run};
+    const std::string checkpoint = detail::terminated(evolve.checkpoint);
+    aq_evolve_options c;
+    aq_evolve_options_init(&c, sizeof c);
+    c.population = evolve.population;
+    c.generations = evolve.generations;
+    c.parallel = evolve.parallel;
+    c.resume = evolve.resume;
+    c.checkpoint = checkpoint.empty() ? nullptr : checkpoint.c_str();
+    c.user_data = &callbacks;
+    if (evolve.fitness) {
+      c.fitness = [](void* data, const aq_plan* candidate) {
+        auto& [evolve, run] = *static_cast<Callbacks*>(data);
+        const double stop = -std::numeric_limits<double>::infinity();
+        if (run.thrown()) return stop;
+        const auto& worth = evolve.fitness;
+        return run.guarded([&] { return worth(detail::Lent(candidate).get()); }, stop);
+      };
+    }
+    if (evolve.generation) {
+      c.generation = [](void* data, const aq_generation* generation) {
+        auto& [evolve, run] = *static_cast<Callbacks*>(data);
+        const auto& tell = evolve.generation;
+        return run.guarded([&] { return tell(*generation); }, false);
+      };
+    }
+    Found found{nullptr, nullptr};
+    try {
+      run.call(aq_evolve, source.handle(), detail::there(config.handle()),
+               static_cast<const aq_evolve_options*>(&c), run.get(), &found.first, &found.second);
+    } catch (...) {
+      // With an exception of a callback's the call itself may have succeeded.
+      aq_plan_free(found.first);
+      aq_evolution_free(found.second);
+      throw;
+    }
+    return found;
+  }
+
+  Plan plan_;
+  detail::Handle<aq_evolution, aq_evolution_free> handle_;
+};
 
 // Scales the inputs of layers in the weights before them; what was folded, as JSON.
 inline std::string fold_file(std::string_view input, std::string_view output,

@@ -182,7 +182,7 @@ fn a_fitness_can_end_it() {
     };
     let message = evolve(SETTINGS, search, 1).unwrap_err().to_string();
     assert!(
-        message.contains("fitness: NaN is what no candidate can be worth"),
+        message.contains("fitness: a candidate's is NaN"),
         "{message}"
     );
 }

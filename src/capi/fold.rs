@@ -10,7 +10,7 @@ use std::path::Path;
 use super::calibration::aq_calibration;
 use super::guard::{Fault, aq_error, aq_status, guard, put, read, text, versioned};
 use super::handle::{Handle, Strings, borrow, free, give};
-use super::run::aq_run_options;
+use super::options::aq_run_options;
 use super::types::{AQ_DTYPE_DEFAULT, FLOATS, aq_dtype};
 use crate::run::{self, Fold, FoldReport};
 

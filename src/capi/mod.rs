@@ -18,10 +18,10 @@
 //!   `sizeof`: `aq_tensor_info info = {.struct_size = sizeof info};`. The library reads and writes
 //!   no more than that, and takes defaults for the rest; 0 is refused (in an `aq_error` it stands
 //!   for today's size). An option of 0 has its default.
-//! - Callbacks run on the thread that made the call, never on another. Returning false cancels:
-//!   the call then returns AQ_ERROR_CANCELLED and leaves no file behind. A callback may call the
-//!   library, but not change or free what its own call uses, and must not let an exception out,
-//!   jump out, or end its thread.
+//! - Callbacks run on the thread that made the call, never on another, but for an aq_fitness_fn
+//!   whose caller asked for it. Returning false cancels: the call then returns AQ_ERROR_CANCELLED
+//!   and leaves no file behind. A callback may call the library, but not change or free what its
+//!   own call uses, and must not let an exception out, jump out, or end its thread.
 //! - After fork() in a process with other threads the child may only exec().
 //! - Pointers to data need no alignment, unless they are of another type than void.
 //! - No failure inside the library crosses into the caller: what should never happen is an
@@ -40,11 +40,15 @@ pub mod types;
 #[cfg(feature = "std")]
 pub mod activation;
 #[cfg(feature = "std")]
+pub mod analysis;
+#[cfg(feature = "std")]
 pub mod arrow;
 #[cfg(feature = "std")]
 pub mod calibration;
 #[cfg(feature = "std")]
 pub mod config;
+#[cfg(feature = "std")]
+pub mod evolution;
 #[cfg(feature = "std")]
 pub mod fold;
 #[cfg(feature = "std")]
@@ -53,6 +57,8 @@ mod handle;
 pub mod inputs;
 #[cfg(feature = "std")]
 pub mod model;
+#[cfg(feature = "std")]
+pub mod options;
 #[cfg(feature = "std")]
 pub mod plan;
 #[cfg(feature = "std")]

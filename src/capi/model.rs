@@ -10,7 +10,7 @@ use super::guard::{
 };
 use super::handle::{Handle, Strings, borrow, free, give};
 use super::kernels::check_len;
-use super::run::aq_run_options;
+use super::options::aq_run_options;
 use super::source::{aq_tensor_info, at, count};
 use super::types::*;
 use crate::error::Error;

@@ -5,10 +5,11 @@ use std::ffi::c_char;
 use super::config::{aq_config, config_or_default};
 use super::guard::{aq_error, aq_status, check_put, guard, put, text, versioned, write};
 use super::handle::{Handle, Strings, borrow, borrow_mut, free, give};
+use super::options::aq_run_options;
 use super::source::{aq_source, at, count};
 use super::types::*;
 use crate::format::{Recipe, ScalePolicy};
-use crate::plan::{Plan, PlanEntry};
+use crate::plan::{NO_MIN_COSINE, Plan, PlanEntry};
 use crate::run;
 
 /// What each tensor of a source will get.
@@ -19,6 +20,13 @@ pub struct aq_plan {
 
 impl Handle for aq_plan {
     const NAME: &'static str = "aq_plan";
+}
+
+impl aq_plan {
+    pub(super) fn new(plan: Plan) -> Self {
+        let strings = Strings::default();
+        Self { plan, strings }
+    }
 }
 
 /// What one tensor will get. Strings belong to the plan.
@@ -47,6 +55,9 @@ pub struct aq_tensor_plan {
     pub bytes: usize,
     /// The same per weight, in bits; NaN without weights.
     pub bits_per_weight: f64,
+    /// Cosine that it must reach, or get more bits: of its outputs where a calibration tells of
+    /// them, else of its weights. NaN for none.
+    pub min_cosine: f64,
 }
 
 versioned!(aq_tensor_plan {
@@ -62,7 +73,8 @@ versioned!(aq_tensor_plan {
     reason,
     source_bytes,
     bytes,
-    bits_per_weight
+    bits_per_weight,
+    min_cosine
 });
 
 impl aq_tensor_plan {
@@ -82,6 +94,10 @@ impl aq_tensor_plan {
             source_bytes: entry.source_bytes(),
             bytes: entry.bytes(),
             bits_per_weight: entry.bits_per_weight().unwrap_or(f64::NAN),
+            min_cosine: match entry.min_cosine > NO_MIN_COSINE {
+                true => entry.min_cosine,
+                false => f64::NAN,
+            },
         }
     }
 }
@@ -95,7 +111,8 @@ fn scale_dtype(recipe: &Recipe) -> aq_dtype {
 }
 
 /// Plans for the tensors of a source. `config` may be NULL for the defaults. The plan holds on to
-/// neither.
+/// neither. With a budget ("max_size", "avg_bits", "mixed_precision") this takes a while:
+/// aq_plan_create_with tells how far it has come.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_create(
     source: *const aq_source,
@@ -108,14 +125,30 @@ pub unsafe extern "C" fn aq_plan_create(
         guard(err, || {
             check_put(plan, "plan")?;
             let created = run::plan(borrow(source)?.source(), &config_or_default(config)?)?;
-            let strings = Strings::default();
-            give(
-                aq_plan {
-                    plan: created,
-                    strings,
-                },
-                plan,
-            )
+            give(aq_plan::new(created), plan)
+        })
+    }
+}
+
+/// As aq_plan_create. Where a budget is set, what tensors lose by each format is measured on a sample
+/// of their rows, with the threads, progress (in bytes of the sample) and log of `options`, which
+/// may be NULL. AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_create_with(
+    source: *const aq_source,
+    config: *const aq_config,
+    options: *const aq_run_options,
+    plan: *mut *mut aq_plan,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(plan, "plan")?;
+            let (source, config) = (borrow(source)?.source(), config_or_default(config)?);
+            let options = aq_run_options::read(options)?.or_threads_of(&config);
+            let created = options.with(|options| run::plan_with(source, &config, options))?;
+            give(aq_plan::new(created), plan)
         })
     }
 }
@@ -149,6 +182,68 @@ pub unsafe extern "C" fn aq_plan_tensor(
     }
 }
 
+/// Predicted bytes of the file that the plan makes of its source: planes to the byte, and what is
+/// beside them to a few hundred bytes a tensor. Compression, scales that turn out to need f32 and
+/// tensors that get more bits to reach their cosine change it. AQ_ERROR_PLAN for another source.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_file_bytes(
+    source: *const aq_source,
+    plan: *const aq_plan,
+    bytes: *mut u64,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let (source, plan) = (borrow(source)?.source(), &borrow(plan)?.plan);
+            plan.check_matches(source.tensors())?;
+            put(bytes, run::predicted_bytes(source, plan) as u64, "bytes")
+        })
+    }
+}
+
+/// What the model generates: "text", "code", "image", "audio" or "unknown". Belongs to the plan.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_modality(
+    plan: *const aq_plan,
+    modality: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let plan = borrow(plan)?;
+            let name = plan.strings.lend(plan.plan.modality.name());
+            put(modality, name, "modality")
+        })
+    }
+}
+
+/// The number of sentences that say what tells the modality; 0 for NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_evidence_count(plan: *const aq_plan) -> usize {
+    // SAFETY: by the header's conventions.
+    unsafe { count(plan, |plan| plan.plan.evidence.len()) }
+}
+
+/// Sentence `index` of them. Belongs to the plan.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_plan_evidence(
+    plan: *const aq_plan,
+    index: usize,
+    evidence: *mut *const c_char,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            let plan = borrow(plan)?;
+            let found = at(&plan.plan.evidence, index, "evidence")?;
+            put(evidence, plan.strings.lend(found), "evidence")
+        })
+    }
+}
+
 /// The number of things that a plan does but were hardly meant, such as rules that match no tensor;
 /// 0 for NULL. Runs tell them to their log.
 #[unsafe(no_mangle)]
@@ -177,7 +272,7 @@ pub unsafe extern "C" fn aq_plan_warning(
 }
 
 /// Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
-/// bits, group, scheme, method, gain and scale_dtype.
+/// bits, group, scheme, method, gain, scale_dtype and min_cosine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_set(
     plan: *mut aq_plan,
@@ -228,15 +323,7 @@ pub unsafe extern "C" fn aq_plan_from_json(
     unsafe {
         guard(err, || {
             check_put(plan, "plan")?;
-            let read = Plan::from_json(text(json, "json")?)?;
-            let strings = Strings::default();
-            give(
-                aq_plan {
-                    plan: read,
-                    strings,
-                },
-                plan,
-            )
+            give(aq_plan::new(Plan::from_json(text(json, "json")?)?), plan)
         })
     }
 }

@@ -101,6 +101,14 @@ pub struct aq_tensor_report {
     pub output_error: f64,
     /// Cosine of the angle between the outputs; NaN likewise.
     pub output_cosine: f64,
+    /// Cosine that it was to reach: of its outputs where a calibration tells of them, else of its
+    /// weights. NaN for none.
+    pub min_cosine: f64,
+    /// Attempts that did not reach it, each with fewer bits than the next. The report's JSON has
+    /// what was measured of each, as "ladder".
+    pub ladder_steps: usize,
+    /// Not 0: it still does not reach it, as "max_size" left no room for more bits.
+    pub below_min_cosine: u32,
 }
 
 versioned!(aq_tensor_report {
@@ -115,7 +123,10 @@ versioned!(aq_tensor_report {
     sqnr_db,
     f32_scale_tiles,
     output_error,
-    output_cosine
+    output_cosine,
+    min_cosine,
+    ladder_steps,
+    below_min_cosine
 });
 
 /// Infinite where something was measured and found without error.
@@ -166,6 +177,9 @@ pub unsafe extern "C" fn aq_report_tensor(
                     .output
                     .as_ref()
                     .map_or(f64::NAN, |output| output.cosine),
+                min_cosine: tensor.min_cosine.unwrap_or(f64::NAN),
+                ladder_steps: tensor.ladder.len(),
+                below_min_cosine: tensor.below_min_cosine.into(),
             };
             write(entry, found, "entry.struct_size")
         })

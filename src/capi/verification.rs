@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use super::guard::{aq_error, aq_status, check_put, guard, put, versioned, write};
 use super::handle::{Handle, Strings, borrow, borrow_or, free, give};
 use super::model::aq_model;
-use super::run::aq_run_options;
+use super::options::aq_run_options;
 use super::source::{aq_source, at, count};
 use crate::run::{self, Verification};
 

@@ -343,7 +343,8 @@ impl Population {
         self.history.push(Generation {
             generation: self.history.len(),
             best: best.fitness,
-            mean: sum / self.parents.len() as f64,
+            // Very low numbers add up to no number that JSON can hold.
+            mean: (sum / self.parents.len() as f64).clamp(f64::MIN, f64::MAX),
             bytes: self.bytes(&best.genes),
             evaluations: self.known.len(),
         });

@@ -238,6 +238,11 @@ impl<'a> Choices<'a> {
         &self.ways
     }
 
+    /// What the file takes beside its planes, at most.
+    pub fn overhead(&self) -> u64 {
+        self.overhead
+    }
+
     /// Bytes that the planes of open tensors may take; `None` without a limit.
     pub fn limit(&self) -> Option<u64> {
         let size = self.budget.max_size;

@@ -30,11 +30,16 @@ pub fn quantize_file(
     if options.threads == 0 {
         options.threads = config.threads();
     }
-    let plan = plan_with(source.as_ref(), config, options.again())?;
+    // The run says again what is to be said of a calibration.
+    let measuring = Options {
+        log: None,
+        ..options.again()
+    };
+    let plan = plan_with(source.as_ref(), config, measuring)?;
     quantize(source.as_ref(), &plan, output, options)
 }
 
-/// The plan for a source, with all of the machine's threads where there is something to measure.
+/// The plan for a source, with the threads of `config` where there is something to measure.
 ///
 /// # Errors
 /// As [`plan_with`].

@@ -7,7 +7,8 @@ use crate::error::{Error, Result};
 /// How far a run has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
-    /// Bytes dealt with: of the source that is quantized; of the files that are compared; of a
+    /// Bytes dealt with: of the sample that formats are chosen by; of the source that is quantized;
+    /// of the files that are compared; of a
     /// model that is checked, and then of what it decodes to; of weights that scales are chosen by,
     /// and then of the file that they are folded into.
     pub done: usize,

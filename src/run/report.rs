@@ -11,7 +11,7 @@ use crate::calibrate::Weights;
 use crate::calibrate::time::smoothness;
 use crate::format::Method;
 use crate::kernel::ErrorSums;
-use crate::plan::PlanEntry;
+use crate::plan::{NO_MIN_COSINE, PlanEntry};
 use crate::schema::{RAW, Tile};
 use crate::source::SourceId;
 
@@ -117,7 +117,9 @@ pub struct TensorReport {
     pub f32_scale_tiles: Vec<u32>,
     /// Kept because it holds NaN or infinity, not because the plan says so.
     pub kept_non_finite: bool,
-    /// Attempts that did not reach the cosine that it is to have, in order.
+    /// Cosine that it is to reach, of its outputs where they were measured; none for none.
+    pub min_cosine: Option<f64>,
+    /// Attempts that did not reach it, in order.
     pub ladder: Vec<LadderStep>,
     /// Whether it still does not reach it, as there was no room for more bits.
     pub below_min_cosine: bool,
@@ -322,6 +324,7 @@ impl TensorTally {
             output: self.output(&entry.tensor.name, calibrator),
             f32_scale_tiles: self.f32_scale_tiles.clone(),
             kept_non_finite: self.kept_non_finite,
+            min_cosine: (entry.min_cosine > NO_MIN_COSINE).then_some(entry.min_cosine),
             ladder: self.ladder.clone(),
             below_min_cosine: self.below_min_cosine,
             reason: entry.reason.clone(),

@@ -111,11 +111,12 @@ impl Evolution {
 
 /// Searches for the plan that is worth most, among those that take no more than the budget of
 /// `config`, or than its plan without one. The first generation has the budget's plan and those that
-/// treat all tensors alike. With the same seed and a fitness that is the same for the same plan, so
-/// is the search, on any number of threads.
+/// treat all tensors alike. Candidates spend what they may: more bits are taken to do no harm. With
+/// the same seed and a fitness that is the same for the same plan, so is the search, on any number of
+/// threads.
 ///
 /// # Errors
-/// As [`plan_with`](super::plan_with); a fitness is NaN; the checkpoint cannot be read or written, or
+/// As [`plan_with`](super::plan_with); a fitness is NaN or infinite; the checkpoint cannot be read or written, or
 /// is of another search.
 pub fn evolve(
     source: &dyn Source,
@@ -316,7 +317,7 @@ impl<'a> Problem<'a> {
             Fitness::Serial(worth) => {
                 for (score, genes) in scores.iter_mut().zip(some) {
                     *score = worth(&self.plan(genes)?);
-                    if *score == f64::NEG_INFINITY {
+                    if !score.is_finite() {
                         break;
                     }
                 }
@@ -329,16 +330,16 @@ impl<'a> Problem<'a> {
                     pool.each(jobs, &|| {}, |(score, plan)| {
                         if !stop.load(Ordering::Relaxed) {
                             *score = worth(plan);
-                            stop.fetch_or(*score == f64::NEG_INFINITY, Ordering::Relaxed);
+                            stop.fetch_or(!score.is_finite(), Ordering::Relaxed);
                         }
                     });
                     Ok(())
                 })?;
             }
         }
-        let wrong = |score: &&f64| score.is_nan() || **score == f64::INFINITY;
-        if let Some(score) = scores.iter().find(wrong) {
-            let reason = format!("{score} is what no candidate can be worth");
+        let refused = |score: &&f64| score.is_nan() || **score == f64::INFINITY;
+        if let Some(score) = scores.iter().find(refused) {
+            let reason = format!("a candidate's is {score}");
             return Err(Error::config("fitness", reason));
         }
         let until = scores.iter().position(|&score| score == f64::NEG_INFINITY);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "arrowquant.h"
@@ -565,6 +566,7 @@ static void plans(void) {
   REFUSED("plan is NULL", aq_plan_create(source, config, NULL, err));
   REFUSED("not an aq_config", aq_plan_create(source, (aq_config *)(void *)source, &plan, err));
   OK(aq_config_add_rule(config, "typo=keep", &err));
+  OK(aq_config_set(config, "modality", "audio", &err));
   OK(aq_plan_create(source, config, &plan, &err));
   aq_config_free(config);
   size_t count = aq_plan_count(plan);
@@ -592,6 +594,19 @@ static void plans(void) {
   REFUSED("plan is NULL", aq_plan_from_json("{}", NULL, err));
   REFUSED("json is not UTF-8", aq_plan_from_json(BAD_UTF8, &copy, err));
   REFUSED_AS(AQ_ERROR_PLAN, "plan", aq_plan_from_json("{}", &copy, err));
+
+  /* What the model generates, and what says so. */
+  const char *modality = NULL, *evidence = NULL;
+  OK(aq_plan_modality(plan, &modality, &err));
+  CHECK(!strcmp(modality, "audio"));
+  CHECK(aq_plan_evidence_count(plan) > 0 && aq_plan_evidence_count(NULL) == 0);
+  OK(aq_plan_evidence(plan, 0, &evidence, &err));
+  CHECK(evidence && *evidence);
+  REFUSED("aq_plan is NULL", aq_plan_modality(NULL, &modality, err));
+  REFUSED("modality is NULL", aq_plan_modality(plan, NULL, err));
+  REFUSED("aq_plan is NULL", aq_plan_evidence(NULL, 0, &evidence, err));
+  REFUSED("evidence is NULL", aq_plan_evidence(plan, 0, NULL, err));
+  REFUSED("there is no evidence", aq_plan_evidence(plan, 99, &evidence, err));
 
   /* What is set is what the copy has. */
   size_t target = count;
@@ -636,6 +651,388 @@ static bool hear(void *user_data, aq_log_level level, const char *message) {
   steps->logged++;
   steps->calls++;
   return steps->calls != steps->stop_at;
+}
+
+/* ---- budgets, analyses and searches ---- */
+
+/* A config of one key. */
+static aq_config *config_with(const char *key, const char *value) {
+  aq_config *config = NULL;
+  OK(aq_config_new(NULL, &config, &err));
+  OK(aq_config_set(config, key, value, &err));
+  return config;
+}
+
+static void budgets(void) {
+  aq_source *source = open_source(), *other = NULL;
+  aq_config *config = config_with("avg_bits", "4.5");
+  aq_plan *plan = NULL, *same = NULL;
+  uint64_t bytes = 0;
+  struct steps steps = {0, 0, 0, pthread_self()};
+  aq_run_options options;
+  aq_run_options_init(&options, sizeof options);
+  options.progress = tell;
+  options.user_data = &steps;
+  REFUSED("aq_source is NULL", aq_plan_create_with(NULL, config, &options, &plan, err));
+  REFUSED("plan is NULL", aq_plan_create_with(source, config, &options, NULL, err));
+  REFUSED("not an aq_config",
+          aq_plan_create_with(source, (aq_config *)(void *)source, &options, &plan, err));
+  options.threads = 5000;
+  REFUSED_AS(AQ_ERROR_CONFIG, "5000", aq_plan_create_with(source, config, &options, &plan, err));
+  options.threads = 2;
+  options.struct_size = 0;
+  REFUSED("options.struct_size is 0", aq_plan_create_with(source, config, &options, &plan, err));
+  options.struct_size = sizeof options;
+  steps.stop_at = 1;
+  steps.calls = 0;
+  aq_error err = AQ_ERROR_INIT;
+  CHECK(aq_plan_create_with(source, config, &options, &plan, &err) == AQ_ERROR_CANCELLED);
+  CHECK(plan == NULL && steps.calls == 1);
+  steps.stop_at = 0;
+  OK(aq_plan_create_with(source, config, &options, &plan, &err));
+  CHECK(steps.calls > 1);
+  OK(aq_plan_create(source, config, &same, &err));
+  size_t planes = 0, weights = 0;
+  for (size_t i = 0; i < aq_plan_count(plan); i++) {
+    aq_tensor_plan entry = {.struct_size = sizeof entry}, twin = entry;
+    OK(aq_plan_tensor(plan, i, &entry, &err));
+    OK(aq_plan_tensor(same, i, &twin, &err));
+    CHECK(entry.bytes == twin.bytes && entry.format == twin.format);
+    CHECK(strncmp(entry.reason, "budget: ", 8) || entry.format == AQ_FORMAT_RAW ||
+          entry.min_cosine == 0.85);
+    if (strncmp(entry.reason, "budget: ", 8)) continue;
+    planes += entry.bytes;
+    weights += 40 * 96;
+  }
+  CHECK(weights == 8 * 40 * 96 && 8.0 * planes <= 4.5 * weights && 8.0 * planes > 4.3 * weights);
+  aq_plan_free(same);
+
+  REFUSED("aq_source is NULL", aq_plan_file_bytes(NULL, plan, &bytes, err));
+  REFUSED("aq_plan is NULL", aq_plan_file_bytes(source, NULL, &bytes, err));
+  REFUSED("bytes is NULL", aq_plan_file_bytes(source, plan, NULL, err));
+  OK(aq_source_new(&other, &err));
+  REFUSED_AS(AQ_ERROR_PLAN, "16 tensors", aq_plan_file_bytes(other, plan, &bytes, err));
+  aq_source_free(other);
+  OK(aq_plan_file_bytes(source, plan, &bytes, &err));
+  OK(aq_run_to_path(source, plan, output, NULL, NULL, &err));
+  struct stat file;
+  CHECK(!stat(output, &file));
+  CHECK(llabs((long long)bytes - (long long)file.st_size) < 16 * 400);
+  aq_plan_free(plan);
+  aq_config_free(config);
+  plan = NULL;
+  config = config_with("max_size", "9kB");
+  REFUSED_AS(AQ_ERROR_CONFIG, "max_size: 9.0 kB is too little",
+             aq_plan_create_with(source, config, NULL, &plan, err));
+  aq_config_free(config);
+
+  /* Progress is told of the measuring as of the run: cancelled there, no run begins. */
+  config = config_with("avg_bits", "4.5");
+  steps = (struct steps){0, 1, 0, pthread_self()};
+  CHECK(aq_quantize_file(input, scratch, config, &options, NULL, &err) == AQ_ERROR_CANCELLED);
+  CHECK(steps.calls == 1 && count_files() == 1);
+  aq_config_free(config);
+
+  /* The ladder: two bits are not enough, four are. */
+  config = config_with("bit_width", "2");
+  OK(aq_config_set(config, "min_cosine", "0.98", &err));
+  aq_report *report = NULL;
+  OK(aq_quantize_file(input, output, config, NULL, &report, &err));
+  for (size_t i = 0; i < aq_report_count(report); i++) {
+    aq_tensor_report entry = {.struct_size = sizeof entry};
+    OK(aq_report_tensor(report, i, &entry, &err));
+    if (strstr(entry.name, "bias")) {
+      CHECK(isnan(entry.min_cosine) && !entry.ladder_steps && !entry.below_min_cosine);
+    } else {
+      CHECK(entry.format == AQ_FORMAT_INT4 && entry.ladder_steps == 1);
+      CHECK(entry.min_cosine == 0.98 && entry.cosine >= 0.98 && !entry.below_min_cosine);
+    }
+  }
+  aq_report_free(report);
+  /* And no room for more. */
+  OK(aq_config_set(config, "candidates", "int2:32", &err));
+  OK(aq_config_set(config, "mixed_precision", "true", &err));
+  OK(aq_plan_create(source, config, &plan, &err));
+  OK(aq_plan_file_bytes(source, plan, &bytes, &err));
+  aq_plan_free(plan);
+  char size[40];
+  snprintf(size, sizeof size, "%lluB", (unsigned long long)bytes + 500);
+  OK(aq_config_set(config, "max_size", size, &err));
+  OK(aq_quantize_file(input, output, config, NULL, &report, &err));
+  for (size_t i = 0; i < aq_report_count(report); i++) {
+    aq_tensor_report entry = {.struct_size = sizeof entry};
+    OK(aq_report_tensor(report, i, &entry, &err));
+    if (strstr(entry.name, "bias")) continue;
+    CHECK(entry.format == AQ_FORMAT_INT2 && entry.below_min_cosine == 1 && entry.cosine < 0.98);
+  }
+  aq_report_free(report);
+  aq_config_free(config);
+  aq_source_free(source);
+}
+
+static void analyses(void) {
+  aq_source *source = open_source();
+  aq_config *config = config_with("candidates", "int2:32,int8:64:affine");
+  aq_analysis *analysis = NULL;
+  const char *json = NULL;
+  struct steps steps = {0, 0, 0, pthread_self()};
+  aq_run_options options;
+  aq_run_options_init(&options, sizeof options);
+  options.progress = tell;
+  options.user_data = &steps;
+  REFUSED("aq_source is NULL", aq_analyze(NULL, config, NULL, &analysis, err));
+  REFUSED("analysis is NULL", aq_analyze(source, config, NULL, NULL, err));
+  REFUSED("not an aq_config", aq_analyze(source, (aq_config *)(void *)source, NULL, &analysis, err));
+  options.struct_size = 0;
+  REFUSED("options.struct_size is 0", aq_analyze(source, config, &options, &analysis, err));
+  options.struct_size = sizeof options;
+  steps.stop_at = 1;
+  aq_error err = AQ_ERROR_INIT;
+  CHECK(aq_analyze(source, config, &options, &analysis, &err) == AQ_ERROR_CANCELLED);
+  CHECK(analysis == NULL);
+  steps.stop_at = 0;
+  OK(aq_analyze(source, config, &options, &analysis, &err));
+  CHECK(steps.calls > 1 && aq_analysis_count(analysis) == 8 && aq_analysis_count(NULL) == 0);
+  REFUSED("aq_analysis is NULL", aq_analysis_to_json(NULL, &json, err));
+  REFUSED("json is NULL", aq_analysis_to_json(analysis, NULL, err));
+  OK(aq_analysis_to_json(analysis, &json, &err));
+  CHECK(json[0] == '{' && strstr(json, "blocks.7.attn.weight") && strstr(json, "\"affine\""));
+  aq_analysis_free(analysis);
+  aq_analysis_free(analysis);
+  aq_analysis_free(NULL);
+  REFUSED("freed already", aq_analysis_to_json(analysis, &json, err));
+  OK(aq_analyze(source, NULL, NULL, &analysis, &err));
+  aq_analysis_free(analysis);
+  aq_config_free(config);
+  aq_source_free(source);
+}
+
+/* A search as its callbacks see it. */
+struct search {
+  pthread_t thread;
+  pthread_mutex_t mutex;
+  pthread_cond_t another;
+  int calls, inside, most_inside, parallel, end_at, end_after;
+  double answer; /* what call `end_at` gives */
+  const aq_plan *last;
+  unsigned generations;
+  uint64_t evaluations;
+};
+
+/* Bits of later tensors are worth more, and those of two neighbours less. */
+static double worth(void *user_data, const aq_plan *candidate) {
+  struct search *search = user_data;
+  pthread_mutex_lock(&search->mutex);
+  if (!search->parallel && !pthread_equal(search->thread, pthread_self())) abort();
+  int call = ++search->calls;
+  search->last = candidate;
+  if (++search->inside > search->most_inside) search->most_inside = search->inside;
+  pthread_cond_broadcast(&search->another);
+  /* The first waits for a second, where there is to be one. */
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += 20;
+  while (search->parallel > 1 && search->most_inside < 2)
+    if (pthread_cond_timedwait(&search->another, &search->mutex, &until)) break;
+  pthread_mutex_unlock(&search->mutex);
+  double sum = 0;
+  int before = 0;
+  for (size_t i = 0; i < aq_plan_count(candidate); i++) {
+    aq_tensor_plan entry = {.struct_size = sizeof entry};
+    aq_error err = AQ_ERROR_INIT;
+    if (aq_plan_tensor(candidate, i, &entry, &err)) abort();
+    if (strncmp(entry.reason, "search: ", 8)) continue;
+    sum += (double)(i + 1) * entry.format - (before == entry.format ? 3.5 : 0);
+    before = entry.format;
+  }
+  pthread_mutex_lock(&search->mutex);
+  search->inside--;
+  pthread_mutex_unlock(&search->mutex);
+  return call == search->end_at ? search->answer : sum;
+}
+
+static bool generation(void *user_data, const aq_generation *told) {
+  struct search *search = user_data;
+  if (!pthread_equal(search->thread, pthread_self())) abort();
+  CHECK(told->struct_size == sizeof *told && told->generation == search->generations);
+  CHECK(told->evaluations >= search->evaluations && told->best >= told->mean && told->bytes > 0);
+  /* A candidate is of no use after its call. */
+  CHECK(search->inside == 0 && aq_plan_count(search->last) == 0);
+  search->evaluations = told->evaluations;
+  return (int)search->generations++ != search->end_after;
+}
+
+static struct search new_search(void) {
+  return (struct search){.thread = pthread_self(),
+                         .mutex = PTHREAD_MUTEX_INITIALIZER,
+                         .another = PTHREAD_COND_INITIALIZER,
+                         .end_after = -1};
+}
+
+/* A search's JSON, in memory of the caller's; its plan is given on. */
+static char *searched(const aq_source *source, const aq_config *config, aq_evolve_options *evolve,
+                      const aq_run_options *options, aq_plan **plan) {
+  aq_evolution *evolution = NULL;
+  const char *json = NULL;
+  OK(aq_evolve(source, config, evolve, options, plan, &evolution, &err));
+  OK(aq_evolution_to_json(evolution, &json, &err));
+  char *copy = strdup(json);
+  aq_evolution_free(evolution);
+  return copy;
+}
+
+static void searches(void) {
+  aq_source *source = open_source();
+  aq_config *config = config_with("candidates", "int2:32,int4:64,int4:32,int8:32");
+  OK(aq_config_set(config, "seed", "7", &err));
+  OK(aq_config_set(config, "min_cosine", "none", &err));
+  aq_plan *plan = NULL;
+  aq_evolution *evolution = NULL;
+  char *json = NULL, *another = NULL;
+  const char *borrowed = NULL;
+  struct search search = new_search();
+  aq_run_options options;
+  aq_run_options_init(&options, sizeof options);
+  aq_evolve_options evolve;
+  memset(&evolve, 'x', sizeof evolve);
+  aq_evolve_options_init(NULL, sizeof evolve);
+  aq_evolve_options_init(&evolve, 0);
+  aq_evolve_options_init(&evolve, sizeof evolve);
+  CHECK(evolve.struct_size == sizeof evolve && !evolve.population && !evolve.fitness);
+  CHECK(!evolve.checkpoint && !evolve.generation && !evolve.user_data && !evolve.resume);
+  evolve.population = 8;
+  evolve.generations = 4;
+  evolve.fitness = worth;
+  evolve.generation = generation;
+  evolve.user_data = &search;
+
+#define EVOLVE(source, config, plan) aq_evolve(source, config, &evolve, &options, plan, &evolution, err)
+  REFUSED("aq_source is NULL", EVOLVE(NULL, config, &plan));
+  REFUSED("plan is NULL", EVOLVE(source, config, NULL));
+  REFUSED("not an aq_config", EVOLVE(source, (aq_config *)(void *)source, &plan));
+  evolve.struct_size = 0;
+  REFUSED("evolve.struct_size is 0", EVOLVE(source, config, &plan));
+  evolve.struct_size = sizeof evolve;
+  options.struct_size = 0;
+  REFUSED("options.struct_size is 0", EVOLVE(source, config, &plan));
+  options.struct_size = sizeof options;
+  evolve.resume = 1;
+  REFUSED("evolve.resume without a checkpoint", EVOLVE(source, config, &plan));
+  evolve.resume = 0;
+  evolve.checkpoint = BAD_UTF8;
+  REFUSED("evolve.checkpoint is not UTF-8", EVOLVE(source, config, &plan));
+  evolve.checkpoint = NULL;
+  evolve.population = 1;
+  REFUSED_AS(AQ_ERROR_CONFIG, "population: 1 is less than 2", EVOLVE(source, config, &plan));
+  evolve.population = 8;
+  CHECK(search.calls == 0 && !plan && !evolution);
+  evolve.generation = NULL;
+  evolve.checkpoint = "/nowhere/search.json";
+  REFUSED_AS(AQ_ERROR_FILE, "/nowhere", EVOLVE(source, config, &plan));
+  evolve.checkpoint = NULL;
+  for (int i = 0; i < 3; i++) {
+    const double answers[3] = {NAN, INFINITY, -INFINITY};
+    const char *const messages[3] = {"fitness: a candidate's is NaN", "a candidate's is inf", "cancelled"};
+    for (evolve.parallel = 0; evolve.parallel < 2; evolve.parallel++) {
+      search = new_search();
+      search.parallel = (int)evolve.parallel;
+      search.end_at = 1;
+      search.answer = answers[i];
+      options.threads = 1;
+      const aq_status expected = i < 2 ? AQ_ERROR_CONFIG : AQ_ERROR_CANCELLED;
+      aq_error refusal = AQ_ERROR_INIT, *err = &refusal;
+      CHECK(EVOLVE(source, config, &plan) == expected && !plan && !evolution);
+      if (!strstr(refusal.message, messages[i])) fail(__LINE__, messages[i], &refusal);
+      CHECK(search.calls == 1);
+    }
+  }
+  evolve.parallel = 0;
+#undef EVOLVE
+
+  /* The same seed, the same history: on one thread, and on several at once. */
+  evolve.generation = generation;
+  search = new_search();
+  json = searched(source, config, &evolve, &options, &plan);
+  CHECK(search.generations == 5 && search.most_inside == 1 && search.calls > 20);
+  CHECK((uint64_t)search.calls == search.evaluations && strstr(json, "\"stopped\":false"));
+  CHECK(worth(&search, plan) == atof(strstr(json, "\"fitness\":") + 10));
+  aq_plan_free(plan);
+  evolve.parallel = 1;
+  for (options.threads = 1; options.threads <= 2; options.threads++) {
+    search = new_search();
+    search.parallel = (int)options.threads;
+    another = searched(source, config, &evolve, &options, &plan);
+    CHECK(!strcmp(json, another) && search.most_inside == (int)options.threads);
+    free(another);
+    aq_plan_free(plan);
+  }
+  evolve.parallel = 0;
+  options.threads = 1;
+
+  /* Another seed, another history. */
+  OK(aq_config_set(config, "seed", "8", &err));
+  search = new_search();
+  another = searched(source, config, &evolve, &options, &plan);
+  CHECK(strcmp(json, another));
+  free(another);
+  aq_plan_free(plan);
+
+  /* Ended by either function, it gives the best so far; resumed, it goes on as if it had not been. */
+  OK(aq_config_set(config, "seed", "7", &err));
+  evolve.checkpoint = scratch;
+  search = new_search();
+  search.end_after = 1;
+  another = searched(source, config, &evolve, &options, &plan);
+  CHECK(search.generations == 2 && strstr(another, "\"stopped\":true") && strlen(another) < strlen(json));
+  free(another);
+  aq_plan_free(plan);
+  evolve.resume = 1;
+  int before = search.calls;
+  search.end_after = -1;
+  another = searched(source, config, &evolve, &options, &plan);
+  CHECK(!strcmp(json, another) && search.generations == 5 && before > 8);
+  free(another);
+  aq_plan_free(plan);
+  evolve.population = 9;
+  aq_plan *no_plan = NULL;
+  REFUSED_AS(AQ_ERROR_FILE, "of another search",
+             aq_evolve(source, config, &evolve, NULL, &no_plan, NULL, err));
+  evolve.population = 8;
+  CHECK(!unlink(scratch) && !no_plan);
+  evolve.checkpoint = NULL;
+  evolve.resume = 0;
+  search = new_search();
+  search.end_at = 12;
+  search.answer = -INFINITY;
+  another = searched(source, config, &evolve, &options, &plan);
+  CHECK(search.calls == 12 && strstr(another, "\"stopped\":true"));
+  free(another);
+  free(json);
+
+  OK(aq_run_to_path(source, plan, output, NULL, NULL, &err)); /* what it found can be done */
+  aq_plan_free(plan);
+
+  /* Without options: the errors of tensors, of which the budget's plan is the best already. */
+  OK(aq_evolve(source, config, NULL, NULL, &plan, &evolution, &err));
+  REFUSED("aq_evolution is NULL", aq_evolution_to_json(NULL, &borrowed, err));
+  REFUSED("json is NULL", aq_evolution_to_json(evolution, NULL, err));
+  OK(aq_evolution_to_json(evolution, &borrowed, &err));
+  CHECK(strstr(borrowed, "\"additive\":true") && strstr(borrowed, "\"generation\":10"));
+  CHECK(atof(strstr(borrowed, "\"start\":") + 8) == atof(strstr(borrowed, "\"fitness\":") + 10));
+  aq_evolution_free(evolution);
+  aq_evolution_free(evolution);
+  aq_evolution_free(NULL);
+  REFUSED("freed already", aq_evolution_to_json(evolution, &borrowed, err));
+  aq_plan_free(plan);
+
+  /* Options that a caller does not know have their defaults. */
+  search = new_search();
+  evolve.struct_size = offsetof(aq_evolve_options, fitness);
+  OK(aq_evolve(source, config, &evolve, &options, &plan, NULL, &err));
+  CHECK(search.calls == 0);
+  aq_plan_free(plan);
+  aq_config_free(config);
+  aq_source_free(source);
 }
 
 static void runs(void) {
@@ -1400,6 +1797,27 @@ static void sizes(void) {
   aq_plan_free(plan);
   aq_source_free(source);
 
+  /* As programs built before some fields came know these. */
+  CHECK(offsetof(aq_tensor_plan, min_cosine) ==
+        offsetof(aq_tensor_plan, bits_per_weight) + sizeof(double));
+  CHECK(offsetof(aq_tensor_report, min_cosine) ==
+        offsetof(aq_tensor_report, output_cosine) + sizeof(double));
+  if (sizeof(void *) == 8) {
+    CHECK(sizeof(aq_tensor_plan) == 88 && sizeof(aq_tensor_report) == 112);
+    CHECK(sizeof(aq_generation) == 40 && sizeof(aq_evolve_options) == 56);
+  }
+  aq_report *report = NULL;
+  OK(aq_quantize_file(input, output, NULL, NULL, &report, &err));
+  aq_tensor_report measured;
+  memset(&measured, 'x', sizeof measured);
+  measured.struct_size = offsetof(aq_tensor_report, min_cosine);
+  OK(aq_report_tensor(report, 0, &measured, &err));
+  CHECK(!memcmp(&measured.min_cosine, "xxxxxxxx", 8) && !memcmp(&measured.below_min_cosine, "xxxx", 4));
+  measured.struct_size = sizeof measured;
+  OK(aq_report_tensor(report, 0, &measured, &err));
+  CHECK(measured.ladder_steps == 0 && measured.below_min_cosine == 0);
+  aq_report_free(report);
+
   aq_model *model = NULL;
   aq_tensor_view view = {0};
   OK(aq_model_open(output, &model, &err));
@@ -1597,6 +2015,9 @@ int main(int argc, char **argv) {
   sources();
   plans();
   runs();
+  budgets();
+  analyses();
+  searches();
   folders();
   reports();
   models();

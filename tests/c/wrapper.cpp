@@ -33,7 +33,7 @@ constexpr bool moves_only = std::is_move_constructible_v<T> && std::is_move_assi
                             !std::is_copy_constructible_v<T> && !std::is_copy_assignable_v<T>;
 static_assert(moves_only<aq::Config> && moves_only<aq::Source> && moves_only<aq::Plan> &&
               moves_only<aq::Report> && moves_only<aq::Model> && moves_only<aq::Verification> &&
-              moves_only<aq::Calibration>);
+              moves_only<aq::Calibration> && moves_only<aq::Analysis> && moves_only<aq::Evolution>);
 
 // The Error that a call throws.
 template <class F>
@@ -201,6 +201,79 @@ int main(int argc, char** argv) {
   const aq::Model made_model = aq::Model::open(std::vector<std::byte>(made_file));
   const auto codes = made_model.view(0).code_bytes();
   CHECK(std::equal(codes.begin(), codes.end(), planes.codes.begin(), planes.codes.end()));
+
+  // Budgets, analyses and searches.
+  aq::Source alike;
+  for (const char* name : {"a.weight", "b.weight", "c.weight"}) alike.add(name, dims, values);
+  aq::Config frugal;
+  frugal.set("avg_bits", "5.5").set("candidates", "int2:16,int4:16,int8:16").set("min_cosine", "none");
+  int measured = 0;
+  aq::Options measuring;
+  measuring.threads = 2;
+  measuring.progress = [&](std::uint64_t, std::uint64_t) { return ++measured > 0; };
+  const aq::Plan budget(alike, frugal, measuring);
+  CHECK(measured > 0 && budget.size() == 3 && std::isnan(budget[0].min_cosine));
+  const auto budget_file = aq::run_to_memory(alike, budget);
+  CHECK(std::abs(double(budget.file_bytes(alike)) - double(budget_file.size())) < 3 * 400);
+  CHECK(budget.modality() == aq::Plan(alike).modality() && !budget.modality().empty());
+  CHECK(aq::Plan(alike, frugal.clone().set("modality", "audio")).evidence().size() > 0);
+  measuring.progress = [](std::uint64_t, std::uint64_t) { return false; };
+  CHECK(refused([&] { aq::Plan(alike, frugal, measuring); }).code() == AQ_ERROR_CANCELLED);
+  CHECK(refused([&] { aq::Analysis(alike, frugal, measuring); }).code() == AQ_ERROR_CANCELLED);
+  const aq::Analysis analysis(alike, frugal);
+  CHECK(analysis.size() == 3 && analysis.to_json().find("\"int2\"") != std::string::npos);
+
+  // The last tensor counts most: it gets 8 bits, which leave the others 2.
+  aq::EvolveOptions evolve;
+  evolve.population = 20;
+  evolve.generations = 4;
+  int scored = 0, generations = 0;
+  evolve.fitness = [&](const aq::Plan& candidate) {
+    scored++;
+    CHECK(aq::run_to_memory(alike, candidate).size() > 0);
+    return double(candidate[2].format) + 0.1 * candidate[1].format;
+  };
+  evolve.generation = [&](const aq_generation& told) {
+    CHECK(int(told.generation) == generations++ && told.evaluations == std::uint64_t(scored));
+    return true;
+  };
+  const aq::Evolution found(alike, frugal, evolve);
+  CHECK(generations == 5 && scored > 3 && found.plan()[2].format == AQ_FORMAT_INT8);
+  CHECK(found.plan()[0].format == AQ_FORMAT_INT2 && found.plan()[1].format == AQ_FORMAT_INT2);
+  CHECK(found.to_json().find("\"stopped\":false") != std::string::npos);
+  CHECK(aq::Plan(aq::Evolution(alike, frugal, {}).plan()).size() == 3);
+  generations = scored = 0;
+  evolve.generation = [](const aq_generation&) { return false; };
+  CHECK(aq::Evolution(alike, frugal, evolve).to_json().find("\"stopped\":true") != std::string::npos);
+
+  // Exceptions end it, on whatever thread, and come out as they are.
+  aq::Options on_two;
+  on_two.threads = 2;
+  for (const bool parallel : {false, true}) {
+    evolve.parallel = parallel;
+    evolve.fitness = [](const aq::Plan&) -> double { throw std::string("mine"); };
+    caught = false;
+    try {
+      aq::Evolution(alike, frugal, evolve, on_two);
+    } catch (const std::string& mine) {
+      caught = mine == "mine";
+    }
+    CHECK(caught);
+    evolve.fitness = [](const aq::Plan&) { return 1.0; };
+    evolve.generation = [](const aq_generation&) -> bool { throw std::string("told"); };
+    caught = false;
+    try {
+      aq::Evolution(alike, frugal, evolve, on_two);
+    } catch (const std::string& mine) {
+      caught = mine == "told";
+    }
+    CHECK(caught);
+  }
+  evolve = {};
+  evolve.resume = true;
+  CHECK(refused([&] { aq::Evolution(alike, frugal, evolve); }).code() == AQ_ERROR_ARGUMENT);
+  evolve.checkpoint = folder + "/search.json";
+  CHECK(aq::Evolution(alike, frugal, evolve).to_json() == aq::Evolution(alike, frugal, evolve).to_json());
 
   // What the inputs of transformed tensors go through.
   const aq::Model transformed = aq::Model::open(argv[3]);

@@ -115,10 +115,11 @@ def test_file_errors(small, packed, tmp_path):
         aq.open(cut)
     with raises(aq.FileError, "there is no folder"):
         aq.quantize(small, tmp_path / "none" / "m.parquet")
-    same = tmp_path / "same.parquet"
+    same, link = tmp_path / "same.safetensors", tmp_path / "link.parquet"
     same.write_bytes(small.read_bytes())
+    link.symlink_to(same)
     with raises(aq.FileError, "would be overwritten"):
-        aq.quantize(same, same)
+        aq.quantize(same, link)
 
 
 def test_tensor_errors(small, packed, tmp_path):

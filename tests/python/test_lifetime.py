@@ -265,7 +265,7 @@ def test_models_are_used_by_many_threads(big_packed):
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and len(names) >= 20
+    assert wrong == [] and len(names) == 20
 
 
 def test_a_config_is_changed_by_one_thread_at_a_time():

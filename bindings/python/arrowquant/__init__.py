@@ -17,6 +17,7 @@ from typing import Any as _Any, Union as _Union
 from ._library import call as _call, encode_path as _encode_path, lib as _lib
 from ._run import Log, Progress, Run as _Run
 from .activations import QuantizedActivations, quantize_activations
+from .analysis import Analysis, FormatAnalysis, TensorAnalysis, analyze
 from .calibration import Calibration, LayerInfo
 from .config import Config
 from .errors import (
@@ -34,6 +35,7 @@ from .errors import (
     UnknownKey,
     UnknownTensor,
 )
+from .evolution import Evolution, Fitness, Generation, OnGeneration, evolve
 from .folding import Folded, FoldReport, fold
 from .kernels import (
     Activations,
@@ -62,7 +64,7 @@ from .model import (
     open_model as open,
 )
 from .plan import Plan, PlanEntry
-from .report import Report, TensorCheck, TensorReport, Totals, Verification
+from .report import LadderStep, Report, TensorCheck, TensorReport, Totals, Verification
 from .source import Source, TensorInfo
 
 __version__: str = _lib.aq_version().decode()
@@ -102,7 +104,8 @@ def quantize(
     in all, some 20 times a second. `log` is a callable that is told what is worth telling, with a
     level of the `logging` module, such as `logging.getLogger("...").log`. If either returns False,
     the run ends with `Cancelled`; an exception in them ends it, too, and is raised here. (None is
-    no False.) `threads` are what the settings say where 0, and by default all of the machine's.
+    no False.) With a budget (`max_size`, `avg_bits`, `mixed_precision`) `progress` is told of the
+    measuring first, and then of the run. `threads` are what the settings say where 0, and by default all of the machine's.
 
     Into a folder each part appears whole. `resume=True` goes on after an interruption;
     `part=(K, N)` does the K-th of N shares of the work, of which `merge` makes one model;
@@ -113,7 +116,7 @@ def quantize(
     if not isinstance(input, (str, _os.PathLike)):
         source = Source.of(input)
         threads = threads or int(wanted["num_threads"])
-        plan = Plan.create(source, wanted)
+        plan = Plan.create(source, wanted, progress=progress, threads=threads)
         return plan.run(
             source,
             output,
@@ -153,13 +156,14 @@ def quantize_to_bytes(
     wanted = Config.of(config, settings)
     source = Source.of(input)
     threads = threads or int(wanted["num_threads"])
-    plan = Plan.create(source, wanted)
+    plan = Plan.create(source, wanted, progress=progress, threads=threads)
     return plan.run_to_bytes(source, progress=progress, log=log, threads=threads)
 
 
 __all__ = [
     "ActivationParams",
     "Activations",
+    "Analysis",
     "ArgumentError",
     "Calibration",
     "Cancelled",
@@ -168,16 +172,22 @@ __all__ = [
     "Config",
     "ConfigError",
     "Error",
+    "Evolution",
     "FileError",
+    "Fitness",
     "FoldReport",
     "Folded",
+    "FormatAnalysis",
+    "Generation",
     "IOFailure",
     "InternalError",
+    "LadderStep",
     "LayerInfo",
     "Log",
     "Metadata",
     "MissingFile",
     "Model",
+    "OnGeneration",
     "Plan",
     "PlanEntry",
     "PlanError",
@@ -190,6 +200,7 @@ __all__ = [
     "Rotation",
     "Source",
     "Tensor",
+    "TensorAnalysis",
     "TensorCheck",
     "TensorError",
     "TensorInfo",
@@ -199,8 +210,10 @@ __all__ = [
     "UnknownKey",
     "UnknownTensor",
     "Verification",
+    "analyze",
     "compare",
     "dequantize_rows",
+    "evolve",
     "fold",
     "isa_name",
     "matvec",

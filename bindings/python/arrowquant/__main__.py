@@ -1,4 +1,4 @@
-"""`python -m arrowquant`: what the program `arrowquant` does, in brief.
+"""`python -m arrowquant`: what the program `arrowquant` does, in brief, but for charts.
 
 Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage, 130 stopped by Ctrl-C.
 """
@@ -9,8 +9,11 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +42,12 @@ SETTINGS = {
     "--streaming": ("streaming_mode", "hold little in memory, even where that takes longer"),
     "--memory-limit": ("memory_limit", "the most memory that it may take, such as 256MB"),
     "--fail-fast": ("fail_fast", "stop where the run would otherwise mend by itself"),
+    "--min-cosine": ("min_cosine", "what every tensor must reach, or get more bits; or none"),
+    "--mixed": ("mixed_precision", "choose formats by what tensors lose; the budgets imply it"),
+    "--max-size": ("max_size", "the most bytes that the file may have, such as 2GB"),
+    "--avg-bits": ("avg_bits", "bits of a weight on average, scales counted"),
+    "--candidates": ("candidates", "to choose from, such as int2:256,int4:128:affine,int8,keep"),
+    "--seed": ("seed", "of what is drawn by chance: rows that are sampled, plans that are tried"),
     "--threads": ("num_threads", "threads; 0 is all of the machine's"),
 }
 
@@ -85,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     def add_settings(to: argparse.ArgumentParser) -> None:
         to.add_argument("--config", metavar="FILE", help="settings in YAML")
         for flag, (key, help) in SETTINGS.items():
-            if flag in ("--streaming", "--fail-fast"):
+            if flag in ("--streaming", "--fail-fast", "--mixed"):
                 to.add_argument(flag, dest=key, help=help, action="store_const", const="true")
             else:
                 to.add_argument(flag, dest=key, help=help)
@@ -120,6 +129,30 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("input")
     add_settings(plan)
     add_json(plan)
+
+    analyze = command("analyze", "measure what each tensor would lose by each format, on a sample")
+    analyze.add_argument("input")
+    add_settings(analyze)
+    add_json(analyze)
+
+    evolve = command("evolve", "search for the plan that is worth most, within a budget")
+    evolve.add_argument("input")
+    evolve.add_argument("output", help="the plan to write, which `quantize --plan` takes")
+    add_settings(evolve)
+    evolve.add_argument(
+        "--fitness", metavar="COMMAND",
+        help="what a plan is worth: the last number that this prints, run by the shell with {} "
+        "standing for the plan's file; by default less the errors of tensors",
+    )
+    evolve.add_argument("--population", type=int, default=50, metavar="N", help="plans a generation")
+    evolve.add_argument(
+        "--generations", type=int, default=10, metavar="N", help="those after the first"
+    )
+    evolve.add_argument(
+        "--checkpoint", metavar="FILE", help="write the search down after each generation"
+    )
+    evolve.add_argument("--resume", action="store_true", help="go on where the checkpoint ended")
+    add_json(evolve)
 
     inspect = command("inspect", "show the tensors of a quantized file")
     inspect.add_argument("file")
@@ -178,7 +211,7 @@ def _figure(value: float | None, digits: int) -> str:
 def _table(rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need to be; those of figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    words = ("tensor", "dtype", "format", "how")
+    words = ("tensor", "dtype", "format", "how", "cosine of", "sensitive")
     for row in rows:
         cells = [
             cell.ljust(width) if head in words else cell.rjust(width)
@@ -203,7 +236,7 @@ def _quantize(args: argparse.Namespace) -> int:
     config = _config(args)
     source = Source.open(args.input)
     if args.plan is None:
-        plan = Plan.create(source, config)
+        plan = _create(source, config, args.quiet)
     else:
         plan = Plan.from_json(Path(args.plan).read_text(encoding="utf-8"))
     # Before the work, so that hours are not lost to a mistyped name.
@@ -232,6 +265,12 @@ def _quantize(args: argparse.Namespace) -> int:
             f"weight, cosine {_figure(total.cosine, 5)}, SQNR {_figure(total.sqnr_db, 2)} dB; "
             f"{total.kept} kept"
         )
+        climbed = [tensor for tensor in report if tensor.ladder]
+        if climbed:
+            print(f"ladder: {len(climbed)} tensors got more than planned to reach min_cosine")
+        below = [tensor for tensor in report if tensor.below_min_cosine]
+        if below:
+            print(f"ladder: {len(below)} tensors left below min_cosine for want of room")
     return 0
 
 
@@ -249,8 +288,14 @@ def _check_reports(args: argparse.Namespace) -> None:
             raise ConfigError(f"--report: there is no folder {path.parent}")
 
 
+def _create(source: Source, config: Config, quiet: bool) -> Plan:
+    """The plan, with a bar where there is something to measure."""
+    return Plan.create(source, config, progress=not quiet and sys.stderr.isatty())
+
+
 def _plan(args: argparse.Namespace) -> int:
-    plan = Plan.create(Source.open(args.input), _config(args))
+    source = Source.open(args.input)
+    plan = _create(source, _config(args), False)
     for warning in plan.warnings:
         _log(logging.WARNING, warning)
     if args.json:
@@ -271,7 +316,114 @@ def _plan(args: argparse.Namespace) -> int:
         )
     _table(rows)
     print("\n".join(map(_printable, plan.evidence)))
+    print(f"a file of {plan.file_bytes(source)} bytes")
     return 0
+
+
+def _analyze(args: argparse.Namespace) -> int:
+    config = _config(args)
+    found = arrowquant.analyze(args.input, config=config, progress=sys.stderr.isatty())
+    if args.json:
+        _json(found.to_dict())
+        return 0
+    shown = _shown(found)
+    rows = [("tensor", "shape", "rows", "cosine of", *map(_format_name, shown), "sensitive")]
+    for tensor in found:
+        cosines = {_format_name(format): format.cosine for format in tensor.formats}
+        rows.append(
+            (
+                _printable(tensor.name),
+                "x".join(map(str, tensor.shape)),
+                str(tensor.sampled_rows),
+                tensor.basis,
+                *(_figure(cosines.get(_format_name(format)), 5) for format in shown),
+                tensor.sensitive or "",
+            )
+        )
+    _table(rows)
+    count = len(found.sensitive)
+    print(f"{len(found)} tensors in {found.seconds:.2f} s, {count} sensitive")
+    return 0
+
+
+def _shown(found: arrowquant.Analysis) -> list[arrowquant.FormatAnalysis]:
+    """The formats in the table: of each width one, if there is that in symmetric groups of 128."""
+    shown: dict[str, arrowquant.FormatAnalysis] = {}
+
+    def rank(format: arrowquant.FormatAnalysis) -> tuple[bool, bool]:
+        return format.group_size == 128, format.scheme == "symmetric"
+
+    for format in (format for tensor in found for format in tensor.formats):
+        if format.format == "keep":
+            continue
+        if format.format not in shown or rank(format) > rank(shown[format.format]):
+            shown[format.format] = format
+    return list(shown.values())
+
+
+def _format_name(format: arrowquant.FormatAnalysis) -> str:
+    group = " row" if format.group_size == 0 else f" g{format.group_size}"
+    affine = " affine" if format.scheme == "affine" else ""
+    return format.format if format.group_size is None else f"{format.format}{group}{affine}"
+
+
+def _evolve(args: argparse.Namespace) -> int:
+    config = _config(args)
+    if args.resume and args.checkpoint is None:
+        raise ConfigError("--resume needs --checkpoint")
+    output = Path(args.output)
+    # Before the work, so that hours are not lost to a mistyped name.
+    if output.exists() and os.path.samefile(output, args.input):
+        raise ConfigError(f"'{args.output}' is the input")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {output.parent}")
+    found = arrowquant.evolve(
+        args.input,
+        None if args.fitness is None else lambda plan: _worth(args.fitness, plan),
+        population=args.population,
+        generations=args.generations,
+        checkpoint=args.checkpoint,
+        resume=args.resume,
+        config=config,
+        progress=sys.stderr.isatty(),
+        log=_log,
+    )
+    for warning in found.plan.warnings:
+        _log(logging.WARNING, warning)
+    plan = json.dumps(json.loads(found.plan.to_json()), indent=2, ensure_ascii=False)
+    output.write_text(plan + "\n", encoding="utf-8")
+    if args.json:
+        _json(found.to_dict())
+        return 0
+    rows = [("generation", "best", "mean of parents", "bytes", "tried")]
+    for one in found.history:
+        figures = _figure(one.best, 6), _figure(one.mean, 6)
+        rows.append((str(one.generation), *figures, str(one.bytes), str(one.evaluations)))
+    _table(rows)
+    start = "" if found.start is None else f", from {found.start:.6f} of the budget's plan"
+    print(f"fitness {found.fitness:.6f}{start}")
+    if found.additive:
+        print("errors of tensors add up, so the budget's plan is the best of all already")
+    if found.stopped:
+        print("ended early, with the best so far")
+    return 0
+
+
+def _worth(command: str, plan: Plan) -> float:
+    """The last number that a command prints for a plan."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "plan.json")
+        file.write_text(plan.to_json(), encoding="utf-8")
+        text = command.replace("{}", shlex.quote(str(file)) if os.name == "posix" else str(file))
+        done = subprocess.run(text, shell=True, stdout=subprocess.PIPE, check=False)
+    if done.returncode != 0:
+        raise ConfigError(f"--fitness: '{command}' failed: exit status {done.returncode}")
+    for word in reversed(done.stdout.decode("utf-8", "replace").split()):
+        try:
+            return float(word)
+        except ValueError:
+            pass
+    raise ConfigError(f"--fitness: '{command}' printed no number")
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -423,6 +575,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {
         "quantize": _quantize,
         "plan": _plan,
+        "analyze": _analyze,
+        "evolve": _evolve,
         "inspect": _inspect,
         "verify": _verify,
         "merge": _merge,
@@ -433,7 +587,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 return commands[args.command](args)
             except KeyboardInterrupt:
-                doing = {"quantize": "quantizing", "verify": "verifying", "dequantize": "decoding"}
+                doing = {
+                    "quantize": "quantizing",
+                    "plan": "planning for",
+                    "analyze": "analyzing",
+                    "evolve": "searching a plan for",
+                    "verify": "verifying",
+                    "dequantize": "decoding",
+                }
                 path = args.input if "input" in args else args.file
                 what = f"{doing.get(args.command, args.command)} {path}"
                 print(f"stopped: {_printable(what)}", file=sys.stderr)

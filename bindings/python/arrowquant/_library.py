@@ -178,6 +178,7 @@ class aq_tensor_plan(Sized):
         ("source_bytes", c_size_t),
         ("bytes", c_size_t),
         ("bits_per_weight", c_double),
+        ("min_cosine", c_double),
     ]
 
 
@@ -195,6 +196,9 @@ class aq_tensor_report(Sized):
         ("f32_scale_tiles", c_size_t),
         ("output_error", c_double),
         ("output_cosine", c_double),
+        ("min_cosine", c_double),
+        ("ladder_steps", c_size_t),
+        ("below_min_cosine", c_uint32),
     ]
 
 
@@ -234,6 +238,35 @@ class aq_run_options(Sized):
         ("part", c_uint32),
         ("parts", c_uint32),
         ("part_bytes", c_uint64),
+    ]
+
+
+class aq_generation(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("generation", c_uint32),
+        ("evaluations", c_uint64),
+        ("best", c_double),
+        ("mean", c_double),
+        ("bytes", c_uint64),
+    ]
+
+
+aq_fitness_fn = CFUNCTYPE(c_double, c_void_p, c_void_p)
+aq_generation_fn = CFUNCTYPE(c_bool, c_void_p, POINTER(aq_generation))
+
+
+class aq_evolve_options(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("population", c_uint32),
+        ("generations", c_uint32),
+        ("parallel", c_uint32),
+        ("resume", c_uint32),
+        ("checkpoint", c_char_p),
+        ("fitness", aq_fitness_fn),
+        ("generation", aq_generation_fn),
+        ("user_data", c_void_p),
     ]
 
 
@@ -377,6 +410,10 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_source_from_arrow": [c_void_p, _OUT],
     "aq_source_tensor": [_HANDLE, c_size_t, POINTER(aq_tensor_info)],
     "aq_plan_create": [_HANDLE, _HANDLE, _OUT],
+    "aq_plan_create_with": [_HANDLE, _HANDLE, _OPTIONS, _OUT],
+    "aq_plan_file_bytes": [_HANDLE, _HANDLE, POINTER(c_uint64)],
+    "aq_plan_modality": [_HANDLE, _TEXT],
+    "aq_plan_evidence": [_HANDLE, c_size_t, _TEXT],
     "aq_plan_tensor": [_HANDLE, c_size_t, POINTER(aq_tensor_plan)],
     "aq_plan_warning": [_HANDLE, c_size_t, _TEXT],
     "aq_plan_set": [_HANDLE, c_char_p, c_char_p],
@@ -390,6 +427,10 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_run_to_path": [_HANDLE, _HANDLE, c_char_p, _OPTIONS, _OUT],
     "aq_run_size_bound": [_HANDLE, _HANDLE, _SIZE],
     "aq_run_into": [_HANDLE, _HANDLE, _OPTIONS, c_void_p, c_size_t, _SIZE, _OUT],
+    "aq_analyze": [_HANDLE, _HANDLE, _OPTIONS, _OUT],
+    "aq_analysis_to_json": [_HANDLE, _TEXT],
+    "aq_evolve": [_HANDLE, _HANDLE, POINTER(aq_evolve_options), _OPTIONS, _OUT, _OUT],
+    "aq_evolution_to_json": [_HANDLE, _TEXT],
     "aq_fold_file": [c_char_p, c_char_p, _HANDLE, POINTER(aq_fold_options), _OPTIONS, _OUT],
     "aq_fold_report_to_json": [_HANDLE, _TEXT],
     "aq_model_open": [c_char_p, _OUT],
@@ -422,6 +463,11 @@ PLAIN: dict[str, tuple[Any, list[Any]]] = {
     "aq_source_count": (c_size_t, [_HANDLE]),
     "aq_plan_count": (c_size_t, [_HANDLE]),
     "aq_plan_warning_count": (c_size_t, [_HANDLE]),
+    "aq_plan_evidence_count": (c_size_t, [_HANDLE]),
+    "aq_evolve_options_init": (None, [POINTER(aq_evolve_options), c_uint32]),
+    "aq_analysis_count": (c_size_t, [_HANDLE]),
+    "aq_analysis_free": (None, [_HANDLE]),
+    "aq_evolution_free": (None, [_HANDLE]),
     "aq_report_count": (c_size_t, [_HANDLE]),
     "aq_model_count": (c_size_t, [_HANDLE]),
     "aq_model_metadata_count": (c_size_t, [_HANDLE]),
@@ -555,6 +601,25 @@ class Handle:
             while self._users:
                 self._changed.wait()
             yield self
+
+
+class Lent(Handle):
+    """A handle of the library's own, which it lends for the time of a callback: neither changed nor
+    freed here."""
+
+    def __init__(self, pointer: int) -> None:
+        super().__init__(pointer, lambda _: None)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Handle]:
+        """Refused."""
+        raise ArgumentError("a candidate cannot be changed, but Plan.from_json(plan.to_json()) can")
+        yield self
+
+    def take_back(self) -> None:
+        """Makes it useless, once no thread uses it any more."""
+        with super().exclusive():
+            self._as_parameter_ = c_void_p(None)
 
 
 def _free(free: Callable[[int | None], None], pointer: int | None, keep: list[Any]) -> None:

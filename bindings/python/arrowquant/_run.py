@@ -64,17 +64,32 @@ class Run:
                 )
             )
 
+    @property
+    def raised(self) -> bool:
+        """Whether a callback has raised an exception, so that the call is to end."""
+        return self._raised is not None
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the call with an exception of a callback's; the first is raised."""
+        if self._raised is None:
+            self._raised = error
+
+    def stop(self) -> None:
+        """Notes that the caller ends the call."""
+        self._stopped = True
+
     def _tell(self, function: Any, *args: Any) -> bool:
         """Whether to go on."""
-        if self._raised is not None:
+        if self.raised:
             return False
         try:
             answer = None if function is None else function(*args)
             go_on = answer is None or bool(answer)
         except BaseException as error:
-            self._raised = error
+            self.fail(error)
             return False
-        self._stopped = self._stopped or not go_on
+        if not go_on:
+            self.stop()
         return go_on
 
     def call(self, function: Any, *args: Any) -> None:
@@ -102,7 +117,6 @@ class Run:
         finally:
             # No cycle through the traceback.
             del raised, failure
-
 
     @contextmanager
     def _ctrl_c(self) -> Iterator[None]:

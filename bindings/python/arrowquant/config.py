@@ -30,13 +30,27 @@ KEYS = (
     "time_weighting",
     "enable_spatial",
     "modality",
+    "min_cosine",
+    "mixed_precision",
+    "max_size",
+    "avg_bits",
+    "candidates",
+    "seed",
     "num_threads",
     "rules",
 )
 
 _ALIASES = {"profile": "deployment_profile", "bits": "bit_width", "threads": "num_threads"}
 
-_NUMBERS = ("bit_width", "group_size", "num_time_groups", "num_threads")
+_NUMBERS = ("bit_width", "group_size", "num_time_groups", "seed", "num_threads")
+
+_FLOATS = ("min_cosine", "avg_bits")
+
+_FLAGS = ("streaming_mode", "fail_fast", "enable_time_aware", "enable_spatial", "mixed_precision")
+
+
+# What may be None.
+_NONE = (*_FLOATS, "max_size", "memory_limit")
 
 
 class Config(Owner):
@@ -50,6 +64,11 @@ class Config(Owner):
 
     `calibration` is the path of a file of `Calibration.save`, or a `Calibration` itself, which is no
     part of the YAML; None is none.
+
+    `min_cosine` is what every tensor must reach, or get more bits. `max_size` (such as "2GB", or a
+    number of bytes) and `avg_bits` are budgets: the formats of tensors are chosen by what they lose,
+    from `candidates` (such as `["int2:256", "int4:128:affine", "int8", "keep"]`), by a sample that
+    follows from `seed`. `mixed_precision=True` takes the fewest bytes that `min_cosine` allows.
 
     No environment variable is read unless `merge_env` or `from_env` is called.
     """
@@ -108,15 +127,18 @@ class Config(Owner):
         with self._open().shared() as handle:
             return text_of(function, handle, *args) or ""
 
-    def __getitem__(self, key: str) -> bool | int | str:
-        """The value in force: a number or bool where the key has these; rules are separated by `;`."""
+    def __getitem__(self, key: str) -> bool | float | str:
+        """The value in force: a number or bool where the key has these, else text, such as "none";
+        rules are separated by `;`."""
         key = _ALIASES.get(key, key)
         try:
             value = self._read(lib.aq_config_get, encode(key, "key"))
         except ConfigError as error:
             raise UnknownKey(str(error)) from None
-        if key in ("streaming_mode", "fail_fast", "enable_time_aware", "enable_spatial"):
+        if key in _FLAGS:
             return value == "true"
+        if key in _FLOATS and value != "none":
+            return float(value)
         return int(value) if key in _NUMBERS else value
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -146,6 +168,12 @@ class Config(Owner):
             return
         if isinstance(value, os.PathLike):
             value = os.fsdecode(os.fspath(value))
+        if value is None and key in _NONE:
+            value = "none"
+        if key == "candidates" and not isinstance(value, str):
+            value = ",".join(value)
+        if key == "max_size" and isinstance(value, int):
+            value = f"{value}B"
         text = str(value).lower() if isinstance(value, bool) else str(value)
         self._change(lib.aq_config_set, encode(key, "key"), encode(text, key))
 
@@ -174,7 +202,7 @@ class Config(Owner):
         """All keys."""
         return KEYS
 
-    def items(self) -> list[tuple[str, bool | int | str]]:
+    def items(self) -> list[tuple[str, bool | float | str]]:
         """All keys and the values in force."""
         return [(key, self[key]) for key in KEYS]
 

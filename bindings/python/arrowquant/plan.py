@@ -59,6 +59,9 @@ class PlanEntry:
     bytes: int
     #: The same per weight, in bits; None without weights.
     bits_per_weight: float | None
+    #: Cosine that it must reach, or get more bits: of its outputs where a calibration tells of them,
+    #: else of its weights. None for none.
+    min_cosine: float | None
 
 
 def _entry(found: aq_tensor_plan) -> PlanEntry:
@@ -75,6 +78,7 @@ def _entry(found: aq_tensor_plan) -> PlanEntry:
         source_bytes=found.source_bytes,
         bytes=found.bytes,
         bits_per_weight=number(found.bits_per_weight),
+        min_cosine=number(found.min_cosine),
     )
 
 
@@ -96,13 +100,28 @@ class Plan(Owner):
         cls,
         source: Any,
         config: Union[Config, Mapping[str, Any], None] = None,
+        *,
+        progress: Union[bool, Progress, None] = None,
+        log: Log | None = None,
+        threads: int = 0,
         **settings: Any,
     ) -> Plan:
         """The plan for a source (or what `quantize` takes as its input). `settings` are config
-        keys, over `config`."""
+        keys, over `config`.
+
+        Where they set a budget (`max_size`, `avg_bits`, `mixed_precision`), what tensors lose by each
+        format is measured on a sample of their rows: `progress`, `log` and `threads` are as for
+        `quantize`. A budget that nothing fits is a ConfigError with the arithmetic."""
         wanted = Config.of(config, settings)
+        run = Run(progress, log, threads)
+        plan = ctypes.c_void_p()
         with Source.of(source)._open().shared() as tensors, wanted._open().shared() as handle:
-            return cls._around(make(lib.aq_plan_free, lib.aq_plan_create, tensors, handle))
+            try:
+                out = ctypes.byref(plan)
+                run.call(lib.aq_plan_create_with, tensors, handle, ctypes.byref(run.options), out)
+            finally:
+                made = Handle(plan.value, lib.aq_plan_free)
+        return cls._around(made)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -118,7 +137,7 @@ class Plan(Owner):
 
     def set(self, tensor: str, settings: str) -> None:
         """Changes what one tensor will get: "keep", or like "bits:8,group:64" with any of bits,
-        group, scheme, method, gain and scale_dtype."""
+        group, scheme, method, gain, scale_dtype and min_cosine."""
         with self._open().exclusive() as handle:
             call(lib.aq_plan_set, handle, encode(tensor, "tensor"), encode(settings, "settings"))
 
@@ -153,7 +172,8 @@ class Plan(Owner):
     @property
     def modality(self) -> str:
         """What the model generates: "text", "code", "image", "audio" or "unknown"."""
-        return str(json.loads(self.to_json())["modality"])
+        with self._open().shared() as handle:
+            return text_of(lib.aq_plan_modality, handle) or ""
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -163,7 +183,9 @@ class Plan(Owner):
     @property
     def evidence(self) -> tuple[str, ...]:
         """What tells the modality, a sentence each."""
-        return tuple(json.loads(self.to_json())["evidence"])
+        with self._open().shared() as plan:
+            count = lib.aq_plan_evidence_count(plan)
+            return tuple(text_of(lib.aq_plan_evidence, plan, i) or "" for i in range(count))
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -193,6 +215,15 @@ class Plan(Owner):
             out = ctypes.byref(report)
             run.call(lib.aq_run_to_path, tensors, plan, path, ctypes.byref(run.options), out)
         return Report._take(report)
+
+    def file_bytes(self, source: Any) -> int:
+        """Predicted bytes of the file that it makes of its source: planes to the byte, and what is
+        beside them to a few hundred bytes a tensor. Compression, scales that turn out to need f32
+        and tensors that get more bits to reach their cosine change it."""
+        size = ctypes.c_uint64()
+        with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
+            call(lib.aq_plan_file_bytes, tensors, plan, ctypes.byref(size))
+        return size.value
 
     def size_bound(self, source: Any) -> int:
         """Bytes that the file never exceeds."""

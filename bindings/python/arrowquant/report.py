@@ -29,6 +29,22 @@ def number(value: float) -> float | None:
 
 
 @dataclass(frozen=True)
+class LadderStep:
+    """An attempt that did not reach the cosine that its tensor was to have."""
+
+    #: What it was quantized to: "int2", "int4" or "int8".
+    format: str
+    #: Whether input channels were scaled or rotated.
+    spatial: bool
+    #: What was measured.
+    cosine: float
+    #: What of: "weight" or "output".
+    measure: str
+    #: What was to be reached.
+    min_cosine: float
+
+
+@dataclass(frozen=True)
 class TensorReport:
     """What was measured of one tensor."""
 
@@ -51,6 +67,13 @@ class TensorReport:
     #: the angle between the outputs; None where no calibration tells. `to_dict()` has them by time.
     output_error: float | None
     output_cosine: float | None
+    #: Cosine that it was to reach: of its outputs where a calibration tells of them, else of its
+    #: weights. None for none.
+    min_cosine: float | None
+    #: Attempts that did not reach it, in order.
+    ladder: tuple[LadderStep, ...]
+    #: Whether it still does not reach it, as `max_size` left no room for more bits.
+    below_min_cosine: bool
 
 
 @dataclass(frozen=True)
@@ -113,13 +136,21 @@ class Report:
             sqnr_db=number(found.sqnr_db),
             seconds=found.seconds,
         )
+        json_text = text_of(lib.aq_report_to_json, handle) or ""
+        ladders: dict[str, tuple[LadderStep, ...]] = {}
         tensors = []
         for index in range(lib.aq_report_count(handle)):
             entry = aq_tensor_report()
             call(lib.aq_report_tensor, handle, index, ctypes.byref(entry))
+            if entry.ladder_steps and not ladders:
+                ladders = {
+                    tensor["name"]: tuple(LadderStep(**step) for step in tensor["ladder"])
+                    for tensor in json.loads(json_text)["tensors"]
+                }
+            name = name_at(entry.name, entry.name_len)
             tensors.append(
                 TensorReport(
-                    name=name_at(entry.name, entry.name_len),
+                    name=name,
                     format=str(name_of(FORMATS, entry.format)),
                     reason=entry.reason.decode(),
                     bytes=entry.bytes,
@@ -129,9 +160,11 @@ class Report:
                     f32_scale_tiles=entry.f32_scale_tiles,
                     output_error=number(entry.output_error),
                     output_cosine=number(entry.output_cosine),
+                    min_cosine=number(entry.min_cosine),
+                    ladder=ladders.get(name, ()),
+                    below_min_cosine=bool(entry.below_min_cosine),
                 )
             )
-        json_text = text_of(lib.aq_report_to_json, handle) or ""
         return cls(totals, tuple(tensors), json_text, text_of(lib.aq_report_to_html, handle) or "")
 
     def __len__(self) -> int:
