@@ -102,7 +102,8 @@ def measure(args: argparse.Namespace, say: Progress) -> dict[str, Any]:
 
     trial = DitTrial(MODELS, args.quick)
     judge = Judge(trial, say)
-    settings = SETTINGS | {"keep": [name for name in trial.network.weights if name not in judge.blocks]}
+    others = [name for name in trial.network.weights if name not in judge.blocks]
+    settings = SETTINGS | {"rules": [f"{name}=keep" for name in others]}
     population, generations = (6, 2) if args.quick else (args.population, args.generations)
     found = arrowquant.evolve(
         trial.path, judge, population=population, generations=generations, **settings
