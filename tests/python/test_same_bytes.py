@@ -182,6 +182,6 @@ def test_every_struct_of_the_header_is_checked(ffi):
     typedefs, _, _ = ffi.list_types()
     named = {name for name in typedefs if ffi.typeof(name).kind == "struct"}
     opaque = {name for name in named if ffi.typeof(name).fields is None}
-    handles = "config source plan report model verification calibration fold_report"
+    handles = "config source plan report model verification calibration fold_report analysis evolution"
     assert opaque == {f"aq_{name}" for name in handles.split()}
     assert named - opaque == {struct.__name__ for struct in structs()}
