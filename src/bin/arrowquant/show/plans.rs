@@ -1,0 +1,185 @@
+//! What analyses and searches found, as tables and charts.
+
+use arrowquant::plan::Generation;
+use arrowquant::run::{Analysis, Evolution, FormatAnalysis, TensorAnalysis};
+
+use super::{lines, number, printable, table, tensors};
+use crate::chart::{Chart, Series};
+
+/// Formats that stand for all in a table and a chart: of each width, that with groups of this size.
+const SHOWN_GROUP: u16 = 128;
+
+/// The widest formats of which a tensor was tried with one, by name: those in the table.
+fn shown(analysis: &Analysis) -> Vec<&FormatAnalysis> {
+    let mut shown: Vec<&FormatAnalysis> = Vec::new();
+    for format in analysis.tensors.iter().flat_map(|tensor| &tensor.formats) {
+        let better = |other: &FormatAnalysis| {
+            let rank = |f: &FormatAnalysis| {
+                (
+                    f.group_size == Some(SHOWN_GROUP),
+                    f.scheme == Some("symmetric"),
+                )
+            };
+            rank(format) > rank(other)
+        };
+        match shown.iter_mut().find(|other| other.format == format.format) {
+            _ if format.format == "keep" => {}
+            Some(other) if better(other) => *other = format,
+            Some(_) => {}
+            None => shown.push(format),
+        }
+    }
+    shown
+}
+
+/// A format in a few letters.
+fn format_name(format: &FormatAnalysis) -> String {
+    let group = format.group_size.map_or(String::new(), |size| match size {
+        0 => " row".to_owned(),
+        size => format!(" g{size}"),
+    });
+    let affine = if format.scheme == Some("affine") {
+        " affine"
+    } else {
+        ""
+    };
+    format!("{}{group}{affine}", format.format)
+}
+
+fn same_format(a: &FormatAnalysis, b: &FormatAnalysis) -> bool {
+    (a.format, a.group_size, a.scheme) == (b.format, b.group_size, b.scheme)
+}
+
+/// What each tensor loses by each width.
+pub fn analysis(analysis: &Analysis) -> String {
+    let shown = shown(analysis);
+    let names: Vec<String> = shown.iter().map(|format| format_name(format)).collect();
+    let mut columns = vec!["tensor", "shape", "rows", "cosine of"];
+    columns.extend(names.iter().map(String::as_str));
+    columns.push("sensitive");
+    let numbers = 4..4 + shown.len();
+    let mut table = table(&columns, numbers);
+    for tensor in &analysis.tensors {
+        let shape: Vec<String> = tensor.shape.iter().map(usize::to_string).collect();
+        let mut row = vec![
+            printable(&tensor.name),
+            shape.join("x"),
+            tensor.sampled_rows.to_string(),
+            serde_json::json!(tensor.basis)
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
+        ];
+        for wanted in &shown {
+            let found = tensor
+                .formats
+                .iter()
+                .find(|format| same_format(format, wanted));
+            row.push(number(found.map(|format| format.cosine), 5));
+        }
+        row.push(tensor.sensitive.clone().unwrap_or_default());
+        table.add_row(row);
+    }
+    let sensitive = analysis
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.sensitive.is_some());
+    format!(
+        "{}\n{} in {:.2} s, {} sensitive\n",
+        lines(&table),
+        tensors(analysis.tensors.len()),
+        analysis.seconds,
+        sensitive.count(),
+    )
+}
+
+/// The same as a chart, in decibels.
+pub fn analysis_chart(analysis: &Analysis) -> Chart {
+    let series = |wanted: &&FormatAnalysis| {
+        let value = |tensor: &TensorAnalysis| {
+            let found = tensor
+                .formats
+                .iter()
+                .find(|format| same_format(format, wanted));
+            found.map(|format| -10.0 * format.error.log10())
+        };
+        Series {
+            name: format_name(wanted),
+            values: analysis.tensors.iter().map(value).collect(),
+            line: false,
+        }
+    };
+    Chart {
+        title: format!(
+            "What tensors of {} lose by format",
+            ascii(&analysis.source.name)
+        ),
+        places: "tensor, in the order of the model".to_owned(),
+        measure: "signal to quantization noise, dB".to_owned(),
+        series: shown(analysis).iter().map(series).collect(),
+    }
+}
+
+/// What a chart's letters can write.
+fn ascii(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_ascii_graphic() { c } else { '?' })
+        .collect()
+}
+
+/// What a search found.
+pub fn evolution(evolution: &Evolution) -> String {
+    let mut table = table(
+        &["generation", "best", "mean of parents", "bytes", "tried"],
+        0..5,
+    );
+    for generation in &evolution.history {
+        table.add_row([
+            generation.generation.to_string(),
+            format!("{:.6}", generation.best),
+            format!("{:.6}", generation.mean),
+            generation.bytes.to_string(),
+            generation.evaluations.to_string(),
+        ]);
+    }
+    let start = evolution.start.map_or(String::new(), |start| {
+        format!(", from {start:.6} of the budget's plan")
+    });
+    let mut text = format!(
+        "{}\nfitness {:.6}{start}\n",
+        lines(&table),
+        evolution.fitness
+    );
+    if evolution.additive {
+        text += "errors of tensors add up, so the budget's plan is the best of all already\n";
+    }
+    if evolution.stopped {
+        text += "ended early, with the best so far\n";
+    }
+    text
+}
+
+/// The same as a chart.
+pub fn evolution_chart(evolution: &Evolution) -> Chart {
+    let series = |name: &str, value: fn(&Generation) -> f64| Series {
+        name: name.to_owned(),
+        values: evolution
+            .history
+            .iter()
+            .map(|generation| Some(value(generation)))
+            .collect(),
+        line: true,
+    };
+    Chart {
+        title: format!(
+            "Search with seed {}, {} bytes at most",
+            evolution.seed, evolution.limit
+        ),
+        places: "generation".to_owned(),
+        measure: "fitness".to_owned(),
+        series: vec![
+            series("best", |generation| generation.best),
+            series("mean of parents", |generation| generation.mean),
+        ],
+    }
+}
