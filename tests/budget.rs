@@ -118,7 +118,7 @@ fn the_smallest_that_reaches_a_cosine() {
     let output = folder.path().join("out.parquet");
     let model = demo_model("mdlm-python.safetensors");
     let mut before = 0;
-    for least in [0.9, 0.97, 0.99, 0.9995] {
+    for least in [0.9, 0.945, 0.9955, 0.9995] {
         let settings = [
             ("mixed_precision", "true"),
             ("min_cosine", &least.to_string()),

@@ -53,6 +53,8 @@ fn better_than_the_budget_where_layers_interact_and_within_it() {
         SETTINGS,
         Search {
             fitness: Fitness::Serial(&mut fitness),
+            population: 30,
+            generations: 40,
             ..search()
         },
         1,
@@ -78,7 +80,7 @@ fn better_than_the_budget_where_layers_interact_and_within_it() {
         .filter(|e| e.reason.starts_with("search"));
     let bytes: usize = open.map(|entry| entry.bytes()).sum();
     assert_eq!(bytes as u64, found.history.last().unwrap().bytes);
-    assert_eq!(found.history.len(), 9);
+    assert_eq!(found.history.len(), 41);
     assert!(!found.stopped && !found.additive);
 }
 

@@ -109,8 +109,15 @@ impl Plan {
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
         (plan.max_size, plan.room) = (json.max_size, json.room);
-        for (entry, wanted) in plan.entries.iter_mut().zip(&wanted) {
-            if !wanted.reason.is_empty() {
+        // Of those that were not edited.
+        let same = unedited
+            .entries
+            .iter()
+            .zip(&wanted)
+            .map(|(a, b)| a.recipe == b.recipe);
+        let entries = plan.entries.iter_mut().zip(&wanted).zip(same);
+        for ((entry, wanted), same) in entries {
+            if same && !wanted.reason.is_empty() {
                 entry.reason.clone_from(&wanted.reason);
             }
         }

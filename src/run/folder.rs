@@ -52,7 +52,7 @@ pub(super) fn quantize(
         source: source.id().to_json(),
         sample: sample(source)?,
         config: plan.config.clone(),
-        plan: hash(plan),
+        tensors: hash(plan),
         compression: plan.compression.name().to_owned(),
         shares: share.count,
         part_bytes,

@@ -36,7 +36,7 @@ pub struct Fingerprint {
     pub config: Value,
     /// Of what tensors get beyond that: a hash.
     #[serde(default)]
-    pub plan: String,
+    pub tensors: String,
     /// none or zstd.
     pub compression: String,
     /// In how many shares the work was cut.
@@ -237,7 +237,7 @@ mod tests {
             source: json!({"name": "m.safetensors"}),
             sample: String::new(),
             config: json!({"bit_width": 4}),
-            plan: String::new(),
+            tensors: String::new(),
             compression: "none".into(),
             shares: 1,
             part_bytes: 1 << 20,

@@ -756,8 +756,17 @@ static void budgets(void) {
   OK(aq_plan_file_bytes(source, plan, &bytes, &err));
   aq_plan_free(plan);
   char size[40];
-  snprintf(size, sizeof size, "%lluB", (unsigned long long)bytes + 500);
-  OK(aq_config_set(config, "max_size", size, &err));
+  /* The smallest that is possible: a little more than predicted. */
+  aq_status planned;
+  do {
+    bytes += 100;
+    snprintf(size, sizeof size, "%lluB", (unsigned long long)bytes);
+    OK(aq_config_set(config, "max_size", size, &err));
+    plan = NULL;
+    planned = aq_plan_create(source, config, &plan, &err);
+    aq_plan_free(plan);
+  } while (planned == AQ_ERROR_CONFIG);
+  CHECK(planned == AQ_OK);
   OK(aq_quantize_file(input, output, config, NULL, &report, &err));
   for (size_t i = 0; i < aq_report_count(report); i++) {
     aq_tensor_report entry = {.struct_size = sizeof entry};

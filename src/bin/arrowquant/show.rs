@@ -12,6 +12,8 @@ use comfy_table::{CellAlignment, Table};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
+use super::chart::{Chart, Series};
+
 pub use plans::{analysis, analysis_chart, evolution, evolution_chart};
 
 /// Tensors named at the end of a run.
@@ -99,7 +101,7 @@ pub fn plan(plan: &Plan, file_bytes: usize) -> String {
     }
     let quantized = |entry: &&PlanEntry| entry.recipe.is_some();
     format!(
-        "{}\n{}{} of {} quantized from {}: planes of {} bytes ({}), a file of {} ({})\n",
+        "{}\n{}{} of {} quantized from {}: planes of {} bytes ({}), a file of {} bytes ({})\n",
         lines(&table),
         sentences(&plan.evidence),
         plan.entries.iter().filter(quantized).count(),

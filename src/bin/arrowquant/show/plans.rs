@@ -3,8 +3,7 @@
 use arrowquant::plan::Generation;
 use arrowquant::run::{Analysis, Evolution, FormatAnalysis, TensorAnalysis};
 
-use super::{lines, number, printable, table, tensors};
-use crate::chart::{Chart, Series};
+use super::{Chart, Series, lines, number, printable, table, tensors};
 
 /// Formats that stand for all in a table and a chart: of each width, that with groups of this size.
 const SHOWN_GROUP: u16 = 128;
