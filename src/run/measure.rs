@@ -22,15 +22,18 @@ use crate::plan::{Basis, Measured, Open, Plan, Sensitivity};
 use crate::sink::Buffers;
 use crate::source::Source;
 
-/// Part of a tensor's weights that is quantized for all of its ways together: a tenth of the time
-/// that quantizing takes is not to be passed.
+/// Part of a tensor's weights that is quantized for all of its ways together.
 const SHARE: f64 = 0.08;
 
 /// Rows that are tried however few that would be.
 const FEWEST: usize = 4;
 
-/// Weights that are tried with each way however many that would be: enough to tell them apart.
-const MOST: usize = 1 << 18;
+/// Weights that are tried with each way however many that would be, where rows are no longer:
+/// enough to know errors to some percent, in less than a tenth of the time that quantizing takes.
+const MOST: usize = 1 << 14;
+
+/// Columns that are tried where there is nothing to read but a shape.
+const WIDEST: usize = 1 << 18;
 
 /// Measures what the open tensors of a plan lose by each of their ways.
 ///
@@ -88,7 +91,7 @@ fn sample_size(source: &dyn Source, plan: &Plan, open: &Open) -> (usize, usize) 
     let shape = &plan.entries[open.tensor].tensor.shape;
     let (rows, mut cols) = (shape.rows(), shape.cols());
     if !source.has_weights() {
-        cols = cols.min(MOST);
+        cols = cols.min(WIDEST);
     }
     let share = rows as f64 * SHARE / open.ways.len() as f64;
     let sampled = (share as usize).min(MOST / cols.max(1));
