@@ -49,6 +49,7 @@ ROUNDED = ((4, 8), (8, 8), (4, 4))
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less of everything, under a minute; no docs")
+    parser.add_argument("--mixed", action="store_true", help="the table of mixed formats alone, in its place")
     parser.add_argument("--samples", type=int, metavar="N", help="digits to sample [default: 2000; 100]")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="[default: target/accuracy]")
     parser.add_argument("--render", type=Path, metavar="FILE.json", help="only write the pages again")
@@ -262,6 +263,9 @@ def measure_all(args: argparse.Namespace, say: Progress) -> tuple[dict[str, Any]
         },
     )
     check(bench)
+    if args.mixed:
+        bench.full = bench.sampled("FP", bench.digits.network)
+        return {"mixed": mixed_rows(bench), "commit": commit(), "samples": bench.samples}, {}
     results = {
         "machine": machine(arrowquant.isa_name()),
         "date": datetime.date.today().isoformat(),
@@ -292,6 +296,10 @@ def main() -> int:
             results = json.loads(args.render.read_text())
         else:
             results, pictures = measure_all(args, Progress())
+        if args.mixed:
+            accuracy_report.write_mixed(results, ROOT / "docs")
+            print(accuracy_report.mixed_table(results).text())
+            return 0
         (output / "accuracy.json").write_text(json.dumps(results, indent=1) + "\n")
         (output / "accuracy.txt").write_text(accuracy_report.text(results))
         accuracy_charts.draw(results, pictures, output)

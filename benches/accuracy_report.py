@@ -184,3 +184,16 @@ def write_docs(results: dict[str, Any], output: Path, docs: Path) -> None:
     page = docs / "benchmarks.md"
     old = page.read_text() if page.exists() else "# Benchmarks\n"
     page.write_text(with_section(old, section(results, charts)))
+
+
+def write_mixed(results: dict[str, Any], docs: Path) -> None:
+    """The table of mixed formats alone, in its place in the section."""
+    page = docs / "benchmarks.md"
+    text = page.read_text()
+    by = (
+        f"`python benches/accuracy.py --mixed --samples {results['samples']}` wrote this table, at "
+        f"{results['commit']}."
+    )
+    new = f"{mixed_table(results).markdown()}\n\n{by}\n\n"
+    text = re.sub(r"(?s)### Mixed formats\n.*?(?=\n### )\n", "", text)
+    page.write_text(text.replace("### Rounded activations\n", f"{new}### Rounded activations\n", 1))

@@ -1068,7 +1068,7 @@ typedef struct aq_tensor_report {
    * what was measured of each, as "ladder".
    */
   size_t ladder_steps;
-  /** Not 0: it still does not reach it, as "max_size" left no room for more bits. */
+  /** Not 0: it still does not reach it, as the budget left no room for more bits. */
   uint32_t below_min_cosine;
 } aq_tensor_report;
 

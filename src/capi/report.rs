@@ -107,7 +107,7 @@ pub struct aq_tensor_report {
     /// Attempts that did not reach it, each with fewer bits than the next. The report's JSON has
     /// what was measured of each, as "ladder".
     pub ladder_steps: usize,
-    /// Not 0: it still does not reach it, as "max_size" left no room for more bits.
+    /// Not 0: it still does not reach it, as the budget left no room for more bits.
     pub below_min_cosine: u32,
 }
 

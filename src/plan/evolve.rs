@@ -64,8 +64,8 @@ pub struct Generation {
     pub evaluations: usize,
 }
 
-/// Fitness of candidates, in their order; what could not be tried any more is missing.
-pub type Scored = Vec<f64>;
+/// Fitness of candidates, in their order; none of those that were not tried any more.
+pub type Scored = Vec<Option<f64>>;
 
 /// A search under way. It can be written down after any generation and goes on the same.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,9 +172,9 @@ impl Population {
         bytes.fold(0, u64::saturating_add)
     }
 
-    /// Goes on until there have been as many generations, or `score` gives fewer numbers than it was
-    /// asked for, which ends the search. `start` is what the first generation has beside what is
-    /// drawn; `told` is called after each generation.
+    /// Goes on until there have been as many generations, `score` leaves a candidate out, or `told`,
+    /// which is called after each generation, says false. `start` is what the first generation has
+    /// beside what is drawn.
     ///
     /// # Errors
     /// Of `score` and `told`.
@@ -183,7 +183,7 @@ impl Population {
         generations: usize,
         start: &[Genes],
         mut score: impl FnMut(&[Genes]) -> Result<Scored>,
-        mut told: impl FnMut(&Self) -> Result<()>,
+        mut told: impl FnMut(&Self) -> Result<bool>,
     ) -> Result<()> {
         self.options.generations = generations;
         while self.history.len() <= generations {
@@ -198,7 +198,9 @@ impl Population {
                 return Ok(());
             }
             self.record();
-            told(self)?;
+            if !told(self)? {
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -323,8 +325,11 @@ impl Population {
             }
         }
         let scores = score(&unknown)?;
-        let whole = scores.len() == unknown.len();
+        let whole = scores.len() == unknown.len() && scores.iter().all(Option::is_some);
         for (genes, fitness) in unknown.into_iter().zip(scores) {
+            let Some(fitness) = fitness else {
+                continue;
+            };
             self.parents.push(Individual {
                 genes: genes.clone(),
                 fitness,
@@ -402,9 +407,9 @@ mod tests {
         fitness: impl Fn(&[u16]) -> f64,
     ) -> Population {
         let mut found = Population::new(bytes_of(items), options, String::new());
-        let score = |some: &[Genes]| Ok(some.iter().map(|genes| fitness(genes)).collect());
+        let score = |some: &[Genes]| Ok(some.iter().map(|genes| Some(fitness(genes))).collect());
         found
-            .run(options.generations, start, score, |_| Ok(()))
+            .run(options.generations, start, score, |_| Ok(true))
             .unwrap();
         found
     }
@@ -481,8 +486,8 @@ mod tests {
             Population::new(bytes_of(&items), options, identity.to_owned())
         };
         assert!(second.is_of(&empty(options, "")));
-        let score = |some: &[Genes]| Ok(some.iter().map(|genes| fitness(genes)).collect());
-        second.run(12, &[], score, |_| Ok(())).unwrap();
+        let score = |some: &[Genes]| Ok(some.iter().map(|genes| Some(fitness(genes))).collect());
+        second.run(12, &[], score, |_| Ok(true)).unwrap();
         assert_eq!(second, whole);
         assert!(!second.is_of(&empty(Evolve { seed: 4, ..options }, "")));
         assert!(!second.is_of(&empty(options, "another model")));
@@ -504,10 +509,10 @@ mod tests {
             Ok(some
                 .iter()
                 .take(count)
-                .map(|genes| -error(&items, genes))
+                .map(|genes| Some(-error(&items, genes)))
                 .collect())
         };
-        population.run(12, &[], score, |_| Ok(())).unwrap();
+        population.run(12, &[], score, |_| Ok(true)).unwrap();
         assert!(population.history().len() < 12);
         assert!(population.best().is_some());
     }

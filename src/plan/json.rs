@@ -108,7 +108,14 @@ impl Plan {
         let mut plan = Self::of_model(tensors(), model, &config)?;
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
-        (plan.max_size, plan.room) = (json.max_size, json.room);
+        plan.max_size = json.max_size;
+        let (before, after) = (unedited.total_bytes() as u64, plan.total_bytes() as u64);
+        plan.room = match (json.room, json.max_size) {
+            (Some(room), _) => Some(room.saturating_add(before).saturating_sub(after)),
+            // Nobody knows what is left.
+            (None, Some(_)) => Some(0),
+            (None, None) => None,
+        };
         // Of those that were not edited.
         let same = unedited
             .entries

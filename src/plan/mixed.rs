@@ -252,6 +252,12 @@ impl<'a> Choices<'a> {
         [size, bits, self.budget.planes].into_iter().flatten().min()
     }
 
+    /// Bytes that the planes of open tensors take at least.
+    pub fn least(&self) -> u64 {
+        let least = self.ways.iter().map(|ways| smallest(ways).1.bytes);
+        least.fold(0, u64::saturating_add)
+    }
+
     /// Bytes of all but the planes of open tensors.
     fn others(&self) -> u64 {
         self.fixed.saturating_add(self.overhead)
@@ -286,7 +292,7 @@ impl<'a> Choices<'a> {
     /// The arithmetic of why not.
     fn refuse(&self) -> Error {
         let sum = |bytes: &mut dyn Iterator<Item = u64>| bytes.fold(0, u64::saturating_add);
-        let least = sum(&mut self.ways.iter().map(|ways| smallest(ways).1.bytes));
+        let least = self.least();
         let any = sum(&mut self.sensitivities.iter().map(|s| self.smallest_of_all(s)));
         let others = self.others();
         let bits_of = |bytes: u64| format!("{:.3} bits", self.bits(bytes));

@@ -246,6 +246,11 @@ impl Plan {
         if self.calibrated.is_none() {
             check_needs_none(std::slice::from_ref(&changed))?;
         }
+        // What it takes more is not there for others.
+        let (before, after) = (entry.bytes() as u64, changed.bytes() as u64);
+        self.room = self
+            .room
+            .map(|room| room.saturating_add(before).saturating_sub(after));
         *entry = changed;
         self.config = config.to_json();
         Ok(())

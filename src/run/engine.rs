@@ -371,7 +371,6 @@ impl Engine<'_, '_> {
         tile: &Tile,
         sink: &ParquetSink<'_>,
     ) -> Result<Option<OutputSums>> {
-        self.counter.tell()?;
         let cols = tile.shape.cols();
         let Some(bytes) = tile.layout.map(|layout| layout.plane_bytes(cols)) else {
             return Ok(None);
@@ -385,8 +384,18 @@ impl Engine<'_, '_> {
                 out.each_mut().map(|out| &mut out[..]),
             )
         };
-        let found = self.work.forms_of_errors(job.tensor, tile, &read, &|| {})?;
-        self.counter.tell()?;
+        let (work, counter) = (&self.work, &mut self.counter);
+        let mut found = None;
+        work.pool.in_order(
+            [(0, ())],
+            0,
+            |(), pulse| work.forms_of_errors(job.tensor, tile, &read, pulse),
+            || counter.tell(),
+            |sums, _| {
+                found = sums;
+                Ok(())
+            },
+        )?;
         Ok(found)
     }
 

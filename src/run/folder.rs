@@ -312,7 +312,7 @@ fn hash(plan: &Plan) -> String {
 
 /// A hash of some of the values, spread over the model: headers say nothing of them. Empty for a
 /// source that is unpacked to be read.
-fn sample(source: &dyn Source) -> Result<String> {
+pub(super) fn sample(source: &dyn Source) -> Result<String> {
     const TENSORS: usize = 64;
     const BYTES: usize = 4 << 10;
     if source.in_turn() {

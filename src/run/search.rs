@@ -2,15 +2,17 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::folder::sample;
 use super::measure::sensitivities;
 use super::options::{Options, check_not_input};
 use super::pipeline::{known, uniform_plan};
-use super::pool::with_pool;
+use super::pool::resolve;
 use super::size::most_overhead;
 use crate::error::{Error, Result};
 use crate::plan::{
@@ -128,6 +130,7 @@ pub fn evolve(
         let reason = format!("{} is less than 2", search.population);
         return Err(Error::config("population", reason));
     }
+    config.check()?;
     let config = known(config)?;
     let base = uniform_plan(source, &config)?;
     let open = base.open(&config);
@@ -142,7 +145,9 @@ pub fn evolve(
         let own = open
             .iter()
             .map(|open| base.entries[open.tensor].bytes() as u64);
-        budget.planes = Some(own.fold(0, u64::saturating_add));
+        // Where tensors are below their cosine they are to get more than the settings say.
+        let least = Choices::new(&base, budget, &measured, 0).least();
+        budget.planes = Some(own.fold(0, u64::saturating_add).max(least));
     }
     let own = most_overhead(source, &base);
     let problem = Problem::new(&base, &config, budget, &measured, own)?;
@@ -153,7 +158,7 @@ pub fn evolve(
         limit: Some(problem.limit),
     };
     let additive = matches!(search.fitness, Fitness::Errors);
-    let identity = problem.identity(source, (additive, &search.identity));
+    let identity = problem.identity(source, (additive, &search.identity))?;
     let mut population = Population::new(problem.bytes.clone(), evolution, identity);
     if let Some(path) = &search.checkpoint {
         check_not_input(source, path)?;
@@ -171,27 +176,22 @@ pub fn evolve(
             }
         }
     }
-    let stop = AtomicBool::new(false);
     let checkpoint = search.checkpoint.take();
     let mut told = search.told.take();
-    let score = |some: &[Genes]| match stop.load(Ordering::Relaxed) {
-        true => Ok(Scored::new()),
-        false => problem.score(&mut search.fitness, some, threads),
-    };
+    let score = |some: &[Genes]| problem.score(&mut search.fitness, some, threads);
     population.run(search.generations, &problem.start, score, |population| {
         if let Some(path) = &checkpoint {
             write(path, population)?;
         }
-        if let (Some(told), Some(last)) = (&mut told, population.history().last()) {
-            stop.fetch_or(!told(last), Ordering::Relaxed);
-        }
-        Ok(())
+        Ok(match (&mut told, population.history().last()) {
+            (Some(told), Some(last)) => told(last),
+            _ => true,
+        })
     })?;
     let Some(best) = population.best() else {
         return Err(Error::Cancelled);
     };
-    let mut plan = problem.plan(&best.genes)?;
-    plan.limit(budget, Some(problem.limit), &measured);
+    let plan = problem.plan(&best.genes)?;
     Ok(Evolution {
         fitness: best.fitness,
         start: population.fitness(&problem.start[0]),
@@ -208,6 +208,7 @@ pub fn evolve(
 struct Problem<'a> {
     base: &'a Plan,
     config: &'a Config,
+    budget: Budget,
     measured: &'a [Sensitivity],
     /// For each tensor and gene, which of the measured ways.
     ways: Vec<Vec<usize>>,
@@ -240,6 +241,7 @@ impl<'a> Problem<'a> {
         let mut problem = Self {
             base,
             config,
+            budget,
             measured,
             ways,
             bytes,
@@ -252,13 +254,16 @@ impl<'a> Problem<'a> {
     }
 
     /// What genes stand for, and of what.
-    fn identity(&self, source: &dyn Source, search: (bool, &str)) -> String {
+    fn identity(&self, source: &dyn Source, search: (bool, &str)) -> Result<String> {
         let mut hash = Xxh3::new();
         let mut add = |text: String| {
             hash.update(&(text.len() as u64).to_le_bytes());
             hash.update(text.as_bytes());
         };
         add(source.id().to_json().to_string());
+        if source.has_weights() {
+            add(sample(source)?);
+        }
         add(self.config.to_json().to_string());
         add(format!("{search:?}"));
         for (sensitivity, ways) in self.measured.iter().zip(&self.ways) {
@@ -269,7 +274,7 @@ impl<'a> Problem<'a> {
                 recipes.collect::<Vec<_>>()
             ));
         }
-        format!("{:016x}", hash.digest())
+        Ok(format!("{:016x}", hash.digest()))
     }
 
     /// The genes that give each tensor a measured way.
@@ -302,10 +307,11 @@ impl<'a> Problem<'a> {
         let ways = self.ways.iter().zip(genes);
         let chosen: Vec<usize> = ways.map(|(ways, &gene)| ways[usize::from(gene)]).collect();
         plan.choose(self.config, self.measured, &chosen, "search")?;
+        plan.limit(self.budget, Some(self.limit), self.measured);
         Ok(plan)
     }
 
-    /// What candidates are worth; fewer numbers than candidates end the search.
+    /// What candidates are worth; those that are left out end the search.
     fn score(&self, fitness: &mut Fitness<'_>, some: &[Genes], threads: usize) -> Result<Scored> {
         let mut scores = vec![f64::NEG_INFINITY; some.len()];
         match fitness {
@@ -324,17 +330,7 @@ impl<'a> Problem<'a> {
             }
             Fitness::Parallel(worth) => {
                 let plans: Vec<Plan> = some.iter().map(|g| self.plan(g)).collect::<Result<_>>()?;
-                let stop = AtomicBool::new(false);
-                let jobs: Vec<_> = scores.iter_mut().zip(&plans).collect();
-                with_pool(threads, |pool| {
-                    pool.each(jobs, &|| {}, |(score, plan)| {
-                        if !stop.load(Ordering::Relaxed) {
-                            *score = worth(plan);
-                            stop.fetch_or(!score.is_finite(), Ordering::Relaxed);
-                        }
-                    });
-                    Ok(())
-                })?;
+                at_once(*worth, &plans, &mut scores, threads)?;
             }
         }
         let refused = |score: &&f64| score.is_nan() || **score == f64::INFINITY;
@@ -342,9 +338,8 @@ impl<'a> Problem<'a> {
             let reason = format!("a candidate's is {score}");
             return Err(Error::config("fitness", reason));
         }
-        let until = scores.iter().position(|&score| score == f64::NEG_INFINITY);
-        scores.truncate(until.unwrap_or(scores.len()));
-        Ok(scores)
+        let tried = |score: f64| (score > f64::NEG_INFINITY).then_some(score);
+        Ok(scores.into_iter().map(tried).collect())
     }
 
     fn error(&self, genes: &[u16]) -> f64 {
@@ -355,6 +350,41 @@ impl<'a> Problem<'a> {
         tensors.map(error).sum()
     }
 }
+
+/// Calls a fitness on several threads at once. They are no pool's: what a fitness does may have a
+/// pool of its own, and a thread of one that waits for another takes up the next candidate meanwhile.
+fn at_once(worth: Parallel<'_>, plans: &[Plan], scores: &mut [f64], threads: usize) -> Result<()> {
+    let jobs = Mutex::new(scores.iter_mut().zip(plans));
+    let stop = AtomicBool::new(false);
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let job = jobs.lock().ok().and_then(|mut jobs| jobs.next());
+            let Some((score, plan)) = job else {
+                return;
+            };
+            *score = worth(plan);
+            stop.fetch_or(!score.is_finite(), Ordering::Relaxed);
+        }
+    };
+    if resolve(threads) == 1 {
+        work();
+        return Ok(());
+    }
+    std::thread::scope(|scope| {
+        for _ in 0..resolve(threads).min(plans.len()) {
+            let builder = std::thread::Builder::new().stack_size(STACK);
+            let started = builder.spawn_scoped(scope, work);
+            started.map_err(|error| {
+                stop.store(true, Ordering::Relaxed);
+                Error::config("threads", format!("cannot start {threads}: {error}"))
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// Bytes of a thread's stack that calls a fitness.
+const STACK: usize = 8 << 20;
 
 /// A search that was written down; `None` when there is none yet.
 fn read(path: &Path) -> Result<Option<Population>> {

@@ -4,7 +4,7 @@ use super::engine::jobs;
 use super::guide::WINDOW;
 use crate::error::Result;
 use crate::format::{Format, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED};
-use crate::plan::{NO_MIN_COSINE, Plan};
+use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan};
 use crate::schema::Tile;
 use crate::sink::{SHARED_BELOW, SHARED_BYTES};
 use crate::source::Source;
@@ -105,7 +105,9 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
         let mut planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
         // It may have to be kept.
         let entry = &plan.entries[job.tensor];
-        if entry.recipe.is_some() && entry.min_cosine > NO_MIN_COSINE {
+        let may_be_kept =
+            entry.min_cosine > NO_MIN_COSINE || plan.on_nonfinite == OnNonFinite::Keep;
+        if entry.recipe.is_some() && may_be_kept {
             let kept = tile.row_count.saturating_mul(job.row_bytes);
             let eight =
                 Format::Int8.row_bytes(tile.shape.cols()) + 8 * tile.shape.cols().div_ceil(16);

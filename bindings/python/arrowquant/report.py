@@ -72,7 +72,7 @@ class TensorReport:
     min_cosine: float | None
     #: Attempts that did not reach it, in order.
     ladder: tuple[LadderStep, ...]
-    #: Whether it still does not reach it, as `max_size` left no room for more bits.
+    #: Whether it still does not reach it, as the budget left no room for more bits.
     below_min_cosine: bool
 
 
