@@ -1,6 +1,6 @@
 //! `evolve`: searching for a plan, by the errors of tensors or by what a command prints.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::{Command, Stdio};
 
 use arrowquant::error::{Error, Result};
@@ -8,8 +8,7 @@ use arrowquant::plan::{Generation, Plan};
 use arrowquant::run::{self, Fitness, Search};
 use arrowquant::sink::StagedFile;
 use arrowquant::source;
-use indicatif::ProgressBar;
-use std::io::IsTerminal;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::EvolveArgs;
 use super::report::same_file;
@@ -47,6 +46,9 @@ pub fn evolve(args: &EvolveArgs) -> Result<bool> {
         true => ProgressBar::new(args.generations as u64),
         false => ProgressBar::hidden(),
     };
+    let template = "{wide_bar} generation {pos}/{len}  {msg}  {eta} left";
+    let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
+    bar.set_style(style);
     let mut told = |generation: &Generation| {
         bar.set_position(generation.generation as u64);
         bar.set_message(format!("best {:.6}", generation.best));
