@@ -71,9 +71,9 @@ impl Plan {
 
     /// Gives each open tensor one of the ways it was measured with: with the least sum of relative
     /// errors that the budget allows, or the fewest bytes where it sets no limit. All tensors count
-    /// alike, whatever their size: weighed by their number of weights, or by its root, they made
-    /// worse models of both that the accuracy benchmark tries. `overhead` is what the file takes
-    /// beside its planes.
+    /// alike, whatever their size: for the example models that was better more often than to weigh
+    /// them by their weights. `overhead` is what the file takes beside
+    /// its planes.
     ///
     /// # Errors
     /// The budget is impossible; the message has the arithmetic.
