@@ -183,7 +183,7 @@ fn quantize_to<'out>(
 }
 
 /// As [`quantize`], into memory: the file begins at the beginning of `output`, and is as many
-/// bytes long as the report says. [`output_bound`] bytes are enough.
+/// bytes long as the report says. [`output_bound`](super::output_bound) bytes are enough.
 ///
 /// # Errors
 /// As [`quantize`], or `output` is too small; it then holds nothing of use.

@@ -84,7 +84,7 @@ fn inputs(shape: &Shape, time_groups: usize) -> usize {
 /// figures are as text is not known before, so the file is a little smaller.
 ///
 /// # Errors
-/// As [`quantize`] before it begins its work.
+/// As [`quantize`](super::quantize) before it begins its work.
 pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
     /// Page headers, column metadata, figures and padding of a tile; all but its name and shape.
     const TILE: usize = 8 << 10;
