@@ -55,9 +55,12 @@ def arguments() -> argparse.Namespace:
 class Judge:
     """What plans are worth: how far the samples of a model quantized by them are from its own."""
 
-    def __init__(self, trial: DitTrial, say: Progress) -> None:
+    def __init__(self, trial: DitTrial, say: Progress, quick: bool) -> None:
         import arrowquant
 
+        # Images and steps that plans are tried with, and those from noise that was never seen; more
+        # images for the Frechet distance.
+        self.tried, self.checked, self.many = ((10, 4), (10, 4), 100) if quick else ((IMAGES, STEPS), (200, 50), 1000)
         self.trial, self.say, self.asked = trial, say, 0
         self.arrowquant = arrowquant
         self.blocks = list(trial.network.blocks())
@@ -80,15 +83,19 @@ class Judge:
     def __call__(self, plan: Any) -> float:
         self.asked += 1
         self.say(f"plan {self.asked}")
-        return -self.distance(self.network(plan), SEED, IMAGES, STEPS)
+        return -self.seen(plan)
+
+    def seen(self, plan: Any) -> float:
+        """Distance on the noise that is searched with."""
+        return self.distance(self.network(plan), SEED, *self.tried)
 
     def unseen(self, plan: Any) -> dict[str, Any]:
         """The same from noise that the search never saw, by the sampler's full number of steps, and
         other figures."""
         network = self.network(plan)
-        samples = self.trial.samples(network, 1000)
+        samples = self.trial.samples(network, self.many, steps=self.checked[1])
         return {
-            "distances": [self.distance(network, seed, 200, 50) for seed in UNSEEN],
+            "distances": [self.distance(network, seed, *self.checked) for seed in UNSEEN],
             "error": float(np.mean(self.trial.noise_errors(network))),
             "frechet": self.trial.distance(samples),
             "formats": dict(sorted(Counter(entry.format for entry in plan if entry.name in self.blocks).items())),
@@ -101,7 +108,7 @@ def measure(args: argparse.Namespace, say: Progress) -> dict[str, Any]:
     import arrowquant
 
     trial = DitTrial(MODELS, args.quick)
-    judge = Judge(trial, say)
+    judge = Judge(trial, say, args.quick)
     others = [name for name in trial.network.weights if name not in judge.blocks]
     settings = SETTINGS | {"rules": [f"{name}=keep" for name in others]}
     population, generations = (6, 2) if args.quick else (args.population, args.generations)
@@ -120,8 +127,7 @@ def measure(args: argparse.Namespace, say: Progress) -> dict[str, Any]:
     rows = []
     for name, plan in plans.items():
         say(f"unseen noise: {name}")
-        seen = -judge.distance(judge.network(plan), SEED, IMAGES, STEPS)
-        rows.append({"what": name, "fitness": seen, **judge.unseen(plan)})
+        rows.append({"what": name, "fitness": -judge.seen(plan), **judge.unseen(plan)})
     return {
         "machine": machine(arrowquant.isa_name()),
         "date": datetime.date.today().isoformat(),
@@ -130,6 +136,9 @@ def measure(args: argparse.Namespace, say: Progress) -> dict[str, Any]:
         "commit": commit(),
         "search": found.to_dict(),
         "population": population,
+        "tried": judge.tried,
+        "checked": judge.checked,
+        "many": judge.many,
         "rows": rows,
     }
 
@@ -149,12 +158,14 @@ def table(results: dict[str, Any]) -> Table:
         for row in results["rows"]
     ]
     search = results["search"]
+    (images, steps), (others, more) = results["tried"], results["checked"]
     note = (
         f"Digits, without a calibration (`lsq`), linears of blocks at {SETTINGS['avg_bits']} bits a weight. Fitness, "
         f"asked for {search['generations'][-1]['evaluations']} plans in {len(search['generations'])} generations of "
-        f"{results['population']}: less the mean squared distance of {IMAGES} images (DDIM, {STEPS} steps) to those of "
-        "the unquantized model from the same noise. Unseen: the same for 200 images from other noise and by 50 steps. "
-        "Error of the predicted noise and Frechet distance (1000 images) as above; neither was searched for."
+        f"{results['population']}: less the mean squared distance of {images} images (DDIM, {steps} steps) to those of "
+        f"the unquantized model from the same noise. Unseen: the same for {others} images from other noise and by "
+        f"{more} steps. Error of the predicted noise and Frechet distance ({results['many']} images) as above; neither "
+        "was searched for."
     )
     return Table("", "A search by samples", heads, body, note)
 
