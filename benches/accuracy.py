@@ -184,6 +184,8 @@ def mixed_rows(bench: Bench) -> list[Row]:
     full = bench.text.losses(bench.text.network)
     rows: list[Row] = []
     for method in MIXED:
+        if bench.quick and method.name != "lsq, mixed":
+            continue
         for name, trial in (("text", bench.text), ("digits", bench.digits)):
             bench.say(f"{name}: {method.name}")
             found = bench.quantized(bench.engines[name], 2, method)
