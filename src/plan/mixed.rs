@@ -71,9 +71,8 @@ impl Plan {
 
     /// Gives each open tensor one of the ways it was measured with: with the least sum of relative
     /// errors that the budget allows, or the fewest bytes where it sets no limit. All tensors count
-    /// alike, whatever their size: for the example models that was better more often than to weigh
-    /// them by their weights. `overhead` is what the file takes beside
-    /// its planes.
+    /// alike, whatever their size: what a layer's output loses goes into the model either way.
+    /// `overhead` is what the file takes beside its planes.
     ///
     /// # Errors
     /// The budget is impossible; the message has the arithmetic.
@@ -236,11 +235,6 @@ impl<'a> Choices<'a> {
     /// The ways of each open tensor: index among those that were measured, bytes and error.
     pub fn ways(&self) -> &[Vec<(usize, Cost)>] {
         &self.ways
-    }
-
-    /// What the file takes beside its planes, at most.
-    pub fn overhead(&self) -> u64 {
-        self.overhead
     }
 
     /// Bytes that the planes of open tensors may take; `None` without a limit.

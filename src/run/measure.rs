@@ -29,7 +29,7 @@ const SHARE: f64 = 0.08;
 const FEWEST: usize = 4;
 
 /// Weights that are tried with each way however many that would be, where rows are no longer:
-/// enough to know errors to some percent, in less than a tenth of the time that quantizing takes.
+/// enough to know errors to some percent, in a small part of the time that quantizing takes.
 const MOST: usize = 1 << 14;
 
 /// Columns that are tried where there is nothing to read but a shape.
