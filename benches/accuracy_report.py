@@ -112,6 +112,25 @@ def overhead_table(results: dict[str, Any]) -> Table:
     return Table("", "Time that a calibration takes", ["", "s", "M weights/s", "more"], body, note)
 
 
+def analysis_table(results: dict[str, Any]) -> Table:
+    found = results["overhead"]["analysis"]
+    names = {"wall": "wall clock", "cpu": "all cores"}
+    body = [
+        [
+            names[what],
+            f"{found['quantize'][what]:.3f}",
+            f"{found['analyze'][what]:.3f}",
+            f"{found['analyze'][what] / found['quantize'][what]:.1%}",
+        ]
+        for what in ("wall", "cpu")
+    ]
+    note = (
+        "Trying all candidate formats on a sample of each tensor's rows, as budgets do first, against quantizing "
+        "the same file to INT4; the best of some rounds in turns."
+    )
+    return Table("", "Time that an analysis takes", ["s", "quantize", "analyze", "part"], body, note)
+
+
 def tables(results: dict[str, Any]) -> list[Table]:
     """All that have rows."""
     gptq = "INT2 by gptq on digits."
@@ -123,6 +142,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
         mixed_table(results),
         activations_table(results),
         overhead_table(results),
+        analysis_table(results),
     ]
     return [table for table in made if table.rows]
 

@@ -1,5 +1,5 @@
 """What a calibration adds to the time of quantizing: importance, time-aware weights, smoothing and
-rotation, GPTQ."""
+rotation, GPTQ. And what it takes to find out what tensors lose, which budgets go by."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import struct
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,22 @@ def seconds(path: Path, output: Path, settings: dict[str, Any]) -> float:
     return time.perf_counter() - start
 
 
+def analysis(path: Path, output: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds, and those of all cores, that measuring sensitivities takes and that quantizing does."""
+    jobs: dict[str, Callable[[], Any]] = {
+        "analyze": lambda: arrowquant.analyze(path),
+        "quantize": lambda: arrowquant.quantize(path, output, bits=4),
+    }
+    best = {name: {"wall": np.inf, "cpu": np.inf} for name in jobs}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            job()
+            taken = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+            best[name] = {key: min(best[name][key], taken[key]) for key in taken}
+    return best
+
+
 def measure(quick: bool) -> dict[str, Any]:
     """Seconds by variant, the best of some rounds in turns."""
     layers, rounds = (LAYERS_QUICK, ROUNDS_QUICK) if quick else (LAYERS, ROUNDS)
@@ -77,4 +94,5 @@ def measure(quick: bool) -> dict[str, Any]:
                 given = settings if name == "lsq" else settings | {"calibration": light}
                 best[name] = min(best.get(name, np.inf), seconds(path, output, given))
         best["gptq"] = seconds(path, output, GPTQ | {"calibration": full})
-        return {"weights": layers * ROWS * COLS, "seconds": best}
+        analyzed = analysis(path, output, rounds)
+        return {"weights": layers * ROWS * COLS, "seconds": best, "analysis": analyzed}

@@ -219,7 +219,7 @@ fn sums(weights: &[f32], decoded: Option<&[f32]>, squares: Option<&[f64]>) -> Er
         };
     };
     let mut sums = ErrorSums::default();
-    let cols = squares.map_or(1, <[f64]>::len);
+    let cols = squares.map_or(weights.len().max(1), <[f64]>::len);
     for (w, q) in weights.chunks(cols).zip(decoded.chunks(cols)) {
         for (i, (&w, &q)) in w.iter().zip(q).enumerate() {
             let h = squares.map_or(1.0, |squares| squares[i]);
