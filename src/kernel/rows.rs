@@ -1,36 +1,11 @@
 //! Decoding and rescaling one row, and what all rows have in common. Kernels are written once
 //! over [`Lanes`].
 
-use super::element::{
-    Code, Element, F16, F32, Pieces, each_vector, store, with_code, with_element,
-};
+use super::element::{Code, Element, F16, F32, Pieces, each_vector, store, with_element};
 use super::group::{Decoder, Grid};
 use super::lanes::{LANES, Lanes};
-use super::{
-    CompareRow, DecodeRow, ErrorRow, ErrorSums, QuantizeRow, RescaleRow, RowFault, encode, errors,
-};
+use super::{CompareRow, DecodeRow, ErrorSums, RescaleRow, RowFault, errors};
 use crate::format::{Layout, ScaleDtype, Scheme};
-
-#[inline(always)]
-pub(super) fn quantize<L: Lanes>(row: QuantizeRow<'_>) -> Result<f32, RowFault> {
-    with_element!(L, row.float, |e| with_code!(L, row.layout, |c| {
-        encode::quantize_row::<L, _, _>(row, e, c)
-    }))
-}
-
-#[inline(always)]
-pub(super) fn decode<L: Lanes>(row: DecodeRow<'_>) {
-    with_element!(L, row.float, |e| with_code!(L, row.layout, |c| {
-        decode_row::<L, _, _>(row, e, c)
-    }))
-}
-
-#[inline(always)]
-pub(super) fn error<L: Lanes>(row: ErrorRow<'_>) -> ErrorSums {
-    with_element!(L, row.float, |e| with_code!(L, row.layout, |c| {
-        errors::error_row::<L, _, _>(row, e, c)
-    }))
-}
 
 #[inline(always)]
 pub(super) fn compare<L: Lanes>(row: CompareRow<'_>) -> Option<ErrorSums> {
@@ -145,7 +120,7 @@ pub(super) fn rescale<L: Lanes>(row: RescaleRow<'_>) -> Result<(), RowFault> {
 }
 
 #[inline(always)]
-fn decode_row<L: Lanes, E: Element, C: Code>(row: DecodeRow<'_>, element: E, code: C) {
+pub(super) fn decode_row<L: Lanes, E: Element, C: Code>(row: DecodeRow<'_>, element: E, code: C) {
     let DecodeRow { layout, cols, .. } = row;
     let span = layout.group_size.span(cols);
     for (start, count) in blocks(layout.group_size.count(cols)) {

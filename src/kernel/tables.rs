@@ -1,5 +1,7 @@
 //! One table of kernels for each instruction set.
 
+use super::element::{Code, Element, with_code, with_element};
+use super::lanes::Lanes;
 #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 use super::neon::{Dotprod, Neon};
 use super::rows;
@@ -10,7 +12,7 @@ use super::{
     Isa, KernelTable, MatVec, Projection, QuantizeActivations, QuantizeRow, RescaleRow, RowFault,
     TransformRows,
 };
-use super::{activations, channels, dot, feedback};
+use super::{activations, channels, dot, encode, errors, feedback};
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
     avx2::Avx2,
@@ -30,18 +32,38 @@ macro_rules! kernel {
     }};
 }
 
+/// The same, with a function for each kind of weights and codes: one of all 18 takes the compiler
+/// minutes.
+macro_rules! kernel_by_kind {
+    ($($features:literal)?, $lanes:ty, $room:ident::$kernel:ident, $row:ty, $result:ty) => {{
+        $(#[target_feature(enable = $features)])?
+        #[inline(never)]
+        fn of<E: Element, C: Code>(row: $row, element: E, code: C) -> $result {
+            $room::$kernel::<$lanes, E, C>(row, element, code)
+        }
+        $(#[target_feature(enable = $features)])?
+        fn kernel(row: $row) -> $result {
+            type L = $lanes;
+            with_element!(L, row.float, |e| with_code!(L, row.layout, |c| of(row, e, c)))
+        }
+        kernel
+    }};
+}
+
 /// The table over some lanes.
 macro_rules! table {
     ($isa:expr, $lanes:ty, $bytes:ty $(, $features:literal)?) => {
         KernelTable {
             isa: $isa,
-            quantize: kernel!(
+            quantize: kernel_by_kind!(
                 $($features)?,
-                rows::quantize::<$lanes>,
-                (row: QuantizeRow<'_>) -> Result<f32, RowFault>
+                $lanes,
+                encode::quantize_row,
+                QuantizeRow<'_>,
+                Result<f32, RowFault>
             ),
-            decode: kernel!($($features)?, rows::decode::<$lanes>, (row: DecodeRow<'_>)),
-            error: kernel!($($features)?, rows::error::<$lanes>, (row: ErrorRow<'_>) -> ErrorSums),
+            decode: kernel_by_kind!($($features)?, $lanes, rows::decode_row, DecodeRow<'_>, ()),
+            error: kernel_by_kind!($($features)?, $lanes, errors::error_row, ErrorRow<'_>, ErrorSums),
             rescale: kernel!(
                 $($features)?,
                 rows::rescale::<$lanes>,
@@ -91,65 +113,80 @@ macro_rules! table {
     };
 }
 #[cfg(test)]
-pub(super) use {kernel, table};
+pub(super) use {kernel, kernel_by_kind, table};
 
-const SCALAR: KernelTable = table!(Isa::Scalar, Scalar, Scalar);
+/// In a module of its own, by which the compiler divides its work.
+mod portable {
+    use super::*;
+
+    pub(super) const TABLE: KernelTable = table!(Isa::Scalar, Scalar, Scalar);
+}
 
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
-const AVX2: KernelTable = table!(Isa::Avx2, Avx2, Avx2, "avx2,fma,f16c");
+mod avx2 {
+    use super::*;
+
+    pub(super) const TABLE: KernelTable = table!(Isa::Avx2, Avx2, Avx2, "avx2,fma,f16c");
+}
 
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
-const AVX512: KernelTable = table!(
-    Isa::Avx512,
-    Avx512<false>,
-    Avx2,
-    "avx512f,avx512bw,avx512vl,avx2,fma,f16c"
-);
+mod avx512 {
+    use super::*;
 
-/// Only products gain from more.
-#[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
-const AVX512_VNNI: KernelTable = KernelTable {
-    isa: Isa::Avx512Vnni,
-    matvec: kernel!(
-        "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,fma,f16c",
-        dot::matvec::<Avx512<true>>,
-        (m: MatVec<'_>)
-    ),
-    matvec_bytes: kernel!(
-        "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-        dot::matvec_bytes::<VnniBytes>,
-        (m: ByteMatVec<'_>)
-    ),
-    ..AVX512
-};
+    pub(super) const TABLE: KernelTable = table!(
+        Isa::Avx512,
+        Avx512<false>,
+        Avx2,
+        "avx512f,avx512bw,avx512vl,avx2,fma,f16c"
+    );
+
+    /// Only products gain from more.
+    pub(super) const VNNI: KernelTable = KernelTable {
+        isa: Isa::Avx512Vnni,
+        matvec: kernel!(
+            "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,fma,f16c",
+            dot::matvec::<Avx512<true>>,
+            (m: MatVec<'_>)
+        ),
+        matvec_bytes: kernel!(
+            "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
+            dot::matvec_bytes::<VnniBytes>,
+            (m: ByteMatVec<'_>)
+        ),
+        ..TABLE
+    };
+}
 
 #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
-const NEON: KernelTable = table!(Isa::Neon, Neon, Neon, "neon");
+mod neon {
+    use super::*;
 
-#[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
-const NEON_DOTPROD: KernelTable = KernelTable {
-    isa: Isa::NeonDotprod,
-    matvec_bytes: kernel!(
-        "neon,dotprod",
-        dot::matvec_bytes::<Dotprod>,
-        (m: ByteMatVec<'_>)
-    ),
-    ..NEON
-};
+    pub(super) const TABLE: KernelTable = table!(Isa::Neon, Neon, Neon, "neon");
+
+    pub(super) const DOTPROD: KernelTable = KernelTable {
+        isa: Isa::NeonDotprod,
+        matvec_bytes: kernel!(
+            "neon,dotprod",
+            dot::matvec_bytes::<Dotprod>,
+            (m: ByteMatVec<'_>)
+        ),
+        ..TABLE
+    };
+}
 
 /// The table of an instruction set, which the machine must have.
 pub(super) fn table_of(isa: Isa) -> &'static KernelTable {
     match isa {
-        Isa::Scalar => &SCALAR,
+        Isa::Scalar => &portable::TABLE,
         #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
-        Isa::Avx2 => &AVX2,
+        Isa::Avx2 => &avx2::TABLE,
         #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
-        Isa::Avx512 => &AVX512,
+        Isa::Avx512 => &avx512::TABLE,
         #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
-        Isa::Avx512Vnni => &AVX512_VNNI,
+        Isa::Avx512Vnni => &avx512::VNNI,
         #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
-        Isa::Neon => &NEON,
+        Isa::Neon => &neon::TABLE,
         #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
-        Isa::NeonDotprod => &NEON_DOTPROD,
+        Isa::NeonDotprod => &neon::DOTPROD,
     }
 }

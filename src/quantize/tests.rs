@@ -450,7 +450,7 @@ proptest! {
     ) {
         let recipe = Recipe {
             gain: Gain::ALL[case / 12 % 2],
-            ..recipe(Format::ALL[case % 3], Scheme::ALL[case / 3 % 2], Method::ALL[case / 6 % 2], groups * 16)
+            ..recipe(Format::ALL[case % Format::ALL.len()], Scheme::ALL[case / 3 % 2], Method::ALL[case / 6 % 2], groups * 16)
         };
         let normal: rand_distr::Normal<f32> = rand_distr::Normal::new(0.02, 0.5).unwrap();
         let rng = ChaCha8Rng::seed_from_u64(seed);
@@ -494,7 +494,7 @@ proptest! {
     fn rows_are_independent(cut in 0usize..6, cols in 1usize..80, case in 0usize..6) {
         let recipe = Recipe {
             gain: Gain::Unit,
-            ..recipe(Format::ALL[case % 3], Scheme::ALL[case / 3], Method::Lsq, 32)
+            ..recipe(Format::ALL[case % Format::ALL.len()], Scheme::ALL[case / 3], Method::Lsq, 32)
         };
         let weights = gaussian(5 * cols);
         let cut = cut.min(5) * cols;
