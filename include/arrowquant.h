@@ -476,7 +476,7 @@ typedef struct aq_activation_options {
  * Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are int8,
  * `round(x * (top / a))`, and stand for `value * (a / top)`. There are rows * groups `scales`,
  * `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A group
- * without magnitudes above 1e-30 gets zeros, and the scale 0.
+ * without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_len` counts them, not bytes.
  *
  * Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and stand
  * for `(value - zero_point) * scale`. There are no `scales`: NULL and 0.
@@ -505,7 +505,7 @@ aq_status aq_quantize_activations(const void *x,
 /*
  * aq_config: what is wanted of a run.
  *
- * Settings have the keys and values of the README's table, as text: "bit_width" "4", "group_size"
+ * Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4", "group_size"
  * "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later ones win;
  * rules add up.
  */
@@ -851,7 +851,10 @@ typedef struct aq_progress {
   uint64_t total;
 } aq_progress;
 
-/** Told how far a run has come, some 20 times a second; false cancels. */
+/**
+ * Told how far a run has come, at least some 20 times a second, also where nothing is new; false
+ * cancels.
+ */
 typedef bool (*aq_progress_fn)(void *user_data, const aq_progress *progress);
 
 /** How much a message matters. */

@@ -694,6 +694,7 @@ class Verification {
     detail::call(aq_verification_to_json, handle_.get(), &json);
     return json;
   }
+  const aq_verification* handle() const noexcept { return handle_.get(); }
 
  private:
   std::size_t failures_;

@@ -119,10 +119,15 @@ fn failed_work_exits_with_1() {
     fails(
         &["inspect", &input],
         1,
-        &["model.safetensors: not a Parquet file"],
+        &["model.safetensors: not a quantized model but weights; `plan` shows"],
     );
-    fails(&["verify", &input], 1, &["not a Parquet file"]);
-    fails(&["dequantize", &input, &output], 1, &["not a Parquet file"]);
+    fails(&["verify", &input], 1, &["not a quantized model"]);
+    fails(
+        &["dequantize", &input, &output],
+        1,
+        &["not a quantized model"],
+    );
+    fails(&["inspect", "Cargo.toml"], 1, &["not a Parquet file"]);
     fails(
         &["quantize", &input, &output, "--config", "none.yaml"],
         1,
@@ -140,6 +145,37 @@ fn failed_work_exits_with_1() {
         &["model.safetensors: tensor 'position_ids'", "i64"],
     );
     assert_eq!(names_in(folder.path()), ["model.safetensors"]);
+}
+
+#[test]
+fn shells_and_man_are_told_of_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let printed = arrowquant_ok(["completions", shell]);
+        assert!(
+            printed.contains("evolve") && printed.contains("max-size"),
+            "{shell}"
+        );
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("new/man1");
+    arrowquant_ok(["man".as_ref(), pages.as_os_str()]);
+    let commands = [
+        "analyze",
+        "completions",
+        "dequantize",
+        "evolve",
+        "fold",
+        "inspect",
+        "man",
+    ];
+    let more = ["merge", "plan", "quantize", "verify"];
+    let names = commands.iter().chain(&more);
+    let names = names.map(|name| format!("arrowquant-{name}.1"));
+    let mut expected: Vec<String> = names.chain(["arrowquant.1".to_owned()]).collect();
+    expected.sort();
+    assert_eq!(names_in(&pages), expected);
+    let quantize = std::fs::read_to_string(pages.join("arrowquant-quantize.1")).unwrap();
+    assert!(quantize.contains(".TH arrowquant-quantize 1"), "{quantize}");
 }
 
 #[test]

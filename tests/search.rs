@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arrowquant::plan::{Generation, Plan};
 use arrowquant::run::{self, Evolution, Fitness, Options, Search};
 use arrowquant::source;
-use serde_json::Value;
 
 use crate::common::*;
 
@@ -231,7 +230,7 @@ fn the_program_asks_a_command_what_plans_are_worth() {
         "--chart".as_ref(),
         chart.as_os_str(),
     ]);
-    let found: Value = serde_json::from_str(&text).unwrap();
+    let found: serde_json::Value = serde_json::from_str(&text).unwrap();
     let text = std::fs::read_to_string(&plan).unwrap();
     assert_eq!(
         found["fitness"].as_f64().unwrap() as usize,
@@ -254,5 +253,6 @@ fn the_program_asks_a_command_what_plans_are_worth() {
         "--fitness".as_ref(),
         "echo nothing".as_ref(),
     ]);
-    assert!(stderr(&failing).contains("--fitness: 'echo nothing' printed no number"));
+    assert!(stderr(&failing).contains("--fitness 'echo nothing' printed no number"));
+    assert_eq!(failing.status.code(), Some(1));
 }

@@ -336,7 +336,7 @@ impl Calibration {
     pub fn largest(&self, layer: &str) -> Option<Vec<f32>> {
         let found = self.find(layer)?;
         let layer = lock(&found);
-        let mut largest = vec![0.0f32; layer.cols];
+        let mut largest = vec![f32::NEG_INFINITY; layer.cols];
         for bin in layer.bins.iter().flatten() {
             for (channel, largest) in largest.iter_mut().enumerate() {
                 *largest = largest.max(bin.largest(channel));

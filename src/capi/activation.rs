@@ -49,7 +49,7 @@ versioned!(aq_activation_options {
 /// Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are int8,
 /// `round(x * (top / a))`, and stand for `value * (a / top)`. There are rows * groups `scales`,
 /// `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A group
-/// without magnitudes above 1e-30 gets zeros, and the scale 0.
+/// without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_len` counts them, not bytes.
 ///
 /// Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and stand
 /// for `(value - zero_point) * scale`. There are no `scales`: NULL and 0.

@@ -1,6 +1,6 @@
 //! aq_config: what is wanted of a run.
 //!
-//! Settings have the keys and values of the README's table, as text: "bit_width" "4", "group_size"
+//! Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4", "group_size"
 //! "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later ones win;
 //! rules add up.
 

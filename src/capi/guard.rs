@@ -472,3 +472,47 @@ pub(super) fn check_put<T>(to: *mut T, what: &'static str) -> Result<(), Fault> 
         false => Ok(()),
     }
 }
+
+#[cfg(all(test, feature = "std"))]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn errors_have_the_numbers_of_the_header() {
+        let text = || "x".to_owned();
+        let path = || std::path::PathBuf::from("x");
+        let (tensor, reason) = (text(), text());
+        let source = std::io::Error::other("x");
+        let (action, tile) = ("x", 0);
+        let of = |error: Error| error.code();
+        assert_eq!(of(Error::config("x", "x")), AQ_ERROR_CONFIG);
+        let io = Error::Io {
+            path: path(),
+            action,
+            source,
+        };
+        assert_eq!(of(io), AQ_ERROR_IO);
+        let file = Error::File {
+            path: path(),
+            reason: text(),
+        };
+        assert_eq!(of(file), AQ_ERROR_FILE);
+        let of_tensor = Error::Tensor {
+            path: path(),
+            tensor,
+            reason,
+        };
+        assert_eq!(of(of_tensor), AQ_ERROR_TENSOR);
+        assert_eq!(of(Error::Plan(text())), AQ_ERROR_PLAN);
+        let damaged = Error::Checksum {
+            path: path(),
+            tensor: text(),
+            tile,
+        };
+        assert_eq!(of(damaged), AQ_ERROR_CHECKSUM);
+        assert_eq!(of(Error::Cancelled), AQ_ERROR_CANCELLED);
+        assert_eq!(of(Error::Internal(text())), AQ_ERROR_INTERNAL);
+        assert_eq!(of(Error::Argument(text())), AQ_ERROR_ARGUMENT);
+    }
+}

@@ -25,7 +25,8 @@ pub const AQ_LOG_INFO: aq_log_level = 1;
 /// Hardly meant.
 pub const AQ_LOG_WARNING: aq_log_level = 2;
 
-/// Told how far a run has come, some 20 times a second; false cancels.
+/// Told how far a run has come, at least some 20 times a second, also where nothing is new; false
+/// cancels.
 pub type aq_progress_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const aq_progress) -> bool>;
 

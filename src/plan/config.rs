@@ -106,6 +106,18 @@ const MAX_PATTERNS: usize = 1000;
 const MAX_THREADS: usize = 1024;
 
 /// What is wanted of a run. Settings that were not given follow the profile.
+///
+/// ```
+/// use arrowquant::plan::Config;
+///
+/// let mut config = Config::new();
+/// config.merge_yaml("deployment_profile: edge\nrules: ['lm_head.*=keep']")?;
+/// config.set("bit_width", "4")?;
+/// assert_eq!(config.get("bit_width")?, "4");
+/// assert_eq!(config.get("group_size")?, "256"); // the profile's
+/// assert!(config.set("bit_width", "3").is_err());
+/// # Ok::<(), arrowquant::error::Error>(())
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     profile: Option<Profile>,
@@ -267,7 +279,7 @@ impl Config {
             "scheme" => self.scheme = Some(parse_named(key, value)?),
             "method" => self.method = Some(parse_named(key, value)?),
             "gain" if value == "auto" => self.gain = None,
-            "gain" => self.gain = Some(parse_named(key, value)?),
+            "gain" => self.gain = Some(value.parse().map_err(|_| refuse())?),
             "scale_dtype" => self.scales = Some(parse_named(key, value)?),
             "on_nonfinite" => {
                 self.on_nonfinite = Some(match value {

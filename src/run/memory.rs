@@ -89,8 +89,12 @@ impl Memory {
             if limit < least {
                 // The smallest that can be written in whole megabytes.
                 let smallest = least.div_ceil(1_000_000);
+                let threads = match threads {
+                    1 => "one thread".to_owned(),
+                    n => format!("{n} threads"),
+                };
                 let reason = format!(
-                    "{} is too little for this model with {threads} threads, it takes {smallest}MB",
+                    "{} is too little for this model with {threads}, it takes {smallest}MB",
                     size(limit)
                 );
                 return Err(Error::config("memory_limit", reason));

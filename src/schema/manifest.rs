@@ -106,7 +106,7 @@ pub struct Manifest {
     pub fingerprint: Fingerprint,
     /// The files of the source.
     pub sources: Vec<ManifestSource>,
-    /// text, image, audio or unknown.
+    /// text, code, image, audio or unknown.
     pub modality: String,
     /// The source's own metadata.
     pub source_metadata: BTreeMap<String, String>,

@@ -14,7 +14,7 @@ use crate::schema::{FORMAT_VERSION, GENERATOR, key};
 /// What the footer says of the whole model.
 #[derive(Debug, Clone)]
 pub struct Footer {
-    /// text, image, audio or unknown.
+    /// text, code, image, audio or unknown.
     pub modality: String,
     /// Settings that change values.
     pub config: Value,

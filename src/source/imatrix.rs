@@ -150,9 +150,8 @@ fn read_legacy(file: &SourceFile) -> Result<BTreeMap<String, Vec<f32>>> {
     let count = reader.number("its number of layers")?;
     // A name of one byte, two numbers and a value, each.
     if count < 1 || count > MAX_TENSORS as i32 || reader.rest() / 17 < count as u64 {
-        return Err(reader.refuse(&format!(
-            "it begins with {count}, which is no number of layers"
-        )));
+        let reason = "neither a calibration nor an importance matrix, by its first bytes";
+        return Err(Error::file(file.path(), reason));
     }
     let mut layers = BTreeMap::new();
     for i in 0..count {

@@ -10,6 +10,19 @@ use crate::error::{Error, MEMORY, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
 
 /// A source of tensors given by the caller, borrowed or owned, in the order they were added.
+///
+/// ```
+/// use arrowquant::{plan::Config, run, source::MemorySource, tensor::Dtype};
+///
+/// let weights: Vec<u8> = (0..64 * 256).flat_map(|i| (i as f32).sin().to_le_bytes()).collect();
+/// let mut source = MemorySource::new();
+/// source.add("layers.0.mlp.weight", Dtype::F32, &[64, 256], &weights[..])?;
+///
+/// let plan = run::plan(&source, &Config::new())?;
+/// let entry = &plan.entries[0];
+/// assert_eq!(entry.tensor.name, "layers.0.mlp.weight");
+/// # Ok::<(), arrowquant::error::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct MemorySource<'a> {
     tensors: Vec<TensorInfo>,

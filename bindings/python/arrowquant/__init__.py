@@ -101,7 +101,7 @@ def quantize(
     `method="lsq"`, `calibration="model.calibration.parquet"` (or a `Calibration`), `keep=["lm_head.*"]`, `rules=["*.v_proj.weight=bits:8"]` and so on.
 
     `progress` is True for a bar on standard error, or a callable that is told bytes done and bytes
-    in all, some 20 times a second. `log` is a callable that is told what is worth telling, with a
+    in all, at least some 20 times a second. `log` is a callable that is told what is worth telling, with a
     level of the `logging` module, such as `logging.getLogger("...").log`. If either returns False,
     the run ends with `Cancelled`; an exception in them ends it, too, and is raised here. (None is
     no False.) With a budget (`max_size`, `avg_bits`, `mixed_precision`) `progress` is told of the

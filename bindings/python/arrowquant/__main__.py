@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage, 13
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
@@ -28,7 +29,7 @@ SETTINGS = {
     "--bits": ("bit_width", "bits of a weight: 2, 4 or 8"),
     "--group-size": ("group_size", "weights per scale: a multiple of 16 up to 1024, 0 for the row"),
     "--scheme": ("scheme", "symmetric or affine"),
-    "--method": ("method", "how scales are chosen: minmax or lsq"),
+    "--method": ("method", "how scales are chosen: minmax, lsq, or gptq, which takes a calibration"),
     "--calibration": ("calibration", "what activations say of the weights: a calibration file"),
     "--time-aware": ("enable_time_aware", "whether timesteps are told apart: true or false"),
     "--time-groups": ("num_time_groups", "groups of timesteps that are told apart"),
@@ -255,7 +256,7 @@ def _quantize(args: argparse.Namespace) -> int:
             text = report.to_html()
         else:
             text = json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(text.encode())
     if not args.quiet:
         total = report.totals
         print(
@@ -391,7 +392,7 @@ def _evolve(args: argparse.Namespace) -> int:
     for warning in found.plan.warnings:
         _log(logging.WARNING, warning)
     plan = json.dumps(json.loads(found.plan.to_json()), indent=2, ensure_ascii=False)
-    output.write_text(plan + "\n", encoding="utf-8")
+    output.write_bytes((plan + "\n").encode())
     if args.json:
         _json(found.to_dict())
         return 0
@@ -572,6 +573,9 @@ def _stoppable() -> Iterator[None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does one command; returns its exit code."""
     args = _parser().parse_args(arguments)
+    # What is no terminal gets an encoding from Windows that lacks letters which names may have.
+    if sys.platform == "win32" and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     commands = {
         "quantize": _quantize,
         "plan": _plan,
@@ -595,7 +599,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     "verify": "verifying",
                     "dequantize": "decoding",
                 }
-                path = args.input if "input" in args else args.file
+                path = next(getattr(args, name) for name in ("input", "file", "folder") if name in args)
                 what = f"{doing.get(args.command, args.command)} {path}"
                 print(f"stopped: {_printable(what)}", file=sys.stderr)
                 return 130

@@ -56,7 +56,7 @@ _NONE = (*_FLOATS, "max_size", "memory_limit")
 class Config(Owner):
     """What is wanted of a run: settings by key, of which later ones win; rules add up.
 
-    Keys are those of the README's table. `bits`, `profile` and `threads` stand for `bit_width`,
+    Keys are those of docs/configuration.md. `bits`, `profile` and `threads` stand for `bit_width`,
     `deployment_profile` and `num_threads`; `keep=["lm_head.*"]` adds rules that keep what matches.
 
         config = Config("edge", bits=4, rules=["*.v_proj.weight=bits:8,group:64"])

@@ -116,6 +116,16 @@ pub enum Command {
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
         threads: usize,
     },
+    /// Print what a shell needs to complete commands and flags
+    Completions {
+        /// bash, zsh, fish, elvish or powershell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual's pages
+    Man {
+        /// The folder to write them to, such as ~/.local/share/man/man1
+        folder: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]

@@ -5,6 +5,7 @@
 
 mod args;
 mod chart;
+mod pages;
 mod report;
 mod search;
 mod show;
@@ -20,7 +21,7 @@ use arrowquant::error::{Error, Result};
 use arrowquant::format::Float;
 use arrowquant::model::Model;
 use arrowquant::plan::{Config, Plan};
-use arrowquant::run::{self, Fold, Options, Progress};
+use arrowquant::run::{self, Fold, Level, Options, Progress};
 use arrowquant::source::{self, Source};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -119,8 +120,13 @@ fn execute(args: Args) -> Result<bool> {
             })?;
             Ok(true)
         }
+        Command::Completions { shell } => {
+            print(&pages::completions(shell))?;
+            Ok(true)
+        }
+        Command::Man { folder } => pages::manual(&folder).map(|()| true),
         Command::Inspect { file, json } => {
-            let model = Model::open(&file)?;
+            let model = open_model(&file)?;
             print(&match json {
                 true => show::json(&show::inspect_json(&model)),
                 false => show::inspect(&model),
@@ -134,7 +140,7 @@ fn execute(args: Args) -> Result<bool> {
             threads,
             json,
         } => {
-            let model = Model::open(&file)?;
+            let model = open_model(&file)?;
             let original = against.as_deref().map(source::open).transpose()?;
             let original = original.as_deref();
             let doing = format!("verifying {}", file.display());
@@ -162,7 +168,7 @@ fn execute(args: Args) -> Result<bool> {
             threads,
         } => {
             let dtype = float(dtype)?;
-            let model = Model::open(&file)?;
+            let model = open_model(&file)?;
             let doing = format!("decoding {}", file.display());
             with_bar(&doing, threads, false, |options| {
                 run::dequantize_file(&model, &output, dtype, options)
@@ -201,9 +207,6 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
             plan
         }
     };
-    if !args.quiet {
-        warn(&plan);
-    }
     // Begun before the work, so that hours are not lost to a mistyped folder.
     let report_files = report::create(&args.report, source.as_ref(), &args.output)?;
     let doing = format!("quantizing {}", args.input.display());
@@ -226,10 +229,24 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
     Ok(true)
 }
 
+/// Opens a quantized model; says so where a path is that of weights.
+fn open_model(path: &Path) -> Result<Model> {
+    Model::open(path).map_err(|error| match error {
+        Error::File { path: file, .. } if source::open(path).is_ok() => Error::File {
+            path: file,
+            reason: "not a quantized model but weights; `plan` shows what would become of them"
+                .to_owned(),
+        },
+        error => error,
+    })
+}
+
 /// The plan for a source, with a bar where there is something to measure.
 fn make_plan(input: &Path, source: &dyn Source, config: &Config, quiet: bool) -> Result<Plan> {
     let doing = format!("planning for {}", input.display());
-    with_bar(&doing, config.threads(), quiet, |options| {
+    with_bar(&doing, config.threads(), quiet, |mut options| {
+        // Whoever does the plan is told.
+        options.log = None;
         run::plan_with(source, config, options)
     })
 }
@@ -289,8 +306,8 @@ fn warn(plan: &Plan) {
     }
 }
 
-/// Calls `work` with options whose progress draws a bar, on a terminal, and which Ctrl-C stops;
-/// it is then said what was `doing`.
+/// Calls `work` with options whose progress draws a bar, on a terminal, whose warnings are printed,
+/// and which Ctrl-C stops; it is then said what was `doing`.
 fn with_bar<R>(
     doing: &str,
     threads: usize,
@@ -309,14 +326,21 @@ fn with_bar<R>(
         bar.set_position(progress.done as u64);
         !stop::asked()
     };
+    let mut log = |level: Level, message: &str| {
+        if level == Level::Warning && !quiet {
+            bar.suspend(|| complain(&format!("warning: {}", show::printable(message))));
+        }
+        true
+    };
     let options = Options {
         threads,
         progress: Some(&mut tell),
+        log: Some(&mut log),
         ..Options::default()
     };
     let result = stop::listening(|| work(options));
     bar.finish_and_clear();
-    if let Err(Error::Cancelled) = result {
+    if matches!(result, Err(Error::Cancelled)) && stop::asked() {
         complain(&format!("stopped: {}", show::printable(doing)));
     }
     result

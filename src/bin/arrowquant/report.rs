@@ -1,5 +1,6 @@
 //! Files of what a run measured: `quantize --report`.
 
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -58,7 +59,8 @@ fn is_page(path: &Path) -> bool {
 
 /// Whether a path is that of a part or of the manifest of an output that is a folder.
 fn is_of_folder(path: &Path, output: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = as_compared(path.file_name().unwrap_or_default());
+    let name = name.to_string_lossy();
     let reserved = name == MANIFEST || name.starts_with("part-") && name.ends_with(".parquet");
     reserved
         && path
@@ -70,14 +72,22 @@ fn is_of_folder(path: &Path, output: &Path) -> bool {
 pub fn same_file(a: &Path, b: &Path) -> bool {
     let resolved = |path: &Path| {
         if let Ok(path) = path.canonicalize() {
-            let name = path.file_name()?.to_owned();
+            let name = as_compared(path.file_name()?);
             return Some((path.parent()?.to_owned(), name));
         }
         let folder = match path.parent() {
             Some(folder) if !folder.as_os_str().is_empty() => folder,
             _ => Path::new("."),
         };
-        Some((folder.canonicalize().ok()?, path.file_name()?.to_owned()))
+        Some((folder.canonicalize().ok()?, as_compared(path.file_name()?)))
     };
     resolved(a).is_some_and(|a| Some(a) == resolved(b))
+}
+
+/// A name as file systems compare it: those of Windows and macOS know no case.
+fn as_compared(name: &OsStr) -> OsString {
+    match cfg!(any(windows, target_os = "macos")) {
+        true => name.to_ascii_lowercase(),
+        false => name.to_owned(),
+    }
 }

@@ -96,10 +96,7 @@ pub fn evolve(args: &EvolveArgs) -> Result<bool> {
 
 /// The last number that a command prints for a plan.
 fn worth(command: &str, plan: &Plan) -> Result<f64> {
-    let refuse = |reason: String| Error::Config {
-        key: "--fitness".to_owned(),
-        reason: format!("'{command}' {reason}"),
-    };
+    let refuse = |reason: String| Error::Plan(format!("--fitness '{command}' {reason}"));
     let failed = |error: std::io::Error| refuse(format!("cannot be run: {error}"));
     let mut file = tempfile::Builder::new()
         .prefix("plan-")
@@ -108,13 +105,9 @@ fn worth(command: &str, plan: &Plan) -> Result<f64> {
         .map_err(failed)?;
     let text = show::json(&plan.to_json());
     file.write_all(text.as_bytes()).map_err(failed)?;
-    let (shell, flag) = match cfg!(windows) {
-        true => ("cmd", "/C"),
-        false => ("sh", "-c"),
-    };
-    let text = command.replace("{}", &file.path().to_string_lossy());
-    let output = Command::new(shell)
-        .args([flag, &text])
+    // Closed: Windows may refuse others a file that is open for writing.
+    let path = file.into_temp_path();
+    let output = shell(&command.replace("{}", &path.to_string_lossy()))
         .stderr(Stdio::inherit())
         .output()
         .map_err(failed)?;
@@ -126,4 +119,21 @@ fn worth(command: &str, plan: &Plan) -> Result<f64> {
     words
         .find_map(|word| word.parse::<f64>().ok())
         .ok_or_else(|| refuse("printed no number".to_owned()))
+}
+
+/// A line as the system's shell takes it.
+#[cfg(not(windows))]
+fn shell(line: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", line]);
+    shell
+}
+
+/// A line as the system's shell takes it: between quotes, within which others stay as they are.
+#[cfg(windows)]
+fn shell(line: &str) -> Command {
+    use std::os::windows::process::CommandExt;
+    let mut shell = Command::new("cmd");
+    shell.raw_arg(format!("/S /C \"{line}\""));
+    shell
 }

@@ -59,7 +59,9 @@ fn ignore(signals: &[libc::c_int]) {
 }
 
 #[cfg(not(unix))]
-fn ignored_signals() {}
+fn ignored_signals() -> [i32; 0] {
+    []
+}
 
 #[cfg(not(unix))]
-fn ignore(_: &()) {}
+fn ignore(_: &[i32]) {}

@@ -172,18 +172,24 @@ fn what_is_no_importance_matrix_is_refused() {
             "'a': the mean square of input channel 1 is NaN",
         ),
         (legacy(&[("a", 1, &[f32::INFINITY])]), "channel 0 is inf"),
-        (legacy(&[("a", 1, &[])]), "not a readable importance matrix"),
+        (
+            legacy(&[("a", 1, &[])]),
+            "neither a calibration nor an importance matrix",
+        ),
         (
             legacy(&[("a", 1, &[1.0]), ("a", 1, &[2.0])]),
             "'a': duplicate name",
         ),
-        (legacy(&[]), "it begins with 0"),
-        (int(-1), "it begins with -1"),
+        (
+            legacy(&[]),
+            "neither a calibration nor an importance matrix",
+        ),
+        (int(-1), "neither a calibration nor an importance matrix"),
         (Vec::new(), "it ends before its number of layers"),
         (b"GGU".to_vec(), "it ends before its number of layers"),
         (
             b"{\"a\":1} and more than this".to_vec(),
-            "no number of layers",
+            "neither a calibration",
         ),
         (
             [int(1), int(i32::MAX), vec![0; 30]].concat(),
