@@ -164,8 +164,8 @@ def table(results: dict[str, Any]) -> Table:
         f"asked for {search['generations'][-1]['evaluations']} plans in {len(search['generations'])} generations of "
         f"{results['population']}: less the mean squared distance of {images} images (DDIM, {steps} steps) to those of "
         f"the unquantized model from the same noise. Unseen: the same for {others} images from other noise and by "
-        f"{more} steps. Error of the predicted noise and Frechet distance ({results['many']} images) as above; neither "
-        "was searched for."
+        f"{more} steps. Error of the predicted noise as above, and Frechet distance to real digits ({results['many']} images; "
+        "itself, not its change); neither was searched for."
     )
     return Table("", "A search by samples", heads, body, note)
 

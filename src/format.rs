@@ -568,6 +568,14 @@ pub fn rows_per_piece(cols: usize) -> usize {
 ///
 /// # Panics
 /// If `packed` is not `format.row_bytes(codes.len())` long.
+///
+/// ```
+/// use arrowquant::format::{Format, pack};
+///
+/// let mut packed = [0; 2];
+/// pack(Format::Int4, &[1, 2, 15], &mut packed);
+/// assert_eq!(packed, [0x21, 0x0F]);
+/// ```
 pub fn pack(format: Format, codes: &[u8], packed: &mut [u8]) {
     assert_eq!(packed.len(), format.row_bytes(codes.len()));
     packed.fill(0);

@@ -22,7 +22,10 @@
 //!
 //! The common job is one call, [`run::quantize_file`]; [`model::Model`] reads the result.
 //!
-//! ```no_run
+//! ```standalone_crate
+//! # let folder = tempfile::tempdir().unwrap();
+//! # std::fs::copy("examples/models/dit-digits.safetensors", folder.path().join("in.safetensors")).unwrap();
+//! # std::env::set_current_dir(&folder).unwrap();
 //! use std::path::Path;
 //! use arrowquant::{format::Float, model::Model, plan::Config, run::{self, Options}};
 //!
@@ -42,6 +45,7 @@
 //!
 //! [`mod@format`] and [`kernel`] use `core` alone; without the `std` feature they are all there is.
 #![cfg_attr(not(feature = "std"), no_std)]
+#![deny(missing_docs)]
 
 #[cfg(any(feature = "std", feature = "firmware"))]
 pub mod capi;

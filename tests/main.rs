@@ -12,6 +12,7 @@ mod cli;
 mod ctrl_c;
 mod damage;
 mod determinism;
+#[cfg(unix)]
 mod docs;
 mod errors;
 mod faults;
@@ -29,7 +30,6 @@ mod native;
 mod packaging;
 mod paths;
 mod python;
-mod readme;
 mod rooms;
 mod search;
 mod source_f8;

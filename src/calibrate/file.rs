@@ -135,14 +135,16 @@ impl Calibration {
         let parent = parent.unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         builder.prefix(".calibration-");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let staged = builder.tempfile_in(parent).map_err(failed)?;
+        let mut options = File::options();
+        options.write(true).create_new(true);
+        let mut staged = builder
+            .make_in(parent, |path| options.open(path))
+            .map_err(failed)?;
         self.write(staged.as_file()).map_err(failed)?;
         staged.as_file().sync_all().map_err(failed)?;
-        staged
-            .persist(target)
-            .map_err(|error| failed(error.error))?;
+        // Long paths of Windows are the standard library's, not tempfile's.
+        std::fs::rename(staged.path(), target).map_err(failed)?;
+        staged.disable_cleanup(true);
         Ok(())
     }
 
@@ -476,6 +478,8 @@ impl Table {
             // Where the system refuses, they stay.
             let _ = unsafe { self.pages.unchecked_advise(advice) };
         }
+        #[cfg(not(unix))]
+        let _ = &self.pages;
     }
 
     fn options(&self, path: &Path) -> Result<CalibrationOptions> {

@@ -128,6 +128,21 @@ pub struct Activations<'a> {
 }
 
 /// Statistics of the inputs of a model's layers, by layer and time. May be shared by threads.
+///
+/// ```
+/// use arrowquant::calibrate::{Activations, Calibration, CalibrationOptions};
+/// use arrowquant::format::Float;
+///
+/// let calibration = Calibration::new(CalibrationOptions {
+///     timesteps: 1000,
+///     ..CalibrationOptions::default()
+/// })?;
+/// let x: Vec<u8> = [1.0f32, 2.0, 3.0, -4.0].iter().flat_map(|x| x.to_le_bytes()).collect();
+/// let (rows, cols) = (2, 2);
+/// calibration.observe("blocks.0.attn.qkv", 500, Activations { rows, cols, float: Float::F32, values: &x })?;
+/// assert_eq!(calibration.largest("blocks.0.attn.qkv"), Some(vec![3.0, 4.0]));
+/// # Ok::<(), arrowquant::error::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Calibration {
     options: CalibrationOptions,

@@ -22,6 +22,17 @@ use crate::tensor::TensorInfo;
 ///
 /// Files must not be changed while they are open: replacing one by renaming another over it is
 /// safe, writing into it is not.
+///
+/// ```
+/// use std::path::Path;
+/// use arrowquant::{format::Float, model::Model};
+///
+/// let model = Model::open(Path::new("tests/data/transformed.parquet"))?;
+/// let info = &model.tensors()[0].info;
+/// let mut row = vec![0; info.shape.cols() * 4];
+/// model.dequantize_rows(0, 0..1, Float::F32, &mut row)?;
+/// # Ok::<(), arrowquant::error::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Model {
     path: PathBuf,

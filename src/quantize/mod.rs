@@ -148,6 +148,28 @@ impl Fault {
 ///
 /// # Panics
 /// If a slice is not as long as the layout says.
+///
+/// ```
+/// use arrowquant::format::{Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme};
+/// use arrowquant::{kernel::KernelTable, quantize::{Guide, Matrix, PlanesMut, quantize_rows}};
+///
+/// let recipe = Recipe {
+///     format: Format::Int4,
+///     group_size: GroupSize::ROW,
+///     scheme: Scheme::Symmetric,
+///     scales: ScalePolicy::Auto,
+///     method: Method::MinMax,
+///     gain: Gain::Lsq,
+/// };
+/// let weights: Vec<u8> = [-8.0f32, -3.0, 0.0, 7.0].iter().flat_map(|w| w.to_le_bytes()).collect();
+/// let matrix = Matrix { rows: 1, cols: 4, float: Float::F32, weights: &weights };
+/// let (mut codes, mut scales) = ([0; 2], [0; 2]);
+/// let planes = PlanesMut { codes: &mut codes, scales: &mut scales, biases: &mut [] };
+/// let table = KernelTable::choose().expect("AQ_ISA names an instruction set");
+/// quantize_rows(table, &recipe, ScaleDtype::F16, matrix, Guide::None, false, planes).expect("finite weights");
+/// // Codes 0, 5, 8 and 15, from the lowest bits on; a scale of 1 as f16.
+/// assert_eq!((codes, scales), ([0x50, 0xF8], [0x00, 0x3C]));
+/// ```
 pub fn quantize_rows(
     table: &KernelTable,
     recipe: &Recipe,

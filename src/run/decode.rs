@@ -31,13 +31,10 @@ pub fn dequantize_file(
     options: Options<'_>,
 ) -> Result<()> {
     check_safetensors(output)?;
-    if let (Ok(input), Ok(output)) = (model.path().canonicalize(), output.canonicalize())
-        && input == output
+    if let (Ok(input), Ok(there)) = (model.path().canonicalize(), output.canonicalize())
+        && input == there
     {
-        return Err(Error::file(
-            &output,
-            "would be overwritten while it is read",
-        ));
+        return Err(Error::file(output, "would be overwritten while it is read"));
     }
     let metadata = model.source_metadata()?;
     let target = |tensor: &Tensor| match float {

@@ -69,15 +69,12 @@ impl Default for Options<'_> {
 /// It is one of them.
 pub fn check_not_input(source: &dyn Source, output: &Path) -> Result<()> {
     // A file that does not exist yet is no input.
-    let Ok(output) = output.canonicalize() else {
+    let Ok(there) = output.canonicalize() else {
         return Ok(());
     };
     for input in source.files() {
-        if input.path.canonicalize().is_ok_and(|input| input == output) {
-            return Err(Error::file(
-                &output,
-                "would be overwritten while it is read",
-            ));
+        if input.path.canonicalize().is_ok_and(|input| input == there) {
+            return Err(Error::file(output, "would be overwritten while it is read"));
         }
     }
     Ok(())

@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempPath};
 
 use crate::error::{Error, Result};
 
@@ -100,9 +100,13 @@ impl StagedFile {
         if target.file_name().is_none() || target.is_dir() {
             return Err(Error::file(target, "cannot write here: it is a folder"));
         }
-        // Such as /dev/null, in whose place nobody wants a file.
-        if target.exists() && !target.is_file() {
+        // Such as /dev/null or NUL, in whose place nobody wants a file.
+        if is_device(target) || target.exists() && !target.is_file() {
             return Err(Error::file(target, "cannot write here: it is no file"));
+        }
+        // Windows puts no other file in its place, which is to be known before the work.
+        if cfg!(windows) && target.metadata().is_ok_and(|m| m.permissions().readonly()) {
+            return Err(Error::file(target, "cannot write here: it is read-only"));
         }
         let folder = folder_of(target);
         if !folder.is_dir() {
@@ -115,10 +119,10 @@ impl StagedFile {
         loop {
             let mut builder = tempfile::Builder::new();
             builder.prefix(PREFIX).suffix(SUFFIX);
-            #[cfg(unix)]
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            let mut options = File::options();
+            options.read(true).write(true).create_new(true);
             let file = builder
-                .tempfile_in(folder)
+                .make_in(folder, |path| options.open(path))
                 .map_err(Error::io(target, "create a temporary file beside it"))?;
             // Some file systems know no locks; their temporaries are never taken for stale.
             let _ = file.as_file().lock();
@@ -182,7 +186,7 @@ impl StagedFile {
     /// # Errors
     /// The file cannot be synced or renamed; the target is then as it was.
     pub fn commit(self) -> Result<()> {
-        self.publish(|file, target| file.persist(target).map_err(|error| error.error))
+        self.publish(rename)
     }
 
     /// The same where nothing is at the path yet.
@@ -190,17 +194,28 @@ impl StagedFile {
     /// # Errors
     /// As [`StagedFile::commit`], or something is there.
     pub fn commit_new(self) -> Result<()> {
-        self.publish(|file, target| file.persist_noclobber(target).map_err(|error| error.error))
+        self.publish(|path, target| {
+            // Windows has no long paths for tempfile, but no links on some file systems.
+            #[cfg(windows)]
+            match std::fs::hard_link(&path, target) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {}
+                done => return done,
+            }
+            path.persist_noclobber(target).map_err(|error| error.error)
+        })
     }
 
-    fn publish(mut self, put: impl FnOnce(NamedTempFile, &Path) -> io::Result<File>) -> Result<()> {
+    fn publish(mut self, put: impl FnOnce(TempPath, &Path) -> io::Result<()>) -> Result<()> {
         let sync = |file: &mut NamedTempFile| -> io::Result<()> {
             file.flush()?;
             file.as_file().sync_all()
         };
         sync(&mut self.file).map_err(Error::io(&self.target, "write"))?;
         let Self { target, file, .. } = self;
-        put(file, &target).map_err(Error::io(&target, "put the finished file here"))?;
+        let (file, path) = file.into_parts();
+        put(path, &target).map_err(Error::io(&target, "put the finished file here"))?;
+        // Windows lets nobody read it before, and takes its time where a file is closed locked.
+        let _ = file.unlock();
         // The rename lasts once the folder is synced; not every system can open a folder.
         if let Ok(folder) = File::open(folder_of(&target)) {
             let _ = folder.sync_all();
@@ -236,20 +251,35 @@ mod positioned {
         std::os::unix::fs::FileExt::read_exact_at(file, bytes, offset)
     }
 
-    /// Nobody reads or writes at the place of the file itself meanwhile.
-    #[cfg(not(unix))]
-    pub(super) fn write(mut file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        use std::io::{Seek, Write};
-        file.seek(io::SeekFrom::Start(offset))?;
-        file.write_all(bytes)
+    #[cfg(windows)]
+    pub(super) fn write(file: &File, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match std::os::windows::fs::FileExt::seek_write(file, bytes, offset)? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => (bytes, offset) = (&bytes[n..], offset + n as u64),
+            }
+        }
+        Ok(())
     }
 
-    #[cfg(not(unix))]
-    pub(super) fn read(mut file: &File, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        use std::io::{Read, Seek};
-        file.seek(io::SeekFrom::Start(offset))?;
-        file.read_exact(bytes)
+    #[cfg(windows)]
+    pub(super) fn read(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match std::os::windows::fs::FileExt::seek_read(file, bytes, offset)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                n => (bytes, offset) = (&mut bytes[n..], offset + n as u64),
+            }
+        }
+        Ok(())
     }
+}
+
+/// As tempfile would, but for long paths, too, and over a file that others read: the standard
+/// library has Windows take them.
+fn rename(mut path: TempPath, target: &Path) -> io::Result<()> {
+    std::fs::rename(&path, target)?;
+    path.disable_cleanup(true);
+    Ok(())
 }
 
 /// Where links lead, be there a file or none yet: renaming over a link would replace the link.
@@ -266,6 +296,12 @@ fn end_of_links(target: &Path) -> Result<PathBuf> {
     }
     let reason = "cannot write here: it is a link that leads in a circle";
     Err(Error::file(target, reason))
+}
+
+/// Whether a name stands for a device in every folder.
+fn is_device(target: &Path) -> bool {
+    let whole = std::path::absolute(target).unwrap_or_default();
+    cfg!(windows) && whole.as_os_str().as_encoded_bytes().starts_with(br"\\.\")
 }
 
 fn folder_of(target: &Path) -> &Path {
