@@ -58,18 +58,19 @@ class Peer:
 def ours() -> list[Peer]:
     import arrowquant
 
-    def peer(bits: int, method: str) -> Peer:
+    def peer(bits: int, method: str, group: int) -> Peer:
         # Their way to round to a range has no unit gain.
         gain = "lsq" if method == "minmax" else "auto"
         return Peer(
-            f"arrowquant {method}",
+            f"arrowquant {method}" + (f", groups of {group}" if group != GROUP else ""),
             bits,
-            lambda w: arrowquant.quantize_rows(w, bits=bits, method=method, gain=gain),
+            lambda w: arrowquant.quantize_rows(w, bits=bits, method=method, gain=gain, group_size=group),
             arrowquant.dequantize_rows,
             lambda q: len(q.codes) + len(q.scales),
         )
 
-    return [peer(bits, method) for bits in (2, 4, 8) for method in ("minmax", "lsq")]
+    kinds = (("minmax", GROUP), ("lsq", GROUP), ("lsq", 32))
+    return [peer(bits, *kind) for bits in (2, 4, 8) for kind in kinds]
 
 
 def numpy_peers() -> list[Peer]:
@@ -257,8 +258,8 @@ def table(results: dict[str, Any]) -> Table:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     note = (
         f"From f32 to codes and scales in memory, on one core, a matrix of {results['side']} x {results['side']}, the "
-        "best of some rounds in turns. Groups are of 128 weights, those of llama.cpp's formats of 16 or 32. Bits are "
-        f"those in memory. Cosine: over the weights of {results['matrices']} matrices of the two trained models, as "
+        "best of some rounds in turns. Groups are of 128 weights unless it says otherwise, those of llama.cpp's formats "
+        f"of 16 or 32. Bits are those in memory. Cosine: over the weights of {results['matrices']} matrices of the two trained models, as "
         f"each decodes them. {versions}."
     )
     if results["missing"]:
