@@ -17,4 +17,9 @@ fn main() {
             }
         }
     }
+    // cargo-c, whose feature this is, gives it the name of where it is installed.
+    if matches!(os.as_str(), "macos" | "ios") && std::env::var_os("CARGO_FEATURE_CAPI").is_none() {
+        // Without a name it has that of this machine's folder.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libarrowquant.0.dylib");
+    }
 }

@@ -497,6 +497,8 @@ fn static_ranges_of_activations_are_kept_by_time() {
         );
     }
     assert!(at(3).scale > 5.0 * at(97).scale);
+    // Windows replaces no file that is mapped.
+    drop(model);
     let one = [
         ("bit_width", "4"),
         ("enable_time_aware", "false"),

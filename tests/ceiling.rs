@@ -1,6 +1,7 @@
 //! A ceiling on memory: held as the system measures it, refused when it is too low, and taken by
 //! the run itself when memory is short.
 
+#[cfg(target_os = "linux")]
 use std::path::Path;
 #[cfg(target_os = "linux")]
 use std::process::Command;

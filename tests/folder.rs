@@ -274,7 +274,8 @@ fn another_run_is_refused_and_the_difference_named() {
         };
         let message = run_into(&input, &output, settings, options)
             .unwrap_err()
-            .to_string();
+            .to_string()
+            .replace('\\', "/");
         for part in [&["out/manifest.json: of another run: "], parts].concat() {
             assert!(message.contains(part), "{message}");
         }

@@ -2,7 +2,6 @@
 #![cfg(unix)]
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
@@ -160,6 +159,7 @@ fn paths_of_any_script_and_with_spaces() {
 #[cfg(target_os = "linux")]
 #[test]
 fn paths_that_are_no_text() {
+    use std::os::unix::ffi::OsStrExt;
     let folder = tempfile::tempdir().unwrap();
     let name = Path::new(OsStr::from_bytes(b"no\xfftext"));
     all_commands(folder.path(), |extension| {

@@ -48,7 +48,7 @@ pub fn python() -> &'static Path {
         install
             .args(["--force-reinstall", "--no-index"])
             .arg(root().join("bindings/python"));
-        install.env("ARROWQUANT_LIBRARY", library("libarrowquant.so"));
+        install.env("ARROWQUANT_LIBRARY", library(&shared()));
         succeed(&mut install, "python3-venv");
         python
     })

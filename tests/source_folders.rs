@@ -120,6 +120,7 @@ fn opened(path: &Path) -> Vec<String> {
 
 fn refused(path: &Path, parts: &[&str]) {
     let message = source::open(path).err().expect("refused").to_string();
+    let message = message.replace('\\', "/");
     for part in parts {
         assert!(message.contains(part), "'{part}' is not in: {message}");
     }

@@ -20,6 +20,11 @@ ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = {"win32": "arrowquant.dll", "darwin": "libarrowquant.dylib"}.get(
     sys.platform, "libarrowquant.so"
 )
+# How a Mach-O file for one processor begins.
+PROCESSORS = {
+    bytes.fromhex("cffaedfe0c000001"): "arm64",
+    bytes.fromhex("cffaedfe07000001"): "x86_64",
+}
 
 
 def version():
@@ -78,7 +83,14 @@ class PlatformWheel(bdist_wheel):
         self.root_is_pure = False
 
     def get_tag(self):
-        return "py3", "none", super().get_tag()[2]
+        platform = super().get_tag()[2]
+        file = Path(self.bdist_dir, "arrowquant", LIBRARY)
+        # The Python of python.org is for both of Apple's processors, what cargo builds for one.
+        if platform.endswith("_universal2") and file.exists():
+            with file.open("rb") as opened:
+                processor = PROCESSORS.get(opened.read(8), "universal2")
+            platform = platform.replace("universal2", processor)
+        return "py3", "none", platform
 
 
 class BinaryDistribution(Distribution):

@@ -1,5 +1,6 @@
 //! C and C++ programs, compiled against the library this build made.
 
+use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -27,6 +28,11 @@ pub fn library(name: &str) -> PathBuf {
     built().join("deps").join(name)
 }
 
+/// The name of the shared library as it was built.
+pub fn shared() -> String {
+    format!("{DLL_PREFIX}arrowquant{DLL_SUFFIX}")
+}
+
 /// Cargo as it made this build: what it has built already it does not build again.
 pub fn cargo(command: &str) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
@@ -39,16 +45,24 @@ pub fn cargo(command: &str) -> Command {
     cargo
 }
 
-/// A folder where the shared library is found by its SONAME.
+/// A folder where the shared library is found by the name that it gives itself.
 pub fn library_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared");
         std::fs::create_dir_all(&folder).unwrap();
-        for name in ["libarrowquant.so", "libarrowquant.so.0"] {
+        let own = match DLL_SUFFIX {
+            ".dylib" => "libarrowquant.0.dylib".to_owned(),
+            ".so" => "libarrowquant.so.0".to_owned(),
+            _ => shared(),
+        };
+        for name in [shared(), own] {
             let link = folder.join(name);
             let _ = std::fs::remove_file(&link);
-            std::os::unix::fs::symlink(library("libarrowquant.so"), link).unwrap();
+            #[cfg(unix)]
+            std::os::unix::fs::symlink(library(&shared()), link).unwrap();
+            #[cfg(not(unix))]
+            std::fs::copy(library(&shared()), link).unwrap();
         }
         folder
     })

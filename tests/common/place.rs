@@ -71,6 +71,7 @@ impl Place {
         command
     }
 
+    #[cfg(target_os = "linux")]
     pub fn verify(&self) -> Command {
         let mut command = program();
         command.arg("verify").arg(&self.output);
