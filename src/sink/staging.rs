@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tempfile::{NamedTempFile, TempPath};
 
@@ -277,9 +278,20 @@ mod positioned {
 /// As tempfile would, but for long paths, too, and over a file that others read: the standard
 /// library has Windows take them.
 fn rename(mut path: TempPath, target: &Path) -> io::Result<()> {
-    std::fs::rename(&path, target)?;
-    path.disable_cleanup(true);
-    Ok(())
+    let mut done = std::fs::rename(&path, target);
+    // ERROR_ACCESS_DENIED and ERROR_SHARING_VIOLATION: something looks into the file there, if only
+    // for a moment, as virus scanners do.
+    let busy = |error: &io::Error| matches!(error.raw_os_error(), Some(5 | 32));
+    let tries = if cfg!(windows) { 50 } else { 0 };
+    for _ in 0..tries {
+        if !done.as_ref().is_err_and(busy) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        done = std::fs::rename(&path, target);
+    }
+    path.disable_cleanup(done.is_ok());
+    done
 }
 
 /// Where links lead, be there a file or none yet: renaming over a link would replace the link.
