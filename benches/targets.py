@@ -88,7 +88,7 @@ def targets(results: dict[str, Any]) -> list[Target]:
             for row in programs
             if row["what"]["size"] == size and "yardstick" not in row
         ]
-        text = f"{size} model under {limit} s: INT2, 4 and 8, every caller and method, every run"
+        text = f"{size} model under {limit} s: INT2, 4 and 8, all callers, minmax and lsq, the slowest run of each"
         add(text, seconds, "{:.2f} s", most=limit)
 
     python, native, c = [], [], []

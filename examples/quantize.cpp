@@ -3,7 +3,7 @@
 //
 //   c++ -std=c++17 quantize.cpp -larrowquant -o quantize && ./quantize model.safetensors model.parquet
 //
-// Settings may follow, as in the README's table: bit_width=8 method=minmax.
+// Settings may follow, with the keys of docs/configuration.md: bit_width=8 method=minmax.
 #include <algorithm>
 #include <arrowquant.hpp>
 #include <cstdio>

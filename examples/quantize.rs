@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release --example quantize -- model.safetensors model.parquet
 //!
-//! Settings may follow, as in the README's table: bit_width=8 method=minmax.
+//! Settings may follow, with the keys of docs/configuration.md: bit_width=8 method=minmax.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -299,13 +299,13 @@ fn plan_takes_a_list_and_says_why() {
     let plan: Value = serde_json::from_str(&arrowquant_ok(["plan", &dream, "--json"])).unwrap();
     assert_eq!(plan["modality"], "text");
     assert_eq!(plan["families"], json!(["LLaMA"]));
-    let sentence = "text, for model.embed_tokens.weight [152064, 3584] and \
-                    model.layers.0.mlp.gate_proj.weight are as in LLaMA";
+    let sentence = "text, by model.embed_tokens.weight [152064, 3584] and \
+                    model.layers.0.mlp.gate_proj.weight, as in LLaMA";
     assert_eq!(plan["evidence"], json!([sentence]));
     assert_eq!(plan["tensors"].as_array().unwrap().len(), 339);
     let table = arrowquant_ok(["plan", &dream]);
     let summary = format!(
-        "\n\n{sentence}\n198 of 339 tensors quantized from 14.19 GiB: planes of 3927297024 bytes "
+        "\n\nmodality: {sentence}\n198 of 339 tensors quantized from 14.19 GiB: planes of 3927297024 bytes "
     );
     assert!(table.contains(&summary), "{table}");
     let args = ["plan", &dream, "--json", "--modality", "code"];

@@ -291,7 +291,7 @@ fn a_tensor_that_was_not_seen_is_done_without() {
     .unwrap();
     assert_eq!(
         warnings,
-        ["1 of 2 tensors to quantize are not in the calibration"]
+        ["1 of 2 tensors to quantize are not in the calibration: blocks.0.other.weight"]
     );
 }
 

@@ -85,8 +85,7 @@ done
 
 home=$(cd "$(dirname "$0")" && pwd)
 cd "$home/../.."
-version=$("$cargo" pkgid --locked)
-version=${version##*[#@]}
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 # The crate types are named, as cargo leaves link-time optimization out where an rlib is asked for.
 build() {

@@ -262,6 +262,10 @@ impl Plan {
         let mut warnings: Vec<String> = unused
             .map(|rule| format!("rule {rule} matches no tensor"))
             .collect();
+        if self.max_size.is_some() && self.entries.iter().all(|entry| entry.recipe.is_none()) {
+            let text = "max_size has room for all tensors as they are: none is quantized";
+            warnings.push(text.to_owned());
+        }
         let mut no_smaller = self.entries.iter().filter(|entry| entry.is_no_smaller());
         if let Some(first) = no_smaller.next() {
             let others = match no_smaller.count() {

@@ -115,7 +115,7 @@ impl Recognition {
             (None, None) => match best(true).or(best(false)) {
                 None => (
                     Modality::Unknown,
-                    Some("as nothing is as in a known family"),
+                    Some("as it is like no family that is known"),
                 ),
                 Some(best) => {
                     let others = found.iter().any(|found| found.family.modality != best);
@@ -155,7 +155,7 @@ fn by_classes(classes: &[String]) -> Vec<Found> {
         for family in &families().all {
             let settles = family.has_class(class);
             if settles || family.may_have_class(class) {
-                let why = format!("for the class {} is of {}", shown(class), family.name);
+                let why = format!("by the class {}, of {}", shown(class), family.name);
                 found.push(Found {
                     family,
                     settles,
@@ -229,8 +229,8 @@ fn because(family: &Family, firsts: &[Option<&TensorInfo>]) -> String {
     }
     let family = &family.name;
     match names.split_last() {
-        Some((last, [])) => format!("for {last} is as in {family}"),
-        Some((last, others)) => format!("for {} and {last} are as in {family}", others.join(", ")),
+        Some((last, [])) => format!("by {last}, as in {family}"),
+        Some((last, others)) => format!("by {} and {last}, as in {family}", others.join(", ")),
         None => String::new(),
     }
 }
@@ -272,12 +272,12 @@ mod tests {
         let found = recognize(DIT, &[], "");
         assert_eq!(found.modality, Modality::Image);
         assert_eq!(found.families, ["DiT"]);
-        let sentence = "image, for x_embedder.proj.weight, t_embedder.mlp.0.weight and \
-                        blocks.0.attn.qkv.weight are as in DiT";
+        let sentence = "image, by x_embedder.proj.weight, t_embedder.mlp.0.weight and \
+                        blocks.0.attn.qkv.weight, as in DiT";
         assert_eq!(found.evidence, [sentence]);
         let nothing = recognize(&DIT[..1], &[], "");
         assert_eq!(nothing.modality, Modality::Unknown);
-        let sentence = "unknown, as nothing is as in a known family";
+        let sentence = "unknown, as it is like no family that is known";
         assert_eq!(nothing.evidence, [sentence]);
         assert_eq!(recognize(&[], &[], "").modality, Modality::Unknown);
     }
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(found.modality, Modality::Audio);
         assert_eq!(found.families, ["Stable Audio", "DiT"]);
         assert_eq!(found.evidence[0], "audio, as classes count before names");
-        let sentence = "audio, for the class StableAudioDiTModel is of Stable Audio";
+        let sentence = "audio, by the class StableAudioDiTModel, of Stable Audio";
         assert_eq!(found.evidence[1], sentence);
         let vocoder: &[(&str, &[usize])] = &[("vocoder.conv_pre.weight", &[512, 80, 7])];
         let found = recognize(vocoder, &["UNet2DConditionModel"], "");
@@ -358,7 +358,7 @@ mod tests {
         let name = "é".repeat(200);
         let found = recognize(&[(&format!("{name}.vocoder.w"), &[1, 1, 3])], &[], "");
         let cut = "é".repeat(120);
-        let sentence = format!("audio, for {cut}… [1, 1, 3] is as in vocoder");
+        let sentence = format!("audio, by {cut}… [1, 1, 3], as in vocoder");
         assert_eq!(found.evidence, [sentence]);
     }
 }

@@ -245,10 +245,13 @@ fn is_imatrix(path: &Path) -> Result<bool> {
     Ok(magic != b"PAR1")
 }
 
+/// Tensors that a warning names.
+const NAMED: usize = 3;
+
 /// A calibration of another model is refused: by the shape of a layer, or when no layer has the
 /// name of a tensor.
 fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_>>) -> Result<()> {
-    let mut calibrated = 0;
+    let (mut calibrated, mut unseen) = (0, Vec::new());
     let quantized = || plan.entries.iter().filter(|entry| entry.recipe.is_some());
     for TensorInfo { name, shape, .. } in quantized().map(|entry| &entry.tensor) {
         match calibration.cols(name) {
@@ -260,7 +263,7 @@ fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_
                 return Err(Error::config("calibration", reason));
             }
             Some(_) => calibrated += 1,
-            None => {}
+            None => unseen.push(name.as_str()),
         }
     }
     let all = quantized().count();
@@ -280,9 +283,11 @@ fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_
         say(log, Level::Warning, message)?;
     }
     if calibrated < all {
+        let more = if unseen.len() > NAMED { ", …" } else { "" };
         let message = format!(
-            "{} of {all} tensors to quantize are not in the calibration",
-            all - calibrated
+            "{} of {all} tensors to quantize are not in the calibration: {}{more}",
+            unseen.len(),
+            unseen[..unseen.len().min(NAMED)].join(", ")
         );
         say(log, Level::Warning, &message)?;
     }

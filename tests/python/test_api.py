@@ -360,7 +360,7 @@ def test_plan_is_made_of_a_list_of_tensors_too(tmp_path):
     plan = aq.Plan.create(path, bits=4)
     assert plan.modality == "audio" and plan.families == ("WaveGrad",)
     assert plan.evidence == (
-        "audio, for film.0.input_conv.weight and upsample.0.block1.weight are as in WaveGrad",
+        "audio, by film.0.input_conv.weight and upsample.0.block1.weight, as in WaveGrad",
     )
     # Rows of 96 and of 768 codes of half a byte, and an f16 scale for 128.
     assert [entry.bytes for entry in plan] == [32 * (48 + 2), 512 * (384 + 12)]

@@ -316,7 +316,7 @@ def _plan(args: argparse.Namespace) -> int:
             )
         )
     _table(rows)
-    print("\n".join(map(_printable, plan.evidence)))
+    print("\n".join(f"modality: {_printable(line)}" for line in plan.evidence))
     print(f"a file of {plan.file_bytes(source)} bytes")
     return 0
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use arrowquant::model::{Model, Tensor};
 use arrowquant::plan::{Config, Plan, PlanEntry, Recognition};
-use arrowquant::run::{FoldReport, Parts, Report, Totals, Verification};
+use arrowquant::run::{FoldReport, Parts, Report, TensorReport, Totals, Verification};
 use arrowquant::schema::{RAW, key};
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanBytes;
@@ -153,7 +153,9 @@ fn ladder(report: &Report) -> String {
 
 /// What tells the modality, a line each.
 fn sentences(evidence: &[String]) -> String {
-    let lines = evidence.iter().map(|line| format!("{}\n", printable(line)));
+    let lines = evidence
+        .iter()
+        .map(|line| format!("modality: {}\n", printable(line)));
     lines.collect()
 }
 
@@ -195,19 +197,36 @@ pub fn report(report: &Report) -> String {
         .iter()
         .filter(|t| t.cosine.is_some())
         .collect();
-    worst.sort_by(|a, b| a.cosine.unwrap_or(1.0).total_cmp(&b.cosine.unwrap_or(1.0)));
+    // Of outputs where they were measured: gptq trades the cosine of weights for it.
+    let output = |t: &TensorReport| t.output.as_ref().map(|output| output.cosine);
+    let cosine = |t: &TensorReport| output(t).or(t.cosine).unwrap_or(1.0);
+    worst.sort_by(|a, b| cosine(a).total_cmp(&cosine(b)));
     worst.truncate(WORST);
     if !worst.is_empty() {
-        let columns = ["least alike", "format", "bits/weight", "cosine", "SQNR dB"];
-        let mut table = table(&columns, 2..5);
+        let columns = [
+            "least alike",
+            "format",
+            "bits/weight",
+            "cosine",
+            "SQNR dB",
+            "cosine of outputs",
+        ];
+        let shown = if worst.iter().any(|t| output(t).is_some()) {
+            6
+        } else {
+            5
+        };
+        let mut table = table(&columns[..shown], 2..shown);
         for tensor in worst {
-            table.add_row([
+            let cells = [
                 printable(&tensor.name),
                 tensor.format.to_owned(),
                 number(tensor.bits_per_weight, 3),
                 number(tensor.cosine, 5),
                 number(tensor.sqnr_db, 2),
-            ]);
+                number(output(tensor), 5),
+            ];
+            table.add_row(&cells[..shown]);
         }
         text += &format!("\n{}", lines(&table));
     }
@@ -383,17 +402,23 @@ pub fn inspect(model: &Model) -> String {
     }
     let source_bytes = file["source_bytes"].as_u64().unwrap_or(0);
     let total = |key: &str| file["total"][key].as_f64();
+    let quantized = match total("bits_per_weight") {
+        None => "nothing quantized".to_owned(),
+        bits => format!(
+            "quantized: {} bits per weight, cosine {}, SQNR {} dB",
+            number(bits, 3),
+            number(total("cosine"), 5),
+            number(total("sqnr_db"), 2),
+        ),
+    };
     format!(
-        "{}\n{}{}, {} in the file of {} in the source ({})\nquantized: {} bits per weight, cosine {}, SQNR {} dB\n",
+        "{}\n{}{}: {}, from {} ({})\n{quantized}\n",
         lines(&table),
         sentences(&evidence(model, &file)),
         tensors(model.tensors().len()),
         HumanBytes(model.file_bytes() as u64),
         HumanBytes(source_bytes),
         ratio(source_bytes as usize, model.file_bytes()),
-        number(total("bits_per_weight"), 3),
-        number(total("cosine"), 5),
-        number(total("sqnr_db"), 2),
     )
 }
 
