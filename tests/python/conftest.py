@@ -3,6 +3,7 @@ command line, by default that of a release build in this repository."""
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -18,6 +19,10 @@ PROGRAM = os.environ.get("ARROWQUANT_CLI", str(ROOT / "target" / "release" / "ar
 # Settings of whoever runs the tests must not change them.
 for name in [name for name in os.environ if name.startswith("AQ_") and name != "AQ_ISA"]:
     del os.environ[name]
+
+
+# Under nohup Ctrl-C is ignored, also by Python; the tests send it to themselves.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
