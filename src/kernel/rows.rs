@@ -1,11 +1,20 @@
 //! Decoding and rescaling one row, and what all rows have in common. Kernels are written once
 //! over [`Lanes`].
 
-use super::element::{Code, Element, F16, F32, Pieces, each_vector, store, with_element};
+use super::element::{
+    Code, Element, F16, F32, Pieces, each_vector, store, with_code, with_element,
+};
 use super::group::{Decoder, Grid};
 use super::lanes::{LANES, Lanes};
-use super::{CompareRow, DecodeRow, ErrorSums, RescaleRow, RowFault, errors};
+use super::{CompareRow, DecodeRow, ErrorSums, QuantizeRow, RescaleRow, RowFault, encode, errors};
 use crate::format::{Layout, ScaleDtype, Scheme};
+
+#[inline(always)]
+pub(super) fn quantize<L: Lanes>(row: QuantizeRow<'_>) -> Result<f32, RowFault> {
+    with_element!(L, row.float, |e| with_code!(L, row.layout, |c| {
+        encode::quantize_row::<L, _, _>(row, e, c)
+    }))
+}
 
 #[inline(always)]
 pub(super) fn compare<L: Lanes>(row: CompareRow<'_>) -> Option<ErrorSums> {
