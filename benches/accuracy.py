@@ -37,7 +37,8 @@ BITS = (8, 4, 2)
 
 # What is also sampled from, which takes minutes each: bits and method; and rows of the picture.
 SAMPLED = {
-    (8, "minmax"), (4, "gptq"), (2, "minmax"), (2, "lsq"), (2, "gptq + time-aware"),
+    (8, "minmax"), (4, "gptq"), (2, "minmax"), (2, "lsq"), (2, "gptq, affine"),
+    (2, "gptq + time-aware"),
 }
 SAMPLED_QUICK = {(4, "lsq"), (2, "lsq")}
 PICTURED = 20

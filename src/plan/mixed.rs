@@ -243,7 +243,10 @@ impl<'a> Choices<'a> {
         let size = size.map(|size| size.saturating_sub(self.others()));
         let bits = self.budget.avg_bits;
         let bits = bits.map(|bits| self.bytes(bits));
-        [size, bits, self.budget.planes].into_iter().flatten().min()
+        // Not as options: what the compiler makes of comparing those looks uninitialised to valgrind.
+        let limits = [size, bits, self.budget.planes].map(|limit| limit.unwrap_or(u64::MAX));
+        let least = limits.into_iter().fold(u64::MAX, u64::min);
+        (least < u64::MAX).then_some(least)
     }
 
     /// Bytes that the planes of open tensors take at least.
