@@ -1,8 +1,11 @@
 //! Dtypes, shapes and tensor descriptions, as read from files and as given by callers.
 
 mod f8;
+mod facts;
 
 use std::fmt;
+
+pub use facts::{Facts, shortened};
 
 use crate::format::Float;
 
@@ -98,44 +101,59 @@ impl Dtype {
         DTYPES.iter().find(|row| row.2 == name).map(|row| row.0)
     }
 
-    /// The float the kernels read, or `None` for dtypes that are never quantized. The values of
-    /// narrower ones ([`Dtype::is_widened`]) are all exact in it.
+    /// The float the kernels read, or `None` for dtypes that are never quantized. The values of f8
+    /// are exact in it; those of f64 are rounded to f32.
     pub fn float(self) -> Option<Float> {
         match self {
-            Self::F32 => Some(Float::F32),
+            Self::F64 | Self::F32 => Some(Float::F32),
             Self::F16 => Some(Float::F16),
             Self::BF16 => Some(Float::BF16),
             _ => f8::table(self).map(|_| Float::BF16),
         }
     }
 
-    /// Whether its values are not those of [`Dtype::float`] as they lie in the source: f8.
-    pub fn is_widened(self) -> bool {
-        f8::table(self).is_some()
+    /// Whether its values are not those of [`Dtype::float`] as they lie in the source: f8 and f64.
+    pub fn is_converted(self) -> bool {
+        self == Self::F64 || f8::table(self).is_some()
     }
 
-    /// Fills `out` with values as [`Dtype::float`]. `read` is given the part of it to fill with
-    /// the values of the source, which are then widened where they are.
+    /// Fills `out` with values as [`Dtype::float`]. `read` is given a number of bytes and what to
+    /// fill with the values of the source after these. Returns how many f64 values are too large
+    /// or too small for f32: they become infinite, or 0.
     ///
     /// # Errors
     /// As `read`.
     pub fn read_floats<E>(
         self,
         out: &mut [u8],
-        read: impl FnOnce(&mut [u8]) -> Result<(), E>,
-    ) -> Result<(), E> {
+        mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<usize, E> {
+        if self == Self::F64 {
+            return read_f64(out, read);
+        }
         let Some(table) = f8::table(self) else {
-            return read(out);
+            return read(0, out).map(|()| 0);
         };
         // In the second half: values are widened from the first on, and none is overwritten
         // before its turn.
         let values = out.len() / 2;
-        read(&mut out[values..])?;
+        read(0, &mut out[values..])?;
         for i in 0..values {
             let wide = table[usize::from(out[values + i])];
             out[2 * i..2 * i + 2].copy_from_slice(&wide.to_le_bytes());
         }
-        Ok(())
+        Ok(0)
+    }
+
+    /// Whether value `index` of little-endian `bytes` is finite.
+    ///
+    /// # Panics
+    /// As [`Dtype::value`].
+    pub fn is_finite(self, bytes: &[u8], index: usize) -> bool {
+        match self {
+            Self::F64 => f64::from_le_bytes(bytes.as_chunks().0[index]).is_finite(),
+            _ => self.value(bytes, index).is_finite(),
+        }
     }
 
     /// Value `index` of little-endian `bytes`.
@@ -145,10 +163,34 @@ impl Dtype {
     pub fn value(self, bytes: &[u8], index: usize) -> f32 {
         match (f8::table(self), self.float()) {
             (Some(table), _) => half::bf16::from_bits(table[usize::from(bytes[index])]).to_f32(),
+            _ if self == Self::F64 => f64::from_le_bytes(bytes.as_chunks().0[index]) as f32,
             (None, Some(float)) => float.get(bytes, index),
             (None, None) => panic!("{self} values are never floats"),
         }
     }
+}
+
+/// As [`Dtype::read_floats`], of f64.
+fn read_f64<E>(
+    out: &mut [u8],
+    mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+) -> Result<usize, E> {
+    const VALUES: usize = 1 << 10;
+    let mut buffer = [0; VALUES * 8];
+    let mut lost = 0;
+    for (i, out) in out.chunks_mut(VALUES * 4).enumerate() {
+        let values = &mut buffer[..2 * out.len()];
+        read(i * VALUES * 8, values)?;
+        for (out, value) in out.as_chunks_mut().0.iter_mut().zip(values.as_chunks().0) {
+            let value = f64::from_le_bytes(*value);
+            let narrow = value as f32;
+            lost += usize::from(
+                narrow.is_infinite() && value.is_finite() || narrow == 0.0 && value != 0.0,
+            );
+            *out = narrow.to_le_bytes();
+        }
+    }
+    Ok(lost)
 }
 
 impl From<Float> for Dtype {

@@ -28,6 +28,7 @@ mod memory;
 mod native;
 #[cfg(target_os = "linux")]
 mod packaging;
+mod packed;
 mod paths;
 mod python;
 mod rooms;

@@ -89,9 +89,9 @@ pub struct aq_tensor_report {
     pub bytes: usize,
     /// Scales and biases counted; NaN without weights.
     pub bits_per_weight: f64,
-    /// Cosine of the angle to the original; NaN when kept.
+    /// Cosine of the angle to the original; NaN when kept, or when all weights are 0.
     pub cosine: f64,
-    /// Signal to quantization noise in dB; infinite without error, NaN when kept.
+    /// Signal to quantization noise in dB; infinite without error, NaN as the cosine.
     pub sqnr_db: f64,
     /// Tiles whose scales did not fit f16 and are f32.
     pub f32_scale_tiles: usize,

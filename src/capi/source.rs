@@ -3,6 +3,7 @@
 use std::ffi::{c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
 
@@ -16,6 +17,10 @@ use crate::tensor::TensorInfo;
 /// Tensors to quantize.
 pub struct aq_source {
     kind: Kind,
+    /// What tensors in memory mean together, since the last was added.
+    resolved: OnceLock<Box<dyn Source>>,
+    /// What they meant before, to which descriptions may point that were lent.
+    before: Vec<Box<dyn Source>>,
     strings: Strings,
 }
 
@@ -30,14 +35,21 @@ impl Handle for aq_source {
 
 impl aq_source {
     fn new(kind: Kind) -> Self {
-        let strings = Strings::default();
-        Self { kind, strings }
+        Self {
+            kind,
+            resolved: OnceLock::new(),
+            before: Vec::new(),
+            strings: Strings::default(),
+        }
     }
 
     pub(super) fn source(&self) -> &dyn Source {
         match &self.kind {
             Kind::Opened(source) => source.as_ref(),
-            Kind::Memory(source) => source,
+            Kind::Memory(source) => {
+                let resolve = || source::resolve(Box::new(source.clone()));
+                self.resolved.get_or_init(resolve).as_ref()
+            }
         }
     }
 }
@@ -106,7 +118,8 @@ pub(super) fn at<'a, T>(list: &'a [T], index: usize, what: &str) -> Result<&'a T
     })
 }
 
-/// Opens what weights come in. Reads headers only.
+/// Opens what weights come in. Reads headers only. f8 weights with scales are bf16 tensors here,
+/// multiplied by them; the scales are no tensors.
 ///
 /// - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
 ///   these.
@@ -149,8 +162,9 @@ pub unsafe extern "C" fn aq_source_new(
 }
 
 /// Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
-/// they are until the source is freed. Any dtype may be given; what is no f32, f16, bf16 or f8
-/// (e4m3, e5m2) is kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
+/// they are until the source is freed. Any dtype may be given; what is no f64, f32, f16, bf16 or f8
+/// (e4m3, e5m2) is kept as it is. An f8 weight whose scale is added, too, such as `a.weight_scale`
+/// beside `a.weight`, becomes one bf16 tensor, as when it is read from a file. Only for sources from aq_source_new or aq_source_from_arrow.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_add_tensor(
     source: *mut aq_source,
@@ -165,9 +179,11 @@ pub unsafe extern "C" fn aq_source_add_tensor(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let Kind::Memory(source) = &mut borrow_mut(source)?.kind else {
+            let handle = borrow_mut(source)?;
+            let Kind::Memory(source) = &mut handle.kind else {
                 return Err(Fault::Argument("tensors cannot be added to an opened file"));
             };
+            handle.before.extend(handle.resolved.take());
             let (name, dtype) = (text(name, "name")?, DTYPES.read(dtype)?);
             let dims = bytes(dims, n_dims, "dims")?;
             let data: &'static [u8] = bytes(data.cast(), data_len, "data")?;

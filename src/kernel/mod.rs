@@ -384,6 +384,12 @@ impl ErrorSums {
         (product / norms).clamp(-1.0, 1.0)
     }
 
+    /// The cosine as a figure; `None` where the weights are all 0, or too small for their squares,
+    /// so that there is nothing to measure.
+    pub fn measured_cosine(&self) -> Option<f64> {
+        (self.signal > 0.0).then(|| self.cosine())
+    }
+
     /// Signal to quantization noise ratio in dB, or `None` where there is no error.
     pub fn sqnr_db(&self) -> Option<f64> {
         (self.error > 0.0).then(|| 10.0 * libm::log10(self.signal / self.error))

@@ -215,7 +215,7 @@ fn convert(from: Dtype, values: &[u8], to: Float, out: &mut [u8]) -> bool {
             Float::F16 => out.copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
             Float::BF16 => out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
         }
-        fits &= to.get(out, 0).is_finite() || !value.is_finite();
+        fits &= to.get(out, 0).is_finite() || !from.is_finite(values, i);
     }
     fits
 }

@@ -47,6 +47,15 @@ pub enum OnNonFinite {
     Keep,
 }
 
+/// What to do with weights that another quantizer has packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnPacked {
+    /// Stop with an error.
+    Error,
+    /// Keep them and all that lies beside them as they are, and quantize the rest.
+    Keep,
+}
+
 /// Every key, with the values it can have.
 pub const KEYS: &[(&str, &str)] = &[
     ("deployment_profile", "edge, local or cloud"),
@@ -60,6 +69,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("gain", "auto, unit or lsq"),
     ("scale_dtype", "auto, f16 or f32"),
     ("on_nonfinite", "error or keep"),
+    ("packed", "error or keep"),
     ("compression", "none or zstd"),
     ("streaming_mode", "true or false"),
     ("memory_limit", "a size such as 256MB or 1GiB, or none"),
@@ -128,6 +138,7 @@ pub struct Config {
     gain: Option<Gain>,
     scales: Option<ScalePolicy>,
     on_nonfinite: Option<OnNonFinite>,
+    packed: Option<OnPacked>,
     compression: Option<Compression>,
     streaming: Option<bool>,
     memory_limit: Option<u64>,
@@ -288,6 +299,13 @@ impl Config {
                     _ => return Err(refuse()),
                 });
             }
+            "packed" => {
+                self.packed = Some(match value {
+                    "error" => OnPacked::Error,
+                    "keep" => OnPacked::Keep,
+                    _ => return Err(refuse()),
+                });
+            }
             "compression" => {
                 self.compression = Some(match value {
                     "none" => Compression::None,
@@ -366,6 +384,10 @@ impl Config {
                 OnNonFinite::Error => "error".to_owned(),
                 OnNonFinite::Keep => "keep".to_owned(),
             },
+            "packed" => match self.packed() {
+                OnPacked::Error => "error".to_owned(),
+                OnPacked::Keep => "keep".to_owned(),
+            },
             "compression" => self.compression().name().to_owned(),
             "streaming_mode" => self.streaming().to_string(),
             "memory_limit" => self
@@ -427,6 +449,11 @@ impl Config {
     /// What to do with non-finite weights.
     pub fn on_nonfinite(&self) -> OnNonFinite {
         self.on_nonfinite.unwrap_or(OnNonFinite::Error)
+    }
+
+    /// What to do with weights that another quantizer has packed.
+    pub fn packed(&self) -> OnPacked {
+        self.packed.unwrap_or(OnPacked::Error)
     }
 
     /// Whether little is held in memory, even where that takes longer.
@@ -559,6 +586,10 @@ impl Config {
         let mut json = self.values();
         if let (Some(modality), Value::Object(map)) = (self.modality, &mut json) {
             map.insert("modality".to_owned(), json!(modality.name()));
+            map.sort_keys();
+        }
+        if let (OnPacked::Keep, Value::Object(map)) = (self.packed(), &mut json) {
+            map.insert("packed".to_owned(), json!("keep"));
             map.sort_keys();
         }
         if let (Some(info), Value::Object(map)) = (&self.calibration_info, &mut json) {

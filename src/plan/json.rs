@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    CalibrationInput, Modality, NO_MIN_COSINE, Plan, PlanEntry, Recognition, restore_config, rules,
+    CalibrationInput, Modality, NO_MIN_COSINE, Plan, PlanEntry, Recognition, SOURCE,
+    restore_config, rules,
 };
 use crate::error::{Error, Result};
 use crate::format::{GroupSize, Recipe};
@@ -24,6 +25,7 @@ impl Plan {
             modality: self.modality.name().to_owned(),
             families: Some(self.families.clone()),
             evidence: self.evidence.clone(),
+            source_warnings: self.source_warnings.clone(),
             total_bytes: self.total_bytes(),
             source_bytes: self.source_bytes(),
             compression: self.compression.name().to_owned(),
@@ -97,15 +99,27 @@ impl Plan {
                     evidence: json.evidence,
                 }
             }
-            _ => named(),
+            _ => {
+                let mut model = named();
+                let source = json.evidence.into_iter();
+                let source = source.filter(|text| text.starts_with(SOURCE));
+                model.evidence.extend(source);
+                model
+            }
         };
-        let unedited = Self::of_model(tensors(), model.clone(), &config)?;
+        let packed = wanted.iter().filter_map(|entry| {
+            let scheme = entry.packed.clone()?;
+            Some((entry.tensor.name.clone(), scheme))
+        });
+        let packed = packed.collect();
+        let unedited = Self::of_model(tensors(), model.clone(), &packed, &config)?;
         for (found, wanted) in unedited.entries.iter().zip(&wanted) {
             if let Some(rule) = found.rule_to(wanted)? {
                 config.push_rule(rule);
             }
         }
-        let mut plan = Self::of_model(tensors(), model, &config)?;
+        let mut plan = Self::of_model(tensors(), model, &packed, &config)?;
+        plan.source_warnings = json.source_warnings;
         plan.streaming = json.streaming_mode;
         plan.memory_limit = json.memory_limit;
         plan.max_size = json.max_size;
@@ -158,6 +172,8 @@ struct PlanJson {
     families: Option<Vec<String>>,
     #[serde(default)]
     evidence: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    source_warnings: Vec<String>,
     #[serde(default)]
     total_bytes: usize,
     #[serde(default)]
@@ -203,6 +219,8 @@ struct EntryJson {
     bytes: usize,
     #[serde(default)]
     bits_per_weight: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    packed: Option<String>,
     #[serde(default)]
     reason: String,
 }
@@ -225,6 +243,7 @@ impl From<&PlanEntry> for EntryJson {
             min_cosine: Some(entry.min_cosine).filter(|c| *c != NO_MIN_COSINE),
             bytes: entry.bytes(),
             bits_per_weight: entry.bits_per_weight(),
+            packed: entry.packed.clone(),
             reason: entry.reason.clone(),
         }
     }
@@ -289,6 +308,7 @@ impl EntryJson {
             tensor,
             recipe,
             min_cosine,
+            packed: self.packed,
             reason: self.reason,
         })
     }

@@ -149,6 +149,7 @@ impl Plan {
             },
             reason,
             tensor: entry.tensor.clone(),
+            packed: entry.packed.clone(),
         };
         if let Some(rule) = entry.rule_to(&wanted)? {
             config.push_rule(rule);

@@ -14,7 +14,7 @@ mod profile;
 mod rules;
 mod sensitivity;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::Value;
@@ -22,7 +22,7 @@ use serde_json::Value;
 pub use budget::{Cost, spend};
 pub use calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 pub use candidates::{Candidate, Candidates};
-pub use config::{Compression, Config, KEYS, OnNonFinite};
+pub use config::{Compression, Config, KEYS, OnNonFinite, OnPacked};
 pub use evolve::{Evolve, Generation, Genes, Individual, Population, Scored};
 pub use layouts::{FoldSet, LAYOUTS, NotFolded, Writer, fold_sets};
 pub use mixed::{Budget, Choices, Open, bits_bound, cosine_bound};
@@ -35,7 +35,10 @@ use families::{Family, built_in_keep};
 
 use crate::error::{Error, Result};
 use crate::format::{Method, Recipe};
-use crate::tensor::TensorInfo;
+use crate::tensor::{Facts, TensorInfo};
+
+/// What evidence begins with that says what was made of the source's tensors.
+pub const SOURCE: &str = "source: ";
 
 /// What one tensor gets.
 #[derive(Debug, Clone, PartialEq)]
@@ -47,6 +50,8 @@ pub struct PlanEntry {
     /// Cosine that it must reach when it is quantized; [`NO_MIN_COSINE`] for none. Of its outputs
     /// where a calibration tells of them, else of its weights. If it does not, it gets more bits.
     pub min_cosine: f64,
+    /// The scheme by which another quantizer has packed it, or what it lies beside.
+    pub packed: Option<String>,
     /// Why, in a few words.
     pub reason: String,
 }
@@ -114,8 +119,11 @@ pub struct Plan {
     pub modality: Modality,
     /// The families of models that it is of, whose lists of what to keep count.
     pub families: Vec<String>,
-    /// What says so, a sentence each.
+    /// What says so, a sentence each; those that begin with [`SOURCE`] say what was made of the
+    /// source's tensors.
     pub evidence: Vec<String>,
+    /// What the source has to tell whoever quantizes it, a sentence each.
+    pub source_warnings: Vec<String>,
     /// The settings that change values, as the file records them.
     pub config: Value,
     /// Compression of the file.
@@ -149,32 +157,48 @@ impl Plan {
         tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)> + Clone,
         config: &Config,
     ) -> Result<Self> {
-        Self::with_classes(tensors, &[], config)
+        Self::with_facts(tensors, &Facts::default(), config)
     }
 
-    /// As [`Plan::new`], for a model whose files name these classes ([`Recognition::new`]).
+    /// As [`Plan::new`], with what the source knows of the model: the classes that its files name
+    /// ([`Recognition::new`]), and weights that another quantizer has packed.
     ///
     /// # Errors
-    /// As there.
-    pub fn with_classes<'a>(
+    /// As there; weights are packed, and the settings do not keep them.
+    pub fn with_facts<'a>(
         tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)> + Clone,
-        classes: &[String],
+        facts: &Facts,
         config: &Config,
     ) -> Result<Self> {
+        if let (OnPacked::Error, Some((name, reason))) = (config.packed(), &facts.refusal) {
+            let mut all = tensors.clone();
+            let path = all.find(|(tensor, _)| tensor.name == *name);
+            let path = path.map_or(Path::new("plan"), |(_, path)| path);
+            let keep = "'packed: keep' (--packed keep) keeps such tensors as they are";
+            return Err(Error::tensor(path, name, format!("{reason}; {keep}")));
+        }
         let infos = tensors.clone().map(|(tensor, _)| tensor);
-        let model = Recognition::new(infos, classes, config.modality());
-        Self::of_model(tensors, model, config)
+        let mut model = Recognition::new(infos, &facts.classes, config.modality());
+        let evidence = facts.evidence.iter().map(|text| format!("{SOURCE}{text}"));
+        model.evidence.extend(evidence);
+        let mut plan = Self::of_model(tensors, model, &facts.packed, config)?;
+        plan.source_warnings.clone_from(&facts.warnings);
+        Ok(plan)
     }
 
     /// Decides for every tensor of a model that was recognized.
     fn of_model<'a>(
         tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)>,
         model: Recognition,
+        packed: &BTreeMap<String, String>,
         config: &Config,
     ) -> Result<Self> {
         let mut rules = Rules::new(config, &model.families);
         let entries = tensors
-            .map(|(tensor, path)| decide(tensor, path, config, &mut rules))
+            .map(|(tensor, path)| {
+                let packed = packed.get(&tensor.name).map(String::as_str);
+                decide((tensor, packed), path, config, &mut rules)
+            })
             .collect::<Result<Vec<_>>>()?;
         let rules = config.rules().iter().zip(rules.used);
         let calibrated = config.calibrated();
@@ -185,6 +209,7 @@ impl Plan {
             modality: model.modality,
             families: model.families,
             evidence: model.evidence,
+            source_warnings: Vec::new(),
             config: config.to_json(),
             compression: config.compression(),
             streaming: config.streaming(),
@@ -238,7 +263,7 @@ impl Plan {
         config.push_rule(rule.map_err(|error| error.within(&format!("tensor '{tensor}'")))?);
         // The rule is for this tensor alone.
         let changed = decide(
-            &entry.tensor,
+            (&entry.tensor, entry.packed.as_deref()),
             Path::new("plan"),
             &config,
             &mut Rules::new(&config, &self.families),
@@ -259,9 +284,9 @@ impl Plan {
     /// What the plan does that was hardly meant, a sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let unused = self.unused_rules.iter();
-        let mut warnings: Vec<String> = unused
-            .map(|rule| format!("rule {rule} matches no tensor"))
-            .collect();
+        let unused = unused.map(|rule| format!("rule {rule} matches no tensor"));
+        let mut warnings = self.source_warnings.clone();
+        warnings.extend(unused);
         if self.max_size.is_some() && self.entries.iter().all(|entry| entry.recipe.is_none()) {
             let text = "max_size has room for all tensors as they are: none is quantized";
             warnings.push(text.to_owned());
@@ -372,13 +397,18 @@ impl<'a> Rules<'a> {
     }
 }
 
+/// Decides for a tensor, with the scheme that another quantizer has packed it by.
 fn decide(
-    tensor: &TensorInfo,
+    (tensor, packed): (&TensorInfo, Option<&str>),
     path: &Path,
     config: &Config,
     rules: &mut Rules<'_>,
 ) -> Result<PlanEntry> {
-    let changes = rules.matching(&tensor.name);
+    let mut changes = rules.matching(&tensor.name);
+    if packed.is_some() {
+        // A pattern for many tensors was hardly meant for the scales of another quantizer.
+        changes.retain(|rule| rule.keep || rule.pattern.name().is_some());
+    }
     // The last rule that keeps or gives bits decides whether the tensor is kept.
     let last = changes
         .iter()
@@ -388,18 +418,20 @@ fn decide(
         Some(rule) if rule.keep => Some(format!("rule {rule}")),
         Some(rule) if tensor.dtype.float().is_none() => {
             let dtype = tensor.dtype;
-            let only = "only f32, f16, bf16 and f8 (e4m3, e5m2) can be quantized";
+            let only = "only f64, f32, f16, bf16 and f8 (e4m3, e5m2) can be quantized";
             let reason = format!("rule {rule} gives it bits, but it is {dtype}: {only}");
             return Err(Error::tensor(path, &tensor.name, reason));
         }
         _ if scalar => Some("scalar".to_owned()),
         _ if tensor.dtype.float().is_none() => Some(format!("{} is never quantized", tensor.dtype)),
         Some(_) => None,
+        None if let Some(scheme) = packed => Some(format!("packed ({scheme})")),
         None => built_in_keep(tensor, &rules.families).map(str::to_owned),
     };
     if let Some(reason) = kept_because {
         return Ok(PlanEntry {
             tensor: tensor.clone(),
+            packed: packed.map(str::to_owned),
             recipe: None,
             min_cosine: NO_MIN_COSINE,
             reason,
@@ -416,6 +448,7 @@ fn decide(
     }
     Ok(PlanEntry {
         tensor: tensor.clone(),
+        packed: packed.map(str::to_owned),
         recipe: Some(recipe),
         min_cosine,
         reason,

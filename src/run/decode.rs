@@ -38,7 +38,7 @@ pub fn dequantize_file(
     }
     let metadata = model.source_metadata()?;
     let target = |tensor: &Tensor| match float {
-        None if tensor.info.dtype.is_widened() && !tensor.is_quantized() => None,
+        None if tensor.info.dtype.is_converted() && !tensor.is_quantized() => None,
         _ => tensor.info.dtype.float().map(|own| float.unwrap_or(own)),
     };
     let infos: Vec<TensorInfo> = model

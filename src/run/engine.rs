@@ -27,7 +27,8 @@ use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan, PlanEntry};
 use crate::quantize::{Fault, Outcome, PlanesMut};
 use crate::schema::Tile;
 use crate::sink::{Buffers, Destination, Footer, ParquetSink};
-use crate::source::Source;
+use crate::source::{self, Source};
+use crate::tensor::shortened;
 
 /// Parquet readers refuse a value of 2 GiB or more; the page around it needs a little room.
 const LARGEST_PLANE: usize = i32::MAX as usize - 1024;
@@ -97,6 +98,7 @@ impl Engine<'_, '_> {
                     compress: plan.compresses(),
                     done: &done,
                     buffers: Mutex::default(),
+                    lost: Mutex::default(),
                     planes: Buffers::new(memory.waiting),
                     calibrator: calibrator.as_ref(),
                 },
@@ -158,17 +160,54 @@ impl Engine<'_, '_> {
         while let Some(again) = self.tensors(rest.clone(), &mut sink)? {
             rest.start = again;
         }
+        self.tell_of_values(entries.clone())?;
         self.source.check_unchanged()?;
         let footer = Footer {
             modality: self.plan.modality.name().to_owned(),
             config: self.plan.config.clone(),
-            source: self.source.id().to_json(),
+            source: source::record(self.source),
             source_metadata: self.source.metadata().clone(),
             summary: self.summary(entries),
             part: part(self),
         };
         let counter = &mut self.counter;
         sink.finish(footer, &mut || counter.tell())
+    }
+
+    /// Warns of tensors whose weights are all 0, and of f64 weights that f32 does not hold.
+    fn tell_of_values(&mut self, entries: Range<usize>) -> Result<()> {
+        let mut zeros = Vec::new();
+        let mut lost = Vec::new();
+        let lossy = self
+            .work
+            .lost
+            .lock()
+            .map(|lost| lost.clone())
+            .unwrap_or_default();
+        for i in entries {
+            let entry = &self.plan.entries[i];
+            let name = entry.tensor.name.as_str();
+            let tally = &self.tallies[i];
+            if entry.recipe.is_some() && tally.error.signal == 0.0 && self.work.is_zero(i)? {
+                zeros.push(name);
+            }
+            if lossy.contains(&i) {
+                lost.push(name);
+            }
+        }
+        for (names, what) in [
+            (zeros, "all weights are zero (is the file complete?)"),
+            (
+                lost,
+                "f64 weights that f32 does not hold became 0 or infinite",
+            ),
+        ] {
+            if !names.is_empty() {
+                let message = shortened(&format!("{what}: {}", names.join(", ")));
+                say(&mut self.log, Level::Warning, &message)?;
+            }
+        }
+        Ok(())
     }
 
     /// Writes some tensors, all of them or up to one that is to be done again from there on, as it

@@ -109,6 +109,9 @@ pub fn fold(
         return Err(Error::config("alpha", reason));
     }
     check_weights(source)?;
+    if let Some((tensor, reason)) = source.facts().and_then(|facts| facts.refusal.as_ref()) {
+        return Err(Error::tensor(source.path(), tensor, reason));
+    }
     check_safetensors(output)?;
     check_not_input(source, output)?;
     let tensors = source.tensors();
@@ -182,7 +185,7 @@ fn usable(
     let refuse = |before: String, reason: String| Ok(Err(NotFolded { before, reason }));
     let changed = set.writers.iter().map(|writer| writer.tensor);
     let mut changed = changed.chain(set.readers.iter().copied());
-    if let Some(tensor) = changed.find(|&i| float.is_none() && tensors[i].dtype.is_widened()) {
+    if let Some(tensor) = changed.find(|&i| float.is_none() && tensors[i].dtype.is_converted()) {
         let TensorInfo { name, dtype, .. } = &tensors[tensor];
         let reason =
             format!("'{name}' is {dtype}, to which nothing is rounded: give a dtype to write");
@@ -316,7 +319,7 @@ impl Work<'_> {
         let count = rows.len() * width;
         let offset = rows.start * width * info.dtype.bits() / 8;
         let mut bytes = vec![0; count * float.size()];
-        let read = |bytes: &mut [u8]| self.source.read(tensor, offset, bytes);
+        let read = |at, bytes: &mut [u8]| self.source.read(tensor, offset + at, bytes);
         info.dtype.read_floats(&mut bytes, read)?;
         let mut values = vec![0.0; count];
         self.table.widen(float, &bytes, &mut values);

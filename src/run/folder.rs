@@ -25,7 +25,7 @@ use crate::schema::{
     key, part_name,
 };
 use crate::sink::{Destination, StagedFile, remove_stale};
-use crate::source::{FileState, Source};
+use crate::source::{self, FileState, Source};
 
 /// A folder that a run writes to.
 struct Folder<'a> {
@@ -49,7 +49,7 @@ pub(super) fn quantize(
     let part_bytes = options.part_bytes;
     let fingerprint = Fingerprint {
         format_version: FORMAT_VERSION,
-        source: source.id().to_json(),
+        source: source::record(source),
         sample: sample(source)?,
         config: plan.config.clone(),
         tensors: hash(plan),

@@ -67,6 +67,7 @@ pub(super) fn sensitivities(
             pool,
             compress: false,
             done: &done,
+            lost: Default::default(),
             buffers: Mutex::default(),
             planes: Buffers::new(0),
             calibrator: calibrator.as_ref(),

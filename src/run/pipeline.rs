@@ -14,6 +14,7 @@ use crate::model::choose_table;
 use crate::plan::{Config, Plan};
 use crate::sink::{Destination, StagedFile};
 use crate::source::{self, Source};
+use crate::tensor::Facts;
 
 /// Quantizes what [`source::open`] opens into a Parquet file or a folder of parts, as `config`
 /// wants it, with its threads unless `options` give others.
@@ -87,14 +88,37 @@ pub(super) fn known(config: &Config) -> Result<Config> {
 pub(super) fn uniform_plan(source: &dyn Source, config: &Config) -> Result<Plan> {
     let tensors = source.tensors().iter().enumerate();
     let tensors = tensors.map(|(i, tensor)| (tensor, source.path_of(i)));
-    Plan::with_classes(tensors, &source.classes(), config)
+    check_resolved(source)?;
+    let unknown = || Facts {
+        classes: source.classes(),
+        warnings: source.warnings(),
+        ..Facts::default()
+    };
+    let facts = source.facts().cloned().unwrap_or_else(unknown);
+    Plan::with_facts(tensors, &facts, config)
 }
 
-/// Checks that a source has more than a list of its tensors.
+/// Checks that the tensors of a source are what they seem: f8 weights have no scales beside them,
+/// and none are packed, or that is known.
 ///
 /// # Errors
-/// It has not.
+/// They are not; [`source::resolve`] makes them.
+fn check_resolved(source: &dyn Source) -> Result<()> {
+    match source::needs_resolving(source) {
+        false => Ok(()),
+        true => Err(Error::file(
+            source.path(),
+            "has weights with scales beside them: use the source that source::resolve makes of it",
+        )),
+    }
+}
+
+/// Checks that a source has more than a list of its tensors, and that these are what they seem.
+///
+/// # Errors
+/// It has not, or they are not.
 pub(super) fn check_weights(source: &dyn Source) -> Result<()> {
+    check_resolved(source)?;
     match source.has_weights() {
         true => Ok(()),
         false => Err(Error::file(

@@ -66,7 +66,7 @@ pub struct Totals {
     pub bytes: usize,
     /// True bits per weight of the quantized tensors, scales and biases counted.
     pub bits_per_weight: Option<f64>,
-    /// Cosine over all quantized weights.
+    /// Cosine over all quantized weights; none where these are all 0.
     pub cosine: Option<f64>,
     /// SQNR over all quantized weights; none without error.
     pub sqnr_db: Option<f64>,
@@ -95,7 +95,7 @@ pub struct TensorReport {
     pub bytes: usize,
     /// True bits per weight; none without weights.
     pub bits_per_weight: Option<f64>,
-    /// Cosine of stored against original weights; none when kept.
+    /// Cosine of stored against original weights; none when kept, or when all weights are 0.
     pub cosine: Option<f64>,
     /// Signal to quantization noise; none when kept or without error.
     pub sqnr_db: Option<f64>,
@@ -315,7 +315,7 @@ impl TensorTally {
             gain: recipe.map(|r| r.gain.name()),
             bytes: self.bytes,
             bits_per_weight: bits_per_weight(self.bytes, weights),
-            cosine: recipe.map(|_| self.error.cosine()),
+            cosine: recipe.and_then(|_| self.error.measured_cosine()),
             sqnr_db: recipe.and_then(|_| self.error.sqnr_db()),
             smoothing: self.alpha,
             rotation: self.rotation,
@@ -368,7 +368,7 @@ impl TotalTally {
             weights: self.weights,
             bytes: self.bytes,
             bits_per_weight: bits_per_weight(self.bytes, self.weights),
-            cosine: any.then(|| self.error.cosine()),
+            cosine: any.then(|| self.error.measured_cosine()).flatten(),
             sqnr_db: any.then(|| self.error.sqnr_db()).flatten(),
         }
     }
@@ -394,7 +394,7 @@ fn summary_entry(cosine: Option<f64>, sqnr_db: Option<f64>, bits: Option<f64>) -
 pub(super) fn figures(quantized: bool, weights: usize, tensor: &TensorTally) -> Value {
     let error = quantized.then_some(&tensor.error);
     summary_entry(
-        error.map(ErrorSums::cosine),
+        error.and_then(ErrorSums::measured_cosine),
         error.and_then(ErrorSums::sqnr_db),
         bits_per_weight(tensor.bytes, weights),
     )

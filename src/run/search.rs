@@ -19,7 +19,7 @@ use crate::plan::{
     Budget, Choices, Config, Evolve, Generation, Genes, Plan, Population, Scored, Sensitivity,
 };
 use crate::sink::StagedFile;
-use crate::source::Source;
+use crate::source::{self, Source};
 
 /// Called with a candidate plan, on the thread that made the call: what it is worth, the more the
 /// better. Negative infinity ends the search with the best so far.
@@ -260,7 +260,7 @@ impl<'a> Problem<'a> {
             hash.update(&(text.len() as u64).to_le_bytes());
             hash.update(text.as_bytes());
         };
-        add(source.id().to_json().to_string());
+        add(source::record(source).to_string());
         if source.has_weights() {
             add(sample(source)?);
         }

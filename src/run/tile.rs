@@ -1,6 +1,7 @@
 //! Makes tiles: their rows are read, quantized and measured piece by piece. A tile is held until
 //! it is done, or its pieces are made one by one, to be written in place.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -74,6 +75,8 @@ pub(super) struct Work<'a> {
     pub(super) done: &'a AtomicUsize,
     /// To read into.
     pub(super) buffers: Mutex<Vec<Vec<u8>>>,
+    /// Tensors of f64 with values that f32 does not hold.
+    pub(super) lost: Mutex<BTreeSet<usize>>,
     /// To quantize into.
     pub(super) planes: Buffers,
     pub(super) calibrator: Option<&'a Calibrator>,
@@ -425,8 +428,10 @@ impl Work<'_> {
             .and_then(|mut buffers| buffers.pop());
         let mut buffer = pooled.unwrap_or_default();
         buffer.resize(rows * cols * float.size(), 0);
-        let read = |bytes: &mut [u8]| self.source.read(tensor, row * row_bytes, bytes);
-        info.dtype.read_floats(&mut buffer, read)?;
+        let read = |at, bytes: &mut [u8]| self.source.read(tensor, row * row_bytes + at, bytes);
+        if info.dtype.read_floats(&mut buffer, read)? > 0 {
+            self.note_lost(tensor);
+        }
         let result = body(Matrix {
             rows,
             cols,
@@ -440,6 +445,29 @@ impl Work<'_> {
             buffers.push(buffer);
         }
         Ok(result)
+    }
+
+    fn note_lost(&self, tensor: usize) {
+        if let Ok(mut lost) = self.lost.lock() {
+            lost.insert(tensor);
+        }
+    }
+
+    /// Whether all values of a tensor are 0.
+    pub(super) fn is_zero(&self, tensor: usize) -> Result<bool> {
+        let shape = &self.source.tensors()[tensor].shape;
+        let step = rows_per_piece(shape.cols());
+        for row in (0..shape.rows()).step_by(step) {
+            let rows = step.min(shape.rows() - row);
+            let zero = |matrix: Matrix<'_>| {
+                let count = matrix.rows * matrix.cols;
+                (0..count).all(|i| matrix.float.get(matrix.weights, i) == 0.0)
+            };
+            if !self.with_rows(tensor, row, rows, zero)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Turns tensors with non-finite weights into kept ones, reading all that are to be
@@ -489,8 +517,11 @@ impl Work<'_> {
         let name = &self.source.tensors()[tensor].name;
         let reason = match fault {
             Fault::NonFinite { row, col, value } => {
+                let lost = self.lost.lock().is_ok_and(|lost| lost.contains(&tensor));
+                let of = if lost { " as f32, of f64" } else { "" };
                 format!(
-                    "row {row}, column {col} is {value}; on_nonfinite: keep would keep the tensor"
+                    "row {row}, column {col} is {value}{of}; on_nonfinite: keep would keep the \
+                     tensor"
                 )
             }
             Fault::ScaleOverflow { row } => {
@@ -523,7 +554,7 @@ pub(super) fn wants_f32(
 
 /// Fills in what was measured of a quantized tile; returns the bytes of its planes.
 pub(super) fn set_figures(tile: &mut Tile, outcome: &Outcome) -> usize {
-    tile.cosine = Some(outcome.error.cosine() as f32);
+    tile.cosine = outcome.error.measured_cosine().map(|cosine| cosine as f32);
     tile.sqnr_db = outcome.error.sqnr_db().map(|db| db as f32);
     set_kept_figures(tile)
 }

@@ -130,7 +130,7 @@ pub fn verify(
         .zip(checks)
         .map(|(tensor, check)| {
             let measured = tensor.is_quantized() && original.is_some() && check.problem.is_none();
-            let cosine = measured.then(|| check.error.cosine());
+            let cosine = measured.then(|| check.error.measured_cosine()).flatten();
             let low = cosine
                 .zip(min_cosine)
                 .filter(|(cosine, least)| cosine < least);
@@ -267,7 +267,7 @@ impl Work<'_> {
             let rows = piece.min(tile.row_count - row);
             buffer.resize(rows * cols * float.size(), 0);
             let offset = (tile.row_start + row) * row_bytes;
-            let fill = |bytes: &mut [u8]| read(source, partner, offset, bytes, &mut *step);
+            let fill = |at, bytes: &mut [u8]| read(source, partner, offset + at, bytes, &mut *step);
             tile.source_dtype.read_floats(&mut buffer, fill)?;
             let matrix = Matrix {
                 rows,
@@ -288,6 +288,8 @@ impl Work<'_> {
         }
         let measured = check.error.cosine();
         match tile.cosine {
+            // All weights are 0.
+            None if check.error.measured_cosine().is_none() => {}
             Some(stored) if (f64::from(stored) - measured).abs() <= COSINE_SLACK => {}
             stored => {
                 let stored = stored.map_or("none".to_owned(), |cosine| format!("{cosine:.6}"));

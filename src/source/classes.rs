@@ -82,7 +82,8 @@ fn name(text: &str) -> Option<String> {
     (!text.is_empty() && text.len() <= MAX_CLASS).then(|| text.to_owned())
 }
 
-fn read(path: &Path) -> Option<Value> {
+/// A `config.json`, where there is a readable one.
+pub(super) fn read(path: &Path) -> Option<Value> {
     let file = SourceFile::open(path).ok()?;
     if file.bytes() > MAX_CONFIG {
         return None;

@@ -9,7 +9,9 @@ use super::{Source, SourceId};
 use crate::error::{Error, MEMORY, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
 
-/// A source of tensors given by the caller, borrowed or owned, in the order they were added.
+/// A source of tensors given by the caller, borrowed or owned, in the order they were added. Where
+/// there are f8 weights with scales among them, or weights that were packed, quantize what
+/// [`resolve`](super::resolve) makes of it.
 ///
 /// ```
 /// use arrowquant::{plan::Config, run, source::MemorySource, tensor::Dtype};
@@ -23,7 +25,7 @@ use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
 /// assert_eq!(entry.tensor.name, "layers.0.mlp.weight");
 /// # Ok::<(), arrowquant::error::Error>(())
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct MemorySource<'a> {
     tensors: Vec<TensorInfo>,
     names: HashSet<String>,
@@ -32,10 +34,10 @@ pub struct MemorySource<'a> {
 }
 
 /// The values of a tensor: borrowed, or kept by whoever made them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Values<'a>(Inner<'a>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Inner<'a> {
     Borrowed(&'a [u8]),
     Shared(Bytes),

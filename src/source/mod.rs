@@ -10,6 +10,8 @@ mod imatrix;
 mod listing;
 mod memory;
 mod parquet;
+mod quantization;
+mod resolve;
 mod safetensors;
 mod table;
 
@@ -22,12 +24,15 @@ pub use imatrix::Imatrix;
 pub use listing::ListingSource;
 pub use memory::{MemorySource, Values};
 pub use parquet::ParquetSource;
+pub use quantization::QuantizationConfig;
+pub(crate) use resolve::needs_resolving;
+pub use resolve::resolve;
 pub use safetensors::SafetensorsSource;
 
 use self::file::SourceFile;
 use self::folder::MODEL_INDEX;
 use crate::error::{Error, Result};
-use crate::tensor::TensorInfo;
+use crate::tensor::{Facts, TensorInfo};
 
 /// Of a header in bytes: the limit that safetensors itself has.
 const MAX_HEADER: u64 = 100_000_000;
@@ -44,11 +49,15 @@ pub struct SourceId {
     pub header_hash: String,
 }
 
-impl SourceId {
-    /// As files record it.
-    pub fn to_json(&self) -> serde_json::Value {
-        serde_json::json!(self)
+/// What files record of a source: its [`SourceId`], and in `notes` what was made of its tensors
+/// before they were quantized, if anything was.
+pub fn record(source: &dyn Source) -> serde_json::Value {
+    let mut record = serde_json::json!(source.id());
+    let notes = source.facts().map(Facts::notes).unwrap_or_default();
+    if !notes.is_empty() {
+        record["notes"] = notes.into();
     }
+    record
 }
 
 /// Tensors that can be read in parts, from several threads at once.
@@ -83,6 +92,22 @@ pub trait Source: Send + Sync {
         classes::of_metadata(self.metadata())
     }
 
+    /// What to tell whoever quantizes these tensors: a sentence each.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// How its files say that weights were quantized before.
+    fn quantization(&self) -> Vec<QuantizationConfig> {
+        Vec::new()
+    }
+
+    /// What is known of the tensors beside their descriptions; `None` before [`resolve`] has found
+    /// out what they mean together.
+    fn facts(&self) -> Option<&Facts> {
+        None
+    }
+
     /// Whether its tensors can be read, and are not just listed.
     fn has_weights(&self) -> bool {
         true
@@ -114,7 +139,7 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// Opens what weights come in:
+/// Opens what weights come in, and finds out what its tensors mean together ([`resolve`]):
 ///
 /// - a safetensors file, or the `*.safetensors.index.json` of its shards;
 /// - a folder with one of these;
@@ -126,6 +151,10 @@ pub trait Source: Send + Sync {
 /// # Errors
 /// The path does not exist or is none of these, or its contents are malformed.
 pub fn open(path: &Path) -> Result<Box<dyn Source>> {
+    open_files(path).map(resolve)
+}
+
+fn open_files(path: &Path) -> Result<Box<dyn Source>> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
     let weights = match metadata.is_dir() {
         true if path.join(MODEL_INDEX).exists() => path.join(MODEL_INDEX),

@@ -15,7 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
 use super::folder::{self, MODEL_INDEX};
-use super::{MAX_HEADER, Source, SourceId, classes};
+use super::{MAX_HEADER, QuantizationConfig, Source, SourceId, classes};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 
@@ -38,6 +38,8 @@ pub struct SafetensorsSource {
     metadata: BTreeMap<String, String>,
     /// That files beside the weights name.
     classes: Vec<String>,
+    /// As files beside the weights have it.
+    quantization: Vec<QuantizationConfig>,
 }
 
 impl SafetensorsSource {
@@ -49,6 +51,7 @@ impl SafetensorsSource {
         let mut builder = Builder::new(path);
         builder.add_file(path, "")?;
         builder.source.classes = classes::of_config(path);
+        builder.add_quantization(path, "");
         Ok(builder.finish())
     }
 
@@ -61,6 +64,7 @@ impl SafetensorsSource {
         let mut builder = Builder::new(index);
         builder.add_index(index, "")?;
         builder.source.classes = classes::of_config(index);
+        builder.add_quantization(index, "");
         Ok(builder.finish())
     }
 
@@ -76,6 +80,7 @@ impl SafetensorsSource {
         builder.source.classes = classes::of_index(&text);
         for (component, weights) in folder::components(folder, &text)? {
             let prefix = format!("{component}.");
+            builder.add_quantization(&weights, &prefix);
             match folder::is_index(&weights) {
                 true => builder.add_index(&weights, &prefix)?,
                 false => builder.add_file(&weights, &prefix)?,
@@ -114,10 +119,17 @@ impl Builder {
                 places: Vec::new(),
                 metadata: BTreeMap::new(),
                 classes: Vec::new(),
+                quantization: Vec::new(),
             },
             hash: Xxh3::new(),
             seen: HashMap::new(),
         }
+    }
+
+    /// Takes in what the `config.json` beside weights says of their quantization.
+    fn add_quantization(&mut self, weights: &Path, prefix: &str) {
+        let found = QuantizationConfig::beside(weights, prefix);
+        self.source.quantization.extend(found);
     }
 
     /// Takes in a file of JSON, and returns its text.
@@ -238,6 +250,10 @@ impl Source for SafetensorsSource {
         let mut classes = classes::of_metadata(&self.metadata);
         classes.extend(self.classes.iter().cloned());
         classes
+    }
+
+    fn quantization(&self) -> Vec<QuantizationConfig> {
+        self.quantization.clone()
     }
 
     fn files(&self) -> Vec<FileState> {

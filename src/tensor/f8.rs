@@ -144,7 +144,7 @@ mod tests {
         let codes: Vec<u8> = (0..=255).collect();
         let widen = |codes: &[u8]| {
             let mut out = vec![0xAA; 2 * codes.len()];
-            let read = |bytes: &mut [u8]| {
+            let read = |_, bytes: &mut [u8]| {
                 bytes.copy_from_slice(codes);
                 Ok::<(), ()>(())
             };

@@ -96,13 +96,13 @@ def test_config_has_the_defaults_of_its_profile():
     assert dict(config.items()) == {
         "deployment_profile": "edge", "bit_width": 2, "group_size": 64, "scheme": "symmetric",
         "method": "lsq", "gain": "auto", "scale_dtype": "auto", "on_nonfinite": "error",
-        "compression": "none", "streaming_mode": True, "memory_limit": "none", "fail_fast": False,
+        "packed": "error", "compression": "none", "streaming_mode": True, "memory_limit": "none", "fail_fast": False,
         "calibration": "none", "enable_time_aware": True, "num_time_groups": 5,
         "time_weighting": "auto", "enable_spatial": False, "modality": "auto", "min_cosine": 0.65,
         "mixed_precision": False, "max_size": "none", "avg_bits": "none", "candidates": "auto",
         "seed": 0, "num_threads": 2, "rules": "",
     }
-    assert list(config) == list(config.keys()) and len(config) == 26
+    assert list(config) == list(config.keys()) and len(config) == 27
 
 
 def test_config_takes_aliases_and_rules():

@@ -39,6 +39,7 @@ SETTINGS = {
     "--gain": ("gain", "whether amplitude is restored: unit, lsq (no) or auto"),
     "--scale-dtype": ("scale_dtype", "how scales are stored: auto, f16 or f32"),
     "--on-nonfinite": ("on_nonfinite", "tensors that hold NaN or infinity: error or keep"),
+    "--packed": ("packed", "weights that another quantizer has packed: error or keep"),
     "--compression": ("compression", "none or zstd"),
     "--streaming": ("streaming_mode", "hold little in memory, even where that takes longer"),
     "--memory-limit": ("memory_limit", "the most memory that it may take, such as 256MB"),
@@ -316,7 +317,10 @@ def _plan(args: argparse.Namespace) -> int:
             )
         )
     _table(rows)
-    print("\n".join(f"modality: {_printable(line)}" for line in plan.evidence))
+    for line in plan.evidence:
+        # What was made of the source's tensors says so itself.
+        source = line.startswith("source: ")
+        print(_printable(line if source else f"modality: {line}"))
     print(f"a file of {plan.file_bytes(source)} bytes")
     return 0
 

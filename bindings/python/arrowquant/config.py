@@ -20,6 +20,7 @@ KEYS = (
     "gain",
     "scale_dtype",
     "on_nonfinite",
+    "packed",
     "compression",
     "streaming_mode",
     "memory_limit",

@@ -241,6 +241,9 @@ pub struct PlanArgs {
     /// What to do with tensors that hold NaN or infinity: error or keep
     #[arg(long, value_name = "ACTION")]
     on_nonfinite: Option<String>,
+    /// What to do with weights that another quantizer has packed: error or keep
+    #[arg(long, value_name = "ACTION")]
+    packed: Option<String>,
     /// Keep tensors whose name matches: a glob, or a regular expression after re:
     #[arg(long, value_name = "PATTERN")]
     keep: Vec<String>,
@@ -290,7 +293,7 @@ pub struct PlanArgs {
 
 impl PlanArgs {
     /// Flag, key and value of every setting.
-    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 25] {
+    pub fn settings(&self) -> [(&'static str, &'static str, Option<&str>); 26] {
         [
             ("--profile", "deployment_profile", self.profile.as_deref()),
             ("--bits", "bit_width", self.bits.as_deref()),
@@ -322,6 +325,7 @@ impl PlanArgs {
                 "on_nonfinite",
                 self.on_nonfinite.as_deref(),
             ),
+            ("--packed", "packed", self.packed.as_deref()),
             ("--compression", "compression", self.compression.as_deref()),
             (
                 "--streaming",

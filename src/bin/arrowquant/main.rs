@@ -207,6 +207,9 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
             plan
         }
     };
+    if !args.quiet {
+        show::source_notes(&plan).lines().for_each(complain);
+    }
     // Begun before the work, so that hours are not lost to a mistyped folder.
     let report_files = report::create(&args.report, source.as_ref(), &args.output)?;
     let doing = format!("quantizing {}", args.input.display());

@@ -5,9 +5,10 @@ mod plans;
 use std::collections::BTreeMap;
 
 use arrowquant::model::{Model, Tensor};
-use arrowquant::plan::{Config, Plan, PlanEntry, Recognition};
+use arrowquant::plan::{Config, Plan, PlanEntry, Recognition, SOURCE};
 use arrowquant::run::{FoldReport, Parts, Report, TensorReport, Totals, Verification};
 use arrowquant::schema::{RAW, key};
+use arrowquant::tensor::shortened;
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanBytes;
 use serde_json::{Value, json};
@@ -151,12 +152,19 @@ fn ladder(report: &Report) -> String {
     format!("ladder: {}{least}\n", parts.join(", "))
 }
 
-/// What tells the modality, a line each.
+/// What tells the modality, and what was made of the source's tensors, a line each.
 fn sentences(evidence: &[String]) -> String {
-    let lines = evidence
-        .iter()
-        .map(|line| format!("modality: {}\n", printable(line)));
-    lines.collect()
+    let line = |line: &String| match line.starts_with(SOURCE) {
+        true => format!("{}\n", printable(&shortened(line))),
+        false => format!("modality: {}\n", printable(line)),
+    };
+    evidence.iter().map(line).collect()
+}
+
+/// What was made of the source's tensors, a line each.
+pub fn source_notes(plan: &Plan) -> String {
+    let notes = plan.evidence.iter().filter(|line| line.starts_with(SOURCE));
+    sentences(&notes.cloned().collect::<Vec<_>>())
 }
 
 /// The figures over all quantized tensors.
@@ -346,7 +354,7 @@ pub fn inspect_json(model: &Model) -> Value {
     })
 }
 
-/// What tells the modality that a file has recorded.
+/// What tells the modality that a file has recorded, and what was made of its source.
 fn evidence(model: &Model, file: &Value) -> Vec<String> {
     let mut config = Config::new();
     // One of another version may have settings that this one does not know.
@@ -354,11 +362,15 @@ fn evidence(model: &Model, file: &Value) -> Vec<String> {
     let tensors = || model.tensors().iter().map(|tensor| &tensor.info);
     let found = Recognition::new(tensors(), &[], config.modality());
     let recorded = file["modality"].as_str().unwrap_or_default();
-    match found.modality.name() == recorded {
+    let mut evidence = match found.modality.name() == recorded {
         true => found.evidence,
         // Files beside the source have told it.
         false => Recognition::new(tensors(), &[format!("modality: {recorded}")], None).evidence,
-    }
+    };
+    let notes = file["source"]["notes"].as_array().into_iter().flatten();
+    let notes = notes.filter_map(Value::as_str);
+    evidence.extend(notes.map(|note| format!("{SOURCE}{note}")));
+    evidence
 }
 
 /// The same as a table.

@@ -1,0 +1,217 @@
+//! Names of what lies beside a weight, and the modules that they make up.
+
+use std::collections::HashMap;
+
+use crate::tensor::{Dtype, TensorInfo};
+
+/// Tensors by name.
+pub(super) struct Names<'a> {
+    pub(super) tensors: &'a [TensorInfo],
+    index: HashMap<&'a str, usize>,
+}
+
+/// The module of a tensor and the tensor's own name.
+pub(super) fn split(name: &str) -> (&str, &str) {
+    name.rsplit_once('.').unwrap_or(("", name))
+}
+
+/// The tensor `leaf` of a module.
+fn join(module: &str, leaf: &str) -> String {
+    match module {
+        "" => leaf.to_owned(),
+        module => format!("{module}.{leaf}"),
+    }
+}
+
+impl<'a> Names<'a> {
+    pub(super) fn new(tensors: &'a [TensorInfo]) -> Self {
+        let names = tensors.iter().map(|tensor| tensor.name.as_str());
+        Self {
+            tensors,
+            index: names.zip(0..).collect(),
+        }
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<usize> {
+        self.index.get(name).copied()
+    }
+
+    /// The tensors in the module of `weight` that are called one of `leaves`. Those of a weight
+    /// that is not called `weight`, as of experts that are stacked, begin with its name:
+    /// `gate_up_proj_scale` is the `weight_scale` of `gate_up_proj`.
+    pub(super) fn beside(&self, weight: &str, leaves: &[&str]) -> Vec<usize> {
+        let (module, own) = split(weight);
+        let name = |leaf: &&str| match leaf.strip_prefix("weight") {
+            Some(rest) => Some(format!("{weight}{rest}")),
+            None if own == "weight" => Some(join(module, leaf)),
+            None => Some(format!("{weight}_{leaf}")),
+        };
+        let names = leaves.iter().filter_map(name);
+        names.filter_map(|name| self.get(&name)).collect()
+    }
+
+    /// The module that a tensor is a part of: `a.b` for `a.b.qweight`, for `a.b.weight.absmax`,
+    /// which is said of the tensor `a.b.weight`, and for `a.b.weight._data`.
+    pub(super) fn module_of<'n>(&self, name: &'n str) -> &'n str {
+        let dots = name.match_indices('.').map(|(dot, _)| &name[..dot]);
+        for ancestor in dots {
+            let (module, leaf) = split(ancestor);
+            if leaf == "weight" || self.index.contains_key(ancestor) {
+                return module;
+            }
+        }
+        split(name).0
+    }
+}
+
+/// What scales of f8 weights are called: beside `a.weight` there are `a.scale_weight`,
+/// `a.weight_scale` and the like. All are multiplied by, those called inverse, too.
+pub(super) const SCALES: &[&str] = &["scale_weight", "weight_scale", "weight_scale_inv", "scale"];
+
+/// Those of [`SCALES`] that nothing but a weight's scale is called.
+pub(super) const SURE_SCALES: &[&str] = &["scale_weight", "weight_scale", "weight_scale_inv"];
+
+/// What lies beside f8 weights and says how activations are made f8, or what the format is.
+pub(super) const INPUTS: &[&str] = &[
+    "scale_input",
+    "input_scale",
+    "input_scale_inv",
+    "input_scale_ub",
+    "scale_input_ub",
+    "activation_scale",
+    "activation_scale_inv",
+    "act_scale",
+    COMFY_QUANT,
+];
+
+/// The format of a layer, as JSON text in bytes.
+pub(super) const COMFY_QUANT: &str = "comfy_quant";
+
+/// An empty or tiny tensor that says that f8 weights have scales.
+pub(super) const MARKER: &str = "scaled_fp8";
+
+/// What makes more of a weight than its values times one scale.
+pub(super) const MORE: &[&str] = &[
+    "weight_scale_2",
+    "weight_global_scale",
+    "weight_scalar",
+    "weight_zero_point",
+    "weight_shift",
+    "zero_point",
+    "svd_up",
+    "svd_down",
+    "scale_2",
+];
+
+/// Whether a tensor may hold packed weights: integers or floats of less than 8 bits, in several
+/// dimensions, that are no table of positions.
+pub(super) fn may_be_packed(tensor: &TensorInfo) -> bool {
+    let integers = matches!(
+        tensor.dtype,
+        Dtype::I32
+            | Dtype::I16
+            | Dtype::I8
+            | Dtype::U32
+            | Dtype::U16
+            | Dtype::U8
+            | Dtype::F4
+            | Dtype::F6E2M3
+            | Dtype::F6E3M2
+    );
+    let (_, leaf) = split(&tensor.name);
+    let others = ["index", "indices", "ids", "mask", "position", "offset"];
+    integers && tensor.shape.dims().len() >= 2 && !others.iter().any(|other| leaf.contains(other))
+}
+
+/// Whether packed weights are called so.
+pub(super) fn is_packed_name(leaf: &str) -> bool {
+    let names = [
+        "weight", "qweight", "q_weight", "_data", "W_q", "codes", "Qidxs", "trellis", "B",
+    ];
+    let ends = ["_packed", "_qdata", "_int_data", "_blocks", "qweight"];
+    names.contains(&leaf) || ends.iter().any(|end| leaf.ends_with(end))
+}
+
+/// Whether something is called as what lies beside packed weights.
+pub(super) fn is_companion_name(leaf: &str) -> bool {
+    let names = [
+        "scales",
+        "scale",
+        "biases",
+        "zeros",
+        "zero",
+        "zero_point",
+        "qzeros",
+        "g_idx",
+        "absmax",
+        "nested_absmax",
+        "quant_map",
+        "nested_quant_map",
+        "SCB",
+        "SU",
+        "SV",
+        "suh",
+        "svh",
+        "smooth",
+        "smooth_orig",
+        "codebook",
+        "codebooks",
+        "centroids",
+        "proj_up",
+        "proj_down",
+        "lora_up",
+        "lora_down",
+        "svd_up",
+        "svd_down",
+    ];
+    let ends = [
+        "scale",
+        "_scales",
+        "_scale_inv",
+        "_scale_2",
+        "_zero_point",
+        "_zeros",
+        "_absmax",
+        "_shift",
+        "wscales",
+        "wzeros",
+        "wtscale",
+        "smooth_factor",
+        "smooth_factor_orig",
+    ];
+    names.contains(&leaf) || ends.iter().any(|end| leaf.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tensor::Shape;
+
+    #[test]
+    fn companions_know_their_module() {
+        let tensors: Vec<TensorInfo> = ["a.b.weight", "e.gate_up_proj", "weight"]
+            .map(|name| TensorInfo {
+                name: name.into(),
+                dtype: Dtype::U8,
+                shape: Shape::new(vec![2, 2]).unwrap(),
+            })
+            .to_vec();
+        let names = Names::new(&tensors);
+        for (name, module) in [
+            ("a.b.weight", "a.b"),
+            ("a.b.scales", "a.b"),
+            ("a.b.weight.absmax", "a.b"),
+            ("a.b.weight.quant_state.bitsandbytes__nf4", "a.b"),
+            ("x.weight._data._data", "x"),
+            ("x.weight._scale", "x"),
+            ("e.gate_up_proj_scale", "e"),
+            ("weight", ""),
+            ("scale", ""),
+        ] {
+            assert_eq!(names.module_of(name), module, "{name}");
+        }
+        assert_eq!(names.beside("a.b.scale", &["weight"]), Vec::<usize>::new());
+        let more = ["weight_scale", "scale"].map(|leaf| join("", leaf));
+        assert_eq!(more, ["weight_scale", "scale"]);
+    }
+}

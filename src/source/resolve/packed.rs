@@ -1,0 +1,239 @@
+//! Weights that another quantizer has packed: which tensors hold them, which lie beside them, and
+//! by what scheme.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::names::{
+    COMFY_QUANT, INPUTS, MARKER, Names, SURE_SCALES, is_companion_name, is_packed_name,
+    may_be_packed, split,
+};
+use super::said::Said;
+use crate::tensor::{Dtype, TensorInfo};
+
+/// Tensors of packed weights, by index, with the name of the scheme.
+pub(super) type Packed = BTreeMap<usize, String>;
+
+/// The tensors of a module.
+type Members<'a> = Vec<(usize, &'a TensorInfo)>;
+
+/// Finds packed weights and what lies beside them. `taken` are tensors whose meaning is known.
+pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Packed {
+    let mut modules: HashMap<&str, Members<'_>> = HashMap::new();
+    for (i, tensor) in names.tensors.iter().enumerate() {
+        if !taken.contains(&i) {
+            let module = modules.entry(names.module_of(&tensor.name)).or_default();
+            module.push((i, tensor));
+        }
+    }
+    let mut packed = Packed::new();
+    let mut beside: HashSet<&str> = HashSet::new();
+    let mut schemes: HashMap<&str, String> = HashMap::new();
+    for (module, members) in &modules {
+        let Some(scheme) = scheme(module, members, said) else {
+            continue;
+        };
+        for (i, tensor) in members {
+            if is_part(tensor) {
+                packed.insert(*i, scheme.clone());
+                if !may_be_packed(tensor) {
+                    beside.insert(split(&tensor.name).1);
+                }
+            }
+        }
+        schemes.insert(module, scheme);
+    }
+    // What lies beside weights of another shard.
+    let any = packed.values().next().cloned();
+    for (module, members) in &modules {
+        let weight = |(_, tensor): &(usize, &TensorInfo)| {
+            split(&tensor.name).1 == "weight" && tensor.dtype.float().is_some()
+        };
+        if schemes.contains_key(module) || members.iter().any(weight) {
+            continue;
+        }
+        for (i, tensor) in members {
+            let leaf = split(&tensor.name).1;
+            let scheme = said.method(&tensor.name).or(any.as_deref());
+            if let Some(scheme) = scheme
+                && is_companion_name(leaf)
+                && (beside.contains(leaf) || said.method(&tensor.name).is_some())
+                && !tensor.shape.dims().is_empty()
+            {
+                packed.insert(*i, scheme.to_owned());
+            }
+        }
+    }
+    packed
+}
+
+/// Whether a tensor of a module with packed weights belongs to them: all but the layer's bias,
+/// and a weight that is not packed.
+fn is_part(tensor: &TensorInfo) -> bool {
+    let leaf = split(&tensor.name).1;
+    let own = leaf == "bias" || leaf.ends_with("_bias") || leaf == MARKER;
+    let float_weight = leaf == "weight" && tensor.dtype.float().is_some() && !is_f8(tensor.dtype);
+    !own && !float_weight
+}
+
+pub(super) fn is_f8(dtype: Dtype) -> bool {
+    dtype.float().is_some() && dtype.bits() == 8
+}
+
+/// The scheme that the weights of a module are packed by; `None` where they are not.
+fn scheme(module: &str, members: &Members<'_>, said: &Said) -> Option<String> {
+    let leaf = |tensor: &TensorInfo| split(&tensor.name).1.to_owned();
+    let holds_weights = |tensor: &TensorInfo| {
+        let leaf = split(&tensor.name).1;
+        may_be_packed(tensor) || is_f8(tensor.dtype) && leaf != "weight" && is_packed_name(leaf)
+    };
+    let data: Vec<&TensorInfo> = members
+        .iter()
+        .map(|(_, tensor)| *tensor)
+        .filter(|tensor| holds_weights(tensor))
+        .collect();
+    let first = *data.first()?;
+    let others = members.iter().map(|(_, tensor)| *tensor);
+    let others = others.filter(|tensor| !holds_weights(tensor) && is_part(tensor));
+    let others: Vec<&TensorInfo> = others.collect();
+    let companions = others.iter().any(|tensor| is_companion_name(&leaf(tensor)));
+    let plain_float = |tensor: &&&TensorInfo| tensor.dtype.float().is_some();
+    let named = data.iter().any(|tensor| is_packed_name(&leaf(tensor)));
+    let format = said.comfy_format(module);
+    let method = said.method(&first.name);
+    // Blocks of MXFP4 have scales that are bytes, too.
+    let blocks = data.iter().any(|tensor| leaf(tensor).ends_with("_blocks"));
+    let all_companions = data.iter().any(|tensor| is_companion_name(&leaf(tensor)));
+    let packed = format.is_some()
+        || method.is_some()
+        || companions
+        || blocks && all_companions
+        || data.len() > 1 && all_companions
+        || named && others.iter().any(|tensor| plain_float(&tensor));
+    if !packed {
+        return None;
+    }
+    if let Some(format) = format {
+        return Some(format!("ComfyUI {format}"));
+    }
+    if let Some(method) = method {
+        return Some(method.to_owned());
+    }
+    Some(by_names(members, first).to_owned())
+}
+
+/// The scheme that names and types tell, of a module with packed weights in `data`.
+fn by_names(members: &Members<'_>, data: &TensorInfo) -> &'static str {
+    let find = |wanted: &str| {
+        let mut found = members.iter().map(|(_, tensor)| *tensor);
+        found.find(|tensor| split(&tensor.name).1 == wanted)
+    };
+    let has = |wanted: &[&str]| wanted.iter().any(|leaf| find(leaf).is_some());
+    let ends = |wanted: &str| {
+        members
+            .iter()
+            .any(|(_, tensor)| tensor.name.contains(wanted))
+    };
+    let low_rank = [
+        "wscales",
+        "wtscale",
+        "wcscales",
+        "smooth",
+        "smooth_factor",
+        "proj_down",
+    ];
+    if has(&low_rank) || has(&["lora_down"]) {
+        return "SVDQuant (nunchaku)";
+    }
+    if ends("bitsandbytes__nf4") || ends("bitsandbytes__fp4") || has(&["absmax", "quant_map"]) {
+        return "bitsandbytes 4-bit";
+    }
+    if has(&["SCB"]) {
+        return "bitsandbytes int8";
+    }
+    if let Some(qweight) = find("qweight") {
+        let cols = |tensor: &TensorInfo| tensor.shape.dims().last().copied().unwrap_or(0);
+        let awq = find("scales").is_some_and(|scales| cols(scales) == 8 * cols(qweight));
+        return match (has(&["g_idx"]), awq) {
+            (false, true) => "AWQ",
+            _ => "GPTQ",
+        };
+    }
+    if has(&["weight_packed"]) {
+        return "compressed-tensors";
+    }
+    if has(&["_data"]) {
+        return "quanto";
+    }
+    if ends("_qdata") || ends("_int_data") {
+        return "torchao";
+    }
+    if has(&["W_q"]) {
+        return "HQQ";
+    }
+    if ends("_blocks") {
+        return "MXFP4";
+    }
+    if has(&["q_weight", "trellis"]) {
+        return "EXL";
+    }
+    if has(&["codebooks", "codes", "Qidxs"]) {
+        return "a codebook";
+    }
+    let nvfp4 = has(&["weight_scale_2", "weight_global_scale"]);
+    match (
+        data.dtype,
+        find("weight_scale"),
+        find("scales"),
+        find("scale"),
+    ) {
+        (Dtype::U8, Some(_), _, _) if nvfp4 => "nvfp4",
+        (Dtype::I8, Some(_), _, _) => "int8 with weight_scale",
+        (Dtype::U32, _, Some(_), _) => "MLX",
+        (_, _, _, Some(_)) => "SDNQ",
+        _ => "a scheme that is not known",
+    }
+}
+
+/// Scales without the f8 weights that they are for, and why they have no certain meaning.
+pub(super) fn stray_scales(
+    names: &Names<'_>,
+    taken: &HashSet<usize>,
+    packed: &Packed,
+) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    for (i, tensor) in names.tensors.iter().enumerate() {
+        let leaf = split(&tensor.name).1;
+        if taken.contains(&i) || packed.contains_key(&i) {
+            continue;
+        }
+        let module = split(&tensor.name).0;
+        let weight = match leaf {
+            leaf if SURE_SCALES.contains(&leaf) => match module {
+                "" => "weight".to_owned(),
+                module => format!("{module}.weight"),
+            },
+            _ => continue,
+        };
+        let reason = match names.get(&weight) {
+            Some(weight) => {
+                let TensorInfo { name, dtype, .. } = &names.tensors[weight];
+                format!(
+                    "it is the scale of '{name}', which is {dtype} and not f8: whether that was \
+                     multiplied by it already is not certain"
+                )
+            }
+            None => format!(
+                "it is the scale of '{weight}', which is not here: open all files of the model, \
+                 by their index"
+            ),
+        };
+        found.push((i, reason));
+    }
+    found
+}
+
+/// Whether a tensor says something of activations or formats, and nothing of weights.
+pub(super) fn is_input_name(name: &str) -> bool {
+    let leaf = split(name).1;
+    INPUTS.contains(&leaf) || leaf == COMFY_QUANT
+}

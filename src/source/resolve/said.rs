@@ -1,0 +1,146 @@
+//! What files say of how their weights were quantized: `quantization_config` of a `config.json`,
+//! key and value text, and the `comfy_quant` tensors of ComfyUI.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::names::{COMFY_QUANT, Names, split};
+use crate::source::{QuantizationConfig, Source};
+
+/// The key of a JSON object with the format of each layer.
+pub(super) const LAYERS: &str = "_quantization_metadata";
+
+/// Bytes of a `comfy_quant` tensor at most.
+const MAX_TEXT: usize = 4 << 10;
+
+/// Methods whose weights are f8 values with scales, which are read.
+const F8_METHODS: &[&str] = &["fp8", "fbgemm_fp8", "finegrained_fp8"];
+
+/// What the files of a model say of its weights.
+#[derive(Default)]
+pub(super) struct Said {
+    configs: Vec<QuantizationConfig>,
+    /// Format of each module, with the size of its groups.
+    comfy: HashMap<String, (String, Option<usize>)>,
+}
+
+impl Said {
+    pub(super) fn of(source: &dyn Source, names: &Names<'_>) -> Self {
+        let mut configs = source.quantization();
+        let metadata = source.metadata();
+        for key in ["quantization_config", "quantization_format", "quant_method"] {
+            if let Some(text) = metadata.get(key) {
+                let value = serde_json::from_str(text).unwrap_or(Value::String(text.clone()));
+                configs.extend(QuantizationConfig::from_json(&value, ""));
+            }
+        }
+        let mut comfy = HashMap::new();
+        for (module, layer) in layers(metadata.get(LAYERS)) {
+            comfy.extend(format_of(&layer).map(|format| (module, format)));
+        }
+        for (i, tensor) in names.tensors.iter().enumerate() {
+            let (module, leaf) = split(&tensor.name);
+            let bytes = tensor.bytes().unwrap_or(0);
+            if leaf != COMFY_QUANT || bytes > MAX_TEXT || !source.has_weights() {
+                continue;
+            }
+            let mut text = vec![0; bytes];
+            let read = source.read(i, 0, &mut text).ok();
+            let layer = read.and_then(|()| serde_json::from_slice(&text).ok());
+            let format = layer.and_then(|layer| format_of(&layer));
+            comfy.extend(format.map(|format| (module.to_owned(), format)));
+        }
+        Self { configs, comfy }
+    }
+
+    /// What was said for a tensor: that with the longest prefix.
+    fn config(&self, name: &str) -> Option<&QuantizationConfig> {
+        let configs = self.configs.iter();
+        let of = configs.filter(|config| name.starts_with(&config.prefix));
+        of.max_by_key(|config| config.prefix.len())
+    }
+
+    /// The method that a tensor's weights were packed by, if they were.
+    pub(super) fn method(&self, name: &str) -> Option<&str> {
+        let config = self.config(name)?;
+        let method = config.method.as_str();
+        (!F8_METHODS.contains(&method)).then_some(method)
+    }
+
+    /// Every method that packs weights, with the prefix of the names it is said for.
+    pub(super) fn methods(&self) -> impl Iterator<Item = (&str, &str)> {
+        let configs = self.configs.iter();
+        let packs = configs.filter(|config| !F8_METHODS.contains(&config.method.as_str()));
+        packs.map(|config| (config.prefix.as_str(), config.method.as_str()))
+    }
+
+    /// Sizes of blocks along the last dimensions that are said for a weight.
+    pub(super) fn block(&self, weight: &str) -> Vec<usize> {
+        match self.comfy.get(self.comfy_module(split(weight).0)) {
+            Some((_, Some(group))) => vec![*group, *group],
+            _ => self.config(weight).map_or(vec![], |c| c.block.clone()),
+        }
+    }
+
+    /// ComfyUI's format of a module, where that is no f8 with scales.
+    pub(super) fn comfy_format(&self, module: &str) -> Option<&str> {
+        self.comfy(module)
+            .filter(|format| !format.contains("float8") && !is_mx(format))
+    }
+
+    /// Whether ComfyUI's format of a module is one whose scales may lie in the order of a
+    /// processor's tiles.
+    pub(super) fn comfy_tiles(&self, module: &str) -> bool {
+        self.comfy(module).is_some_and(is_mx)
+    }
+
+    fn comfy(&self, module: &str) -> Option<&str> {
+        let found = self.comfy.get(self.comfy_module(module));
+        found.map(|(format, _)| format.as_str())
+    }
+
+    /// The module as it is called there, which may be without the name of the component.
+    fn comfy_module<'m>(&self, module: &'m str) -> &'m str {
+        let mut rest = module;
+        loop {
+            if self.comfy.contains_key(rest) {
+                return rest;
+            }
+            match rest.split_once('.') {
+                Some((_, after)) => rest = after,
+                None => return module,
+            }
+        }
+    }
+}
+
+fn is_mx(format: &str) -> bool {
+    format.contains("mxfp8")
+}
+
+/// Format and group size of a layer.
+fn format_of(layer: &Value) -> Option<(String, Option<usize>)> {
+    let format = layer["format"].as_str()?;
+    let group = layer["group_size"].as_u64();
+    let group = group.and_then(|group| usize::try_from(group).ok());
+    Some((format.to_owned(), group))
+}
+
+/// The layers of [`LAYERS`].
+fn layers(text: Option<&String>) -> Vec<(String, Value)> {
+    let parsed = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
+    match parsed.map(|mut value| value["layers"].take()) {
+        Some(Value::Object(layers)) => layers.into_iter().collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// The text of [`LAYERS`] without layers that `is_true` says to hold true weights now; `None`
+/// where none is left.
+pub(super) fn without_layers(text: &str, is_true: impl Fn(&str) -> bool) -> Option<String> {
+    let mut value: Value = serde_json::from_str(text).ok()?;
+    let layers = value["layers"].as_object_mut()?;
+    layers.retain(|module, _| !is_true(module));
+    (!layers.is_empty()).then(|| value.to_string())
+}
