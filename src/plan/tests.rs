@@ -1,6 +1,6 @@
 use super::*;
 use crate::format::{Format, Scheme};
-use crate::tensor::{Dtype, Shape};
+use crate::tensor::{Dtype, Facts, Shape};
 
 fn tensor(name: &str, dtype: Dtype, dims: &[usize]) -> TensorInfo {
     TensorInfo {
@@ -340,8 +340,11 @@ fn a_family_has_a_list_of_what_it_keeps() {
 fn what_classes_told_is_read_back_with_a_plan() {
     let tensors = model();
     let tensors = tensors.iter().map(|t| (t, Path::new("m")));
-    let classes = ["DiTTransformer2DModel".to_owned()];
-    let plan = Plan::with_classes(tensors, &classes, &Config::new()).unwrap();
+    let facts = Facts {
+        classes: vec!["DiTTransformer2DModel".to_owned()],
+        ..Facts::default()
+    };
+    let plan = Plan::with_facts(tensors, &facts, &Config::new()).unwrap();
     assert_eq!(plan.entries[0].reason, "patch embedding");
     let mut json = plan.to_json();
     assert_eq!(Plan::from_json(&json.to_string()).unwrap(), plan);

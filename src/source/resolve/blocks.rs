@@ -83,7 +83,7 @@ impl Fit {
             }
             [counts @ .., 1] if scales.len() == dims.len() + 1 => {
                 let last = dims.len() - 1;
-                if !dims[last].is_multiple_of(counts[last]) {
+                if counts[last] == 0 || !dims[last].is_multiple_of(counts[last]) {
                     return Err(refuse());
                 }
                 counts.to_vec()
@@ -91,6 +91,9 @@ impl Fit {
             _ if scales.len() == dims.len() => scales.to_vec(),
             _ => return Err(refuse()),
         };
+        if dims.contains(&0) || counts.contains(&0) {
+            return Err(refuse());
+        }
         let groups = scales.len() == dims.len() + 1;
         let mut sizes = Vec::with_capacity(dims.len());
         for (&weights, &scales) in dims.iter().zip(&counts) {
@@ -115,64 +118,52 @@ impl Fit {
         })
     }
 
-    /// Every way in which the scales may lie, where `said` are sizes along the last dimensions that
-    /// the model's files give, and `known` those of its other weights.
+    /// The blocks, where `said` are sizes along the last dimensions that the model's files give,
+    /// and `known` those of its other weights.
     ///
     /// # Errors
-    /// There are more ways than two along a dimension, in words.
-    pub(super) fn ways(
-        &self,
-        said: &[usize],
-        known: &BTreeSet<usize>,
-    ) -> Result<Vec<Blocks>, String> {
-        let mut strides = vec![1; self.dims.len()];
-        for i in (1..self.dims.len()).rev() {
-            strides[i - 1] = strides[i] * self.counts[i];
-        }
-        let mut ways = vec![Blocks {
-            dims: self.dims.clone(),
-            sizes: Vec::new(),
-            strides,
-        }];
+    /// Several sizes are possible, in words.
+    pub(super) fn blocks(&self, said: &[usize], known: &BTreeSet<usize>) -> Result<Blocks, String> {
+        let mut sizes = Vec::with_capacity(self.dims.len());
         for (i, size) in self.sizes.iter().enumerate() {
             let (dim, count) = (self.dims[i], self.counts[i]);
+            let doubt = |sizes: String| {
+                Err(format!(
+                    "{count} scales over {dim} weights may be those of blocks of {sizes}, which \
+                     weight_block_size in config.json would tell"
+                ))
+            };
             let place = (i + said.len()).checked_sub(self.dims.len());
             let said = place.map(|place| said[place]);
             let said = said.filter(|&size| size > 0 && dim.div_ceil(size) == count);
-            let sizes = match (said, *size) {
-                (Some(said), _) => vec![said],
-                (_, Size::Certain(size)) => vec![size],
+            sizes.push(match (said, *size) {
+                (Some(said), _) => said,
+                (_, Size::Certain(size)) => size,
                 (_, Size::Either(power, exact)) => {
                     match (known.contains(&power), known.contains(&exact)) {
-                        (true, false) => vec![power],
-                        (false, true) => vec![exact],
-                        _ => vec![power, exact],
+                        (true, false) => power,
+                        (false, true) => exact,
+                        _ => return doubt(format!("{exact} or of {power}")),
                     }
                 }
                 (_, Size::Range(least, most)) => {
                     let mut within = known.range(least..=most);
                     match (within.next(), within.next()) {
-                        (Some(&size), None) => vec![size],
-                        _ => {
-                            return Err(format!(
-                                "{count} scales over {dim} weights may be those of blocks of \
-                                 {least} to {most}"
-                            ));
-                        }
+                        (Some(&size), None) => size,
+                        _ => return doubt(format!("{least} to {most}")),
                     }
                 }
-            };
-            let longer = |way: Blocks| {
-                let with = move |&size: &usize| {
-                    let mut way = way.clone();
-                    way.sizes.push(size);
-                    way
-                };
-                sizes.iter().map(with).collect::<Vec<_>>()
-            };
-            ways = ways.into_iter().flat_map(longer).collect();
+            });
         }
-        Ok(ways)
+        let mut strides = vec![1; self.dims.len()];
+        for i in (1..self.dims.len()).rev() {
+            strides[i - 1] = strides[i] * self.counts[i];
+        }
+        Ok(Blocks {
+            dims: self.dims.clone(),
+            sizes,
+            strides,
+        })
     }
 }
 
@@ -185,33 +176,6 @@ impl Blocks {
     /// Neighbouring weights of a row that share a scale.
     pub(super) fn run(&self) -> usize {
         *self.sizes.last().expect("a dimension")
-    }
-
-    /// Number of weights.
-    pub(super) fn weights(&self) -> usize {
-        self.dims.iter().product()
-    }
-
-    /// The largest of some values in each block, of values that `read` gives from any on. Blocks
-    /// are in the order of their scales.
-    pub(super) fn largest<E>(
-        &self,
-        mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
-    ) -> Result<Vec<u8>, E> {
-        let counts = self.dims.iter().zip(&self.sizes);
-        let counts = counts.map(|(dim, size)| dim.div_ceil(*size));
-        let mut largest = vec![0; counts.product()];
-        let (cols, run) = (self.cols(), self.run());
-        let mut row = vec![0; cols];
-        for i in 0..self.weights() / cols {
-            read(i * cols, &mut row)?;
-            let first = self.first_scale(i);
-            for (largest, values) in largest[first..].iter_mut().zip(row.chunks(run)) {
-                let most = values.iter().copied().max().unwrap_or(0);
-                *largest = most.max(*largest);
-            }
-        }
-        Ok(largest)
     }
 
     /// Size of a block along each dimension.
@@ -249,12 +213,8 @@ mod tests {
     use super::*;
 
     fn fit(weights: &[usize], scales: &[usize]) -> Result<Vec<usize>, String> {
-        let mut ways = Fit::new(weights, scales)?.ways(&[], &BTreeSet::new())?;
-        let first = ways.remove(0);
-        match &ways[..] {
-            [] => Ok(first.sizes),
-            [other, ..] => Err(format!("{:?} or {:?}", first.sizes, other.sizes)),
-        }
+        let blocks = Fit::new(weights, scales)?.blocks(&[], &BTreeSet::new())?;
+        Ok(blocks.sizes)
     }
 
     #[test]
@@ -295,9 +255,11 @@ mod tests {
             (&[6, 8], &[7, 1], "do not fit"),
             (&[6, 8], &[5, 1], "do not fit"),
             (&[6, 8], &[0, 1], "do not fit"),
+            (&[6, 0], &[6, 0, 1], "do not fit"),
+            (&[0, 8], &[1], "do not fit"),
             (&[6, 8], &[6, 3, 1], "do not fit"),
             (&[6, 8], &[2, 2, 2], "do not fit"),
-            (&[200, 8], &[2, 1], "[128, 8] or [100, 8]"),
+            (&[200, 8], &[2, 1], "blocks of 100 or of 128"),
             (&[250, 8], &[3, 1], "blocks of 84 to 124"),
         ] {
             let message = fit(weights, scales).unwrap_err();
@@ -314,11 +276,10 @@ mod tests {
         let known = certain(&[576, 8], &[5, 1]);
         assert_eq!(known, BTreeSet::from([128]));
         let sizes = |weights: &[usize], scales: &[usize], said: &[usize], known| {
-            let ways = Fit::new(weights, scales).unwrap().ways(said, known);
-            let sizes = |way: Blocks| way.sizes;
-            ways.map(|ways| ways.into_iter().map(sizes).collect::<Vec<_>>())
+            let blocks = Fit::new(weights, scales).unwrap().blocks(said, known);
+            blocks.map(|blocks| blocks.sizes)
         };
-        let one = |sizes: [usize; 2]| Ok(vec![sizes.to_vec()]);
+        let one = |sizes: [usize; 2]| Ok(sizes.to_vec());
         assert_eq!(sizes(&[200, 8], &[2, 1], &[], &known), one([128, 8]));
         let known = BTreeSet::from([96]);
         assert_eq!(sizes(&[250, 8], &[3, 1], &[], &known), one([96, 8]));
@@ -332,28 +293,15 @@ mod tests {
     fn rows_know_their_first_scale() {
         let known = BTreeSet::new();
         let fit = Fit::new(&[2, 300, 256], &[2, 3, 2]).unwrap();
-        let blocks = fit.ways(&[128, 128], &known).unwrap().remove(0);
+        let blocks = fit.blocks(&[128, 128], &known).unwrap();
         assert_eq!((blocks.cols(), blocks.run()), (256, 128));
         for (row, scale) in [(0, 0), (127, 0), (128, 2), (299, 4), (300, 6), (599, 10)] {
             assert_eq!(blocks.first_scale(row), scale, "{row}");
         }
         // The same scales for every matrix of a stack.
         let blocks = Fit::new(&[2, 4, 6], &[1, 4, 1]).unwrap();
-        let blocks = blocks.ways(&[], &known).unwrap().remove(0);
+        let blocks = blocks.blocks(&[], &known).unwrap();
         assert_eq!((blocks.first_scale(3), blocks.first_scale(5)), (3, 1));
         assert_eq!(blocks.describe(), "one per 2x1x6 block");
-    }
-
-    #[test]
-    fn blocks_know_their_largest_value() {
-        let fit = Fit::new(&[5, 4], &[3, 2]).unwrap();
-        let blocks = fit.ways(&[], &BTreeSet::new()).unwrap().remove(0);
-        assert_eq!(blocks.sizes, [2, 2]);
-        let values: Vec<u8> = (0..20).collect();
-        let found = blocks.largest(|at, out| {
-            out.copy_from_slice(&values[at..at + out.len()]);
-            Ok::<_, ()>(())
-        });
-        assert_eq!(found, Ok(vec![5, 7, 13, 15, 17, 19]));
     }
 }

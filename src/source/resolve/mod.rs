@@ -14,16 +14,16 @@ mod scaled;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::Path;
 
-use self::blocks::{Blocks, Fit};
+use self::blocks::Fit;
 use self::names::{INPUTS, MARKER, MORE, Names, SCALES, split};
 use self::packed::{Packed, is_f8, is_input_name};
 use self::said::{LAYERS, Said, without_layers};
 use self::scaled::{Scaled, TRUE, is_scale};
 use super::{FileState, QuantizationConfig, Source, SourceId};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::tensor::{Dtype, Facts, TensorInfo};
 
-/// Weights of a scale in MXFP8, the only format whose scales are plain bytes.
+/// Weights of a scale in MX formats.
 const MX: usize = 32;
 
 /// The name of the scheme of f8 weights whose scale has no certain meaning.
@@ -70,7 +70,7 @@ impl Findings {
             uncertain: BTreeMap::new(),
             warnings: Vec::new(),
         };
-        let plain = found.find_scaled(source, &names, &said);
+        let plain = found.find_scaled(&names, &said);
         let taken = found.scaled.iter().flat_map(|s| [s.weight, s.scale]);
         let taken: HashSet<usize> = taken.chain(found.left_out.iter().copied()).collect();
         found.packed.extend(packed::find(&names, &said, &taken));
@@ -105,7 +105,7 @@ impl Findings {
     }
 
     /// Finds f8 weights with scales. Returns f8 matrices that have none.
-    fn find_scaled(&mut self, source: &dyn Source, names: &Names<'_>, said: &Said) -> Vec<usize> {
+    fn find_scaled(&mut self, names: &Names<'_>, said: &Said) -> Vec<usize> {
         let mut plain = Vec::new();
         // Weight, scale and how they fit, where nothing is against it.
         let mut fits: Vec<(usize, usize, Fit)> = Vec::new();
@@ -184,31 +184,21 @@ impl Findings {
                 None => fits.push((weight, scale, fit)),
             }
         }
-        self.lay(source, names, said, fits);
+        self.lay(names, said, fits);
         plain
     }
 
     /// Finds the blocks of weights whose scales fit, with what all of them tell.
-    fn lay(
-        &mut self,
-        source: &dyn Source,
-        names: &Names<'_>,
-        said: &Said,
-        fits: Vec<(usize, usize, Fit)>,
-    ) {
+    fn lay(&mut self, names: &Names<'_>, said: &Said, fits: Vec<(usize, usize, Fit)>) {
         let certain = fits.iter().flat_map(|(_, _, fit)| fit.certain());
-        let mut known: BTreeSet<usize> = certain.collect();
+        let known: BTreeSet<usize> = certain.collect();
         for (weight, scale, fit) in fits {
             let (info, scale_info) = (&names.tensors[weight], &names.tensors[scale]);
-            let ways = fit.ways(&said.block(&info.name), &known);
-            let blocks = ways.and_then(|ways| by_values(source, weight, ways));
-            if let Ok(blocks) = &blocks {
-                let cut = blocks.sizes().iter().zip(info.shape.dims());
-                known.extend(
-                    cut.filter(|(size, dim)| **size > 1 && size < dim)
-                        .map(|(&size, _)| size),
-                );
+            let mut block = said.block(&info.name);
+            if block.is_empty() && matches!(scale_info.dtype, Dtype::F8E8M0 | Dtype::U8) {
+                block.push(MX);
             }
+            let blocks = fit.blocks(&block, &known);
             let blocks = blocks.and_then(|blocks| match scale_info.dtype {
                 Dtype::U8 if blocks.run() != MX || blocks.sizes()[0] != 1 => {
                     Err("bytes are scales of rows in blocks of 32 only".to_owned())
@@ -304,41 +294,6 @@ impl Findings {
         let reason =
             format!("already quantized ({scheme}){beside}: start from the original weights");
         Some((tensors[tensor].name.clone(), reason))
-    }
-}
-
-/// The way in which scales lie, where shapes leave several: a block's scale is chosen so that its
-/// largest weight becomes the largest value of f8, and only blocks that all have the same largest
-/// value can be the true ones.
-///
-/// # Errors
-/// That leaves several ways, or none, in words.
-fn by_values(source: &dyn Source, weight: usize, mut ways: Vec<Blocks>) -> Result<Blocks, String> {
-    if ways.len() > 1 && source.has_weights() {
-        let magnitudes = |at, out: &mut [u8]| {
-            source.read(weight, at, out)?;
-            out.iter_mut().for_each(|code| *code &= 0x7F);
-            Ok::<_, Error>(())
-        };
-        let mut fitting = Vec::new();
-        for way in &ways {
-            let largest = way.largest(magnitudes).map_err(|error| error.to_string())?;
-            let mut blocks = largest.iter().filter(|&&code| code > 0);
-            let first = blocks.next();
-            if blocks.all(|code| Some(code) == first) {
-                fitting.push(way.clone());
-            }
-        }
-        if let [way] = &fitting[..] {
-            return Ok(way.clone());
-        }
-    }
-    match ways.len() {
-        1 => Ok(ways.remove(0)),
-        _ => {
-            let ways: Vec<String> = ways.iter().map(Blocks::describe).collect();
-            Err(format!("its scales may be {}", ways.join(", or ")))
-        }
     }
 }
 
