@@ -102,6 +102,51 @@ fn safetensors_headers_of_a_million_tensors() {
     refused_header(&header, &[], &["m.safetensors", "over 500000 tensors"]);
 }
 
+/// A GGUF file of so many keys and tensors, in these bytes.
+fn gguf(keys: u64, tensors: u64, rest: &[u8]) -> Vec<u8> {
+    let counts = [tensors.to_le_bytes(), keys.to_le_bytes()].concat();
+    [&b"GGUF\x03\0\0\0"[..], &counts, rest].concat()
+}
+
+fn gguf_text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+#[test]
+fn gguf_headers_of_many_small_things() {
+    let scalar = |name: &str, kind: u32| {
+        let mut info = gguf_text(name);
+        info.extend(1u32.to_le_bytes());
+        info.extend(0u64.to_le_bytes());
+        info.extend(kind.to_le_bytes());
+        info.extend(0u64.to_le_bytes());
+        info
+    };
+    let count = 100_000;
+    let mut infos: Vec<u8> = (0..count)
+        .flat_map(|i| scalar(&i.to_string(), 12))
+        .collect();
+    infos.extend(scalar("last", 15));
+    let file = gguf(0, count + 1, &infos);
+    refused_source("m.gguf", &file, &["m.gguf: tensor 'last': it is Q8_K"]);
+
+    // A shape of a tensor that is not there is passed over, but not for ever.
+    let shape = |name: u64| {
+        let mut key = gguf_text(&format!("comfy.gguf.orig_shape.{name}"));
+        key.extend([9u32, 5, 1, 0, 7].map(u32::to_le_bytes).concat());
+        key
+    };
+    let keys: Vec<u8> = (0..4 * count).flat_map(shape).collect();
+    let words = ["m.gguf: not a readable GGUF file: over 4194304 bytes of keys"];
+    refused_source("m.gguf", &gguf(4 * count, 0, &keys), &words);
+    for list in [9u32, 5] {
+        let mut key = gguf_text("comfy.gguf.orig_shape.w");
+        key.extend([9, list, u32::MAX, u32::MAX].map(u32::to_le_bytes).concat());
+        let words = ["m.gguf: tensor 'w': key comfy.gguf.orig_shape.w"];
+        refused_source("m.gguf", &gguf(1, 0, &key), &words);
+    }
+}
+
 #[test]
 fn names_of_a_mebibyte() {
     let name = "n".repeat(1 << 20);

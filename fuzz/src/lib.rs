@@ -1,5 +1,6 @@
 //! What the fuzz targets share: mutators that keep files parseable, and the panic hook.
 
+pub mod gguf;
 pub mod json;
 pub mod parquet;
 pub mod parts;

@@ -128,7 +128,7 @@ fn weights_of_component(folder: &Path, class: &str) -> Result<Option<PathBuf>> {
 }
 
 /// The files of a folder, sorted.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let refuse = || Error::io(folder, "list");
     let entries = std::fs::read_dir(folder).map_err(refuse())?;
     let mut files = Vec::new();

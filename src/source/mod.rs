@@ -142,9 +142,10 @@ pub trait Source: Send + Sync {
 /// Opens what weights come in, and finds out what its tensors mean together ([`resolve`]):
 ///
 /// - a safetensors file, or the `*.safetensors.index.json` of its shards;
+/// - a GGUF file, or any part of one that was split ([`GgufSource`]): tensors of f32, f16, bf16,
+///   Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS;
 /// - a folder with one of these;
 /// - the folder of a diffusers pipeline, with its `model_index.json`: all its components;
-/// - a GGUF file of f32, f16, bf16 and Q8_0 tensors;
 /// - a Parquet file: a table of tensors, or one of ours whose tensors were kept;
 /// - a JSON file that lists tensors without their weights ([`ListingSource`]), for plans.
 ///
@@ -158,11 +159,14 @@ fn open_files(path: &Path) -> Result<Box<dyn Source>> {
     let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
     let weights = match metadata.is_dir() {
         true if path.join(MODEL_INDEX).exists() => path.join(MODEL_INDEX),
-        true => folder::weights_in(path)?.ok_or_else(|| {
-            let reason =
-                "holds no *.safetensors.index.json, no *.safetensors and no model_index.json";
-            Error::file(path, reason)
-        })?,
+        true => match folder::weights_in(path)? {
+            Some(weights) => weights,
+            None => gguf::weights_in(path)?.ok_or_else(|| {
+                let reason = "holds no *.safetensors.index.json, no *.safetensors, no *.gguf and no \
+                              model_index.json";
+                Error::file(path, reason)
+            })?,
+        },
         false => path.to_owned(),
     };
     if folder::name_of(&weights) == MODEL_INDEX {

@@ -3,7 +3,6 @@
 import json
 
 import duckdb
-import gguf
 import ml_dtypes
 import numpy as np
 import pyarrow as pa
@@ -61,71 +60,6 @@ def test_decoded_f8_becomes_bf16_and_kept_f8_stays(tmp_path):
     np.testing.assert_array_equal(tensors["w"], decoded)
     assert tensors["w"].dtype == NUMPY["BF16"]
     np.testing.assert_array_equal(tensors["norm.weight"], weights[0].view("u1"))
-
-
-# GGUF
-
-
-def write_gguf(path, tensors, **keys):
-    """`tensors` are names with a type of GGUF and f32 values; returns what they decode to."""
-    writer = gguf.GGUFWriter(path, "flux")
-    for key, value in keys.items():
-        writer.add_string(f"flux.{key}", value)
-    writer.add_array("flux.axes", [16, 56, 56])
-    decoded = {}
-    for name, (kind, values) in tensors.items():
-        data = gguf.quants.quantize(values, kind)
-        decoded[name] = gguf.quants.dequantize(data, kind).reshape(values.shape)
-        writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return decoded
-
-
-KINDS = gguf.GGMLQuantizationType
-
-
-def test_gguf_values_are_what_the_package_gguf_reads(tmp_path):
-    tensors = {
-        "a.weight": (KINDS.Q8_0, noise(1, 48, 192)),
-        "b.weight": (KINDS.F16, noise(2, 6, 5, 7)),
-        "c.weight": (KINDS.BF16, noise(3, 9, 64)),
-        "d.weight": (KINDS.F32, noise(4, 3, 5)),
-        "e.norm.weight": (KINDS.F32, noise(5, 64)),
-    }
-    decoded = write_gguf(tmp_path / "m.gguf", tensors, note="ü")
-    source = aq.Source.open(tmp_path / "m.gguf")
-    assert [(t.name, t.dtype) for t in source] == [
-        ("a.weight", "f32"), ("b.weight", "f16"), ("c.weight", "bf16"), ("d.weight", "f32"),
-        ("e.norm.weight", "f32"),
-    ]
-    # Kept, they come out as they went in.
-    aq.quantize(tmp_path / "m.gguf", tmp_path / "kept.parquet", keep=["*"])
-    with aq.open(tmp_path / "kept.parquet") as model:
-        for name, values in decoded.items():
-            assert model[name].info.shape == values.shape
-            np.testing.assert_array_equal(model[name].dequantize(), values, name)
-        metadata = json.loads(model.metadata["arrowquant.source_metadata"])
-        assert metadata["flux.note"] == "ü" and metadata["general.architecture"] == "flux"
-        assert "flux.axes" not in metadata
-
-    # Quantized, they are as their values from memory.
-    found = tmp_path / "m.parquet"
-    aq.quantize(tmp_path / "m.gguf", found, bits=4)
-    expected, _ = aq.quantize_to_bytes({name: decoded[name] for name in ("a.weight", "d.weight")}, bits=4)
-    with aq.open(found) as found, aq.open(expected) as expected:
-        assert found.verify(tmp_path / "m.gguf")
-        for name in ("a.weight", "d.weight"):
-            (tile,), (wanted,) = found[name].tiles, expected[name].tiles
-            assert bytes(tile.codes) == bytes(wanted.codes)
-
-
-def test_gguf_of_other_types_is_refused_by_name(tmp_path):
-    write_gguf(tmp_path / "m.gguf", {"w": (KINDS.Q4_0, noise(1, 4, 64))})
-    with pytest.raises(aq.Error, match=r"m\.gguf: tensor 'w': it is Q4_0: .*Q8_0"):
-        aq.Source.open(tmp_path / "m.gguf")
 
 
 # Parquet

@@ -83,7 +83,9 @@ class Source(Owner):
         - A safetensors file, or a folder of shards with their index.
         - The folder of a diffusers pipeline, with its `model_index.json`: all its components,
           whose names come first in those of the tensors (`transformer.…`).
-        - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
+        - A GGUF file, any part of one that was split (`NAME-00001-of-00003.gguf`), or a folder with
+          one of these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K
+          to Q6_K, IQ4_NL or IQ4_XS; packed ones are f32 here.
         - A Parquet file: a table as `from_arrow` takes it, with binary `data`, or a file of ours
           whose tensors were all kept.
         """

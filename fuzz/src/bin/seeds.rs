@@ -72,7 +72,9 @@ fn main() {
         write("rules", name, rule.as_bytes());
     }
 
-    write("gguf", "every-kind", &gguf());
+    for (name, file) in arrowquant_fuzz::gguf::seeds() {
+        write("gguf", name, &file);
+    }
     let folder = arrowquant_fuzz::folder();
     arrowquant_fuzz::parts::write(folder);
     let part = fs::read(folder.join("part-00000.parquet")).expect("a file that was written");
@@ -204,38 +206,6 @@ fn table() -> Vec<u8> {
     }
     group.close().expect("a whole row group");
     writer.close().expect("a whole file");
-    file
-}
-
-/// Keys of several types, a plain tensor and one in blocks.
-fn gguf() -> Vec<u8> {
-    let text = |text: &str| [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat();
-    let mut file = b"GGUF".to_vec();
-    file.extend(3u32.to_le_bytes());
-    for count in [2u64, 3] {
-        file.extend(count.to_le_bytes());
-    }
-    for (key, kind, value) in [
-        ("general.alignment", 4u32, 32u32.to_le_bytes().to_vec()),
-        ("general.name", 8, text("seed")),
-        (
-            "list",
-            9,
-            [&4u32.to_le_bytes()[..], &1u64.to_le_bytes(), &[1, 0, 0, 0]].concat(),
-        ),
-    ] {
-        file.extend(text(key));
-        file.extend(kind.to_le_bytes());
-        file.extend(value);
-    }
-    for (name, dims, kind, offset) in [("a", &[2u64, 2][..], 0u32, 0u64), ("b", &[32], 8, 32)] {
-        file.extend(text(name));
-        file.extend((dims.len() as u32).to_le_bytes());
-        dims.iter().for_each(|dim| file.extend(dim.to_le_bytes()));
-        file.extend(kind.to_le_bytes());
-        file.extend(offset.to_le_bytes());
-    }
-    file.resize(file.len().next_multiple_of(32) + 32 + 34, 0);
     file
 }
 

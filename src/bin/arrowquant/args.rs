@@ -21,7 +21,7 @@ pub enum Command {
     /// Show what each tensor would get, and the size, before any work
     Plan {
         /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
-        /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
+        /// (or one part of a split one), or a Parquet file of unquantized tensors
         input: PathBuf,
         #[command(flatten)]
         plan: PlanArgs,
@@ -131,7 +131,7 @@ pub enum Command {
 #[derive(clap::Args)]
 pub struct Quantize {
     /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
-    /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
+    /// (or one part of a split one), or a Parquet file of unquantized tensors
     pub input: PathBuf,
     /// The file to write, ending in .parquet; or a folder of parts with a manifest
     pub output: PathBuf,
