@@ -23,6 +23,7 @@ import numpy as np
 
 import accuracy_charts
 import accuracy_report
+import modulation
 from machine import commit, machine
 from measure import Failed, Progress, Row, run
 from networks import Array, Dit, Mdlm, Observe
@@ -51,6 +52,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="less of everything, under a minute; no docs")
     parser.add_argument("--mixed", action="store_true", help="the table of mixed formats alone, in its place")
+    parser.add_argument("--modulation", action="store_true", help="the table of docs/accuracy.md on modulation alone")
     parser.add_argument("--samples", type=int, metavar="N", help="digits to sample [default: 2000; 100]")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="[default: target/accuracy]")
     parser.add_argument("--render", type=Path, metavar="FILE.json", help="only write the pages again")
@@ -266,13 +268,16 @@ def measure_all(args: argparse.Namespace, say: Progress) -> tuple[dict[str, Any]
         },
     )
     check(bench)
+    command = shlex.join(["python", "benches/accuracy.py", *sys.argv[1:]])
+    if args.modulation:
+        return modulation.results(bench) | {"command": command, "commit": commit()}, {}
     if args.mixed:
         bench.full = bench.sampled("FP", bench.digits.network)
         return {"mixed": mixed_rows(bench), "commit": commit(), "samples": bench.samples}, {}
     results = {
         "machine": machine(arrowquant.isa_name()),
         "date": datetime.date.today().isoformat(),
-        "command": shlex.join(["python", "benches/accuracy.py", *sys.argv[1:]]),
+        "command": command,
         "version": arrowquant.__version__,
         "commit": commit(),
         "quick": args.quick,
@@ -299,6 +304,11 @@ def main() -> int:
             results = json.loads(args.render.read_text())
         else:
             results, pictures = measure_all(args, Progress())
+        if args.modulation:
+            print(modulation.table(results).text())
+            if not args.quick:
+                modulation.write_docs(results, ROOT / "docs")
+            return 0
         if args.mixed:
             accuracy_report.write_mixed(results, ROOT / "docs")
             print(accuracy_report.mixed_table(results).text())

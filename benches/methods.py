@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,15 +120,15 @@ class Engine:
             self._calibrations[which] = found
         return self._calibrations[which]
 
-    def quantize(self, bits: int, method: Method) -> Quantized:
-        """All linears of blocks; whatever else there is stays as it is."""
+    def quantize(self, bits: int, method: Method, kept: Set[str] = frozenset()) -> Quantized:
+        """All linears of blocks but those kept; whatever else there is stays as it is."""
         # Every tensor is to have the bits of its row, however little is left of it.
         settings: dict[str, Any] = {"min_cosine": "none"} | method.settings
         if "avg_bits" not in settings:
             settings |= {"bits": bits, "group_size": method.group_size}
         if method.calibration:
             settings["calibration"] = self.calibration(method.calibration)
-        blocks = set(self.trial.network.blocks())
+        blocks = set(self.trial.network.blocks()) - kept
         others = [name for name in self.trial.network.weights if name not in blocks]
         try:
             packed, report = arrowquant.quantize_to_bytes(self.trial.path, keep=others, **settings)

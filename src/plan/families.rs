@@ -30,6 +30,7 @@ const FILES: &[&str] = &[
     include_str!("families/mel.yaml"),
     include_str!("families/flux.yaml"),
     include_str!("families/dit.yaml"),
+    include_str!("families/lumina.yaml"),
     include_str!("families/ltx.yaml"),
     include_str!("families/unet.yaml"),
     include_str!("families/vae.yaml"),
@@ -63,6 +64,9 @@ struct FamilyFile {
 struct KeepFile {
     pattern: String,
     reason: String,
+    /// Whether only matrices with fewer rows than columns are meant.
+    #[serde(default)]
+    wide: bool,
 }
 
 #[derive(Deserialize)]
@@ -94,7 +98,8 @@ pub(super) struct Mark {
 /// Name patterns of tensors that are kept, and why.
 struct KeepList {
     patterns: RegexSet,
-    reasons: Vec<String>,
+    /// Why, and whether only matrices with fewer rows than columns are meant.
+    rows: Vec<(String, bool)>,
 }
 
 /// All families.
@@ -167,30 +172,35 @@ impl KeepList {
     fn of(keep: Vec<KeepFile>) -> Result<Self, String> {
         Ok(Self {
             patterns: set(keep.iter().map(|row| &row.pattern))?,
-            reasons: keep.into_iter().map(|row| row.reason).collect(),
+            rows: keep.into_iter().map(|row| (row.reason, row.wide)).collect(),
         })
     }
 
-    fn reason(&self, name: &str) -> Option<&str> {
-        let first = self.patterns.matches(name).into_iter().next()?;
-        Some(&self.reasons[first])
+    fn reason(&self, tensor: &TensorInfo) -> Option<&str> {
+        let is_wide = tensor.shape.rows() < tensor.shape.cols();
+        let matches = self.patterns.matches(&tensor.name);
+        let mut rows = matches.into_iter().map(|row| &self.rows[row]);
+        let (reason, _) = rows.find(|(_, wide)| is_wide || !wide)?;
+        Some(reason)
     }
 }
 
 /// Why a tensor of a model of these families stays as it is, unless a rule gives it bits.
 pub(super) fn built_in_keep<'a>(tensor: &TensorInfo, of: &[&'a Family]) -> Option<&'a str> {
-    let name = tensor.name.as_str();
-    if let Some(reason) = families().common.reason(name) {
+    if let Some(reason) = families().common.reason(tensor) {
         return Some(reason);
     }
-    if !is_encoder(name)
-        && let Some(reason) = of.iter().find_map(|family| family.keep.reason(name))
+    if !is_encoder(&tensor.name)
+        && let Some(reason) = of.iter().find_map(|family| family.keep.reason(tensor))
     {
         return Some(reason);
     }
+    // What is no layer's weight: tokens that stand for padding, a class or a mask.
+    let bare = tensor.name.rsplit('.').next() != Some("weight");
     match tensor.shape.dims().len() {
         1 => Some("1-D tensor"),
         _ if tensor.shape.elements() == 0 => Some("empty"),
+        _ if bare && tensor.shape.rows() == 1 => Some("one row"),
         _ => None,
     }
 }
@@ -295,8 +305,21 @@ mod tests {
             (
                 "FLUX",
                 "txt_in.individual_token_refiner.blocks.0.mlp.fc1.weight",
-                None,
+                Some("input of text"),
             ),
+            ("FLUX", "double_blocks.0.txt_in.weight", None),
+            (
+                "Lumina",
+                "noise_refiner.0.attention.qkv.weight",
+                Some("refiner"),
+            ),
+            ("Lumina", "layers.0.attention.qkv.weight", None),
+            (
+                "LTX",
+                "audio_time_embed.linear.weight",
+                Some("time embedding"),
+            ),
+            ("LTX", "transformer_blocks.0.audio_attn1.to_q.weight", None),
             ("FLUX", "single_transformer_blocks.3.proj_out.weight", None),
             ("UNet", "conv_out.weight", Some("last convolution")),
             ("UNet", "out.2.weight", Some("last convolution")),
@@ -353,6 +376,9 @@ mod tests {
             ("time_in.in_layer.weight", "time embedding"),
             ("time_mlp.1.weight", "time embedding"),
             ("scale_shift_table", "time embedding"),
+            ("blocks.0.modulation", "time embedding"),
+            ("time_projection.1.weight", "time embedding"),
+            ("learnable_pos_embed.pos_emb_t", "position embedding"),
             ("model.Position_Embedding.weight", "position embedding"),
             (
                 "block.0.layer.0.relative_attention_bias.weight",
@@ -371,6 +397,10 @@ mod tests {
     #[test]
     fn linears_are_quantized() {
         for name in [
+            // As many rows as columns: no router, and no embedding of a few types.
+            "blocks.0.mlp.gate.weight",
+            "type_embeddings.weight",
+            "blocks.0.modulation.lin.weight",
             "blocks.0.attn.qkv.weight",
             "blocks.0.adaLN_modulation.1.weight",
             "transformer_blocks.0.norm1.linear.weight",
