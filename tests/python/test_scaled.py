@@ -269,6 +269,11 @@ def test_arrays_in_memory_are_resolved_too(tmp_path):
             ["a.weight", "a.weight_scale"],
         ),
         ({"a.weight_scale": np.ones((96, 8), "u1")}, ["a.weight", "a.weight_scale"]),
+        # Inputs are multiplied, too.
+        (
+            {"a.weight_scale": np.array(1, "f4"), "a.pre_quant_scale": np.ones(80, "f4")},
+            ["a.weight", "a.pre_quant_scale"],
+        ),
         ({"b.weight_scale": np.array(1, "f4")}, ["b.weight_scale", "b.weight"]),
         (
             {"b.weight": noise(1, 8, 8), "b.scale_weight": np.array(2, "f4")},
@@ -290,6 +295,16 @@ def test_uncertain_scales_are_errors_that_name_both(tmp_path, extra, names):
             if "scale" in name:
                 (tile,) = model[name].tiles
                 assert tile.recipe is None and bytes(tile.codes) == array.tobytes()
+
+
+def test_scales_that_files_promise_must_be_there(tmp_path):
+    path = save(tmp_path / "model.safetensors", {"a.weight": noise(1, 96, 80).astype(E4M3)})
+    assert cli("plan", path)[0] == 0
+    config = {"quantization_config": {"quant_method": "fp8"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, text = cli("plan", path)
+    assert code == 1 and "'a.weight': it is f8 without a scale" in text
+    assert "'a.weight_scale'" in text
 
 
 def test_f8_without_scales_is_what_it_says(tmp_path):

@@ -74,8 +74,8 @@ impl Findings {
         let taken = found.scaled.iter().flat_map(|s| [s.weight, s.scale]);
         let taken: HashSet<usize> = taken.chain(found.left_out.iter().copied()).collect();
         found.packed.extend(packed::find(&names, &said, &taken));
-        for (scale, reason) in packed::stray_scales(&names, &taken, &found.packed) {
-            found.refuse(&[scale], reason);
+        for (tensors, reason) in packed::stray_scales(&names, &taken, &found.packed) {
+            found.refuse(&tensors, reason);
         }
         found.left_out.extend(found.scaled.iter().map(|s| s.scale));
         let plain = plain.into_iter().filter(|i| !found.packed.contains_key(i));
@@ -124,8 +124,18 @@ impl Findings {
             let scale = match scales[..] {
                 [scale] => scale,
                 [] => {
-                    if info.shape.dims().len() >= 2 && more.is_empty() {
-                        plain.push(weight);
+                    let matrix = info.shape.dims().len() >= 2 && more.is_empty();
+                    match said.says(&info.name) {
+                        Some(method) if matrix && leaf == "weight" => {
+                            let reason = format!(
+                                "it is f8 without a scale, and the model's files say that it was \
+                                 quantized by {method}: its scale, such as '{module}.weight_scale', \
+                                 is not here"
+                            );
+                            self.refuse(&[weight], reason);
+                        }
+                        _ if matrix => plain.push(weight),
+                        _ => {}
                     }
                     continue;
                 }

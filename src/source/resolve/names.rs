@@ -16,7 +16,7 @@ pub(super) fn split(name: &str) -> (&str, &str) {
 }
 
 /// The tensor `leaf` of a module.
-fn join(module: &str, leaf: &str) -> String {
+pub(super) fn join(module: &str, leaf: &str) -> String {
     match module {
         "" => leaf.to_owned(),
         module => format!("{module}.{leaf}"),
@@ -101,6 +101,10 @@ pub(super) const MORE: &[&str] = &[
     "svd_up",
     "svd_down",
     "scale_2",
+    "pre_quant_scale",
+    "act_pre_scale",
+    "smooth",
+    "smooth_factor",
 ];
 
 /// Whether a tensor may hold packed weights: integers or floats of less than 8 bits, in several

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::names::{
-    COMFY_QUANT, INPUTS, MARKER, Names, SURE_SCALES, is_companion_name, is_packed_name,
+    COMFY_QUANT, INPUTS, MARKER, Names, SURE_SCALES, is_companion_name, is_packed_name, join,
     may_be_packed, split,
 };
 use super::said::Said;
@@ -194,40 +194,34 @@ fn by_names(members: &Members<'_>, data: &TensorInfo) -> &'static str {
     }
 }
 
-/// Scales without the f8 weights that they are for, and why they have no certain meaning.
+/// Scales without the f8 weights that they are for, with what they lie beside, and why they have
+/// no certain meaning.
 pub(super) fn stray_scales(
     names: &Names<'_>,
     taken: &HashSet<usize>,
     packed: &Packed,
-) -> Vec<(usize, String)> {
+) -> Vec<(Vec<usize>, String)> {
     let mut found = Vec::new();
-    for (i, tensor) in names.tensors.iter().enumerate() {
-        let leaf = split(&tensor.name).1;
-        if taken.contains(&i) || packed.contains_key(&i) {
+    for (scale, tensor) in names.tensors.iter().enumerate() {
+        let (module, leaf) = split(&tensor.name);
+        if taken.contains(&scale) || packed.contains_key(&scale) || !SURE_SCALES.contains(&leaf) {
             continue;
         }
-        let module = split(&tensor.name).0;
-        let weight = match leaf {
-            leaf if SURE_SCALES.contains(&leaf) => match module {
-                "" => "weight".to_owned(),
-                module => format!("{module}.weight"),
-            },
-            _ => continue,
-        };
-        let reason = match names.get(&weight) {
-            Some(weight) => {
-                let TensorInfo { name, dtype, .. } = &names.tensors[weight];
-                format!(
-                    "it is the scale of '{name}', which is {dtype} and not f8: whether that was \
-                     multiplied by it already is not certain"
-                )
-            }
-            None => format!(
+        let weight = join(module, "weight");
+        let Some(index) = names.get(&weight) else {
+            let reason = format!(
                 "it is the scale of '{weight}', which is not here: open all files of the model, \
                  by their index"
-            ),
+            );
+            found.push((vec![scale], reason));
+            continue;
         };
-        found.push((i, reason));
+        let dtype = names.tensors[index].dtype;
+        let reason = format!(
+            "it is the scale of '{weight}', which is {dtype} and not f8: whether that was \
+             multiplied by it already is not certain"
+        );
+        found.push((vec![scale, index], reason));
     }
     found
 }

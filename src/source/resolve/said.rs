@@ -68,6 +68,11 @@ impl Said {
         (!F8_METHODS.contains(&method)).then_some(method)
     }
 
+    /// The method that a tensor's weights were quantized by, whether that packs them or not.
+    pub(super) fn says(&self, name: &str) -> Option<&str> {
+        self.config(name).map(|config| config.method.as_str())
+    }
+
     /// Every method that packs weights, with the prefix of the names it is said for.
     pub(super) fn methods(&self) -> impl Iterator<Item = (&str, &str)> {
         let configs = self.configs.iter();
