@@ -59,8 +59,8 @@ pub(super) fn of_config(weights: &Path) -> Vec<String> {
     classes.filter_map(name).take(MAX_CLASSES).collect()
 }
 
-/// What the index of a pipeline says of it and of its components.
-pub(super) fn of_index(text: &[u8]) -> Vec<String> {
+/// What the index of a pipeline says of it and of its components, but for some.
+pub(super) fn of_index(text: &[u8], without: &[String]) -> Vec<String> {
     let Ok(Value::Object(index)) = serde_json::from_slice(text) else {
         return Vec::new();
     };
@@ -70,7 +70,8 @@ pub(super) fn of_index(text: &[u8]) -> Vec<String> {
             let class = pair.get(1)?.as_str()?;
             let other = OTHERS.iter().any(|part| class.contains(part));
             let reads = component.starts_with("text_encoder");
-            name(class).filter(|_| !other && !reads)
+            let left_out = without.contains(component);
+            name(class).filter(|_| !other && !reads && !left_out)
         }
         _ => None,
     };
@@ -125,8 +126,10 @@ mod tests {
             "tokenizer": ["transformers", "T5TokenizerFast"],
             "transformer": ["diffusers", "FluxTransformer2DModel"],
             "image_encoder": [null, null], "requires_safety_checker": true}"#;
-        assert_eq!(of_index(text), ["FluxPipeline", "FluxTransformer2DModel"]);
-        assert!(of_index(b"[").is_empty());
+        let classes = ["FluxPipeline", "FluxTransformer2DModel"];
+        assert_eq!(of_index(text, &[]), classes);
+        assert_eq!(of_index(text, &["transformer".to_owned()]), classes[..1]);
+        assert!(of_index(b"[", &[]).is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::what;
 use crate::error::{Error, Result};
 
 /// A file as it was when it was opened.
@@ -32,7 +33,7 @@ impl SourceFile {
     /// There is none, or it cannot be opened.
     pub(super) fn open(path: &Path) -> Result<Self> {
         // Before opening it, which would wait on a pipe.
-        let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
+        let status = std::fs::metadata(path).map_err(what::cannot_open(path))?;
         if !status.is_file() {
             return Err(Error::file(path, "not a file"));
         }

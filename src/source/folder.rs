@@ -5,11 +5,19 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::safetensors::UniqueEntries;
+use super::header::UniqueEntries;
+use super::safetensors::shards_of;
+use super::what;
 use crate::error::{Error, Result};
 
 /// The file that names the components of a pipeline.
 pub(super) const MODEL_INDEX: &str = "model_index.json";
+
+/// Names that diffusers and transformers give the weights in a folder, which they look for before
+/// any other.
+const OWN: [&str; 2] = [DIFFUSERS, TRANSFORMERS];
+const DIFFUSERS: &str = "diffusion_pytorch_model";
+const TRANSFORMERS: &str = "model";
 
 /// Weights that are not read.
 const OTHER_WEIGHTS: &[&str] = &["bin", "ckpt", "h5", "msgpack", "onnx", "pt", "pth"];
@@ -21,76 +29,286 @@ pub(super) fn is_index(path: &Path) -> bool {
     name.contains(".safetensors.") && name.contains(".index.") && name.ends_with(".json")
 }
 
-/// The one index of a folder, or else its one safetensors file; `None` without any. A variant
-/// (`model.fp16.safetensors`) counts only where what it is a variant of is not there.
+/// The folder of a pipeline, of which a path names that or its index.
+pub(super) fn pipeline(path: &Path, is_folder: bool) -> Option<PathBuf> {
+    if is_folder {
+        // A link to nowhere is an index that is missing.
+        return what::is_there(&path.join(MODEL_INDEX)).then(|| path.to_owned());
+    }
+    if name_of(path) != MODEL_INDEX {
+        return None;
+    }
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    Some(folder.unwrap_or(Path::new(".")).to_owned())
+}
+
+/// The weights of a folder.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Weights {
+    /// A safetensors file or an index of several.
+    pub(super) path: PathBuf,
+    /// What to tell of what lies beside it.
+    pub(super) warning: Option<String>,
+}
+
+/// A file of weights, or an index of several.
+struct Found {
+    path: PathBuf,
+    /// What its name says between dots, without what says that it is a safetensors file or index.
+    parts: Vec<String>,
+    is_index: bool,
+}
+
+impl Found {
+    fn new(path: PathBuf) -> Option<Self> {
+        let is_index = is_index(&path);
+        let is_weights = path.extension().is_some_and(|e| e == "safetensors");
+        if !is_index && !is_weights {
+            return None;
+        }
+        let name = name_of(&path);
+        let fixed = |part: &&str| match is_index {
+            true => ["safetensors", "index", "json"].contains(part),
+            false => *part == "safetensors",
+        };
+        let parts = name.split('.').filter(|part| !fixed(part));
+        let parts = parts.map(str::to_owned).collect();
+        Some(Self {
+            path,
+            parts,
+            is_index,
+        })
+    }
+
+    /// Whether it is named as another with one more part between two dots: its variant.
+    fn varies(&self, other: &[String]) -> bool {
+        let without = |i: usize| {
+            let (before, after) = (&self.parts[..i], &self.parts[i + 1..]);
+            before.iter().chain(after).eq(other)
+        };
+        self.parts.len() == other.len() + 1 && (1..self.parts.len()).any(without)
+    }
+
+    /// The number of shards that its name says it is one of: `model-00001-of-00002`.
+    fn shards(&self) -> Option<usize> {
+        if self.is_index {
+            return None;
+        }
+        let numbers = self.parts.iter().find_map(|part| {
+            let (rest, count) = part.rsplit_once("-of-")?;
+            Some((rest.rsplit_once('-')?.1, count))
+        });
+        let (index, count) = numbers?;
+        index.parse::<usize>().ok()?;
+        count.parse().ok()
+    }
+}
+
+/// The weights of a folder; `None` without any. What diffusers and transformers call them comes
+/// before other names, those of `library` first; and what has no variant before what has one
+/// (`model.fp16.safetensors`). Of other names an index comes first.
 ///
 /// # Errors
-/// The folder cannot be listed, or holds several.
-pub(super) fn weights_in(folder: &Path) -> Result<Option<PathBuf>> {
-    let files = list(folder)?;
-    let (indexes, others): (Vec<_>, Vec<_>) = files.into_iter().partition(|file| is_index(file));
-    let is_weights = |file: &PathBuf| file.extension().is_some_and(|e| e == "safetensors");
-    let weights = others.into_iter().filter(is_weights).collect();
-    for (found, reason) in [
-        (indexes, "holds several indexes, name one"),
-        (
-            weights,
-            "holds several safetensors files and no index to join them, name one",
-        ),
-    ] {
-        let is_variant = |file: &&PathBuf| found.iter().any(|other| varies(file, other));
-        let main: Vec<&PathBuf> = found.iter().filter(|file| !is_variant(file)).collect();
-        match main[..] {
-            [] => continue,
-            [only] => return Ok(Some(only.clone())),
-            _ => {
-                let names: Vec<String> = main.iter().map(|file| name_of(file)).collect();
-                let reason = format!("{reason}: {}", names.join(", "));
-                return Err(Error::file(folder, reason));
-            }
+/// The folder cannot be listed, holds several, or shards without their index.
+pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<Weights>> {
+    let found = list(folder)?.into_iter().filter_map(Found::new);
+    let (shards, found): (Vec<_>, Vec<_>) = found.partition(|file| file.shards().is_some());
+    let mut own = OWN;
+    if library == Some("transformers") {
+        own.reverse();
+    }
+    for name in own {
+        let plain = found.iter().filter(|file| file.parts == [name]);
+        let plain: Vec<&Found> = plain.collect();
+        if !plain.is_empty() {
+            return choose(folder, &plain).map(Some);
         }
     }
-    Ok(None)
+    for name in own {
+        let variants = found.iter().filter(|f| f.varies(&[name.to_owned()]));
+        let variants: Vec<&Found> = variants.collect();
+        let plain = format!("{name}-");
+        let is_plain =
+            |shard: &&Found| shard.parts.len() == 1 && shard.parts[0].starts_with(&plain);
+        let plain: Vec<&Found> = shards.iter().filter(is_plain).collect();
+        match (&variants[..], &plain[..]) {
+            ([], _) => {}
+            (variants, []) => return choose(folder, variants).map(Some),
+            (_, shards) => return unjoined(folder, shards).map(Some),
+        }
+    }
+    let is_variant = |file: &&Found| found.iter().any(|other| file.varies(&other.parts));
+    let mut main: Vec<&Found> = found.iter().filter(|file| !is_variant(file)).collect();
+    let indexes: Vec<_> = main.iter().filter(|f| f.is_index).copied().collect();
+    if indexes.is_empty() {
+        main.extend(&shards);
+        main.sort_by(|a, b| a.path.cmp(&b.path));
+    } else {
+        let joined = |file: &&Found| indexes.iter().any(|index| index.parts == file.parts);
+        main.retain(joined);
+    }
+    match &main[..] {
+        [] => Ok(None),
+        [only] if only.shards().is_some() => unjoined(folder, &main).map(Some),
+        main => choose(folder, main).map(Some),
+    }
 }
 
-/// Whether `file` is named as `other` with one more part between two dots.
-fn varies(file: &Path, other: &Path) -> bool {
-    let (file, other) = (name_of(file), name_of(other));
-    let (file, other): (Vec<_>, Vec<_>) = (file.split('.').collect(), other.split('.').collect());
-    let without = |i: usize| file[..i].iter().chain(&file[i + 1..]).eq(&other);
-    file.len() == other.len() + 1 && (1..file.len()).any(without)
+/// Shards without an index, of which a single one is a model if it says that it is all.
+fn unjoined(folder: &Path, shards: &[&Found]) -> Result<Weights> {
+    match shards {
+        [only] if only.shards().is_some_and(|count| count > 1) => {
+            let reason = format!(
+                "holds {}, which is one of {} shards, and no index to join them",
+                name_of(&only.path),
+                only.shards().unwrap_or_default()
+            );
+            Err(Error::file(folder, reason))
+        }
+        shards => choose(folder, shards),
+    }
 }
 
-/// Name and weights of every component of a pipeline that has weights, sorted by name. `text`
-/// is that of the folder's [`MODEL_INDEX`].
+/// One of files of which none is another's variant.
+fn choose(folder: &Path, found: &[&Found]) -> Result<Weights> {
+    match found {
+        [only] => Ok(Weights {
+            path: only.path.clone(),
+            warning: None,
+        }),
+        [one, other] if one.parts == other.parts => {
+            let (index, whole) = match one.is_index {
+                true => (one, other),
+                false => (other, one),
+            };
+            index_or_whole(folder, index, whole)
+        }
+        several => Err(ambiguous(folder, several)),
+    }
+}
+
+/// An index, or a file of the same name that holds all: transformers reads the latter, diffusers
+/// the former. One that names shards of which none is there was left behind when they were joined.
+fn index_or_whole(folder: &Path, index: &Found, whole: &Found) -> Result<Weights> {
+    let (index_name, whole_name) = (name_of(&index.path), name_of(&whole.path));
+    let chosen = |file: &Found, warning: Option<String>| {
+        Ok(Weights {
+            path: file.path.clone(),
+            warning: warning.map(|warning| format!("{}: {warning}", folder.display())),
+        })
+    };
+    let shards = shards_of(&index.path);
+    if let Ok(shards) = &shards {
+        if !shards.is_empty() && shards.iter().all(|shard| *shard == whole_name) {
+            return chosen(index, None);
+        }
+        if !shards
+            .iter()
+            .any(|shard| what::is_there(&folder.join(shard)))
+        {
+            let stale = format!(
+                "none of the shards that {index_name} names is there; {whole_name} is read"
+            );
+            return chosen(whole, Some(stale));
+        }
+    }
+    if whole.parts.first().is_some_and(|name| name == TRANSFORMERS) {
+        let warning = format!(
+            "holds {whole_name} and shards with {index_name}; the former is read, as transformers \
+             does: name the index for the latter"
+        );
+        return chosen(whole, Some(warning));
+    }
+    shards?;
+    let warning = format!(
+        "holds {whole_name} and shards with {index_name}; the latter are read, as diffusers does: \
+         name the file for the former"
+    );
+    chosen(index, Some(warning))
+}
+
+fn ambiguous(folder: &Path, several: &[&Found]) -> Error {
+    let reason = match several.iter().all(|file| file.is_index) {
+        true => "holds several indexes, name one",
+        false => "holds several safetensors files and no index to join them, name one",
+    };
+    let names: Vec<String> = several.iter().map(|file| name_of(&file.path)).collect();
+    Error::file(folder, format!("{reason}: {}", names.join(", ")))
+}
+
+/// The weights of a folder that is no pipeline.
 ///
 /// # Errors
-/// The text is malformed, or a component's weights are missing, ambiguous or not safetensors.
-pub(super) fn components(folder: &Path, text: &[u8]) -> Result<Vec<(String, PathBuf)>> {
+/// As [`weights_in`], or it holds none.
+pub(super) fn only_weights(folder: &Path) -> Result<Weights> {
+    if let Some(weights) = weights_in(folder, None)? {
+        return Ok(weights);
+    }
+    let reason = match (what::cache(folder), other_weights(folder)?) {
+        (Some(cache), _) => cache,
+        (None, Some(other)) => format!("holds {other}, but safetensors are needed"),
+        (None, None) => "holds no *.safetensors.index.json, no *.safetensors, no *.gguf and no \
+             model_index.json"
+            .to_owned(),
+    };
+    Err(Error::file(folder, reason))
+}
+
+/// Name and weights of every component of a pipeline that has weights, sorted by name, but for
+/// those to be left out. `text` is that of the folder's [`MODEL_INDEX`].
+///
+/// # Errors
+/// The text is malformed; a component's weights are missing, ambiguous or not safetensors; or one
+/// to be left out is none.
+pub(super) fn components(
+    folder: &Path,
+    text: &[u8],
+    without: &[String],
+) -> Result<Vec<(String, Weights)>> {
     let index = folder.join(MODEL_INDEX);
     let refuse = |reason: String| Error::file(&index, reason);
     let UniqueEntries::<Value>(entries) = serde_json::from_slice(text)
         .map_err(|error| refuse(format!("not a pipeline's index: {error}")))?;
-    let mut found = Vec::new();
-    for (name, value) in entries {
+    let parts: Vec<(&str, &[Value])> = entries
+        .iter()
+        .filter(|(name, _)| !name.starts_with('_'))
+        .filter_map(|(name, value)| Some((name.as_str(), value.as_array()?.as_slice())))
+        .collect();
+    if let Some(other) = without
+        .iter()
+        .find(|name| !parts.iter().any(|part| part.0 == **name))
+    {
+        let names: Vec<&str> = parts.iter().map(|part| part.0).collect();
+        let reason = format!(
+            "'{other}' is no component of {}, which has {}",
+            folder.display(),
+            names.join(", ")
+        );
+        return Err(Error::config("without", reason));
+    }
+    let (mut found, mut missing) = (Vec::new(), Vec::new());
+    for (name, value) in parts {
         // A component is `[library, class]`, `[null, null]` where it is left out; the rest are
         // settings of the pipeline.
-        let Some([Value::String(_), Value::String(class), ..]) =
-            value.as_array().map(Vec::as_slice)
-        else {
+        let [Value::String(library), Value::String(class), ..] = value else {
             continue;
         };
-        if name.starts_with('_') {
+        if without.iter().any(|other| other == name) {
             continue;
         }
-        if name_of(Path::new(&name)) != name {
+        if name_of(Path::new(name)) != name {
             return Err(refuse(format!(
                 "component '{name}' is no plain folder name"
             )));
         }
-        if let Some(weights) = weights_of_component(&folder.join(&name), class)? {
-            found.push((name, weights));
+        match weights_of_component(&folder.join(name), name, library, class)? {
+            Component::Weights(weights) => found.push((name.to_owned(), weights)),
+            Component::Weightless => {}
+            Component::Missing => missing.push(name),
         }
+    }
+    if !missing.is_empty() {
+        return Err(refuse(not_there(&missing)));
     }
     if found.is_empty() {
         return Err(refuse("names no component that has weights".to_owned()));
@@ -99,35 +317,79 @@ pub(super) fn components(folder: &Path, text: &[u8]) -> Result<Vec<(String, Path
     Ok(found)
 }
 
-/// The weights in a component's folder; `None` for a tokenizer, scheduler or the like.
-fn weights_of_component(folder: &Path, class: &str) -> Result<Option<PathBuf>> {
+/// What to say of components whose folders are missing.
+fn not_there(missing: &[&str]) -> String {
+    let flags: Vec<String> = missing.iter().map(|n| format!("--without {n}")).collect();
+    let (noun, are) = match missing {
+        [_] => ("component", "is"),
+        _ => ("components", "are"),
+    };
+    let missing = missing.join(", ");
+    format!(
+        "names {noun} {missing}, which {are} not there: download what is missing, leave it out \
+         ({}), or name the folder of one component alone",
+        flags.join(" ")
+    )
+}
+
+enum Component {
+    Weights(Weights),
+    /// A tokenizer, scheduler or the like.
+    Weightless,
+    Missing,
+}
+
+fn weights_of_component(
+    folder: &Path,
+    name: &str,
+    library: &str,
+    class: &str,
+) -> Result<Component> {
     let weightless = ["Tokenizer", "Scheduler", "Processor", "Extractor"];
     let weightless = weightless.iter().any(|part| class.contains(part));
-    if weightless && !folder.exists() {
-        return Ok(None);
+    if !folder.exists() {
+        return match what::broken_link(folder) {
+            _ if weightless => Ok(Component::Weightless),
+            Some(link) => Err(Error::file(folder, link)),
+            None => Ok(Component::Missing),
+        };
     }
-    if let Some(weights) = weights_in(folder)? {
-        return Ok(Some(weights));
+    if let Some(weights) = weights_in(folder, Some(library))? {
+        return Ok(Component::Weights(weights));
     }
-    let files = list(folder)?;
-    let is_other = |file: &&PathBuf| {
-        OTHER_WEIGHTS
-            .iter()
-            .any(|&e| file.extension() == Some(e.as_ref()))
-    };
-    if let Some(other) = files.iter().find(is_other) {
-        let reason = format!("holds {}, but safetensors are needed", name_of(other));
+    if !weightless && list(folder)?.is_empty() {
+        return Ok(Component::Missing);
+    }
+    let hint = format!("convert its weights, or leave it out with --without {name}");
+    if let Some(other) = other_weights(folder)? {
+        let reason = format!("holds {other}, but safetensors are needed: {hint}");
         return Err(Error::file(folder, reason));
     }
     // Every model has its settings there; one without weights was copied in part.
     if !weightless && folder.join("config.json").exists() {
-        let reason = format!("holds no weights of its {class}, safetensors are needed");
+        let reason = format!(
+            "holds no weights of its {class}, safetensors are needed: download them, or leave it \
+             out with --without {name}"
+        );
         return Err(Error::file(folder, reason));
     }
-    Ok(None)
+    Ok(Component::Weightless)
 }
 
-/// The files of a folder, sorted.
+/// The name of a file of weights that are not read.
+fn other_weights(folder: &Path) -> Result<Option<String>> {
+    let is_other = |file: &&PathBuf| {
+        let extension = file.extension().unwrap_or_default();
+        OTHER_WEIGHTS.iter().any(|&other| extension == other)
+    };
+    Ok(list(folder)?
+        .iter()
+        .find(is_other)
+        .map(|file| name_of(file)))
+}
+
+/// The files of a folder, sorted, but for hidden ones: a Mac leaves `._NAME` beside a file on disks
+/// of others.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let refuse = || Error::io(folder, "list");
     let entries = std::fs::read_dir(folder).map_err(refuse())?;
@@ -135,6 +397,7 @@ pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     for entry in entries {
         files.push(entry.map_err(refuse())?.path());
     }
+    files.retain(|file| !name_of(file).starts_with('.'));
     files.sort();
     Ok(files)
 }

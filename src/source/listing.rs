@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
 use super::folder::name_of;
-use super::safetensors::UniqueEntries;
+use super::header::UniqueEntries;
 use super::{MAX_HEADER, Source, SourceId};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};

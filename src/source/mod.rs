@@ -6,6 +6,7 @@ mod classes;
 mod file;
 mod folder;
 mod gguf;
+mod header;
 mod imatrix;
 mod listing;
 mod memory;
@@ -14,6 +15,7 @@ mod quantization;
 mod resolve;
 mod safetensors;
 mod table;
+mod what;
 
 use std::path::Path;
 
@@ -139,6 +141,13 @@ pub trait Source: Send + Sync {
     }
 }
 
+/// What to open of a path.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// Components to leave out, where the path is that of a pipeline.
+    pub without: Vec<String>,
+}
+
 /// Opens what weights come in, and finds out what its tensors mean together ([`resolve`]):
 ///
 /// - a safetensors file, or the `*.safetensors.index.json` of its shards;
@@ -152,40 +161,54 @@ pub trait Source: Send + Sync {
 /// # Errors
 /// The path does not exist or is none of these, or its contents are malformed.
 pub fn open(path: &Path) -> Result<Box<dyn Source>> {
-    open_files(path).map(resolve)
+    open_with(path, &OpenOptions::default())
 }
 
-fn open_files(path: &Path) -> Result<Box<dyn Source>> {
-    let metadata = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
-    let weights = match metadata.is_dir() {
-        true if path.join(MODEL_INDEX).exists() => path.join(MODEL_INDEX),
-        true => match folder::weights_in(path)? {
-            Some(weights) => weights,
-            None => gguf::weights_in(path)?.ok_or_else(|| {
-                let reason = "holds no *.safetensors.index.json, no *.safetensors, no *.gguf and no \
-                              model_index.json";
-                Error::file(path, reason)
-            })?,
-        },
-        false => path.to_owned(),
-    };
-    if folder::name_of(&weights) == MODEL_INDEX {
-        let folder = weights.parent().filter(|folder| *folder != Path::new(""));
-        let folder = folder.unwrap_or(Path::new("."));
-        return Ok(Box::new(SafetensorsSource::open_pipeline(folder)?));
+/// Opens what [`open`] does, but not all of it.
+///
+/// # Errors
+/// As [`open`]; or components are to be left out of what is no pipeline, or has none of that name.
+pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
+    open_files(path, options).map(resolve)
+}
+
+fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
+    let metadata = std::fs::metadata(path).map_err(what::cannot_open(path))?;
+    if let Some(folder) = folder::pipeline(path, metadata.is_dir()) {
+        let without = &options.without;
+        let source = SafetensorsSource::open_pipeline(&folder, without)?;
+        return Ok(Box::new(source));
     }
-    if folder::is_index(&weights) {
-        return Ok(Box::new(SafetensorsSource::open_sharded(&weights)?));
+    if !options.without.is_empty() {
+        let reason = format!(
+            "'{}' is no pipeline with a {MODEL_INDEX}: it has no components to leave out",
+            path.display()
+        );
+        return Err(Error::config("without", reason));
     }
-    match kind(&weights)? {
-        Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(&weights)?)),
-        Kind::Gguf => Ok(Box::new(GgufSource::open(&weights)?)),
-        Kind::Parquet => Ok(Box::new(ParquetSource::open(&weights)?)),
-        Kind::Json if let Some(listing) = ListingSource::open(&weights)? => Ok(Box::new(listing)),
+    if metadata.is_dir() {
+        if folder::weights_in(path, None)?.is_none()
+            && let Some(weights) = gguf::weights_in(path)?
+        {
+            return Ok(Box::new(GgufSource::open(&weights)?));
+        }
+        return Ok(Box::new(SafetensorsSource::open_folder(path)?));
+    }
+    let weights = path;
+    if folder::is_index(weights) {
+        return Ok(Box::new(SafetensorsSource::open_sharded(weights)?));
+    }
+    match kind(weights)? {
+        Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(weights)?)),
+        Kind::Gguf => Ok(Box::new(GgufSource::open(weights)?)),
+        Kind::Parquet => Ok(Box::new(ParquetSource::open(weights)?)),
+        Kind::Json if let Some(listing) = ListingSource::open(weights)? => Ok(Box::new(listing)),
         Kind::Json | Kind::Unknown => {
             let reason = "weights are read from safetensors, GGUF and Parquet files, folders of \
                           shards and diffusers folders, and this is none of them";
-            Err(Error::file(path, reason))
+            let what = what::is(&SourceFile::open(weights)?)?;
+            let what = what.map_or(String::new(), |what| format!("{what}; "));
+            Err(Error::file(path, format!("{what}{reason}")))
         }
     }
 }
@@ -211,9 +234,10 @@ fn kind(path: &Path) -> Result<Kind> {
         ([b'P', b'A', b'R', b'1', ..], _) => Kind::Parquet,
         // The length before a safetensors header has zeros, as it is nowhere near 2^64.
         ([.., b'{'], _) if start.contains(&0) => Kind::Safetensors,
+        (_, "safetensors") => Kind::Safetensors,
+        (_, "gguf") | (_, "parquet") if what::is(&file)?.is_some() => Kind::Unknown,
         (_, "gguf") => Kind::Gguf,
         (_, "parquet") => Kind::Parquet,
-        (_, "safetensors") => Kind::Safetensors,
         _ if !start.contains(&0) && start.trim_ascii_start().starts_with(b"{") => Kind::Json,
         ([.., b'{'], _) => Kind::Safetensors,
         _ => Kind::Unknown,

@@ -5,26 +5,21 @@
 //! here rather than by the `safetensors` crate because that one lets a duplicate name win
 //! silently and does not say which tensor of which file is wrong.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::marker::PhantomData;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
-use super::folder::{self, MODEL_INDEX};
-use super::{MAX_HEADER, QuantizationConfig, Source, SourceId, classes};
+use super::folder::{self, MODEL_INDEX, Weights};
+use super::header::{Header, UniqueEntries, shown};
+use super::{MAX_HEADER, QuantizationConfig, Source, SourceId, classes, what};
 use crate::error::{Error, Result};
-use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
+use crate::tensor::{MAX_TENSORS, TensorInfo, check_limits};
 
 /// Shards of a model at most, which are all open at once. The largest that are published have
 /// some 200.
 const MAX_SHARDS: usize = 1000;
-
-/// Letters of what a file holds instead of a dtype or the like that a message shows.
-const SHOWN: usize = 40;
 
 /// One safetensors file, all shards of an index, or all components of a pipeline.
 #[derive(Debug)]
@@ -40,6 +35,7 @@ pub struct SafetensorsSource {
     classes: Vec<String>,
     /// As files beside the weights have it.
     quantization: Vec<QuantizationConfig>,
+    warnings: Vec<String>,
 }
 
 impl SafetensorsSource {
@@ -49,7 +45,7 @@ impl SafetensorsSource {
     /// The file cannot be read or is malformed.
     pub fn open_file(path: &Path) -> Result<Self> {
         let mut builder = Builder::new(path);
-        builder.add_file(path, "")?;
+        builder.add_file(path, "", None)?;
         builder.source.classes = classes::of_config(path);
         builder.add_quantization(path, "");
         Ok(builder.finish())
@@ -59,7 +55,7 @@ impl SafetensorsSource {
     ///
     /// # Errors
     /// The index or a shard cannot be read or is malformed, a tensor is not where the index
-    /// says, or two shards hold the same name.
+    /// says, or two shards hold a name that it does not.
     pub fn open_sharded(index: &Path) -> Result<Self> {
         let mut builder = Builder::new(index);
         builder.add_index(index, "")?;
@@ -68,27 +64,57 @@ impl SafetensorsSource {
         Ok(builder.finish())
     }
 
-    /// Opens all components of a diffusers pipeline: a folder with a `model_index.json`. Names
-    /// begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
+    /// Opens the one file or index of a folder, which `diffusers` and `transformers` would take.
     ///
     /// # Errors
-    /// The index is malformed, or a component's weights are missing, ambiguous, malformed or not
-    /// safetensors.
-    pub fn open_pipeline(folder: &Path) -> Result<Self> {
+    /// The folder holds none or several, or as [`Self::open_file`] and [`Self::open_sharded`].
+    pub fn open_folder(folder: &Path) -> Result<Self> {
+        let Weights { path, warning } = folder::only_weights(folder)?;
+        let mut source = match folder::is_index(&path) {
+            true => Self::open_sharded(&path)?,
+            false => Self::open_file(&path)?,
+        };
+        source.warnings.extend(warning);
+        Ok(source)
+    }
+
+    /// Opens all components of a diffusers pipeline, a folder with a `model_index.json`, but for
+    /// some. Names begin with that of the component and a dot
+    /// (`transformer.blocks.0.attn.qkv.weight`).
+    ///
+    /// # Errors
+    /// The index is malformed, a component's weights are missing, ambiguous, malformed or not
+    /// safetensors, or one to be left out is none.
+    pub fn open_pipeline(folder: &Path, without: &[String]) -> Result<Self> {
         let mut builder = Builder::new(folder);
         let text = builder.add_json(&folder.join(MODEL_INDEX), "pipeline's index")?;
-        builder.source.classes = classes::of_index(&text);
-        for (component, weights) in folder::components(folder, &text)? {
+        builder.source.classes = classes::of_index(&text, without);
+        for (component, weights) in folder::components(folder, &text, without)? {
             let prefix = format!("{component}.");
-            builder.add_quantization(&weights, &prefix);
-            match folder::is_index(&weights) {
-                true => builder.add_index(&weights, &prefix)?,
-                false => builder.add_file(&weights, &prefix)?,
+            let Weights { path, warning } = weights;
+            builder.source.warnings.extend(warning);
+            builder.add_quantization(&path, &prefix);
+            match folder::is_index(&path) {
+                true => builder.add_index(&path, &prefix)?,
+                false => builder.add_file(&path, &prefix, None)?,
             }
         }
         Ok(builder.finish())
     }
 }
+
+/// The shards that an index names.
+///
+/// # Errors
+/// It cannot be read or is malformed.
+pub(super) fn shards_of(index: &Path) -> Result<BTreeSet<String>> {
+    let text = Builder::new(index).add_json(index, "safetensors index")?;
+    let weight_map = parse_index(index, &text)?;
+    Ok(weight_map.into_iter().map(|(_, shard)| shard).collect())
+}
+
+/// The shard that an index names for each tensor.
+type ShardOf<'a> = HashMap<&'a str, &'a str>;
 
 /// A source that files are added to.
 struct Builder {
@@ -96,6 +122,8 @@ struct Builder {
     hash: Xxh3,
     /// The file of every tensor.
     seen: HashMap<String, PathBuf>,
+    /// Tensors of shards that an index has in others.
+    passed_over: Vec<String>,
 }
 
 impl Builder {
@@ -120,9 +148,11 @@ impl Builder {
                 metadata: BTreeMap::new(),
                 classes: Vec::new(),
                 quantization: Vec::new(),
+                warnings: Vec::new(),
             },
             hash: Xxh3::new(),
             seen: HashMap::new(),
+            passed_over: Vec::new(),
         }
     }
 
@@ -141,13 +171,18 @@ impl Builder {
         }
         let mut text = vec![0; file.bytes() as usize];
         file.read_header(&mut text, 0)?;
+        if !text.trim_ascii_start().starts_with(b"{") {
+            let reason = || "no object of JSON".to_owned();
+            return Err(what::refuse(&file, &format!("a {what}"), reason));
+        }
         self.hash.update(&text);
         self.source.id.bytes += text.len() as u64;
         Ok(text)
     }
 
-    /// Takes in a safetensors file, whose names get the prefix.
-    fn add_file(&mut self, path: &Path, prefix: &str) -> Result<()> {
+    /// Takes in a safetensors file, whose names get the prefix, but for tensors that an index has
+    /// in another shard.
+    fn add_file(&mut self, path: &Path, prefix: &str, index: Option<&ShardOf<'_>>) -> Result<()> {
         if self.source.shards.len() == MAX_SHARDS {
             let reason = format!("over {MAX_SHARDS} files, which would all be open at once");
             return Err(Error::file(&self.source.path, reason));
@@ -161,7 +196,13 @@ impl Builder {
         }
         let shard = source.shards.len();
         source.shards.push(header.file);
+        let own = path.file_name();
         for entry in header.entries {
+            let listed = index.and_then(|index| index.get(entry.info.name.as_str()));
+            if listed.is_some_and(|shard| own != Some(shard.as_ref())) {
+                self.passed_over.push(entry.info.name);
+                continue;
+            }
             let name = format!("{prefix}{}", entry.info.name);
             check_limits(&name, 0).map_err(|reason| Error::file(path, reason))?;
             if let Some(other) = self.seen.insert(name.clone(), path.to_owned()) {
@@ -193,13 +234,18 @@ impl Builder {
         }
 
         let folder = index.parent().unwrap_or(Path::new(""));
+        let shard_of: ShardOf<'_> = weight_map
+            .iter()
+            .map(|(tensor, shard)| (tensor.as_str(), shard.as_str()))
+            .collect();
         for (shard, tensor) in first_of_shard {
             let path = folder.join(shard);
             if !path.exists() {
-                let reason = format!("its shard {} is missing", path.display());
+                let missing = what::broken_link(&path).unwrap_or("missing".to_owned());
+                let reason = format!("its shard {} is {missing}", path.display());
                 return Err(Error::tensor(index, tensor, reason));
             }
-            self.add_file(&path, prefix)?;
+            self.add_file(&path, prefix, Some(&shard_of))?;
         }
         for (tensor, shard) in &weight_map {
             match self.seen.get(&format!("{prefix}{tensor}")) {
@@ -210,7 +256,25 @@ impl Builder {
                 }
             }
         }
+        self.tell_passed_over(index);
         Ok(())
+    }
+
+    /// Says once what shards hold beside what their index says.
+    fn tell_passed_over(&mut self, index: &Path) {
+        let passed_over = std::mem::take(&mut self.passed_over);
+        let Some(first) = passed_over.iter().min() else {
+            return;
+        };
+        let count = match passed_over.len() {
+            1 => "a tensor is".to_owned(),
+            count => format!("{count} tensors are"),
+        };
+        let index = index.display();
+        self.source.warnings.push(format!(
+            "{index}: {count} in another shard, too ('{}'): read from the one that the index names",
+            shown(first)
+        ));
     }
 
     fn finish(mut self) -> SafetensorsSource {
@@ -256,6 +320,10 @@ impl Source for SafetensorsSource {
         self.quantization.clone()
     }
 
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
     fn files(&self) -> Vec<FileState> {
         self.shards
             .iter()
@@ -266,78 +334,6 @@ impl Source for SafetensorsSource {
     fn check_unchanged(&self) -> Result<()> {
         self.shards.iter().try_for_each(SourceFile::check_unchanged)
     }
-}
-
-/// One tensor of a header, checked.
-struct Entry {
-    info: TensorInfo,
-    /// Offset of its values from the end of the header.
-    start: u64,
-}
-
-/// A file's header, checked against the file's size.
-struct Header {
-    file: SourceFile,
-    text: Vec<u8>,
-    data_start: u64,
-    /// In the order of their values.
-    entries: Vec<Entry>,
-    metadata: BTreeMap<String, String>,
-}
-
-impl Header {
-    fn read(path: &Path) -> Result<Self> {
-        let file = SourceFile::open(path)?;
-        let file_bytes = file.bytes();
-        let refuse =
-            |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
-        if file_bytes < 8 {
-            return Err(refuse(format!("{file_bytes} bytes are too few")));
-        }
-        let mut length = [0; 8];
-        file.read_header(&mut length, 0)?;
-        let length = u64::from_le_bytes(length);
-        if length > MAX_HEADER || length > file_bytes - 8 {
-            return Err(refuse(format!(
-                "a header of {length} bytes in a file of {file_bytes}"
-            )));
-        }
-        let mut text = vec![0; length as usize];
-        file.read_header(&mut text, 8)?;
-        let data_start = 8 + length;
-        let (raw, metadata) = parse_header(path, &text)?;
-        let entries = check_entries(path, raw, file_bytes - data_start)?;
-        Ok(Self {
-            file,
-            text,
-            data_start,
-            entries,
-            metadata,
-        })
-    }
-}
-
-/// The tensors of a header by name, and its metadata.
-type RawHeader = (Vec<(String, RawEntry)>, BTreeMap<String, String>);
-
-fn parse_header(path: &Path, text: &[u8]) -> Result<RawHeader> {
-    let refuse = |reason: String| Error::file(path, format!("not a safetensors file: {reason}"));
-    let UniqueEntries::<Box<RawValue>>(fields) =
-        serde_json::from_slice(text).map_err(|error| refuse(error.to_string()))?;
-    let mut raw = Vec::with_capacity(fields.len());
-    let mut metadata = BTreeMap::new();
-    for (name, value) in fields {
-        if name == "__metadata__" {
-            let parsed: Option<_> = serde_json::from_str(value.get())
-                .map_err(|error| refuse(format!("__metadata__: {error}")))?;
-            metadata = parsed.unwrap_or_default();
-        } else {
-            let entry: RawEntry = serde_json::from_str(value.get())
-                .map_err(|error| Error::tensor(path, &name, error.to_string()))?;
-            raw.push((name, entry));
-        }
-    }
-    Ok((raw, metadata))
 }
 
 /// Tensors and the shards that hold them, which are plain file names.
@@ -354,120 +350,7 @@ fn parse_index(path: &Path, text: &[u8]) -> Result<Vec<(String, String)>> {
     Ok(parsed.weight_map.0)
 }
 
-/// The start of a text that may be of any length.
-fn shown(text: &str) -> String {
-    let mut letters = text.chars();
-    let start: String = letters.by_ref().take(SHOWN).collect();
-    match letters.next() {
-        Some(_) => start + "…",
-        None => start,
-    }
-}
-
-/// Checks dtypes, shapes and places: values follow each other without gap or overlap and fill
-/// the file.
-fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> Result<Vec<Entry>> {
-    let mut entries = Vec::with_capacity(raw.len());
-    for (name, entry) in raw {
-        let refuse = |reason: String| Err(Error::tensor(path, &name, reason));
-        let Some(dtype) = Dtype::from_safetensors(&entry.dtype) else {
-            return refuse(format!("unknown dtype '{}'", shown(&entry.dtype)));
-        };
-        if let Err(reason) = check_limits(&name, entry.shape.len()) {
-            return refuse(reason);
-        }
-        let Some(shape) = Shape::new(entry.shape.clone()) else {
-            return refuse(format!("shape {:?} is too large", entry.shape));
-        };
-        let [start, end] = entry.data_offsets;
-        if end > data_bytes {
-            return refuse(format!(
-                "its values end at byte {end}, past the end of the data at {data_bytes}"
-            ));
-        }
-        let info = TensorInfo {
-            name: name.clone(),
-            dtype,
-            shape,
-        };
-        let bytes = info.bytes().map(|bytes| bytes as u64);
-        if start > end || bytes != Some(end - start) {
-            return refuse(format!(
-                "bytes {start} to {end} do not hold shape {} of {dtype}",
-                info.shape
-            ));
-        }
-        entries.push(Entry { info, start });
-    }
-    entries.sort_by(|a, b| {
-        let key = |e: &Entry| (e.start, e.info.bytes());
-        key(a)
-            .cmp(&key(b))
-            .then_with(|| a.info.name.cmp(&b.info.name))
-    });
-    let mut end = 0;
-    for entry in &entries {
-        if entry.start != end {
-            let what = if entry.start < end {
-                "overlap"
-            } else {
-                "leave a gap after"
-            };
-            let reason = format!("its values at byte {} {what} those before it", entry.start);
-            return Err(Error::tensor(path, &entry.info.name, reason));
-        }
-        end += entry.info.bytes().unwrap_or(0) as u64;
-    }
-    if end != data_bytes {
-        let reason = format!("{} bytes follow the last tensor", data_bytes - end);
-        return Err(Error::file(path, reason));
-    }
-    Ok(entries)
-}
-
-#[derive(serde::Deserialize)]
-struct RawEntry {
-    dtype: String,
-    shape: Vec<usize>,
-    data_offsets: [u64; 2],
-}
-
 #[derive(serde::Deserialize)]
 struct IndexFile {
     weight_map: UniqueEntries<String>,
-}
-
-/// The entries of a JSON object, in which every key may stand once.
-pub(super) struct UniqueEntries<V>(pub(super) Vec<(String, V)>);
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct EntryVisitor<V>(PhantomData<V>);
-
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for EntryVisitor<V> {
-            type Value = UniqueEntries<V>;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object with names as keys")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut names = HashSet::new();
-                let mut entries = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, V>()? {
-                    check_limits(&name, 0).map_err(A::Error::custom)?;
-                    if entries.len() == MAX_TENSORS {
-                        return Err(A::Error::custom(format!("over {MAX_TENSORS} tensors")));
-                    }
-                    if !names.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("tensor '{name}': duplicate name")));
-                    }
-                    entries.push((name, value));
-                }
-                Ok(UniqueEntries(entries))
-            }
-        }
-
-        deserializer.deserialize_map(EntryVisitor(PhantomData))
-    }
 }

@@ -83,7 +83,7 @@ FORMS = {
     "blocks that divide": ((256, 384), (128, 128), "weight_scale_inv", None, E4M3),
     "short last blocks": ((310, 450), (128, 128), "weight_scale_inv", None, E4M3),
     "blocks of 64": ((200, 130), (64, 64), "weight_scale", None, E4M3),
-    "blocks of rows only": ((310, 50), (64, 50), "weight_scale_inv", None, E4M3),
+    "blocks of rows only": ((303, 50), (64, 50), "weight_scale_inv", None, E4M3),
     "groups of a row": ((40, 310), (1, 128), "weight_scale", None, E4M3),
     "e5m2 blocks": ((151, 301), (128, 128), "weight_scale_inv", None, E5M2),
     "a convolution": ((24, 8, 3, 3), (1, 8, 3, 3), "weight_scale", (24, 1, 1, 1), E4M3),
