@@ -107,6 +107,11 @@ pub(super) const MORE: &[&str] = &[
     "smooth_factor",
 ];
 
+/// Whether a tensor says something of activations or formats, and nothing of weights.
+pub(super) fn is_input_name(name: &str) -> bool {
+    INPUTS.contains(&split(name).1)
+}
+
 /// Whether a tensor may hold packed weights: integers or floats of less than 8 bits, in several
 /// dimensions, that are no table of positions.
 pub(super) fn may_be_packed(tensor: &TensorInfo) -> bool {

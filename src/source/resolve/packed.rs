@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::f8::is_f8;
 use super::names::{
-    COMFY_QUANT, INPUTS, MARKER, Names, SURE_SCALES, is_companion_name, is_packed_name, join,
-    may_be_packed, split,
+    MARKER, Names, SURE_SCALES, is_companion_name, is_packed_name, join, may_be_packed, split,
 };
 use super::said::Said;
 use crate::tensor::{Dtype, TensorInfo};
@@ -73,10 +73,6 @@ fn is_part(tensor: &TensorInfo) -> bool {
     let own = leaf == "bias" || leaf.ends_with("_bias") || leaf == MARKER;
     let float_weight = leaf == "weight" && tensor.dtype.float().is_some() && !is_f8(tensor.dtype);
     !own && !float_weight
-}
-
-pub(super) fn is_f8(dtype: Dtype) -> bool {
-    dtype.float().is_some() && dtype.bits() == 8
 }
 
 /// The scheme that the weights of a module are packed by; `None` where they are not.
@@ -224,10 +220,4 @@ pub(super) fn stray_scales(
         found.push((vec![scale, index], reason));
     }
     found
-}
-
-/// Whether a tensor says something of activations or formats, and nothing of weights.
-pub(super) fn is_input_name(name: &str) -> bool {
-    let leaf = split(name).1;
-    INPUTS.contains(&leaf) || leaf == COMFY_QUANT
 }
