@@ -270,7 +270,7 @@ def measure_all(args: argparse.Namespace, say: Progress) -> tuple[dict[str, Any]
     check(bench)
     command = shlex.join(["python", "benches/accuracy.py", *sys.argv[1:]])
     if args.modulation:
-        return modulation.results(bench) | {"command": command, "commit": commit()}, {}
+        return modulation.all_results(bench) | {"command": command, "commit": commit()}, {}
     if args.mixed:
         bench.full = bench.sampled("FP", bench.digits.network)
         return {"mixed": mixed_rows(bench), "commit": commit(), "samples": bench.samples}, {}

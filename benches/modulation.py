@@ -99,7 +99,7 @@ def table(results: dict[str, Any]) -> Table:
     return Table("", "Measured", heads, body, note)
 
 
-def results(bench: Bench) -> dict[str, Any]:
+def all_results(bench: Bench) -> dict[str, Any]:
     """All that the table shows."""
     bench.full = bench.sampled("FP", bench.digits.network)
     weights = bench.digits.network.weights

@@ -226,7 +226,7 @@ fn figures_of_subnormal_weights_are_those_of_what_decodes() {
     let input = folder.path().join("m.safetensors");
     std::fs::write(
         &input,
-        safetensors(&[f32_tensor("w", &[1, 32], &[1e-45; 32])]),
+        safetensors(&[f32_tensor("w.weight", &[1, 32], &[1e-45; 32])]),
     )
     .unwrap();
     let output = folder.path().join("m.parquet");

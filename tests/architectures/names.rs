@@ -171,7 +171,7 @@ const LISTS: &[(&str, &str, Names)] = &[
 ];
 
 /// Entries of a plan by their publisher's names.
-fn by_name<'a>(plan: &'a Plan, names: Names) -> BTreeMap<String, Vec<&'a PlanEntry>> {
+fn by_name(plan: &Plan, names: Names) -> BTreeMap<String, Vec<&PlanEntry>> {
     let compile = |(pattern, name): &(&str, &'static str)| (Regex::new(pattern).unwrap(), *name);
     let names: Vec<_> = names.iter().map(compile).collect();
     let mut found: BTreeMap<String, Vec<&PlanEntry>> = BTreeMap::new();
