@@ -792,7 +792,8 @@ typedef struct aq_tensor_info {
 } aq_tensor_info;
 
 /**
- * Opens what weights come in. Reads headers only.
+ * Opens what weights come in. Reads headers only. f8 weights with scales are bf16 tensors here,
+ * multiplied by them; the scales are no tensors.
  *
  * - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
  *   these.
@@ -822,8 +823,9 @@ aq_status aq_source_new(aq_source **source, aq_error *err);
 
 /**
  * Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
- * they are until the source is freed. Any dtype may be given; what is no f32, f16, bf16 or f8
- * (e4m3, e5m2) is kept as it is. Only for sources from aq_source_new or aq_source_from_arrow.
+ * they are until the source is freed. Any dtype may be given; what is no f64, f32, f16, bf16 or f8
+ * (e4m3, e5m2) is kept as it is. An f8 weight whose scale is added, too, such as `a.weight_scale`
+ * beside `a.weight`, becomes one bf16 tensor, as when it is read from a file. Only for sources from aq_source_new or aq_source_from_arrow.
  */
 aq_status aq_source_add_tensor(aq_source *source,
                                const char *name,
@@ -1078,9 +1080,9 @@ typedef struct aq_tensor_report {
   size_t bytes;
   /** Scales and biases counted; NaN without weights. */
   double bits_per_weight;
-  /** Cosine of the angle to the original; NaN when kept. */
+  /** Cosine of the angle to the original; NaN when kept, or when all weights are 0. */
   double cosine;
-  /** Signal to quantization noise in dB; infinite without error, NaN when kept. */
+  /** Signal to quantization noise in dB; infinite without error, NaN as the cosine. */
   double sqnr_db;
   /** Tiles whose scales did not fit f16 and are f32. */
   size_t f32_scale_tiles;

@@ -294,6 +294,7 @@ def test_f64_values_that_f32_does_not_hold_are_told(tmp_path, value, ok):
     path = tmp_path / "m.safetensors"
     write_safetensors(path, {"a.weight": ("F64", weights)})
     code, text = cli("quantize", path, tmp_path / "m.parquet")
+    assert "source: 1 tensor is f64" in text
     if ok:
         assert code == 0 and "warning: f64 weights that f32 does not hold" in text, text
     else:

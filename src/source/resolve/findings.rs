@@ -9,7 +9,7 @@ use super::packed::{self, Packed};
 use super::said::Said;
 use super::scaled::{Scaled, TRUE};
 use crate::source::Source;
-use crate::tensor::TensorInfo;
+use crate::tensor::{Dtype, TensorInfo};
 
 /// The name of the scheme of f8 weights whose scale has no certain meaning.
 const UNCERTAIN: &str = "f8 with an uncertain scale";
@@ -152,6 +152,17 @@ impl Findings {
                 "{} left out, as they belong to f8 weights only: {}",
                 count(rest.len(), "tensor", "tensors"),
                 rest.join(", ")
+            ));
+        }
+        let f64s = tensors
+            .iter()
+            .filter(|tensor| tensor.dtype == Dtype::F64 && tensor.shape.dims().len() >= 2);
+        let f64s: Vec<&str> = f64s.map(|tensor| tensor.name.as_str()).collect();
+        if !f64s.is_empty() {
+            evidence.push(format!(
+                "{} f64, read as f32 where quantized: {}",
+                count(f64s.len(), "tensor is", "tensors are"),
+                f64s.join(", ")
             ));
         }
         let mut by_scheme: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
