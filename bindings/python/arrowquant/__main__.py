@@ -346,8 +346,8 @@ def _plan(args: argparse.Namespace) -> int:
     _table(rows)
     for line in plan.evidence:
         # What was made of the source's tensors says so itself.
-        source = line.startswith("source: ")
-        print(_printable(line if source else f"modality: {line}"))
+        own = line.startswith("source: ")
+        print(_printable(line if own else f"modality: {line}"))
     print(f"a file of {plan.file_bytes(source)} bytes")
     return 0
 
