@@ -214,7 +214,7 @@ fn manifest(bytes: usize) -> Manifest {
     let fingerprint = Fingerprint {
         format_version: 2,
         source: json!({"name": "m.safetensors", "bytes": 1000}),
-        sample: String::new(),
+        tensors: String::new(),
         sample: String::new(),
         config: json!({"bit_width": 4}),
         compression: "none".into(),
