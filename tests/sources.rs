@@ -82,9 +82,17 @@ fn a_folder_with_one_file_needs_no_index() {
         folder.path().join("other.safetensors"),
     )
     .unwrap();
+    // What transformers would read comes first.
+    let source = source::open(folder.path()).unwrap();
+    assert_eq!(source.path_of(0), folder.path().join("model.safetensors"));
+    std::fs::rename(
+        folder.path().join("model.safetensors"),
+        folder.path().join("more.safetensors"),
+    )
+    .unwrap();
     let message = source::open(folder.path()).err().unwrap().to_string();
     assert!(
-        message.contains("model.safetensors, other.safetensors"),
+        message.contains("more.safetensors, other.safetensors"),
         "{message}"
     );
 }

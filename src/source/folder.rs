@@ -130,7 +130,13 @@ pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<
         let plain = format!("{name}-");
         let is_plain =
             |shard: &&Found| shard.parts.len() == 1 && shard.parts[0].starts_with(&plain);
-        let plain: Vec<&Found> = shards.iter().filter(is_plain).collect();
+        // Shards of a variant may be called so, too.
+        let indexes = variants.iter().filter(|variant| variant.is_index);
+        let joined = indexes.filter_map(|index| shards_of(&index.path).ok());
+        let joined: Vec<String> = joined.flatten().collect();
+        let is_joined = |shard: &&Found| joined.contains(&name_of(&shard.path));
+        let plain = shards.iter().filter(is_plain);
+        let plain: Vec<&Found> = plain.filter(|shard| !is_joined(shard)).collect();
         match (&variants[..], &plain[..]) {
             ([], _) => {}
             (variants, []) => return choose(folder, variants).map(Some),
@@ -140,10 +146,10 @@ pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<
     let is_variant = |file: &&Found| found.iter().any(|other| file.varies(&other.parts));
     let mut main: Vec<&Found> = found.iter().filter(|file| !is_variant(file)).collect();
     let indexes: Vec<_> = main.iter().filter(|f| f.is_index).copied().collect();
-    if indexes.is_empty() {
+    if !found.iter().any(|file| file.is_index) {
         main.extend(&shards);
         main.sort_by(|a, b| a.path.cmp(&b.path));
-    } else {
+    } else if !indexes.is_empty() {
         let joined = |file: &&Found| indexes.iter().any(|index| index.parts == file.parts);
         main.retain(joined);
     }

@@ -205,7 +205,12 @@ fn kind(path: &Path) -> Result<Kind> {
         // The length before a safetensors header has zeros, as it is nowhere near 2^64.
         ([.., b'{'], _) if start.contains(&0) => Kind::Safetensors,
         (_, "safetensors") => Kind::Safetensors,
-        (_, "gguf") | (_, "parquet") if what::is(&file)?.is_some() => Kind::Unknown,
+        (_, "gguf" | "parquet") if let Some(what) = what::is(&file)? => {
+            let gguf = extension == "gguf";
+            let expected = if gguf { "readable GGUF" } else { "Parquet" };
+            let reason = format!("not a {expected} file but {what}");
+            return Err(Error::file(path, reason));
+        }
         (_, "gguf") => Kind::Gguf,
         (_, "parquet") => Kind::Parquet,
         _ if !start.contains(&0) && start.trim_ascii_start().starts_with(b"{") => Kind::Json,
