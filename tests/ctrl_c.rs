@@ -158,6 +158,30 @@ fn the_first_stops_the_work_and_leaves_nothing() {
 }
 
 #[test]
+fn a_stop_says_what_is_left_of_a_folder() {
+    let files = Files::new();
+    let parts = files.out().join("parts");
+    let (quantize, input) = (Path::new("quantize"), files.input.as_path());
+    for program in programs() {
+        let args = [
+            quantize,
+            input,
+            &parts,
+            Path::new("--threads"),
+            Path::new("1"),
+        ];
+        let child = files.start(&program, &args, Call::Read("m.safetensors"), HEADER, 400);
+        send(&child, libc::SIGINT);
+        let output = end(child);
+        let stopped = format!("stopped: quantizing {}", input.display());
+        let nothing = "no part was whole yet: the next run begins anew";
+        assert_eq!(stderr(&output), format!("{nothing}\n{stopped}\n"));
+        assert_eq!(output.status.code(), Some(130));
+        assert_eq!(names_in(&files.out()), [""; 0]);
+    }
+}
+
+#[test]
 fn the_second_ends_the_program_at_once() {
     let files = Files::new();
     let new = files.out().join("new.parquet");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use arrowquant::error::Error;
 use arrowquant::model::Model;
-use arrowquant::run::{self, Options, Progress, Report, Share};
+use arrowquant::run::{self, Level, Options, Progress, Report, Share};
 use arrowquant::source;
 use serde_json::Value;
 
@@ -42,6 +42,14 @@ fn options<'a>() -> Options<'a> {
     Options {
         part_bytes: PART_BYTES,
         ..Options::default()
+    }
+}
+
+/// All of them anew.
+fn restart<'a>() -> Options<'a> {
+    Options {
+        restart: true,
+        ..options()
     }
 }
 
@@ -145,6 +153,30 @@ fn the_command_line_reads_a_folder_as_it_does_a_file() {
     assert!(verified.contains("7 tensors verified"), "{verified}");
     arrowquant_ok(["dequantize".as_ref(), output, back.as_os_str()]);
     assert_eq!(source::open(&back).unwrap().tensors().len(), 7);
+
+    let again = |flags: &[&str]| {
+        let paths = ["quantize".as_ref(), input, output];
+        let flags = ["--part-size", "1KiB"]
+            .iter()
+            .chain(flags)
+            .map(|flag| flag.as_ref());
+        let done = arrowquant(paths.into_iter().chain(flags));
+        (done.status.code(), stderr(&done))
+    };
+    let (code, said) = again(&[]);
+    assert!(
+        code == Some(0) && said.starts_with("nothing is left to do: "),
+        "{said}"
+    );
+    assert_eq!(again(&["--resume", "--quiet"]), (Some(0), String::new()));
+    assert_eq!(again(&["--restart"]), (Some(0), String::new()));
+    let (code, said) = again(&["--bits", "2"]);
+    assert!(code == Some(1) && said.contains("--restart"), "{said}");
+    assert_eq!(
+        again(&["--bits", "2", "--restart"]),
+        (Some(0), String::new())
+    );
+    assert_eq!(again(&["--resume", "--restart"]).0, Some(2));
 }
 
 #[test]
@@ -155,10 +187,11 @@ fn what_is_missing_is_made_again_and_nothing_else() {
     let output = folder.path().join("out");
     let whole = run_into(&input, &output, SETTINGS, options()).unwrap();
     let expected = files(&output);
-    let resume = || Options {
-        resume: true,
+    // The default and what once had to be said.
+    let mut resume = [false, true].into_iter().cycle().map(|resume| Options {
+        resume,
         ..options()
-    };
+    });
     let count = whole.parts.unwrap().count;
     for spoil in [
         &|_: &Path| {},
@@ -182,7 +215,7 @@ fn what_is_missing_is_made_again_and_nothing_else() {
         };
         let intact: Vec<&String> = expected.keys().filter(intact).collect();
         let before: Vec<_> = intact.iter().map(|name| modified(name)).collect();
-        let again = run_into(&input, &output, SETTINGS, resume()).unwrap();
+        let again = run_into(&input, &output, SETTINGS, resume.next().unwrap()).unwrap();
         let parts = again.parts.unwrap();
         assert_eq!((parts.count, parts.resumed), (count, intact.len()));
         assert_eq!(figures(&again), figures(&whole));
@@ -196,8 +229,8 @@ fn what_is_missing_is_made_again_and_nothing_else() {
         found.retain(|name, bytes| expected[name] != *bytes);
         assert!(found.is_empty(), "{:?}", found.keys());
     }
-    // Without `resume` all of it is done again, to the same bytes.
-    let again = run_into(&input, &output, SETTINGS, options()).unwrap();
+    // With `restart` all of it is done again, to the same bytes.
+    let again = run_into(&input, &output, SETTINGS, restart()).unwrap();
     assert_eq!(again.parts.unwrap().resumed, 0);
     assert!(files(&output) == expected);
 }
@@ -243,15 +276,11 @@ fn an_interrupted_run_is_continued() {
             if there {
                 let message = Model::open(&output).unwrap_err().to_string();
                 assert!(
-                    message.contains("not complete: go on with --resume"),
+                    message.contains("not complete: run the same again"),
                     "{message}"
                 );
             }
-            let resume = Options {
-                resume: true,
-                ..options()
-            };
-            run_into(&input, &output, SETTINGS, resume).unwrap();
+            run_into(&input, &output, SETTINGS, options()).unwrap();
             assert!(files(&output) == expected, "stopped at {stop_at}");
             std::fs::remove_dir_all(&output).unwrap();
         }
@@ -321,6 +350,203 @@ fn another_run_is_refused_and_the_difference_named() {
     bytes[at] = b'H';
     std::fs::write(&input, bytes).unwrap();
     refused(SETTINGS, true, PART_BYTES, &["source.header_hash is"]);
+}
+
+/// What a run tells, and what it came to.
+fn told(
+    input: &Path,
+    output: &Path,
+    stop_at: usize,
+    options: Options<'_>,
+) -> (Vec<String>, arrowquant::error::Result<Report>) {
+    let mut said = Vec::new();
+    let mut log = |level: Level, message: &str| {
+        if level == Level::Notice {
+            said.push(message.to_owned());
+        }
+        true
+    };
+    let mut calls = 0;
+    let mut progress = |_: Progress| {
+        calls += 1;
+        calls != stop_at
+    };
+    let options = Options {
+        threads: 1,
+        progress: Some(&mut progress),
+        log: Some(&mut log),
+        ..options
+    };
+    let done = run_into(input, output, SETTINGS, options);
+    (said, done)
+}
+
+#[test]
+fn a_run_says_what_it_goes_on_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("m.safetensors");
+    write_model(&input);
+    let output = folder.path().join("out");
+    let never = usize::MAX;
+    let (said, done) = told(&input, &output, never, options());
+    let count = done.unwrap().parts.unwrap().count;
+    assert_eq!(said, [""; 0]);
+    let expected = files(&output);
+    let (said, done) = told(&input, &output, never, options());
+    let all = format!("nothing is left to do: {count} of {count} parts are there");
+    assert_eq!(said, [all]);
+    assert_eq!(done.unwrap().parts.unwrap().resumed, count);
+    // What is damaged is no part that is there.
+    std::fs::write(output.join("part-00000.parquet"), "damaged").unwrap();
+    let (said, _) = told(&input, &output, never, options());
+    assert_eq!(
+        said,
+        [format!(
+            "continuing: {} of {count} parts are there",
+            count - 1
+        )]
+    );
+    assert!(files(&output) == expected);
+    let (said, done) = told(&input, &output, never, restart());
+    assert_eq!((said.len(), done.unwrap().parts.unwrap().resumed), (0, 0));
+    assert!(files(&output) == expected);
+    // A stop says how far it came.
+    std::fs::remove_dir_all(&output).unwrap();
+    let (said, done) = told(&input, &output, 1, options());
+    assert!(matches!(done, Err(Error::Cancelled)));
+    assert_eq!(said, ["no part was whole yet: the next run begins anew"]);
+    assert!(!output.exists());
+    let mut stop_at = 2;
+    loop {
+        let (said, done) = told(&input, &output, stop_at, options());
+        if done.is_ok() {
+            panic!("it never stopped between two parts");
+        }
+        if output.exists() {
+            let there = names_in(&output)
+                .iter()
+                .filter(|name| name.starts_with("part-"))
+                .count();
+            let are = if there == 1 { "is" } else { "are" };
+            let text =
+                format!("{there} of {count} parts {are} there: the same run goes on with them");
+            assert_eq!(said, [text]);
+            break;
+        }
+        stop_at += 1;
+    }
+}
+
+#[test]
+fn restarting_removes_what_an_earlier_run_left_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("m.safetensors");
+    write_model(&input);
+    let fresh = folder.path().join("fresh");
+    run_into(&input, &fresh, SETTINGS, options()).unwrap();
+    let expected = files(&fresh);
+    let output = folder.path().join("out");
+    // Of other settings, with more parts and files that are no parts.
+    let other = [SETTINGS, &[("bit_width", "8")]].concat();
+    let more = run_into(&input, &output, &other, options()).unwrap();
+    assert!(more.parts.unwrap().count > expected.len());
+    std::fs::write(output.join("notes.txt"), "mine").unwrap();
+    let before = files(&output);
+    let message = run_into(&input, &output, SETTINGS, options())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("config.bit_width is 8 there and 4 here"),
+        "{message}"
+    );
+    assert!(message.contains("--restart"), "{message}");
+    assert!(files(&output) == before);
+    let done = run_into(&input, &output, SETTINGS, restart()).unwrap();
+    assert_eq!(done.parts.unwrap().resumed, 0);
+    let mut found = files(&output);
+    assert_eq!(found.remove("notes.txt").unwrap(), b"mine");
+    assert!(found == expected);
+
+    // A part that the manifest does not name is somebody else's.
+    run_into(&input, &fresh, &other, restart()).unwrap();
+    std::fs::copy(
+        fresh.join("part-00000.parquet"),
+        output.join("part-00099.parquet"),
+    )
+    .unwrap();
+    let before = files(&output);
+    let message = run_into(&input, &output, SETTINGS, restart())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("part-00099.parquet: of another run"),
+        "{message}"
+    );
+    assert!(files(&output) == before);
+    std::fs::remove_file(output.join("part-00099.parquet")).unwrap();
+    // Without a manifest nothing is removed, and parts of another run stay refused.
+    std::fs::remove_file(output.join("manifest.json")).unwrap();
+    let message = run_into(&input, &output, &other, restart())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("part-00000.parquet: of another run"),
+        "{message}"
+    );
+    run_into(&input, &output, SETTINGS, restart()).unwrap();
+    std::fs::remove_file(output.join("notes.txt")).unwrap();
+    assert!(files(&output) == expected);
+
+    // Both at once, and one file.
+    let both = Options {
+        resume: true,
+        ..restart()
+    };
+    let message = run_into(&input, &output, SETTINGS, both)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("either resume or restart"), "{message}");
+    let file = folder.path().join("one.parquet");
+    let message = run_into(&input, &file, SETTINGS, restart())
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("name a folder"), "{message}");
+}
+
+#[test]
+fn restarting_a_share_leaves_those_of_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("m.safetensors");
+    write_model(&input);
+    let output = folder.path().join("out");
+    let share = |k, of, settings: &[(&str, &str)], options: Options<'_>| {
+        let share = Some(Share::new(k, of).unwrap());
+        run_into(&input, &output, settings, Options { share, ..options }).unwrap()
+    };
+    share(1, 2, SETTINGS, options());
+    share(2, 2, SETTINGS, options());
+    let expected = files(&output);
+    let mine = share(1, 2, SETTINGS, options()).parts.unwrap();
+    assert_eq!(mine.count, mine.resumed);
+    assert!(mine.count < expected.len() - 1);
+    std::fs::write(output.join("part-00000.parquet"), "damaged").unwrap();
+    assert_eq!(share(1, 2, SETTINGS, restart()).parts.unwrap().resumed, 0);
+    assert!(files(&output) == expected);
+    let theirs = share(2, 2, SETTINGS, options()).parts.unwrap();
+    assert_eq!(
+        (theirs.count, theirs.resumed),
+        (expected.len() - 1 - mine.count, theirs.count)
+    );
+    // Other work is of nobody here any more.
+    share(1, 3, SETTINGS, restart());
+    let parts = names_in(&output)
+        .into_iter()
+        .filter(|name| name.starts_with("part-"));
+    assert!(parts.count() < expected.len() - 1);
+    share(2, 3, SETTINGS, restart());
+    share(3, 3, SETTINGS, restart());
+    run::merge(&output).unwrap();
+    assert_eq!(Model::open(&output).unwrap().tensors().len(), 14);
 }
 
 #[test]
@@ -589,7 +815,7 @@ fn a_run_that_failed_is_continued() {
                 );
             }
         }
-        assert!(run(&output, &["--resume"]).status().unwrap().success());
+        assert!(run(&output, &[]).status().unwrap().success());
         assert!(files(&output) == expected, "{call:?}");
         std::fs::remove_dir_all(&output).unwrap();
     }

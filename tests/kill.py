@@ -3,8 +3,9 @@
     python3 tests/kill.py target/release/arrowquant [--kills 100] [--seed 1] [--seconds 2]
 
 Runs into one file and into a folder take turns. After each kill the file is the old one, the new one or
-none; every part of the folder is whole; a run with --resume leaves the bytes of an undisturbed run, and
-does again at most the part that was under way; what killed runs left is gone after the next one.
+none; every part of the folder is whole; the same run leaves the bytes of an undisturbed run, and does again
+at most the part that was under way, or with --restart all; what killed runs left is gone after the next
+one.
 Needs Python 3.9 and nothing else. Exit code 1 when something of this does not hold.
 """
 
@@ -110,12 +111,12 @@ class Kills:
         self.new = self.file.read_bytes()
         self.whole = contents(self.many)
 
-    def kill(self, what: str, output: Path, *flags: str) -> None:
-        """Begins a run and kills it at some moment of it."""
+    def kill(self, what: str, output: Path, *flags: str) -> bool:
+        """Begins a run and kills it at some moment of it; false where it had ended before."""
         run = self.runs.start(output, *flags)
         time.sleep(self.chance.uniform(0, self.seconds[what]))
         run.send_signal(signal.SIGKILL)
-        self.landed[what] += run.wait() == -signal.SIGKILL
+        return run.wait() == -signal.SIGKILL
 
     def of_file(self) -> None:
         """One file: the old one, the new one or none."""
@@ -123,25 +124,31 @@ class Kills:
         self.file.unlink(missing_ok=True)
         if old is not None:
             self.file.write_bytes(old)
-        self.kill("file", self.file)
+        self.landed["file"] += self.kill("file", self.file)
         found = self.file.read_bytes() if self.file.exists() else None
         check(found in (old, self.new), "the file is neither old nor new")
 
     def of_folder(self) -> None:
         """A folder of parts: each is whole, and a run goes on with them."""
         shutil.rmtree(self.many, ignore_errors=True)
-        self.kill("folder", self.many, *self.part_size)
+        self.landed["folder"] += self.kill("folder", self.many, *self.part_size)
         there = contents(self.many) if self.many.exists() else {}
         parts = {name for name in there if name.startswith("part-")}
         for name in parts:
             check(there[name] == self.whole[name], f"{name} is not whole")
+        # Killed once more while it clears away what was there, and begins anew.
+        if self.chance.random() < 0.3:
+            self.kill("folder", self.many, *self.part_size, "--restart")
+            parts = {path.name for path in self.many.glob("part-*")}
         report = self.runs.folder / "report.json"
-        self.runs.run(self.many, *self.part_size, "--resume", "--report", str(report))
+        # By default it goes on.
+        flags = self.chance.choice([(), ("--resume",)])
+        self.runs.run(self.many, *self.part_size, *flags, "--report", str(report))
         counts = json.loads(report.read_text())["parts"]
         check(counts["count"] == PARTS, f"{counts['count']} parts")
         # A part that was there is not made again, so that only what was under way is.
         check(counts["resumed"] == len(parts), f"{counts} with {len(parts)} there")
-        check(contents(self.many) == self.whole, "resumed, the folder is another one")
+        check(contents(self.many) == self.whole, "continued, the folder is another one")
 
     def leftovers(self) -> None:
         """Gone after the next run."""

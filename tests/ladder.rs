@@ -216,11 +216,7 @@ fn steps_survive_an_interrupted_run_into_a_folder() {
     // As if it had ended after the second part.
     std::fs::remove_file(output.join("part-00002.parquet")).unwrap();
     let report = folder.path().join("report.json");
-    let flags = [
-        &flags[..],
-        &["--resume", "--report", report.to_str().unwrap()],
-    ]
-    .concat();
+    let flags = [&flags[..], &["--report", report.to_str().unwrap()]].concat();
     quantized(&model, &output, &flags);
     for (name, bytes) in names.iter().zip(parts) {
         assert!(std::fs::read(output.join(name)).unwrap() == bytes, "{name}");

@@ -24,6 +24,8 @@ pub type aq_log_level = i32;
 pub const AQ_LOG_INFO: aq_log_level = 1;
 /// Hardly meant.
 pub const AQ_LOG_WARNING: aq_log_level = 2;
+/// For whoever started the run, and nothing is wrong: that it goes on with what is there.
+pub const AQ_LOG_NOTICE: aq_log_level = 3;
 
 /// Told how far a run has come, at least some 20 times a second, also where nothing is new; false
 /// cancels.
@@ -54,14 +56,18 @@ pub struct aq_run_options {
     pub log: aq_log_fn,
     /// Passed to both.
     pub user_data: *mut c_void,
-    /// Not 0: into a folder, goes on with the parts that are there already.
+    /// Not 0: into a folder, goes on with the parts that are there already. That is the default; an
+    /// output that is one file is refused with it.
     pub resume: u32,
     /// Into a folder: does the `part`-th (from 1) of `parts` shares of the work, for aq_merge.
     /// 0 of 0 is all of it.
     pub part: u32,
     pub parts: u32,
-    /// Into a folder: bytes of planes after which a part ends; 0 is 512 MiB.
+    /// Into a folder: bytes of planes after which a part ends; 0 is 128 MiB.
     pub part_bytes: u64,
+    /// Not 0: into a folder, makes all parts anew, and removes those of an earlier run before, be it of
+    /// another model or of other settings. No other run may be writing to the folder.
+    pub restart: u32,
 }
 
 versioned!(aq_run_options {
@@ -73,7 +79,8 @@ versioned!(aq_run_options {
     resume,
     part,
     parts,
-    part_bytes
+    part_bytes,
+    restart
 });
 
 /// Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
@@ -106,6 +113,7 @@ impl aq_run_options {
                 part: 0,
                 parts: 0,
                 part_bytes: 0,
+                restart: 0,
             });
         }
         // SAFETY: as the caller's.
@@ -144,6 +152,7 @@ impl aq_run_options {
             let level = match level {
                 Level::Info => AQ_LOG_INFO,
                 Level::Warning => AQ_LOG_WARNING,
+                Level::Notice => AQ_LOG_NOTICE,
             };
             let line = message.replace(char::is_control, "\u{FFFD}");
             let message = CString::new(line).unwrap_or_default();
@@ -156,6 +165,7 @@ impl aq_run_options {
             progress: Some(&mut progress),
             log: Some(&mut log),
             resume: self.resume != 0,
+            restart: self.restart != 0,
             share,
             ..Options::default()
         };

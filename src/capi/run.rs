@@ -26,8 +26,9 @@ unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), 
 ///
 /// An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
 /// bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
-/// each part appears whole, and `resume` goes on after an interruption. A folder belongs to one
-/// source and one set of settings; a run of another into it is refused.
+/// each part appears whole, and the same run goes on after an interruption with the parts that are
+/// there. A folder belongs to one source and one set of settings; a run of another into it is
+/// refused, unless `restart` is set.
 ///
 /// With a budget ("max_size", "avg_bits", "mixed_precision") progress is told of the measuring
 /// first, and then of the run.

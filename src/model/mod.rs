@@ -138,7 +138,8 @@ impl Model {
             return Err(Error::file(folder, "a folder without a manifest.json"));
         };
         if !manifest.complete {
-            let reason = "its parts are not complete: go on with --resume, or merge all shares";
+            let reason =
+                "its parts are not complete: run the same again to go on, or merge all shares";
             return Err(Error::file(folder, reason));
         }
         let mut files = Vec::with_capacity(manifest.parts.len());

@@ -1,9 +1,8 @@
 //! A folder of parts instead of one file: for what is to be continued after an interruption, or
 //! done by several machines. Each part appears whole; `manifest.json` says what there is.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -11,18 +10,16 @@ use serde_json::json;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::engine::Engine;
-use super::ladder::{Ladder, LadderStep};
 use super::options::{Options, check_not_input};
-use super::progress::Level;
-use super::report::{Parts, Report, TensorTally, TotalTally, Totals, figures};
+use super::part::{PartThere, open_part};
+use super::progress::{Level, say};
+use super::report::{Parts, Report};
 use super::share::{Part, Share, cut};
 use crate::error::{Error, Result};
-use crate::kernel::ErrorSums;
-use crate::model::{Model, Tensor};
 use crate::plan::{Plan, PlanEntry};
 use crate::schema::{
-    FORMAT_VERSION, Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, Tile,
-    key, part_name,
+    FORMAT_VERSION, Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo,
+    part_name,
 };
 use crate::sink::{Destination, StagedFile, remove_stale};
 use crate::source::{FileState, Source};
@@ -44,7 +41,7 @@ pub(super) fn quantize(
     output: &Path,
     mut options: Options<'_>,
 ) -> Result<Report> {
-    let resume = options.resume;
+    let restart = options.restart;
     let share = options.share.unwrap_or(Share::ALL);
     let part_bytes = options.part_bytes;
     let fingerprint = Fingerprint {
@@ -67,10 +64,15 @@ pub(super) fn quantize(
     for index in 0..folder.parts.len() {
         check_not_input(source, &folder.part_path(index))?;
     }
-    folder.claim(source)?;
     let mine: Vec<usize> = (0..folder.parts.len())
         .filter(|&index| folder.parts[index].share == share.index)
         .collect();
+    folder.make()?;
+    match restart {
+        // Nothing is removed before all else is known to be well.
+        true => folder.earlier(source, &mine).map(drop),
+        false => folder.claim(source),
+    }?;
     let entries = match (mine.first(), mine.last()) {
         (Some(&first), Some(&last)) => {
             folder.parts[first].entries.start..folder.parts[last].entries.end
@@ -86,11 +88,33 @@ pub(super) fn quantize(
             "this share is empty: the tensors are too few and too large",
         );
     }
-    let done = Engine::run(source, plan, entries.clone(), options, |engine| {
+    let count = mine.len();
+    let mut there = 0;
+    for &index in mine.iter().filter(|_| !restart) {
+        there += usize::from(folder.read(index)?.is_some());
+    }
+    if there > 0 {
+        let all = there == count;
+        let doing = if all {
+            "nothing is left to do"
+        } else {
+            "continuing"
+        };
+        let message = format!("{doing}: {}", parts_are_there(there, count));
+        say(&mut options.log, Level::Notice, &message)?;
+    }
+    options.resume = there > 0;
+    let done = Engine::run(source, plan, entries.clone(), options.again(), |engine| {
+        if restart {
+            for path in folder.earlier(source, &mine)? {
+                std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+            }
+            folder.claim(source)?;
+        }
         let (mut sizes, mut resumed) = (Vec::with_capacity(mine.len()), 0);
         for &index in &mine {
             let part = &folder.parts[index];
-            let there = if resume { folder.read(index)? } else { None };
+            let there = if restart { None } else { folder.read(index)? };
             sizes.push(match there {
                 Some(there) => {
                     resumed += 1;
@@ -120,7 +144,26 @@ pub(super) fn quantize(
     if done.is_err() {
         folder.leave();
     }
+    if matches!(done, Err(Error::Cancelled)) {
+        let is_there = |index: &&usize| folder.part_path(**index).exists();
+        let there = mine.iter().filter(is_there).count();
+        let message = match there {
+            0 => "no part was whole yet: the next run begins anew".to_owned(),
+            _ => format!(
+                "{}: the same run goes on with them",
+                parts_are_there(there, count)
+            ),
+        };
+        // It is cancelled already.
+        let _ = say(&mut options.log, Level::Notice, &message);
+    }
     done
+}
+
+fn parts_are_there(there: usize, count: usize) -> String {
+    let parts = if count == 1 { "part" } else { "parts" };
+    let are = if there == 1 { "is" } else { "are" };
+    format!("{there} of {count} {parts} {are} there")
 }
 
 impl Folder<'_> {
@@ -128,9 +171,8 @@ impl Folder<'_> {
         self.path.join(part_name(index))
     }
 
-    /// Makes the folder, or finds that what is in it belongs to this run; what killed runs left
-    /// is removed.
-    fn claim(&mut self, source: &dyn Source) -> Result<()> {
+    /// Makes the folder, or finds one; what killed runs left is removed.
+    fn make(&mut self) -> Result<()> {
         match std::fs::create_dir(self.path) {
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             made => {
@@ -143,10 +185,15 @@ impl Folder<'_> {
             return Err(Error::file(self.path, reason));
         }
         remove_stale(self.path);
+        Ok(())
+    }
+
+    /// Takes the folder for this run, or finds that what is in it belongs to this run.
+    fn claim(&self, source: &dyn Source) -> Result<()> {
         let sources: Vec<_> = source.files().iter().map(source_of).collect();
         let mut there = Manifest::read(self.path)?;
         if there.is_none() {
-            self.check_parts()?;
+            self.check_parts(&[])?;
             if write(self.path, &self.manifest(source), false)? {
                 return Ok(());
             }
@@ -176,6 +223,35 @@ impl Folder<'_> {
         Ok(())
     }
 
+    /// What is to be removed of an earlier run: of one with as many shares of the same work this
+    /// share's parts, as others may be at theirs; else all that its manifest names, which is last.
+    ///
+    /// # Errors
+    /// There are parts of another run that no manifest names, or one is being read.
+    fn earlier(&self, source: &dyn Source, mine: &[usize]) -> Result<Vec<PathBuf>> {
+        let there = Manifest::read(self.path)?;
+        let mut earlier: Vec<PathBuf> = match &there {
+            None => Vec::new(),
+            Some(there) => {
+                let same = self.fingerprint.difference(&there.fingerprint).is_none();
+                match same && self.fingerprint.shares > 1 {
+                    true => mine.iter().map(|&i| self.part_path(i)).collect(),
+                    false => {
+                        let all = 0..there.parts.len();
+                        let parts = all.map(|i| self.part_path(i));
+                        parts.chain([self.path.join(MANIFEST)]).collect()
+                    }
+                }
+            }
+        };
+        self.check_parts(&earlier)?;
+        for path in &earlier {
+            check_not_input(source, path)?;
+        }
+        earlier.retain(|path| path.exists());
+        Ok(earlier)
+    }
+
     /// What is to be in the folder.
     fn manifest(&self, source: &dyn Source) -> Manifest {
         let part = |(index, part): (usize, &Part)| ManifestPart {
@@ -203,9 +279,12 @@ impl Folder<'_> {
         write(self.path, &manifest, true).map(drop)
     }
 
-    /// Parts that came without a manifest, from another machine, must be of this run.
-    fn check_parts(&self) -> Result<()> {
+    /// Parts that came without a manifest, from another machine, must be of this run, but for some.
+    fn check_parts(&self, others: &[PathBuf]) -> Result<()> {
         for path in parts_in(self.path)? {
+            if others.contains(&path) {
+                continue;
+            }
             let info = open_part(&path)?.0;
             if let Some(difference) = self.fingerprint.difference(&info.fingerprint) {
                 return Err(another(&path, &difference));
@@ -274,9 +353,10 @@ impl Folder<'_> {
     }
 }
 
-fn another(path: &Path, difference: &str) -> Error {
+pub(super) fn another(path: &Path, difference: &str) -> Error {
     let reason = format!(
-        "of another run: {difference}; continue with the same, or name or empty another folder"
+        "of another run: {difference}; go on with the same, name another folder, or --restart, \
+         which removes the parts of the other run"
     );
     Error::file(path, reason)
 }
@@ -332,7 +412,7 @@ pub(super) fn sample(source: &dyn Source) -> Result<String> {
 }
 
 /// The paths of all parts in a folder, in order.
-fn parts_in(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn parts_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder, "list"))? {
         let path = entry.map_err(Error::io(folder, "list"))?.path();
@@ -346,7 +426,7 @@ fn parts_in(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Writes a manifest; false when there must be none yet, and is.
-fn write(folder: &Path, manifest: &Manifest, replace: bool) -> Result<bool> {
+pub(super) fn write(folder: &Path, manifest: &Manifest, replace: bool) -> Result<bool> {
     let mut file = StagedFile::create(&folder.join(MANIFEST))?;
     let written = file.write_at(manifest.text().as_bytes(), 0);
     written.map_err(Error::io(file.target(), "write"))?;
@@ -358,154 +438,4 @@ fn write(folder: &Path, manifest: &Manifest, replace: bool) -> Result<bool> {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::AlreadyExists => Ok(false),
         done => done.map(|()| true),
     }
-}
-
-/// A part that was done before.
-struct PartThere {
-    info: PartInfo,
-    model: Model,
-    bytes: u64,
-}
-
-impl PartThere {
-    /// Takes over what was measured then.
-    fn restore(&self, engine: &mut Engine<'_, '_>, entries: Range<usize>) {
-        for i in entries {
-            let entry = &mut engine.plan.entries[i];
-            let Some(tensor) = self.model.find(&entry.tensor.name) else {
-                continue;
-            };
-            let tensor = &self.model.tensors()[tensor];
-            let mut tally = tally_of(tensor, &self.info);
-            let climbed = self.info.ladder.get(&entry.tensor.name);
-            let climbed = climbed.and_then(|steps| serde_json::from_value(steps.clone()).ok());
-            if let Some((steps, below)) = climbed {
-                let steps: Vec<LadderStep> = steps;
-                for &step in &steps {
-                    let before = entry.bytes();
-                    Ladder::take(entry, step);
-                    engine.ladder.spend(entry.bytes().saturating_sub(before));
-                }
-                (tally.ladder, tally.below_min_cosine) = (steps, below);
-            }
-            engine
-                .ladder
-                .spend(tally.bytes.saturating_sub(entry.bytes()));
-            if let Some(planned) = entry.recipe.map(|recipe| recipe.planned_layout()) {
-                for tile in tensor.tiles.iter().map(|tile| &tile.tile) {
-                    match tile.layout {
-                        None => tally.kept_non_finite = true, // a step up has no recipe now
-                        Some(layout) if layout == planned => {}
-                        Some(_) => tally.f32_scale_tiles.push(tile.tile),
-                    }
-                }
-            }
-            if tally.kept_non_finite {
-                entry.keep_non_finite();
-            }
-            engine.tallies[i] = tally;
-        }
-    }
-}
-
-/// What a tensor of a part came to.
-fn tally_of(tensor: &Tensor, info: &PartInfo) -> TensorTally {
-    let mut tally = TensorTally::new();
-    let sums = info.sums.get(&tensor.info.name).copied();
-    let [signal, decoded, error] = sums.unwrap_or_default();
-    let tiles = || tensor.tiles.iter().map(|tile| &tile.tile);
-    let sums = ErrorSums {
-        signal,
-        decoded,
-        error,
-    };
-    tally.add(tiles().map(Tile::stored_bytes).sum(), &sums);
-    tiles().for_each(|tile| tally.add_inputs(tile));
-    tally
-}
-
-/// Opens a part of a folder.
-fn open_part(path: &Path) -> Result<(PartInfo, Model)> {
-    let model = Model::open(path)?;
-    let refuse = |reason: &str| Error::file(path, reason);
-    let text = model.metadata().get(key::PART);
-    let text = text.ok_or_else(|| refuse("a file of its own, not a part of a folder"))?;
-    let info =
-        serde_json::from_str(text).map_err(|_| refuse("what it says of itself is damaged"))?;
-    Ok((info, model))
-}
-
-/// Checks that all parts of a folder are there and belong together, and writes its manifest,
-/// after which the folder is one model. Returns the figures over all of it.
-///
-/// # Errors
-/// A part is missing or damaged, or of another run; the message names it.
-pub fn merge(folder: &Path) -> Result<Totals> {
-    if !folder.is_dir() {
-        return Err(Error::file(folder, "not a folder of parts"));
-    }
-    remove_stale(folder);
-    let there: HashSet<PathBuf> = parts_in(folder)?.into_iter().collect();
-    let at = |index: usize| folder.join(part_name(index));
-    if !there.contains(&at(0)) {
-        return Err(Error::file(folder, "holds no part-00000.parquet and so on"));
-    }
-    // What a part says there are may be any number.
-    let (first, model) = open_part(&at(0))?;
-    let PartInfo {
-        fingerprint, count, ..
-    } = first;
-    let modality = model.metadata().get(key::MODALITY).cloned();
-    let source_metadata = model.source_metadata()?;
-    drop(model);
-    if let Some(index) = (0..count).find(|&index| !there.contains(&at(index))) {
-        let reason = format!("of {count} parts {} is missing", part_name(index));
-        return Err(Error::file(folder, reason));
-    }
-    let own: HashSet<PathBuf> = (0..count).map(at).collect();
-    if let Some(stray) = there.iter().filter(|&path| !own.contains(path)).min() {
-        return Err(Error::file(stray, format!("none of the {count} parts")));
-    }
-    let mut total = TotalTally::default();
-    let mut summary = serde_json::Map::new();
-    let mut listing = Vec::with_capacity(count);
-    let mut names = HashSet::new();
-    for (index, path) in (0..count).map(|index| (index, at(index))) {
-        let path = &path;
-        let (info, model) = open_part(path)?;
-        if let Some(difference) = fingerprint.difference(&info.fingerprint) {
-            return Err(another(path, &difference));
-        }
-        if (info.index, info.count) != (index, count) {
-            let (index, count) = (info.index + 1, info.count);
-            let reason = format!("it says that it is part {index} of {count}");
-            return Err(Error::file(path, reason));
-        }
-        for tensor in model.tensors() {
-            let name = &tensor.info.name;
-            if !names.insert(name.clone()) {
-                return Err(Error::tensor(path, name, "it is in another part, too"));
-            }
-            let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
-            let weights = tensor.info.shape.elements();
-            let tally = tally_of(tensor, &info);
-            total.take(quantized, weights, &tally);
-            summary.insert(name.clone(), figures(quantized, weights, &tally));
-        }
-        listing.push(ManifestPart {
-            file: part_name(index),
-            share: info.share,
-            tensors: model.tensors().len(),
-            bytes: Some(model.file_bytes() as u64),
-        });
-    }
-    let totals = total.totals();
-    let mut manifest = Manifest::new(fingerprint, listing);
-    manifest.complete = true;
-    manifest.sources = Manifest::read(folder)?.map_or(Vec::new(), |there| there.sources);
-    manifest.modality = modality.unwrap_or_default();
-    manifest.source_metadata = source_metadata;
-    manifest.summary = json!({"total": totals.figures(), "tensors": summary});
-    write(folder, &manifest, true)?;
-    Ok(totals)
 }

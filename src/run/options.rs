@@ -17,8 +17,12 @@ pub struct Options<'a> {
     /// Bytes of memory that are free; `None` asks the machine. A run that would take more
     /// streams.
     pub free_memory: Option<u64>,
-    /// Into a folder: goes on with the parts that are there.
+    /// Into a folder: goes on with the parts that are there. That is the default; an output that is
+    /// one file is refused with it.
     pub resume: bool,
+    /// Into a folder: makes all parts anew, and removes those of an earlier run before, be it of
+    /// another model or of other settings. No other run may be writing to the folder.
+    pub restart: bool,
     /// Into a folder: does this share of the work only. [`merge`](super::merge) makes one model
     /// of all.
     pub share: Option<Share>,
@@ -55,6 +59,7 @@ impl Default for Options<'_> {
             budget: DEFAULT_BUDGET,
             free_memory: None,
             resume: false,
+            restart: false,
             share: None,
             part_bytes: PART_BYTES,
             progress: None,

@@ -108,8 +108,8 @@ pub(super) fn check_weights(source: &dyn Source) -> Result<()> {
 /// else into a folder of parts, of which each appears whole, with a `manifest.json`. The bytes of
 /// a file depend on source and plan alone; those of parts on how they are cut, too.
 ///
-/// A folder belongs to one source and one plan: a run of another into it is refused. With
-/// [`Options::resume`] the parts that are there already are left as they are.
+/// A folder belongs to one source and one plan: parts of these that are there already are left as
+/// they are, and a run of another into it is refused, unless [`Options::restart`] is set.
 ///
 /// # Errors
 /// The plan is not for this source, the memory limit is too small, a tensor cannot be read or
@@ -123,11 +123,19 @@ pub fn quantize(
 ) -> Result<Report> {
     check_weights(source)?;
     plan.check_matches(source.tensors())?;
+    if options.resume && options.restart {
+        let reason = "either resume or restart, not both";
+        return Err(Error::config("restart", reason));
+    }
     if !is_file(output)? {
         return folder::quantize(source, plan, output, options);
     }
-    if options.resume || options.share.is_some() {
-        let key = if options.resume { "resume" } else { "part" };
+    let for_folders = [
+        ("resume", options.resume),
+        ("restart", options.restart),
+        ("part", options.share.is_some()),
+    ];
+    if let Some((key, _)) = for_folders.into_iter().find(|(_, set)| *set) {
         let reason = format!(
             "'{}' is one file, which is done at once: name a folder",
             output.display()

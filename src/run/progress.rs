@@ -26,6 +26,8 @@ pub enum Level {
     Info,
     /// Hardly meant.
     Warning,
+    /// For whoever started the run, and nothing is wrong: that it goes on with what is there.
+    Notice,
 }
 
 /// Called with what a run has to say, on the thread that made the call; returning false cancels

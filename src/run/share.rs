@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::plan::Plan;
 
 /// Bytes of planes after which a part ends.
-pub const PART_BYTES: usize = 512 << 20;
+pub const PART_BYTES: usize = 128 << 20;
 
 /// More shares than this are a mistake.
 const MAX_SHARES: usize = 10_000;

@@ -88,6 +88,7 @@ def quantize(
     resume: bool = False,
     part: _Union[tuple[int, int], None] = None,
     part_bytes: _Union[int, None] = None,
+    restart: bool = False,
     **settings: _Any,
 ) -> Report:
     """Quantizes a model into the Parquet file `output`, which appears whole at its path, or not at
@@ -107,9 +108,11 @@ def quantize(
     no False.) With a budget (`max_size`, `avg_bits`, `mixed_precision`) `progress` is told of the
     measuring first, and then of the run. `threads` are what the settings say where 0, and by default all of the machine's.
 
-    Into a folder each part appears whole. `resume=True` goes on after an interruption;
-    `part=(K, N)` does the K-th of N shares of the work, of which `merge` makes one model;
-    a part ends when its planes pass `part_bytes` (512 MiB). A folder belongs to one source and
+    Into a folder each part appears whole, and the same run goes on after an interruption with
+    the parts that are there. `restart=True` makes all anew, and removes those of an earlier run
+    before, of whatever settings; `resume=True` is the default, and refuses an output that is one
+    file. `part=(K, N)` does the K-th of N shares of the work, of which `merge` makes one model;
+    a part ends when its planes pass `part_bytes` (128 MiB). A folder belongs to one source and
     one set of settings; a run of another into it is refused.
     """
     wanted = Config.of(config, settings)
@@ -126,9 +129,18 @@ def quantize(
             resume=resume,
             part=part,
             part_bytes=part_bytes,
+            restart=restart,
         )
     paths = _encode_path(input, "input"), _encode_path(output, "output")
-    run = _Run(progress, log, threads, resume=resume, part=part, part_bytes=part_bytes)
+    run = _Run(
+        progress,
+        log,
+        threads,
+        resume=resume,
+        part=part,
+        part_bytes=part_bytes,
+        restart=restart,
+    )
     report = _ctypes.c_void_p()
     with wanted._open().shared() as handle:
         options, out = _ctypes.byref(run.options), _ctypes.byref(report)

@@ -16,7 +16,9 @@ Progress = Callable[[int, int], Optional[bool]]
 # Called with a level of the logging module and a line of text; False cancels.
 Log = Callable[[int, str], Optional[bool]]
 
-_LEVELS = {1: logging.INFO, 2: logging.WARNING}
+# Between INFO and WARNING: that a run goes on with what is there.
+NOTICE = 25
+_LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: NOTICE}
 
 
 class Run:
@@ -31,6 +33,7 @@ class Run:
         resume: bool = False,
         part: tuple[int, int] | None = None,
         part_bytes: int | None = None,
+        restart: bool = False,
     ) -> None:
         if not 0 <= threads < 1 << 32:
             raise ArgumentError(f"threads: {threads} is no number of threads")
@@ -45,6 +48,7 @@ class Run:
         self.options = aq_run_options()
         self.options.threads = threads
         self.options.resume = resume
+        self.options.restart = restart
         if part is not None:
             if not all(0 < number < 1 << 32 for number in part):
                 raise ArgumentError(f"part: {part} is not (K, N) with K from 1 to N")

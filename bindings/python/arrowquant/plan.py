@@ -205,11 +205,20 @@ class Plan(Owner):
         resume: bool = False,
         part: tuple[int, int] | None = None,
         part_bytes: int | None = None,
+        restart: bool = False,
     ) -> Report:
         """Does the plan: quantizes `source` into the Parquet file or folder `output`. `threads` are
         all of the machine's where 0. Other parameters as for `quantize`."""
         path = encode_path(output, "output")
-        run = Run(progress, log, threads, resume=resume, part=part, part_bytes=part_bytes)
+        run = Run(
+            progress,
+            log,
+            threads,
+            resume=resume,
+            part=part,
+            part_bytes=part_bytes,
+            restart=restart,
+        )
         report = ctypes.c_void_p()
         with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
             out = ctypes.byref(report)
