@@ -758,6 +758,15 @@ struct ArrowArrayStream {
 /** Tensors to quantize. */
 typedef struct aq_source aq_source;
 
+/** What to open of a path. Zero all, and set struct_size. */
+typedef struct aq_open_options {
+  /** sizeof(aq_open_options). */
+  uint32_t struct_size;
+  /** `n_without` names of components to leave out, where the path is that of a pipeline. */
+  const char *const *without;
+  size_t n_without;
+} aq_open_options;
+
 /** A tensor's description. Pointers belong to the handle it was asked of. */
 typedef struct aq_tensor_info {
   /** sizeof(aq_tensor_info). */
@@ -796,6 +805,15 @@ typedef struct aq_tensor_info {
  *   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
  */
 aq_status aq_source_open(const char *path, aq_source **source, aq_error *err);
+
+/**
+ * As aq_source_open, but not all of it: a component that is left out may be missing. To leave out
+ * what is no component, or of what is no pipeline, is an error. `options` may be NULL.
+ */
+aq_status aq_source_open_with(const char *path,
+                              const aq_open_options *options,
+                              aq_source **source,
+                              aq_error *err);
 
 /** Makes a source without tensors, to which aq_source_add_tensor adds some. */
 aq_status aq_source_new(aq_source **source, aq_error *err);
@@ -882,7 +900,10 @@ typedef struct aq_run_options {
   aq_log_fn log;
   /** Passed to both. */
   void *user_data;
-  /** Not 0: into a folder, goes on with the parts that are there already. */
+  /**
+   * Not 0: into a folder, goes on with the parts that are there already. That is the default; an
+   * output that is one file is refused with it.
+   */
   uint32_t resume;
   /**
    * Into a folder: does the `part`-th (from 1) of `parts` shares of the work, for aq_merge.
@@ -890,8 +911,13 @@ typedef struct aq_run_options {
    */
   uint32_t part;
   uint32_t parts;
-  /** Into a folder: bytes of planes after which a part ends; 0 is 512 MiB. */
+  /** Into a folder: bytes of planes after which a part ends; 0 is 128 MiB. */
   uint64_t part_bytes;
+  /**
+   * Not 0: into a folder, makes all parts anew, and removes those of an earlier run before, be it of
+   * another model or of other settings. No other run may be writing to the folder.
+   */
+  uint32_t restart;
 } aq_run_options;
 
 /** Good to know. */
@@ -899,6 +925,9 @@ typedef struct aq_run_options {
 
 /** Hardly meant. */
 #define AQ_LOG_WARNING 2
+
+/** For whoever started the run, and nothing is wrong: that it goes on with what is there. */
+#define AQ_LOG_NOTICE 3
 
 /**
  * Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
@@ -1141,8 +1170,9 @@ void aq_report_free(aq_report *report);
  *
  * An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
  * bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
- * each part appears whole, and `resume` goes on after an interruption. A folder belongs to one
- * source and one set of settings; a run of another into it is refused.
+ * each part appears whole, and the same run goes on after an interruption with the parts that are
+ * there. A folder belongs to one source and one set of settings; a run of another into it is
+ * refused, unless `restart` is set.
  *
  * With a budget ("max_size", "avg_bits", "mixed_precision") progress is told of the measuring
  * first, and then of the run.

@@ -262,6 +262,17 @@ class Source {
     detail::call(aq_source_open, detail::terminated(path).c_str(), &made);
     return Source(made);
   }
+  // All of a pipeline but some components, which may be missing.
+  static Source open(std::string_view path, Span<const std::string> without) {
+    std::vector<const char*> names;
+    for (const std::string& name : without) names.push_back(name.c_str());
+    auto options = detail::sized<aq_open_options>();
+    options.without = names.data();
+    options.n_without = names.size();
+    aq_source* made = nullptr;
+    detail::call(aq_source_open_with, detail::terminated(path).c_str(), &options, &made);
+    return Source(made);
+  }
   // Takes the stream, whether it succeeds or not.
   static Source from_arrow(ArrowArrayStream* stream) {
     aq_source* made = nullptr;
@@ -303,10 +314,12 @@ struct Options {
   std::uint32_t threads = 0;
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress = nullptr;
   std::function<bool(aq_log_level level, std::string_view message)> log = nullptr;
-  // Into a folder: goes on with what is there; does one of several shares; ends parts earlier.
+  // Into a folder: goes on with what is there, as by default; does one of several shares; ends parts
+  // earlier; makes all parts anew.
   bool resume = false;
   std::uint32_t part = 0, parts = 0;
   std::uint64_t part_bytes = 0;
+  bool restart = false;
 };
 
 namespace detail {
@@ -321,6 +334,7 @@ class RunOptions {
     c_.part = options.part;
     c_.parts = options.parts;
     c_.part_bytes = options.part_bytes;
+    c_.restart = options.restart;
     c_.user_data = this;
     if (options.progress) {
       c_.progress = [](void* self, const aq_progress* progress) {

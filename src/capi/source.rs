@@ -6,11 +6,13 @@ use std::path::Path;
 
 use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
 
-use super::guard::{Fault, aq_error, aq_status, bytes, check_put, guard, text, versioned, write};
+use super::guard::{
+    Fault, aq_error, aq_status, bytes, check_put, guard, read, text, versioned, write,
+};
 use super::handle::{Handle, Strings, borrow, borrow_mut, free, give};
 use super::types::{DTYPES, aq_dtype};
 use crate::error::Error;
-use crate::source::{self, MemorySource, Source};
+use crate::source::{self, MemorySource, OpenOptions, Source};
 use crate::tensor::TensorInfo;
 
 /// Tensors to quantize.
@@ -128,6 +130,51 @@ pub unsafe extern "C" fn aq_source_open(
         guard(err, || {
             check_put(source, "source")?;
             let opened = source::open(Path::new(text(path, "path")?))?;
+            give(aq_source::new(Kind::Opened(opened)), source)
+        })
+    }
+}
+
+/// What to open of a path. Zero all, and set struct_size.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_open_options {
+    /// sizeof(aq_open_options).
+    pub struct_size: u32,
+    /// `n_without` names of components to leave out, where the path is that of a pipeline.
+    pub without: *const *const c_char,
+    pub n_without: usize,
+}
+
+versioned!(aq_open_options {
+    struct_size,
+    without,
+    n_without
+});
+
+/// As aq_source_open, but not all of it: a component that is left out may be missing. To leave out
+/// what is no component, or of what is no pipeline, is an error. `options` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_source_open_with(
+    path: *const c_char,
+    options: *const aq_open_options,
+    source: *mut *mut aq_source,
+    err: *mut aq_error,
+) -> aq_status {
+    // SAFETY: by the header's conventions.
+    unsafe {
+        guard(err, || {
+            check_put(source, "source")?;
+            let path = Path::new(text(path, "path")?);
+            let mut wanted = OpenOptions::default();
+            if !options.is_null() {
+                let options = read(options, "options.struct_size")?;
+                for &name in bytes(options.without, options.n_without, "options.without")? {
+                    let name = text(name, "a name in options.without")?;
+                    wanted.without.push(name.to_owned());
+                }
+            }
+            let opened = source::open_with(path, &wanted)?;
             give(aq_source::new(Kind::Opened(opened)), source)
         })
     }

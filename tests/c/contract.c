@@ -501,6 +501,28 @@ static void sources(void) {
   REFUSED("source is NULL", aq_source_new(NULL, err));
   CHECK(source == NULL);
 
+  const char *without[2] = {"vae", NULL};
+  aq_open_options wanted = {.struct_size = sizeof wanted};
+  OK(aq_source_open_with(input, NULL, &source, &err));
+  aq_source_free(source);
+  source = NULL;
+  OK(aq_source_open_with(input, &wanted, &source, &err));
+  aq_source_free(source);
+  source = NULL;
+  wanted.n_without = 1;
+  REFUSED("options.without is NULL", aq_source_open_with(input, &wanted, &source, err));
+  wanted.without = without;
+  REFUSED_AS(AQ_ERROR_CONFIG, "no pipeline", aq_source_open_with(input, &wanted, &source, err));
+  wanted.n_without = 2;
+  REFUSED("a name in options.without is NULL", aq_source_open_with(input, &wanted, &source, err));
+  without[1] = BAD_UTF8;
+  REFUSED("is not UTF-8", aq_source_open_with(input, &wanted, &source, err));
+  wanted.struct_size = 0;
+  REFUSED("options.struct_size", aq_source_open_with(input, &wanted, &source, err));
+  REFUSED("path is NULL", aq_source_open_with(NULL, NULL, &source, err));
+  REFUSED("source is NULL", aq_source_open_with(input, NULL, NULL, err));
+  CHECK(source == NULL);
+
   source = open_source();
   size_t count = aq_source_count(source);
   CHECK(count > 10);
@@ -1133,6 +1155,7 @@ static void folders(void) {
   aq_run_options options;
   aq_run_options_init(&options, sizeof options);
   CHECK(!options.resume && !options.part && !options.parts && !options.part_bytes);
+  CHECK(!options.restart);
   options.parts = 2;
   REFUSED_AS(AQ_ERROR_CONFIG, "'0/2' is not", aq_quantize_file(input, parts, NULL, &options, NULL, err));
   options.part = 3;
@@ -1165,6 +1188,15 @@ static void folders(void) {
   const char *json = NULL;
   OK(aq_report_to_json(report, &json, &err));
   CHECK(strstr(json, "\"resumed\":1") || strstr(json, "\"resumed\": 1"));
+  aq_report_free(report);
+  report = NULL;
+  options.restart = 1;
+  REFUSED_AS(AQ_ERROR_CONFIG, "either resume or restart",
+             aq_quantize_file(input, parts, NULL, &options, NULL, err));
+  options.resume = 0;
+  OK(aq_quantize_file(input, parts, NULL, &options, &report, &err));
+  OK(aq_report_to_json(report, &json, &err));
+  CHECK(strstr(json, "\"resumed\":0") || strstr(json, "\"resumed\": 0"));
   aq_report_free(report);
 
   for (int i = 0; i < 2; i++) {

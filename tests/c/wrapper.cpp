@@ -127,6 +127,13 @@ int main(int argc, char** argv) {
   share.resume = true;
   const auto resumed = aq::quantize_file(input, folder + "/parts", config, share).to_json();
   CHECK(resumed.find("\"resumed\":1") != std::string::npos);
+  share.resume = false;
+  share.restart = true;
+  const auto anew = aq::quantize_file(input, folder + "/parts", config, share).to_json();
+  CHECK(anew.find("\"resumed\":0") != std::string::npos);
+  const std::vector<std::string> without = {"vae"};
+  CHECK(refused([&] { aq::Source::open(input, without); }).code() == AQ_ERROR_CONFIG);
+  CHECK(aq::Source::open(input, std::vector<std::string>()).size() == source.size());
 
   // A model in memory, moved about; its views stay where they are.
   aq::Model first = aq::Model::open(aq::Bytes(file));

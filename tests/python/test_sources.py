@@ -205,3 +205,35 @@ def test_a_codec_that_is_not_read_is_an_error(tmp_path):
     pq.write_table(arrow_table(pa.list_(pa.int64())), tmp_path / "m.parquet", compression="gzip")
     with pytest.raises(aq.Error, match=r"m\.parquet: .*GZIP"):
         aq.Source.open(tmp_path / "m.parquet")
+
+
+# Pipelines
+
+
+def test_components_are_left_out(tmp_path, module):
+    for component in ("transformer", "vae"):
+        (tmp_path / component).mkdir()
+        weights = {"w.weight": ("BF16", to_bf16(noise(1, 8, 64)))}
+        write_safetensors(tmp_path / component / "diffusion_pytorch_model.safetensors", weights)
+    index = {"transformer": ["diffusers", "T"], "vae": ["diffusers", "V"], "text": ["transformers", "E"]}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(aq.FileError, match="names component text, which is not there"):
+        aq.Source.open(tmp_path)
+    source = aq.Source.open(tmp_path, without=["text"])
+    assert [tensor.name for tensor in source] == ["transformer.w.weight", "vae.w.weight"]
+    less = aq.Source.open(tmp_path, without=("vae", "text"))
+    assert [tensor.name for tensor in less] == ["transformer.w.weight"]
+    with pytest.raises(aq.ConfigError, match="'unet' is no component of .* transformer, vae, text$"):
+        aq.Source.open(tmp_path, without=["unet"])
+    with pytest.raises(aq.ConfigError, match="is no pipeline"):
+        aq.Source.open(tmp_path / "vae", without=["vae"])
+    with pytest.raises(TypeError, match="a sequence of names"):
+        aq.Source.open(tmp_path, without="vae")
+
+    packed = tmp_path / "out.parquet"
+    flags = ["--without", "text", "--without", "vae"]
+    module("quantize", tmp_path, packed, "--quiet", *flags)
+    with aq.open(packed) as model:
+        assert list(model) == ["transformer.w.weight"]
+    assert "1 tensors verified" in module("verify", packed, "--against", tmp_path, *flags).stdout
+    assert "transformer.w.weight" in module("plan", tmp_path, *flags).stdout

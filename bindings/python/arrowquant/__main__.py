@@ -22,6 +22,7 @@ from typing import Any, Iterator, Sequence
 
 import arrowquant
 from arrowquant import Config, ConfigError, Error, Plan, Source
+from arrowquant._run import NOTICE
 
 # Flag and key of every setting.
 SETTINGS = {
@@ -108,10 +109,19 @@ def _parser() -> argparse.ArgumentParser:
     def add_threads(to: argparse.ArgumentParser) -> None:
         to.add_argument("--threads", type=_number_of_threads, default=0, help="0 is all")
 
+    def add_without(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--without", metavar="COMPONENT", action="append", default=[],
+            help="leave a component out of a pipeline; may be given several times",
+        )
+
     quantize = command("quantize", "quantize safetensors, a diffusers folder, GGUF or Parquet")
     quantize.add_argument("input")
     quantize.add_argument("output", help="the file to write, ending in .parquet, or a folder")
-    quantize.add_argument("--resume", action="store_true", help="go on with an interrupted folder")
+    add_without(quantize)
+    again = quantize.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="go on with a folder, as by default")
+    again.add_argument("--restart", action="store_true", help="make all parts of a folder anew")
     quantize.add_argument(
         "--part", type=_share, metavar="K/N", help="do the K-th of N shares into a folder"
     )
@@ -128,16 +138,19 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = command("plan", "show what each tensor would get, before any work")
     plan.add_argument("input")
+    add_without(plan)
     add_settings(plan)
     add_json(plan)
 
     analyze = command("analyze", "measure what each tensor would lose by each format, on a sample")
     analyze.add_argument("input")
+    add_without(analyze)
     add_settings(analyze)
     add_json(analyze)
 
     evolve = command("evolve", "search for the plan that is worth most, within a budget")
     evolve.add_argument("input")
+    add_without(evolve)
     evolve.add_argument("output", help="the plan to write, which `quantize --plan` takes")
     add_settings(evolve)
     evolve.add_argument(
@@ -162,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", "check a quantized file's checksums, and its error")
     verify.add_argument("file")
     verify.add_argument("--against", metavar="ORIGINAL", help="the model it was made from")
+    add_without(verify)
     verify.add_argument(
         "--min-cosine", type=_cosine, metavar="X", help="fail tensors whose cosine is below this"
     )
@@ -224,6 +238,8 @@ def _table(rows: Sequence[Sequence[str]]) -> None:
 def _log(level: int, message: str) -> None:
     if level >= logging.WARNING:
         print(f"warning: {_printable(message)}", file=sys.stderr)
+    elif level == NOTICE:
+        print(_printable(message), file=sys.stderr)
 
 
 def _quantize(args: argparse.Namespace) -> int:
@@ -235,22 +251,33 @@ def _quantize(args: argparse.Namespace) -> int:
         if clash:
             raise ConfigError(f"--plan cannot be used with {', '.join(clash)}")
     config = _config(args)
-    source = Source.open(args.input)
+    source = Source.open(args.input, without=args.without)
     if args.plan is None:
         plan = _create(source, config, args.quiet)
     else:
         plan = Plan.from_json(Path(args.plan).read_text(encoding="utf-8"))
     # Before the work, so that hours are not lost to a mistyped name.
     _check_reports(args)
-    report = plan.run(
-        source,
-        args.output,
-        progress=not args.quiet and sys.stderr.isatty(),
-        log=None if args.quiet else _log,
-        threads=int(config["num_threads"]),
-        resume=args.resume,
-        part=args.part,
-    )
+    try:
+        report = plan.run(
+            source,
+            args.output,
+            progress=not args.quiet and sys.stderr.isatty(),
+            log=None if args.quiet else _log,
+            threads=int(config["num_threads"]),
+            resume=args.resume,
+            restart=args.restart,
+            part=args.part,
+        )
+    except KeyboardInterrupt:
+        # Callbacks hear nothing more.
+        if not args.output.endswith(".parquet") and not args.quiet:
+            count = len(list(Path(args.output).glob("part-*.parquet")))
+            are = "part is" if count == 1 else "parts are"
+            there = f"{count} {are} there: the same run goes on with them"
+            nothing = "no part was whole yet: the next run begins anew"
+            print(there if count else nothing, file=sys.stderr)
+        raise
     for path in map(Path, args.report):
         if path.suffix.lower() in (".html", ".htm"):
             text = report.to_html()
@@ -295,7 +322,7 @@ def _create(source: Source, config: Config, quiet: bool) -> Plan:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    source = Source.open(args.input)
+    source = Source.open(args.input, without=args.without)
     plan = _create(source, _config(args), False)
     for warning in plan.warnings:
         _log(logging.WARNING, warning)
@@ -323,7 +350,8 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _analyze(args: argparse.Namespace) -> int:
     config = _config(args)
-    found = arrowquant.analyze(args.input, config=config, progress=sys.stderr.isatty())
+    source = Source.open(args.input, without=args.without)
+    found = arrowquant.analyze(source, config=config, progress=sys.stderr.isatty())
     if args.json:
         _json(found.to_dict())
         return 0
@@ -379,7 +407,7 @@ def _evolve(args: argparse.Namespace) -> int:
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"there is no folder {output.parent}")
     found = arrowquant.evolve(
-        args.input,
+        Source.open(args.input, without=args.without),
         None if args.fitness is None else lambda plan: _worth(args.fitness, plan),
         population=args.population,
         generations=args.generations,
@@ -508,9 +536,12 @@ def _inspection(model: arrowquant.Model, file_bytes: int) -> dict[str, Any]:
 def _verify(args: argparse.Namespace) -> int:
     if args.min_cosine is not None and args.against is None:
         raise ConfigError("--min-cosine needs --against")
+    if args.without and args.against is None:
+        raise ConfigError("--without needs --against")
+    original = args.against and Source.open(args.against, without=args.without)
     with arrowquant.open(args.file) as model:
         found = model.verify(
-            args.against,
+            original,
             args.min_cosine,
             threads=args.threads,
             progress=sys.stderr.isatty(),

@@ -223,6 +223,14 @@ class aq_progress(Sized):
     _fields_ = [("struct_size", c_uint32), ("done", c_uint64), ("total", c_uint64)]
 
 
+class aq_open_options(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("without", POINTER(c_char_p)),
+        ("n_without", c_size_t),
+    ]
+
+
 aq_progress_fn = CFUNCTYPE(c_bool, c_void_p, POINTER(aq_progress))
 aq_log_fn = CFUNCTYPE(c_bool, c_void_p, c_int32, c_char_p)
 
@@ -238,6 +246,7 @@ class aq_run_options(Sized):
         ("part", c_uint32),
         ("parts", c_uint32),
         ("part_bytes", c_uint64),
+        ("restart", c_uint32),
     ]
 
 
@@ -405,6 +414,7 @@ FALLIBLE: dict[str, list[Any]] = {
     + [c_size_t] * 2,
     "aq_calibration_layer": [_HANDLE, c_size_t, POINTER(aq_layer_info)],
     "aq_source_open": [c_char_p, _OUT],
+    "aq_source_open_with": [c_char_p, POINTER(aq_open_options), _OUT],
     "aq_source_new": [_OUT],
     "aq_source_add_tensor": [_HANDLE, c_char_p, c_int32, _SIZE, c_size_t, c_void_p, c_size_t],
     "aq_source_from_arrow": [c_void_p, _OUT],

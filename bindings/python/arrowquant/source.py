@@ -14,6 +14,7 @@ from ._library import (
     DTYPES,
     Handle,
     Owner,
+    aq_open_options,
     aq_tensor_info,
     call,
     code_of,
@@ -77,7 +78,7 @@ class Source(Owner):
         return source
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Source:
+    def open(cls, path: str | os.PathLike[str], *, without: Sequence[str] = ()) -> Source:
         """Opens what weights come in. Reads headers only.
 
         - A safetensors file, or a folder of shards with their index.
@@ -86,9 +87,19 @@ class Source(Owner):
         - A GGUF file of f32, f16, bf16 and Q8_0 tensors; the latter are f32 here.
         - A Parquet file: a table as `from_arrow` takes it, with binary `data`, or a file of ours
           whose tensors were all kept.
+
+        `without` names components of a pipeline to leave out, which may be missing.
         """
         name = encode_path(path, "path")
-        return cls._around(make(lib.aq_source_free, lib.aq_source_open, name))
+        if isinstance(without, str):
+            raise TypeError("without must be a sequence of names, not a str")
+        names = [encode(component, "without") for component in without]
+        options = aq_open_options()
+        options.without = (ctypes.c_char_p * len(names))(*names)
+        options.n_without = len(names)
+        return cls._around(
+            make(lib.aq_source_free, lib.aq_source_open_with, name, ctypes.byref(options))
+        )
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> Source:

@@ -1,8 +1,10 @@
 //! Commands and flags.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use arrowquant::error::Error;
 use arrowquant::run::Share;
+use arrowquant::source::{self, OpenOptions, Source};
 use bytesize::ByteSize;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -24,6 +26,8 @@ pub enum Command {
         /// (f32, f16, bf16, Q8_0), or a Parquet file of unquantized tensors
         input: PathBuf,
         #[command(flatten)]
+        without: Without,
+        #[command(flatten)]
         plan: PlanArgs,
         /// As JSON, which `quantize --plan` takes
         #[arg(long)]
@@ -33,6 +37,8 @@ pub enum Command {
     Analyze {
         /// What `plan` takes
         input: PathBuf,
+        #[command(flatten)]
+        without: Without,
         #[command(flatten)]
         plan: PlanArgs,
         /// Draw it
@@ -52,6 +58,8 @@ pub enum Command {
         input: PathBuf,
         /// The safetensors file to write
         output: PathBuf,
+        #[command(flatten)]
+        without: Without,
         /// What the inputs of its layers are like. The model that is written needs one of its own
         #[arg(long, value_name = "FILE")]
         calibration: PathBuf,
@@ -84,6 +92,9 @@ pub enum Command {
         /// The model it was made from
         #[arg(long, value_name = "ORIGINAL")]
         against: Option<PathBuf>,
+        /// Leave a component out of an ORIGINAL that is a pipeline; may be given several times
+        #[arg(long, value_name = "COMPONENT", requires = "against")]
+        without: Vec<String>,
         /// Fail tensors whose measured cosine is below this
         #[arg(long, value_name = "X", requires = "against", value_parser = cosine)]
         min_cosine: Option<f64>,
@@ -136,14 +147,19 @@ pub struct Quantize {
     /// The file to write, ending in .parquet; or a folder of parts with a manifest
     pub output: PathBuf,
     #[command(flatten)]
+    pub without: Without,
+    #[command(flatten)]
     pub plan_args: PlanArgs,
-    /// Go on where an interrupted run into the same folder ended
+    /// Go on with the parts that an earlier run left in the folder, which is the default
     #[arg(long)]
     pub resume: bool,
+    /// Make all parts of the folder anew, and remove those of an earlier run before, whatever it was of
+    #[arg(long, conflicts_with = "resume")]
+    pub restart: bool,
     /// Do the K-th of N shares of the work into a folder, for `merge`
     #[arg(long, value_name = "K/N")]
     pub part: Option<Share>,
-    /// Bytes of planes after which a part of a folder ends [default: 512MiB]
+    /// Bytes of planes after which a part of a folder ends [default: 128MiB]
     #[arg(long, value_name = "SIZE")]
     pub part_size: Option<ByteSize>,
     /// Do this plan, which `plan --json` printed, as it is; settings do not change it
@@ -169,6 +185,8 @@ pub struct EvolveArgs {
     /// The plan to write, which `quantize --plan` takes
     pub output: PathBuf,
     #[command(flatten)]
+    pub without: Without,
+    #[command(flatten)]
     pub plan: PlanArgs,
     /// What a plan is worth: the last number that this prints, run by the shell with {} standing for
     /// the plan's file; the more the better [default: less the errors of tensors]
@@ -192,6 +210,33 @@ pub struct EvolveArgs {
     /// What the generations came to, as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Components of a pipeline.
+#[derive(clap::Args)]
+pub struct Without {
+    /// Leave a component out of a pipeline, which may then be missing; may be given several times
+    #[arg(long = "without", value_name = "COMPONENT")]
+    components: Vec<String>,
+}
+
+impl Without {
+    /// Opens an input without them.
+    pub fn open(&self, input: &Path) -> Result<Box<dyn Source>, Error> {
+        open_without(input, &self.components)
+    }
+}
+
+/// Opens an input, but for some components of a pipeline.
+pub fn open_without(input: &Path, components: &[String]) -> Result<Box<dyn Source>, Error> {
+    let without = components.to_vec();
+    source::open_with(input, &OpenOptions { without }).map_err(|error| match error {
+        Error::Config { key, reason } if key == "without" => Error::Config {
+            key: "--without".to_owned(),
+            reason,
+        },
+        other => other,
+    })
 }
 
 #[derive(clap::Args)]

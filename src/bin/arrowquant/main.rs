@@ -59,9 +59,14 @@ fn execute(args: Args) -> Result<bool> {
     run::check_environment()?;
     match args.command {
         Command::Quantize(quantize) => quantize_command(&quantize),
-        Command::Plan { input, plan, json } => {
+        Command::Plan {
+            input,
+            without,
+            plan,
+            json,
+        } => {
             let config = plan.config()?;
-            let source = source::open(&input)?;
+            let source = without.open(&input)?;
             let plan = make_plan(&input, source.as_ref(), &config, false)?;
             warn(&plan);
             print(&match json {
@@ -72,12 +77,13 @@ fn execute(args: Args) -> Result<bool> {
         }
         Command::Analyze {
             input,
+            without,
             plan,
             chart,
             json,
         } => {
             let config = plan.config()?;
-            let source = source::open(&input)?;
+            let source = without.open(&input)?;
             let doing = format!("analyzing {}", input.display());
             let analysis = with_bar(&doing, config.threads(), false, |options| {
                 run::analyze(source.as_ref(), &config, options)
@@ -96,6 +102,7 @@ fn execute(args: Args) -> Result<bool> {
         Command::Fold {
             input,
             output,
+            without,
             calibration,
             alpha,
             dtype,
@@ -104,10 +111,11 @@ fn execute(args: Args) -> Result<bool> {
         } => {
             let float = float(dtype)?;
             let calibration = Calibration::load(&calibration, Some(HELD_HESSIANS))?;
+            let source = without.open(&input)?;
             let doing = format!("folding {}", input.display());
             let report = with_bar(&doing, threads, false, |options| {
-                run::fold_file(
-                    &input,
+                run::fold(
+                    source.as_ref(),
                     &calibration,
                     &output,
                     Fold { alpha, float },
@@ -136,12 +144,14 @@ fn execute(args: Args) -> Result<bool> {
         Command::Verify {
             file,
             against,
+            without,
             min_cosine,
             threads,
             json,
         } => {
             let model = open_model(&file)?;
-            let original = against.as_deref().map(source::open).transpose()?;
+            let open = |path| args::open_without(path, &without);
+            let original = against.as_deref().map(open).transpose()?;
             let original = original.as_deref();
             let doing = format!("verifying {}", file.display());
             let verification = with_bar(&doing, threads, false, |options| {
@@ -191,7 +201,7 @@ fn float(dtype: Option<String>) -> Result<Option<Float>> {
 
 fn quantize_command(args: &args::Quantize) -> Result<bool> {
     let config = args.plan_args.config()?;
-    let source = source::open(&args.input)?;
+    let source = args.without.open(&args.input)?;
     let plan = match &args.plan {
         None => make_plan(&args.input, source.as_ref(), &config, args.quiet)?,
         Some(path) => {
@@ -212,16 +222,13 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
     let doing = format!("quantizing {}", args.input.display());
     let report = with_bar(&doing, config.threads(), args.quiet, |mut options| {
         options.resume = args.resume;
+        options.restart = args.restart;
         options.share = args.part;
         if let Some(size) = args.part_size {
             options.part_bytes = usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
         }
         run::quantize(source.as_ref(), &plan, &args.output, options)
-    });
-    if matches!(report, Err(Error::Cancelled)) && args.output.is_dir() {
-        complain("--resume goes on with the parts that are there");
-    }
-    let report = report?;
+    })?;
     report::write(report_files, &report)?;
     if !args.quiet {
         print(&show::report(&report))?;
@@ -327,8 +334,14 @@ fn with_bar<R>(
         !stop::asked()
     };
     let mut log = |level: Level, message: &str| {
-        if level == Level::Warning && !quiet {
-            bar.suspend(|| complain(&format!("warning: {}", show::printable(message))));
+        let kind = match level {
+            _ if quiet => None,
+            Level::Info => None,
+            Level::Warning => Some("warning: "),
+            Level::Notice => Some(""),
+        };
+        if let Some(kind) = kind {
+            bar.suspend(|| complain(&format!("{kind}{}", show::printable(message))));
         }
         true
     };

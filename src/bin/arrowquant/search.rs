@@ -7,7 +7,6 @@ use arrowquant::error::{Error, Result};
 use arrowquant::plan::{Generation, Plan};
 use arrowquant::run::{self, Fitness, Search};
 use arrowquant::sink::StagedFile;
-use arrowquant::source;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::args::EvolveArgs;
@@ -16,7 +15,7 @@ use super::{print, show, stop, warn, with_bar};
 
 pub fn evolve(args: &EvolveArgs) -> Result<bool> {
     let config = args.plan.config()?;
-    let source = source::open(&args.input)?;
+    let source = args.without.open(&args.input)?;
     run::check_not_input(source.as_ref(), &args.output)?;
     let others = [&args.checkpoint, &args.chart].map(Option::as_ref);
     if others
