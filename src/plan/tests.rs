@@ -110,7 +110,7 @@ fn bits_for_a_dtype_that_cannot_be_quantized_are_an_error() {
         .unwrap_err()
         .to_string();
     let expected = "m.safetensors: tensor 'position_ids': rule position*=bits:8 gives it bits, \
-                    but it is i64: only f32, f16, bf16 and f8 (e4m3, e5m2) can be quantized";
+                    but it is i64: only f64, f32, f16, bf16 and f8 (e4m3, e5m2) can be quantized";
     assert_eq!(message, expected);
 }
 

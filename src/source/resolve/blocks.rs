@@ -137,7 +137,7 @@ impl Fit {
             let said = place.map(|place| said[place]);
             let said = said.filter(|&size| size > 0 && dim.div_ceil(size) == count);
             sizes.push(match (said, *size) {
-                (Some(said), _) => said,
+                (Some(said), _) => said.min(dim),
                 (_, Size::Certain(size)) => size,
                 (_, Size::Either(power, exact)) => {
                     match (known.contains(&power), known.contains(&exact)) {
@@ -228,7 +228,7 @@ mod tests {
             (&[6, 8], &[1, 8], &[6, 1]),
             (&[6, 8], &[6, 8], &[1, 1]),
             (&[512, 640], &[4, 5], &[128, 128]),
-            (&[300, 130], &[5, 3], &[64, 64]),
+            (&[303, 130], &[5, 3], &[64, 64]),
             (&[576, 7168], &[5, 56], &[128, 128]),
             // One of these alone would leave the choice.
             (&[64, 96], &[64, 3], &[1, 32]),
