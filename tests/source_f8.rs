@@ -147,3 +147,47 @@ fn progress_counts_bytes_of_the_file() {
     assert!(seen.contains(&(3500, 7000)), "{seen:?}");
     assert_eq!(seen.last(), Some(&(7000, 7000)));
 }
+
+#[test]
+fn weights_with_scales_are_the_same_in_any_parts() {
+    let (rows, cols) = (37, 70);
+    let codes = codes(rows * cols);
+    // Blocks of 16 x 32, of which the last ones are short.
+    let scales: Vec<f32> = (0..3 * 3).map(|i| 0.3 + 1.7 * i as f32).collect();
+    let scale_bytes: Vec<u8> = scales
+        .iter()
+        .flat_map(|scale| scale.to_le_bytes())
+        .collect();
+    let mut memory = source::MemorySource::new();
+    let add =
+        |memory: &mut source::MemorySource<'static>, name: &str, dtype, dims: &[usize], values| {
+            memory.add(name, dtype, dims, values).unwrap();
+        };
+    add(
+        &mut memory,
+        "a.weight",
+        Dtype::F8E4M3,
+        &[rows, cols],
+        codes.clone(),
+    );
+    add(
+        &mut memory,
+        "a.weight_scale",
+        Dtype::F32,
+        &[3, 3],
+        scale_bytes,
+    );
+    let source = source::resolve(Box::new(memory));
+    assert_eq!(source.tensors().len(), 1);
+    let expected = (0..rows * cols).flat_map(|i| {
+        let scale = scales[i / cols / 16 * 3 + i % cols / 32];
+        half::bf16::from_f32(e4m3(codes[i]) * scale).to_le_bytes()
+    });
+    assert_eq!(values_of(source.as_ref(), 0), expected.collect::<Vec<u8>>());
+    let bytes = 2 * rows * cols;
+    check_parts(
+        source.as_ref(),
+        0,
+        &[0, 1, 2, 63, 64, 65, 139, 140, 141, 2239, bytes - 1, bytes],
+    );
+}
