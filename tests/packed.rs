@@ -292,6 +292,23 @@ proptest! {
         }
     }
 
+    /// What lies beside weights of another shard is known by its name.
+    #[test]
+    fn companions_without_their_weights_are_refused_or_kept(
+        leaf in prop::sample::select(vec![
+            "SCB", "qzeros", "wscales", "absmax", "weight_zero_point", "weight_scale_2",
+            "weight_global_scale", "weight_scale", "weight_scale_inv", "scale_weight",
+        ]),
+        float in prop::sample::select(vec![F16, BF16, F32]),
+    ) {
+        let mut source = MemorySource::new();
+        add(&mut source, &format!("layers.0.attn.{leaf}"), float, &[16, 32]);
+        add(&mut source, "layers.1.attn.weight", float, &[16, 32]);
+        prop_assert!(plan(source.clone(), &[]).is_err());
+        let kept = plan(source, &[("packed", "keep")]).unwrap();
+        prop_assert_eq!(quantized(&kept), ["layers.1.attn.weight"]);
+    }
+
     /// Models with integers and scales of their own are no packed ones.
     #[test]
     fn buffers_and_layer_scales_are_nobodys_packed_weights(

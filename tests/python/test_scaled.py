@@ -269,6 +269,7 @@ def test_arrays_in_memory_are_resolved_too(tmp_path):
             ["a.weight", "a.weight_scale"],
         ),
         ({"a.weight_scale": np.ones((96, 8), "u1")}, ["a.weight", "a.weight_scale"]),
+        ({"a.weight_scale_2": np.array(1, "f4")}, ["a.weight", "a.weight_scale_2"]),
         # Inputs are multiplied, too.
         (
             {"a.weight_scale": np.array(1, "f4"), "a.pre_quant_scale": np.ones(80, "f4")},

@@ -46,8 +46,13 @@ pub(super) fn meaning(names: &Names<'_>, said: &Said, weight: usize) -> Option<M
     let scales = names.beside(&info.name, SCALES);
     let scale = match scales[..] {
         [scale] => scale,
+        [] if !more.is_empty() => {
+            let reason = format!("it is f8, with '{}' beside it and no scale", name(more[0]));
+            let all = [weight].into_iter().chain(more);
+            return Some(Meaning::Uncertain(all.collect(), reason));
+        }
         [] => {
-            let matrix = info.shape.dims().len() >= 2 && more.is_empty() && leaf == "weight";
+            let matrix = info.shape.dims().len() >= 2 && leaf == "weight";
             return Some(match said.says(&info.name) {
                 Some(method) if matrix => {
                     let reason = format!(

@@ -39,7 +39,9 @@ impl Findings {
         let plain = found.find_f8(&names, &said);
         let taken = found.scaled.iter().flat_map(|s| [s.weight, s.scale]);
         let taken: HashSet<usize> = taken.chain(found.left_out.iter().copied()).collect();
-        found.packed.extend(packed::find(&names, &said, &taken));
+        for (tensor, scheme) in packed::find(&names, &said, &taken) {
+            found.packed.entry(tensor).or_insert(scheme);
+        }
         for (tensors, reason) in packed::stray_scales(&names, &taken, &found.packed) {
             found.refuse(&tensors, reason);
         }

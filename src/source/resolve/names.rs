@@ -191,6 +191,31 @@ pub(super) fn is_companion_name(leaf: &str) -> bool {
     names.contains(&leaf) || ends.iter().any(|end| leaf.ends_with(end))
 }
 
+/// Whether nothing but what lies beside packed weights is called so.
+pub(super) fn is_sure_companion_name(leaf: &str) -> bool {
+    let names = [
+        "SCB",
+        "qzeros",
+        "g_idx",
+        "absmax",
+        "nested_absmax",
+        "quant_map",
+        "nested_quant_map",
+        "wscales",
+        "wzeros",
+        "wtscale",
+        "wcscales",
+        "smooth_orig",
+        "smooth_factor_orig",
+        "weight_zero_point",
+        "weight_global_scale",
+        "weight_scale_2",
+        "_weight_scale",
+        "_weight_zero_point",
+    ];
+    names.contains(&leaf)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::f8::is_f8;
 use super::names::{
-    MARKER, Names, SURE_SCALES, is_companion_name, is_packed_name, join, may_be_packed, split,
+    MARKER, Names, SURE_SCALES, is_companion_name, is_packed_name, is_sure_companion_name, join,
+    may_be_packed, split,
 };
 use super::said::Said;
 use crate::tensor::{Dtype, TensorInfo};
@@ -48,11 +49,20 @@ pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Pa
         let weight = |(_, tensor): &(usize, &TensorInfo)| {
             split(&tensor.name).1 == "weight" && tensor.dtype.float().is_some()
         };
-        if schemes.contains_key(module) || members.iter().any(weight) {
+        if schemes.contains_key(module) {
             continue;
         }
+        let has_weight = members.iter().any(weight);
         for (i, tensor) in members {
             let leaf = split(&tensor.name).1;
+            if is_sure_companion_name(leaf) {
+                let scheme = said.method(&tensor.name).or(any.as_deref());
+                let scheme = scheme.unwrap_or("its weights are not here");
+                packed.insert(*i, scheme.to_owned());
+            }
+            if has_weight {
+                continue;
+            }
             let scheme = said.method(&tensor.name).or(any.as_deref());
             if let Some(scheme) = scheme
                 && is_companion_name(leaf)
