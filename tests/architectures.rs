@@ -90,7 +90,7 @@ const KEPT: &[(&str, &str)] = &[
 const WAN: &str = r"^((blocks\.\d+\.)?scale_shift_table|(patch_embedding|condition_embedder\..*|proj_out)\.weight)$";
 const WAN_ORIGINAL: &str = r"^((blocks\.\d+|head)\.modulation|(patch_embedding|t[a-z]+_embedding\.\d|time_projection\.1|img_emb\.proj\.\d|head\.head)\.weight)$";
 
-/// Of which Z-Image has 11.6% in its refiners: blocks as others, but kept by other quantizers.
+/// Families that keep whole blocks: Z-Image has 11.6% of its weights in refiners, which other quantizers keep.
 const REFINERS: &str = r"^(noise|context)_refiner\.";
 
 /// What all models keep is not of a family's list.

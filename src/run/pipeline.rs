@@ -102,7 +102,7 @@ pub(super) fn uniform_plan(source: &dyn Source, config: &Config) -> Result<Plan>
 /// and none are packed, or that is known.
 ///
 /// # Errors
-/// They are not; [`source::resolve`] makes them.
+/// The tensors are not; [`source::resolve`] makes them so.
 fn check_resolved(source: &dyn Source) -> Result<()> {
     match source::needs_resolving(source) {
         false => Ok(()),

@@ -270,6 +270,15 @@ def test_arrays_in_memory_are_resolved_too(tmp_path):
         ),
         ({"a.weight_scale": np.ones((96, 8), "u1")}, ["a.weight", "a.weight_scale"]),
         ({"a.weight_scale_2": np.array(1, "f4")}, ["a.weight", "a.weight_scale_2"]),
+        # Names that nobody knows.
+        ({"a.weight_scales": np.ones((96, 1), "f4")}, ["a.weight", "a.weight_scales"]),
+        ({"a.scales": np.ones((96, 1), "f4")}, ["a.weight", "a.scales"]),
+        ({"a.weight.scale": np.ones((96, 1), "f4")}, ["a.weight", "a.weight.scale"]),
+        ({"a.Weight_Scale": np.array(1, "f4")}, ["a.weight", "a.Weight_Scale"]),
+        (
+            {"a.weight_scale": np.array(1, "f4"), "a.dequant_scale": np.array(1, "f4")},
+            ["a.weight", "a.dequant_scale"],
+        ),
         # Inputs are multiplied, too.
         (
             {"a.weight_scale": np.array(1, "f4"), "a.pre_quant_scale": np.ones(80, "f4")},
@@ -296,6 +305,19 @@ def test_uncertain_scales_are_errors_that_name_both(tmp_path, extra, names):
             if "scale" in name:
                 (tile,) = model[name].tiles
                 assert tile.recipe is None and bytes(tile.codes) == array.tobytes()
+
+
+def test_experts_that_are_stacked_have_scales(tmp_path):
+    _, values, scales = blocked(1, (3, 96, 160), (1, 64, 64))
+    tensors = {"e.gate_up_proj": values, "e.gate_up_proj_scale_inv": scales}
+    other = {"e.down_proj": values, "e.down_proj_scale": np.full((3, 1, 1), 0.25, "f4")}
+    path = save(tmp_path / "m.safetensors", tensors | other)
+    with quantized(path, tmp_path, keep=["*"]) as model:
+        assert sorted(model) == ["e.down_proj", "e.gate_up_proj"]
+        true = exact(values, expand(scales, (3, 96, 160), (1, 64, 64)))
+        np.testing.assert_array_equal(model["e.gate_up_proj"].dequantize().ravel(), true.ravel())
+        true = exact(values, np.float32(0.25))
+        np.testing.assert_array_equal(model["e.down_proj"].dequantize().ravel(), true.ravel())
 
 
 def test_scales_that_files_promise_must_be_there(tmp_path):

@@ -66,7 +66,7 @@ impl Fit {
     /// rows are divided into groups of one size.
     ///
     /// # Errors
-    /// They do not fit, in words.
+    /// The shapes do not fit, in words.
     pub(super) fn new(weights: &[usize], scales: &[usize]) -> Result<Self, String> {
         let refuse = || format!("scales of shape {scales:?} do not fit weights of {weights:?}");
         let dims = match weights {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::blocks::{Blocks, Fit};
-use super::names::{MARKER, MORE, Names, SCALES, is_input_name, split};
+use super::names::{INPUTS, MARKER, MORE, Names, SCALES, is_input_name, split};
 use super::said::Said;
 use super::scaled::is_scale;
 use crate::tensor::{Dtype, TensorInfo};
@@ -44,6 +44,25 @@ pub(super) fn meaning(names: &Names<'_>, said: &Said, weight: usize) -> Option<M
     let name = |tensor: usize| &names.tensors[tensor].name;
     let more = names.beside(&info.name, MORE);
     let scales = names.beside(&info.name, SCALES);
+    let known = [
+        scales.clone(),
+        more.clone(),
+        names.beside(&info.name, INPUTS),
+    ]
+    .concat();
+    let mut unknown = names.scales_beside(&info.name);
+    unknown.retain(|tensor| !known.contains(tensor));
+    if let Some(&first) = unknown.first() {
+        let reason = format!(
+            "it is f8, with '{}' beside it, of no known meaning",
+            name(first)
+        );
+        let all = [weight].into_iter().chain(scales).chain(unknown);
+        return Some(match said.method(&info.name) {
+            Some(method) => Meaning::Packed(method.to_owned(), all.collect()),
+            None => Meaning::Uncertain(all.collect(), reason),
+        });
+    }
     let scale = match scales[..] {
         [scale] => scale,
         [] if !more.is_empty() => {

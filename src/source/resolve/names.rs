@@ -8,6 +8,8 @@ use crate::tensor::{Dtype, TensorInfo};
 pub(super) struct Names<'a> {
     pub(super) tensors: &'a [TensorInfo],
     index: HashMap<&'a str, usize>,
+    /// The tensors of each module.
+    modules: HashMap<&'a str, Vec<usize>>,
 }
 
 /// The module of a tensor and the tensor's own name.
@@ -26,10 +28,37 @@ pub(super) fn join(module: &str, leaf: &str) -> String {
 impl<'a> Names<'a> {
     pub(super) fn new(tensors: &'a [TensorInfo]) -> Self {
         let names = tensors.iter().map(|tensor| tensor.name.as_str());
-        Self {
+        let mut names = Self {
             tensors,
             index: names.zip(0..).collect(),
+            modules: HashMap::new(),
+        };
+        let mut modules: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (i, tensor) in tensors.iter().enumerate() {
+            let module = modules.entry(names.module_of(&tensor.name));
+            module.or_default().push(i);
         }
+        names.modules = modules;
+        names
+    }
+
+    /// The tensors in the module of `weight` that are called as scales are, whatever they are.
+    pub(super) fn scales_beside(&self, weight: &str) -> Vec<usize> {
+        let own = split(weight).1;
+        let members = self.modules.get(self.module_of(weight));
+        let is_scale = |&&i: &&usize| {
+            let name = &self.tensors[i].name;
+            let leaf = split(name).1;
+            let like_scale = leaf.to_ascii_lowercase().contains("scal") || is_companion_name(leaf);
+            let of_weight = own == "weight" || leaf.starts_with(own);
+            name != weight && like_scale && of_weight && !OTHER_SCALES.contains(&leaf)
+        };
+        members
+            .into_iter()
+            .flatten()
+            .filter(is_scale)
+            .copied()
+            .collect()
     }
 
     pub(super) fn get(&self, name: &str) -> Option<usize> {
@@ -47,7 +76,14 @@ impl<'a> Names<'a> {
             None => Some(format!("{weight}_{leaf}")),
         };
         let names = leaves.iter().filter_map(name);
-        names.filter_map(|name| self.get(&name)).collect()
+        let mut found = Vec::new();
+        for tensor in names.filter_map(|name| self.get(&name)) {
+            // Of a weight that is not called `weight`, two of these may have one name.
+            if !found.contains(&tensor) {
+                found.push(tensor);
+            }
+        }
+        found
     }
 
     /// The module that a tensor is a part of: `a.b` for `a.b.qweight`, for `a.b.weight.absmax`,
@@ -68,7 +104,7 @@ impl<'a> Names<'a> {
 /// `a.weight_scale` and the like. All are multiplied by, those called inverse, too.
 pub(super) const SCALES: &[&str] = &["scale_weight", "weight_scale", "weight_scale_inv", "scale"];
 
-/// Those of [`SCALES`] that nothing but a weight's scale is called.
+/// The names in [`SCALES`] that nothing but a weight's scale has.
 pub(super) const SURE_SCALES: &[&str] = &["scale_weight", "weight_scale", "weight_scale_inv"];
 
 /// What lies beside f8 weights and says how activations are made f8, or what the format is.
@@ -83,6 +119,9 @@ pub(super) const INPUTS: &[&str] = &[
     "act_scale",
     COMFY_QUANT,
 ];
+
+/// Scales of what a layer computes, which say nothing of its weights.
+const OTHER_SCALES: &[&str] = &["output_scale", "q_scale", "k_scale", "v_scale", "kv_scale"];
 
 /// The format of a layer, as JSON text in bytes.
 pub(super) const COMFY_QUANT: &str = "comfy_quant";
