@@ -49,8 +49,8 @@
 
 #[cfg(any(feature = "std", feature = "firmware"))]
 pub mod capi;
-pub mod format;
-pub mod kernel;
+#[doc(inline)]
+pub use arrowquant_kernels::{format, kernel};
 
 #[cfg(feature = "std")]
 pub mod calibrate;

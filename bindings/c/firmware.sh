@@ -21,7 +21,7 @@ linked=$(mktemp)
 trap 'rm -f "$linked"' EXIT
 
 for target; do
-    cargo rustc --lib --no-default-features --features firmware --crate-type staticlib \
+    cargo rustc -p arrowquant --lib --no-default-features --features firmware --crate-type staticlib \
         --profile firmware --target "$target"
     library=${CARGO_TARGET_DIR:-target}/$target/firmware/libarrowquant.a
     echo "$library"

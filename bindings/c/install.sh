@@ -89,7 +89,7 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 
 # The crate types are named, as cargo leaves link-time optimization out where an rlib is asked for.
 build() {
-    set -- --locked --lib --profile "$profile" --no-default-features --features capi
+    set -- --locked -p arrowquant --lib --profile "$profile" --no-default-features --features capi
     if [ -n "$target" ]; then
         set -- "$@" --target "$target"
         linker=CARGO_TARGET_$(echo "$target" | tr 'a-z.-' 'A-Z__')_LINKER

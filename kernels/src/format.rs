@@ -570,7 +570,7 @@ pub fn rows_per_piece(cols: usize) -> usize {
 /// If `packed` is not `format.row_bytes(codes.len())` long.
 ///
 /// ```
-/// use arrowquant::format::{Format, pack};
+/// use arrowquant_kernels::format::{Format, pack};
 ///
 /// let mut packed = [0; 2];
 /// pack(Format::Int4, &[1, 2, 15], &mut packed);
