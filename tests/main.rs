@@ -31,6 +31,7 @@ mod packaging;
 mod packed;
 mod paths;
 mod python;
+mod reference;
 mod rooms;
 mod search;
 mod source_choice;

@@ -23,13 +23,13 @@ pub struct Analysis {
     pub source: SourceId,
     /// What the sample was drawn by.
     pub seed: u64,
-    /// Those that can be quantized, in the order of the source.
+    /// The tensors that can be quantized, in the order of the source.
     pub tensors: Vec<TensorAnalysis>,
     /// Wall time.
     pub seconds: f64,
 }
 
-/// The same of one tensor.
+/// What one tensor loses by each way to store it.
 #[derive(Debug, Clone, Serialize)]
 pub struct TensorAnalysis {
     /// Name in the model.
@@ -59,7 +59,7 @@ pub struct FormatAnalysis {
     pub scheme: Option<&'static str>,
     /// Bytes of its planes.
     pub bytes: usize,
-    /// The same per weight.
+    /// Bits of its planes per weight.
     pub bits_per_weight: f64,
     /// Cosine of the angle to the original.
     pub cosine: f64,

@@ -3,6 +3,7 @@
 //! of the layers that read them. In real arithmetic it computes what it did; and any runtime runs it.
 
 mod edits;
+mod usable;
 
 use std::ops::Range;
 use std::path::Path;
@@ -12,18 +13,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde::Serialize;
 
 use edits::{Edits, RowEdit};
+use usable::{nothing_to_fold, usable};
 
+use super::inputs::scales::{self, Largest};
 use super::options::{Options, check_not_input, check_safetensors};
 use super::pipeline::check_weights;
 use super::pool::{Pool, with_pool};
 use super::progress::Counter;
-use super::scales::{self, Largest};
 use crate::calibrate::Calibration;
 use crate::error::{Error, Result};
 use crate::format::{Float, rows_per_piece};
 use crate::kernel::KernelTable;
 use crate::model::choose_table;
-use crate::plan::{FoldSet, LAYOUTS, NotFolded, fold_sets};
+use crate::plan::{FoldSet, NotFolded, fold_sets};
 use crate::schema::STEP;
 use crate::sink::SafetensorsSink;
 use crate::source::{self, Source};
@@ -68,9 +70,9 @@ pub struct Folded {
     pub before: String,
     /// The weights that read them, and multiply them now.
     pub layers: Vec<String>,
-    /// Of the scales that inputs are divided by.
+    /// Smallest of the scales that inputs are divided by.
     pub smallest_scale: f32,
-    /// Of the same.
+    /// Largest of the scales that inputs are divided by.
     pub largest_scale: f32,
 }
 
@@ -173,72 +175,6 @@ pub fn fold(
     Ok(report)
 }
 
-/// A set and the largest magnitudes of its channels over all time, or why it is not to be folded.
-type Known = std::result::Result<(FoldSet, Vec<f64>), NotFolded>;
-
-fn usable(
-    set: FoldSet,
-    tensors: &[TensorInfo],
-    float: Option<Float>,
-    calibration: &Calibration,
-) -> Result<Known> {
-    let refuse = |before: String, reason: String| Ok(Err(NotFolded { before, reason }));
-    let changed = set.writers.iter().map(|writer| writer.tensor);
-    let mut changed = changed.chain(set.readers.iter().copied());
-    if let Some(tensor) = changed.find(|&i| float.is_none() && tensors[i].dtype.is_converted()) {
-        let TensorInfo { name, dtype, .. } = &tensors[tensor];
-        let reason =
-            format!("'{name}' is {dtype}, to which nothing is rounded: give a dtype to write");
-        return refuse(set.before, reason);
-    }
-    let mut largest = vec![0.0f64; set.channels];
-    let mut seen = false;
-    for &reader in &set.readers {
-        let name = &tensors[reader].name;
-        let Some(cols) = calibration.cols(name) else {
-            continue;
-        };
-        if cols != set.channels {
-            let reason = format!(
-                "not of this model: layer '{name}' has {cols} channels in it, and {} in the model",
-                set.channels
-            );
-            return Err(Error::config("calibration", reason));
-        }
-        seen = true;
-        for (largest, x) in largest
-            .iter_mut()
-            .zip(calibration.largest(name).unwrap_or_default())
-        {
-            *largest = largest.max(f64::from(x));
-        }
-    }
-    let layer = &tensors[set.readers[0]].name;
-    let reason = match seen {
-        false => format!("the calibration has not seen the inputs of '{layer}'"),
-        true if largest.iter().all(|&x| x == 0.0) => {
-            format!("the inputs of '{layer}' are 0 in the calibration, or it has no ranges of them")
-        }
-        true => return Ok(Ok((set, largest))),
-    };
-    refuse(set.before, reason)
-}
-
-/// Of `count` sets, one is told of.
-fn nothing_to_fold(source: &dyn Source, example: Option<&NotFolded>, count: usize) -> Error {
-    let reason = match example {
-        None => format!("has no blocks of the layouts that smoothing is folded in: {LAYOUTS}"),
-        Some(NotFolded { before, reason }) => {
-            let others = match count {
-                1 => String::new(),
-                _ => format!(" ({} others neither)", count - 1),
-            };
-            format!("nothing can be folded: not into '{before}': {reason}{others}")
-        }
-    };
-    Error::file(source.path(), reason)
-}
-
 /// What is written of a tensor.
 fn written(info: &TensorInfo, settings: Fold) -> TensorInfo {
     let own = info.dtype.float().and(settings.float);
@@ -282,7 +218,7 @@ enum Job {
 struct Work<'a> {
     source: &'a dyn Source,
     table: &'static KernelTable,
-    /// Of every tensor.
+    /// What is done to each tensor.
     edits: Vec<Edits>,
     budget: usize,
     done: &'a AtomicUsize,

@@ -9,7 +9,7 @@ use std::time::UNIX_EPOCH;
 use serde_json::json;
 use xxhash_rust::xxh3::Xxh3;
 
-use super::engine::Engine;
+use super::engine::{Engine, Ledger};
 use super::options::{Options, check_not_input};
 use super::part::{PartThere, open_part};
 use super::progress::{Level, say};
@@ -21,7 +21,7 @@ use crate::schema::{
     FORMAT_VERSION, Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo,
     part_name,
 };
-use crate::sink::{Destination, StagedFile, remove_stale};
+use crate::sink::{Destination, PARQUET, StagedFile, remove_stale};
 use crate::source::{self, FileState, Source};
 
 /// A folder that a run writes to.
@@ -104,43 +104,50 @@ pub(super) fn quantize(
         say(&mut options.log, Level::Notice, &message)?;
     }
     options.resume = there > 0;
-    let done = Engine::run(source, plan, entries.clone(), options.again(), |engine| {
-        if restart {
-            for path in folder.earlier(source, &mine)? {
-                std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+    let done = Engine::run(
+        source,
+        plan,
+        &PARQUET,
+        entries.clone(),
+        options.again(),
+        |engine| {
+            if restart {
+                for path in folder.earlier(source, &mine)? {
+                    std::fs::remove_file(&path).map_err(Error::io(&path, "remove"))?;
+                }
+                folder.claim(source)?;
             }
-            folder.claim(source)?;
-        }
-        let (mut sizes, mut resumed) = (Vec::with_capacity(mine.len()), 0);
-        for &index in &mine {
-            let part = &folder.parts[index];
-            let there = if restart { None } else { folder.read(index)? };
-            sizes.push(match there {
-                Some(there) => {
-                    resumed += 1;
-                    there.restore(engine, part.entries.clone());
-                    engine.skip(part.entries.clone())?;
-                    there.bytes
-                }
-                None => {
-                    let staged = StagedFile::create(&folder.part_path(index))?;
-                    let destination = Destination::File(staged);
-                    let info = |engine: &Engine<'_, '_>| Some(json!(folder.info(engine, index)));
-                    engine.write(part.entries.clone(), destination, info)?
-                }
+            let (mut sizes, mut resumed) = (Vec::with_capacity(mine.len()), 0);
+            for &index in &mine {
+                let part = &folder.parts[index];
+                let there = if restart { None } else { folder.read(index)? };
+                sizes.push(match there {
+                    Some(there) => {
+                        resumed += 1;
+                        there.restore(&mut engine.ledger, part.entries.clone());
+                        engine.skip(part.entries.clone())?;
+                        there.bytes
+                    }
+                    None => {
+                        let staged = StagedFile::create(&folder.part_path(index))?;
+                        let destination = Destination::File(staged);
+                        let info = |ledger: &Ledger<'_>| Some(json!(folder.info(ledger, index)));
+                        engine.write(part.entries.clone(), destination, info)?
+                    }
+                });
+            }
+            let mut report = engine.report(entries, output, sizes.iter().sum());
+            report.parts = Some(Parts {
+                count: mine.len(),
+                resumed,
             });
-        }
-        let mut report = engine.report(entries, output, sizes.iter().sum());
-        report.parts = Some(Parts {
-            count: mine.len(),
-            resumed,
-        });
-        // Those of other shares are for `merge`.
-        if share.count == 1 {
-            folder.finish(engine, &sizes)?;
-        }
-        Ok(report)
-    });
+            // Those of other shares are for `merge`.
+            if share.count == 1 {
+                folder.finish(engine, &sizes)?;
+            }
+            Ok(report)
+        },
+    );
     if done.is_err() {
         folder.leave();
     }
@@ -270,7 +277,7 @@ impl Folder<'_> {
 
     /// Says that all parts are there, which have these sizes.
     fn finish(&self, engine: &Engine<'_, '_>, sizes: &[u64]) -> Result<()> {
-        let mut manifest = self.manifest(engine.source);
+        let mut manifest = self.manifest(engine.source());
         for (part, &bytes) in manifest.parts.iter_mut().zip(sizes) {
             part.bytes = Some(bytes);
         }
@@ -317,12 +324,12 @@ impl Folder<'_> {
         Ok(Some(PartThere { info, model, bytes }))
     }
 
-    fn info(&self, engine: &Engine<'_, '_>, index: usize) -> PartInfo {
+    fn info(&self, ledger: &Ledger<'_>, index: usize) -> PartInfo {
         let part = &self.parts[index];
         let (mut sums, mut ladder) = (BTreeMap::new(), BTreeMap::new());
         for i in part.entries.clone() {
-            let entry = &engine.plan.entries[i];
-            let tally = &engine.tallies[i];
+            let entry = &ledger.plan.entries[i];
+            let tally = &ledger.tallies[i];
             if !tally.ladder.is_empty() || tally.below_min_cosine {
                 let steps = json!([tally.ladder, tally.below_min_cosine]);
                 ladder.insert(entry.tensor.name.clone(), steps);

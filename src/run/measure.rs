@@ -1,19 +1,16 @@
 //! What tensors lose by each way to store them, on a sample of their rows: what budgets and searches
 //! go by.
 
-use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::guide::{Calibrator, Prepared};
-use super::memory::DEFAULT_BUDGET;
-use super::options::Options;
+use super::context::Context;
+use super::inputs::{Calibrator, Inputs, Prepared, Spatial};
+use super::options::{DEFAULT_BUDGET, Options};
 use super::pool::{Pulse, resolve, with_pool};
 use super::progress::Counter;
-use super::spatial::Spatial;
-use super::tile::Work;
 use crate::error::{Error, Result};
 use crate::format::{Gain, Method, Recipe};
 use crate::kernel::ErrorSums;
@@ -61,22 +58,16 @@ pub(super) fn sensitivities(
     };
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(resolve(options.threads), |pool| {
-        let work = Work {
-            source,
-            table,
-            pool,
-            compress: false,
-            done: &done,
-            lost: Default::default(),
-            buffers: Mutex::default(),
-            planes: Buffers::new(0),
+        let context = Context::new(source, table, pool, Buffers::new(0), &done);
+        let inputs = Inputs {
+            context: &context,
             calibrator: calibrator.as_ref(),
         };
         let mut found = Vec::with_capacity(open.len());
         pool.in_order(
             open.iter().map(|open| (job(open).saturating_mul(3), open)),
             budget.min(DEFAULT_BUDGET),
-            |open, pulse| work.sensitivity(plan, open, seed, pulse),
+            |open, pulse| inputs.sensitivity(plan, open, seed, pulse),
             || counter.tell(),
             |sensitivity, _| {
                 found.push(sensitivity);
@@ -119,7 +110,7 @@ fn gaussian(count: usize, random: &mut ChaCha8Rng) -> Vec<f32> {
     (0..count).map(&mut number).collect()
 }
 
-impl Work<'_> {
+impl Inputs<'_> {
     fn sensitivity(
         &self,
         plan: &Plan,
@@ -129,17 +120,17 @@ impl Work<'_> {
     ) -> Result<Sensitivity> {
         let tensor = open.tensor;
         let shape = &plan.entries[tensor].tensor.shape;
-        let (rows, cols) = sample_size(self.source, plan, open);
+        let (rows, cols) = sample_size(self.context.source, plan, open);
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(tensor as u64);
         let mut prepared = Prepared::default();
-        let (basis, squares, weights) = match self.source.has_weights() {
+        let (basis, squares, weights) = match self.context.source.has_weights() {
             true => {
                 let rows = sample(shape.rows(), rows, &mut random);
                 let mut weights = vec![0.0; rows.len() * cols];
                 for (out, row) in weights.chunks_exact_mut(cols).zip(rows) {
-                    self.with_rows(tensor, row, 1, |matrix| {
-                        self.table.widen(matrix.float, matrix.weights, out);
+                    self.context.with_rows(tensor, row, 1, |matrix| {
+                        self.context.table.widen(matrix.float, matrix.weights, out);
                     })?;
                 }
                 let (basis, squares) = match self.importance(tensor)? {
@@ -172,11 +163,11 @@ impl Work<'_> {
                 cosine,
             });
             pulse();
-            if self.pool.stopped() {
+            if self.context.pool.stopped() {
                 return Err(Error::Cancelled);
             }
         }
-        self.advance(rows * cols * size_of::<f32>());
+        self.context.advance(rows * cols * size_of::<f32>());
         Ok(Sensitivity {
             tensor,
             basis,

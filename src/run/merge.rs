@@ -67,7 +67,10 @@ pub fn merge(folder: &Path) -> Result<Totals> {
             let weights = tensor.info.shape.elements();
             let tally = tally_of(tensor, &info);
             total.take(quantized, weights, &tally);
-            summary.insert(name.clone(), figures(quantized, weights, &tally));
+            summary.insert(
+                name.clone(),
+                figures(quantized, weights, tally.bytes, &tally.error),
+            );
         }
         listing.push(ManifestPart {
             file: part_name(index),

@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
-use super::memory::DEFAULT_BUDGET;
 use super::progress::{LogFn, ProgressFn};
 use super::share::{PART_BYTES, Share};
 use crate::error::{Error, Result};
 use crate::source::Source;
+
+/// Planes in flight when nothing else is said.
+pub(super) const DEFAULT_BUDGET: usize = 1 << 30;
 
 /// How a run goes about it; nothing here changes what tensors become.
 pub struct Options<'a> {
@@ -36,7 +38,7 @@ pub struct Options<'a> {
 }
 
 impl Options<'_> {
-    /// The same, for a part of the work.
+    /// Options for a part of the work, which reports to the same callbacks.
     pub(super) fn again(&mut self) -> Options<'_> {
         Options {
             progress: match &mut self.progress {

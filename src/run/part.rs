@@ -3,9 +3,8 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::engine::Engine;
-use super::ladder::{Ladder, LadderStep};
-use super::report::TensorTally;
+use super::engine::{Ladder, Ledger};
+use super::report::{LadderStep, TensorTally};
 use crate::error::{Error, Result};
 use crate::kernel::ErrorSums;
 use crate::model::{Model, Tensor};
@@ -20,9 +19,9 @@ pub(super) struct PartThere {
 
 impl PartThere {
     /// Takes over what was measured then.
-    pub(super) fn restore(&self, engine: &mut Engine<'_, '_>, entries: Range<usize>) {
+    pub(super) fn restore(&self, ledger: &mut Ledger<'_>, entries: Range<usize>) {
         for i in entries {
-            let entry = &mut engine.plan.entries[i];
+            let entry = &mut ledger.plan.entries[i];
             let Some(tensor) = self.model.find(&entry.tensor.name) else {
                 continue;
             };
@@ -35,11 +34,11 @@ impl PartThere {
                 for &step in &steps {
                     let before = entry.bytes();
                     Ladder::take(entry, step);
-                    engine.ladder.spend(entry.bytes().saturating_sub(before));
+                    ledger.ladder.spend(entry.bytes().saturating_sub(before));
                 }
                 (tally.ladder, tally.below_min_cosine) = (steps, below);
             }
-            engine
+            ledger
                 .ladder
                 .spend(tally.bytes.saturating_sub(entry.bytes()));
             if let Some(planned) = entry.recipe.map(|recipe| recipe.planned_layout()) {
@@ -54,7 +53,7 @@ impl PartThere {
             if tally.kept_non_finite {
                 entry.keep_non_finite();
             }
-            engine.tallies[i] = tally;
+            ledger.tallies[i] = tally;
         }
     }
 }

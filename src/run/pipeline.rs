@@ -2,17 +2,16 @@
 
 use std::path::Path;
 
-use super::engine::Engine;
+use super::engine::{Engine, most_overhead};
 use super::folder;
-use super::guide;
+use super::inputs;
 use super::measure;
 use super::options::{Options, check_not_input};
 use super::report::Report;
-use super::size;
 use crate::error::{Error, MEMORY, Result};
 use crate::model::choose_table;
 use crate::plan::{Config, Plan};
-use crate::sink::{Destination, StagedFile};
+use crate::sink::{Destination, Kind, PARQUET, StagedFile};
 use crate::source::{self, Source};
 use crate::tensor::Facts;
 
@@ -68,7 +67,7 @@ pub fn plan_with(source: &dyn Source, config: &Config, options: Options<'_>) -> 
     if let Some(budget) = config.budget() {
         let open = plan.open(&config);
         let measured = measure::sensitivities(source, &plan, &open, config.seed(), options)?;
-        let overhead = size::most_overhead(source, &plan);
+        let overhead = most_overhead(source, &plan, &PARQUET);
         plan.spend(&config, budget, &measured, overhead)?;
     }
     Ok(plan)
@@ -78,7 +77,7 @@ pub fn plan_with(source: &dyn Source, config: &Config, options: Options<'_>) -> 
 pub(super) fn known(config: &Config) -> Result<Config> {
     let mut config = config.clone();
     if let Some(input) = config.calibration() {
-        let info = guide::info(input)?;
+        let info = inputs::info(input)?;
         config.set_calibration_info(info);
     }
     Ok(config)
@@ -151,9 +150,9 @@ pub fn quantize(
         let reason = "either resume or restart, not both";
         return Err(Error::config("restart", reason));
     }
-    if !is_file(output)? {
+    let Some(kind) = Kind::of(output)? else {
         return folder::quantize(source, plan, output, options);
-    }
+    };
     let for_folders = [
         ("resume", options.resume),
         ("restart", options.restart),
@@ -168,34 +167,7 @@ pub fn quantize(
     }
     check_not_input(source, output)?;
     let destination = || StagedFile::create(output).map(Destination::File);
-    quantize_to(source, plan, output, destination, options)
-}
-
-/// Whether an output is one file, not a folder of parts.
-///
-/// # Errors
-/// It is called as a model of another format: nobody means a folder by that.
-fn is_file(output: &Path) -> Result<bool> {
-    const OTHERS: &[&str] = &[
-        "bin",
-        "ckpt",
-        "gguf",
-        "json",
-        "onnx",
-        "pt",
-        "pth",
-        "safetensors",
-        "yaml",
-    ];
-    let extension = output.extension().unwrap_or_default().to_string_lossy();
-    if OTHERS.contains(&extension.as_ref()) {
-        let reason = format!(
-            "'{}' does not end in .parquet, nor is it a name for a folder",
-            output.display()
-        );
-        return Err(Error::config("output", reason));
-    }
-    Ok(extension == "parquet")
+    quantize_to(source, plan, kind, output, destination, options)
 }
 
 /// Does a plan that matches its source into one destination, which is made once nothing stands
@@ -203,22 +175,23 @@ fn is_file(output: &Path) -> Result<bool> {
 fn quantize_to<'out>(
     source: &dyn Source,
     plan: &Plan,
+    kind: &'static Kind,
     output: &Path,
     destination: impl FnOnce() -> Result<Destination<'out>>,
     options: Options<'_>,
 ) -> Result<Report> {
     let all = 0..plan.entries.len();
-    Engine::run(source, plan, all.clone(), options, |engine| {
+    Engine::run(source, plan, kind, all.clone(), options, |engine| {
         let bytes = engine.write(all.clone(), destination()?, |_| None)?;
         Ok(engine.report(all, output, bytes))
     })
 }
 
-/// As [`quantize`], into memory: the file begins at the beginning of `output`, and is as many
-/// bytes long as the report says. [`output_bound`](super::output_bound) bytes are enough.
+/// Does a plan into memory: the file begins at the beginning of `output`, and is as many bytes long
+/// as the report says. [`output_bound`](super::output_bound) bytes are enough.
 ///
 /// # Errors
-/// As [`quantize`], or `output` is too small; it then holds nothing of use.
+/// The errors of [`quantize`], or `output` is too small; it then holds nothing of use.
 pub fn quantize_into(
     source: &dyn Source,
     plan: &Plan,
@@ -230,6 +203,7 @@ pub fn quantize_into(
     quantize_to(
         source,
         plan,
+        &PARQUET,
         Path::new(MEMORY),
         move || Ok(Destination::Memory(output)),
         options,

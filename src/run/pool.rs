@@ -3,6 +3,8 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -114,65 +116,103 @@ impl Pool<'_> {
     /// `budget` (one always may). `tick` is called on the calling thread now and then; `consume`
     /// gets it, too, for what takes long.
     ///
-    /// The first error ends the run, of `consume`, `tick` or a result in order, so that which
-    /// error is reported does not depend on threads.
+    /// # Errors
+    /// The first error of `consume`, `tick` or a result in order ends the run, so that which error
+    /// is reported does not depend on threads.
     pub(super) fn in_order<T: Send, R: Send>(
         &self,
         jobs: impl IntoIterator<Item = (usize, T)>,
         budget: usize,
         work: impl Fn(T, Pulse<'_>) -> Result<R> + Sync,
-        mut tick: impl FnMut() -> Result<()>,
+        tick: impl FnMut() -> Result<()>,
         mut consume: impl FnMut(R, GoOn<'_>) -> Result<()>,
     ) -> Result<()> {
-        let jobs = jobs.into_iter();
-        let Some(pool) = self.threads else {
-            let (tick, ticked) = (RefCell::new(tick), RefCell::new(Ok(())));
-            let pulse = || {
-                if ticked.borrow().is_ok() {
-                    let result = (*tick.borrow_mut())();
-                    self.stop.store(result.is_err(), Ordering::Relaxed);
-                    *ticked.borrow_mut() = result;
-                }
-            };
-            let mut go_on = || {
-                pulse();
-                ticked.replace(Ok(()))
-            };
-            let each = || -> Result<()> {
-                for (_, job) in jobs {
-                    let result = work(job, &pulse);
-                    ticked.replace(Ok(()))?;
-                    consume(result?, &mut go_on)?;
-                    go_on()?;
-                }
-                Ok(())
-            };
-            let result = each();
-            self.stop.store(false, Ordering::Relaxed);
-            return result;
+        let consume = |result, go_on: GoOn<'_>| {
+            consume(result, go_on).map(ControlFlow::<Infallible>::Continue)
         };
-        let result = pool.in_place_scope_fifo(|scope| {
+        self.in_order_until(jobs, budget, work, tick, consume)
+            .map(drop)
+    }
+
+    /// Does jobs as [`Pool::in_order`] does, up to the one at which `consume` breaks off. Work on
+    /// what follows is given up.
+    ///
+    /// # Errors
+    /// As for [`Pool::in_order`].
+    pub(super) fn in_order_until<T: Send, R: Send, B>(
+        &self,
+        jobs: impl IntoIterator<Item = (usize, T)>,
+        budget: usize,
+        work: impl Fn(T, Pulse<'_>) -> Result<R> + Sync,
+        tick: impl FnMut() -> Result<()>,
+        consume: impl FnMut(R, GoOn<'_>) -> Result<ControlFlow<B>>,
+    ) -> Result<ControlFlow<B>> {
+        let result = match self.threads {
+            None => self.one_by_one(jobs.into_iter(), work, tick, consume),
+            Some(pool) => self.overlapped(pool, jobs.into_iter(), budget, work, tick, consume),
+        };
+        // Nothing is under way any more, so the pool can be used again.
+        self.stop.store(false, Ordering::Relaxed);
+        result
+    }
+
+    /// Does each job and consumes its result before the next begins. Work gets `tick` as its
+    /// pulse: an error of it stops the work, and is returned once the work has ended.
+    fn one_by_one<T, R, B>(
+        &self,
+        jobs: impl Iterator<Item = (usize, T)>,
+        work: impl Fn(T, Pulse<'_>) -> Result<R>,
+        tick: impl FnMut() -> Result<()>,
+        mut consume: impl FnMut(R, GoOn<'_>) -> Result<ControlFlow<B>>,
+    ) -> Result<ControlFlow<B>> {
+        let (tick, ticked) = (RefCell::new(tick), RefCell::new(Ok(())));
+        let pulse = || {
+            if ticked.borrow().is_ok() {
+                let result = (*tick.borrow_mut())();
+                self.stop.store(result.is_err(), Ordering::Relaxed);
+                *ticked.borrow_mut() = result;
+            }
+        };
+        let mut go_on = || {
+            pulse();
+            ticked.replace(Ok(()))
+        };
+        for (_, job) in jobs {
+            let result = work(job, &pulse);
+            ticked.replace(Ok(()))?;
+            if let ControlFlow::Break(end) = consume(result?, &mut go_on)? {
+                return Ok(ControlFlow::Break(end));
+            }
+            go_on()?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Does jobs on the pool's threads while the calling one consumes what is finished and begins
+    /// more.
+    fn overlapped<T: Send, R: Send, B>(
+        &self,
+        pool: &rayon::ThreadPool,
+        jobs: impl Iterator<Item = (usize, T)>,
+        budget: usize,
+        work: impl Fn(T, Pulse<'_>) -> Result<R> + Sync,
+        mut tick: impl FnMut() -> Result<()>,
+        mut consume: impl FnMut(R, GoOn<'_>) -> Result<ControlFlow<B>>,
+    ) -> Result<ControlFlow<B>> {
+        pool.in_place_scope_fifo(|scope| {
             let (work, stop) = (&work, &self.stop);
             // Whichever way this ends, by a panic of the caller's functions too, what is queued
             // is not begun. After success there is nothing queued.
             let _stop = StopOnDrop(stop);
-            let most = JOBS_PER_THREAD * pool.current_num_threads();
             let (sender, receiver) = channel::<(usize, Outcome<R>)>();
             let mut jobs = jobs.enumerate().peekable();
-            let mut costs = BTreeMap::new();
-            let mut in_flight: usize = 0;
+            let mut flight = Flight::new(budget, JOBS_PER_THREAD * pool.current_num_threads());
             let mut finished = BTreeMap::new();
-            let mut next = 0;
             loop {
-                while let Some((_, (cost, _))) = jobs.peek()
-                    && (costs.is_empty()
-                        || in_flight.saturating_add(*cost) <= budget && costs.len() < most)
+                while let Some((index, (cost, job))) =
+                    jobs.next_if(|(_, (cost, _))| flight.has_room(*cost))
                 {
-                    let Some((index, (cost, job))) = jobs.next() else {
-                        break;
-                    };
-                    in_flight += cost;
-                    costs.insert(index, cost);
+                    flight.begin(index, cost);
                     let sender = sender.clone();
                     scope.spawn_fifo(move |_| {
                         if !stop.load(Ordering::Relaxed) {
@@ -182,31 +222,68 @@ impl Pool<'_> {
                         }
                     });
                 }
-                if costs.is_empty() {
-                    break Ok(());
+                if flight.is_empty() {
+                    return Ok(ControlFlow::Continue(()));
                 }
                 match receiver.recv_timeout(TICK) {
                     Ok((index, outcome)) => drop(finished.insert(index, outcome)),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
                 }
-                let mut take = || -> Result<()> {
-                    while let Some(outcome) = finished.remove(&next) {
-                        let result = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
-                        consume(result, &mut tick)?;
-                        in_flight -= costs.remove(&next).unwrap_or(0);
-                        next += 1;
-                        tick()?;
+                while let Some(outcome) = finished.remove(&flight.next) {
+                    let result = outcome.unwrap_or_else(|panic| resume_unwind(panic))?;
+                    if let ControlFlow::Break(end) = consume(result, &mut tick)? {
+                        return Ok(ControlFlow::Break(end));
                     }
-                    tick()
-                };
-                if let Err(error) = take() {
-                    break Err(error);
+                    flight.end();
+                    tick()?;
                 }
+                tick()?;
             }
-        });
-        // Nothing is under way any more, so the pool can be used again.
-        self.stop.store(false, Ordering::Relaxed);
-        result
+        })
+    }
+}
+
+/// The jobs that are begun and not consumed yet.
+struct Flight {
+    budget: usize,
+    most: usize,
+    /// By the number of the job.
+    costs: BTreeMap<usize, usize>,
+    total: usize,
+    /// The job that is consumed next.
+    next: usize,
+}
+
+impl Flight {
+    fn new(budget: usize, most: usize) -> Self {
+        Self {
+            budget,
+            most,
+            costs: BTreeMap::new(),
+            total: 0,
+            next: 0,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.costs.is_empty()
+    }
+
+    /// Whether another job of this cost may begin.
+    fn has_room(&self, cost: usize) -> bool {
+        let fits = self.total.saturating_add(cost) <= self.budget;
+        self.is_empty() || fits && self.costs.len() < self.most
+    }
+
+    fn begin(&mut self, job: usize, cost: usize) {
+        self.total += cost;
+        self.costs.insert(job, cost);
+    }
+
+    /// Takes out the next job, which is consumed.
+    fn end(&mut self) {
+        self.total -= self.costs.remove(&self.next).unwrap_or(0);
+        self.next += 1;
     }
 }
 

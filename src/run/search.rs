@@ -8,24 +8,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::engine::most_overhead;
 use super::folder::sample;
 use super::measure::sensitivities;
 use super::options::{Options, check_not_input};
 use super::pipeline::{known, uniform_plan};
 use super::pool::resolve;
-use super::size::most_overhead;
 use crate::error::{Error, Result};
 use crate::plan::{
     Budget, Choices, Config, Evolve, Generation, Genes, Plan, Population, Scored, Sensitivity,
 };
-use crate::sink::StagedFile;
+use crate::sink::{PARQUET, StagedFile};
 use crate::source::{self, Source};
 
 /// Called with a candidate plan, on the thread that made the call: what it is worth, the more the
 /// better. Negative infinity ends the search with the best so far.
 pub type Serial<'a> = &'a mut dyn FnMut(&Plan) -> f64;
 
-/// The same, called on several threads at once.
+/// A fitness function that may be called on several threads at once.
 pub type Parallel<'a> = &'a (dyn Fn(&Plan) -> f64 + Sync);
 
 /// What candidates are worth.
@@ -88,7 +88,7 @@ pub struct Evolution {
     pub history: Vec<Generation>,
     /// Whether it ended before all of them.
     pub stopped: bool,
-    /// Of everything drawn by chance.
+    /// Seed of everything that is drawn at random.
     pub seed: u64,
     /// Bytes of planes that every candidate obeys.
     pub limit: u64,
@@ -149,7 +149,7 @@ pub fn evolve(
         let least = Choices::new(&base, budget, &measured, 0).least();
         budget.planes = Some(own.fold(0, u64::saturating_add).max(least));
     }
-    let own = most_overhead(source, &base);
+    let own = most_overhead(source, &base, &PARQUET);
     let problem = Problem::new(&base, &config, budget, &measured, own)?;
     let evolution = Evolve {
         population: search.population,

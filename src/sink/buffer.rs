@@ -104,7 +104,7 @@ impl Buffers {
 #[derive(Debug)]
 pub struct PlaneBuffer {
     memory: Memory,
-    /// Of prefix and plane; the memory may be larger.
+    /// Bytes of prefix and plane; the memory may be larger.
     len: usize,
     origin: Buffers,
 }

@@ -172,7 +172,7 @@ impl StagedFile {
         positioned::read(self.file.as_file(), bytes, offset)
     }
 
-    /// As [`StagedFile::commit`]; `go_on` is called now and then while the system writes the file
+    /// Commits the file; `go_on` is called now and then while the system writes the file
     /// to the disk.
     ///
     /// # Errors
@@ -190,7 +190,7 @@ impl StagedFile {
         self.publish(rename)
     }
 
-    /// The same where nothing is at the path yet.
+    /// Commits the file only if nothing is at the path yet.
     ///
     /// # Errors
     /// As [`StagedFile::commit`], or something is there.
@@ -275,7 +275,7 @@ mod positioned {
     }
 }
 
-/// As tempfile would, but for long paths, too, and over a file that others read: the standard
+/// Renames a file as tempfile would, but also to long paths, and over a file that others read: the standard
 /// library has Windows take them.
 fn rename(mut path: TempPath, target: &Path) -> io::Result<()> {
     let mut done = std::fs::rename(&path, target);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::tile::set_figures;
+use super::engine::set_figures;
 use crate::format::{
     ActivationRange, Float, Format, Gain, GroupSize, Method, Recipe, Rotation, ScaleDtype,
     ScalePolicy, Scheme,
@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
 use crate::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 use crate::schema::{self, Tile};
-use crate::sink::{Buffers, Destination, Footer, ParquetSink, StagedFile, TilePlanes};
+use crate::sink::{Buffers, Destination, Footer, PARQUET, Sink, StagedFile, TilePlanes};
 use crate::tensor::{Dtype, Shape};
 
 /// A tensor, and what is done to it.
@@ -213,28 +213,29 @@ fn footer() -> Footer {
 /// Writes tiles with the sink; a kept tensor goes with them.
 fn write(path: &Path, tiles: impl IntoIterator<Item = (Tile, [Vec<u8>; 3])>) {
     let destination = Destination::File(StagedFile::create(path).unwrap());
-    let mut sink = ParquetSink::create(destination, false).unwrap();
+    let mut sink = (PARQUET.create)(destination, false).unwrap();
     let buffers = Buffers::new(0);
     let buffer = |plane: &[u8]| {
         let mut buffer = buffers.take(plane.len());
         buffer.bytes_mut().copy_from_slice(plane);
         buffer
     };
-    let mut go_on = || Ok(());
     for (tile, [codes, scales, biases]) in tiles {
         let affine = tile.layout.is_some_and(|l| l.scheme == Scheme::Affine);
-        let planes = match tile.layout {
-            Some(_) => TilePlanes::quantized(
-                buffer(&codes),
-                buffer(&scales),
-                affine.then(|| buffer(&biases)),
-                false,
-            ),
-            None => TilePlanes::kept(buffer(&codes), false),
+        let planes = TilePlanes {
+            codes: buffer(&codes),
+            scales: tile.layout.map(|_| buffer(&scales)),
+            biases: affine.then(|| buffer(&biases)),
         };
-        sink.write(tile, planes.unwrap(), &mut go_on).unwrap();
+        put(sink.as_mut(), tile, planes);
     }
-    sink.finish(footer(), &mut go_on).unwrap();
+    sink.finish(footer(), &mut || Ok(())).unwrap();
+}
+
+/// Packs a tile and writes it.
+fn put(sink: &mut dyn Sink, tile: Tile, planes: TilePlanes) {
+    let packed = ((PARQUET.limits)(false).pack)(&tile, planes).unwrap();
+    sink.write(tile, packed, &mut || Ok(())).unwrap();
 }
 
 /// A kept tensor, whose activations have parameters all the same.

@@ -1,6 +1,6 @@
 //! A report as a page for people: one file that loads nothing.
 
-use super::report::Report;
+use super::Report;
 
 const PAGE: &str = include_str!("page/page.html");
 const STYLE: &str = include_str!("page/page.css");

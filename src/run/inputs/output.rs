@@ -4,26 +4,26 @@
 
 use std::ops::Range;
 
-use super::pool::Pulse;
-use super::tile::Work;
+use super::Inputs;
 use crate::calibrate::{Calibration, HESSIAN_BLOCK, add_products, packed_len};
 use crate::error::{Error, Result};
 use crate::format::Float;
 use crate::kernel::Planes;
 use crate::quantize::transform::decode_row;
+use crate::run::pool::Pulse;
 use crate::schema::Tile;
 
 /// Rows of weights that are multiplied at once.
 const CHUNK: usize = 128;
 
 /// Squared outputs by group of timesteps: of the weights, of the quantized ones, of their difference.
-pub(super) type OutputSums = [Vec<f64>; 3];
+pub(crate) type OutputSums = [Vec<f64>; 3];
 
-/// The same rows of several matrices, as f32.
+/// Some rows of several matrices, as f32.
 type Chunk = Vec<Vec<f32>>;
 
 /// Reads the codes, scales and biases of some rows of a tile: first row, rows, and where to.
-pub(super) type PlaneRows<'a> = &'a (dyn Fn(usize, usize, &mut [Vec<u8>; 3]) -> Result<()> + Sync);
+pub(crate) type PlaneRows<'a> = &'a (dyn Fn(usize, usize, &mut [Vec<u8>; 3]) -> Result<()> + Sync);
 
 /// What filling a chunk takes beside it.
 #[derive(Default)]
@@ -33,16 +33,16 @@ struct Scratch {
 }
 
 /// Bytes of memory that measuring takes, on each thread.
-pub(super) fn bytes(cols: usize) -> usize {
+pub(crate) fn bytes(cols: usize) -> usize {
     let block = HESSIAN_BLOCK.min(cols);
     let chunk = 3 * CHUNK * cols * 4;
     chunk.saturating_add(block.saturating_mul(cols).saturating_mul(4 + 3 * 8))
 }
 
-impl Work<'_> {
+impl Inputs<'_> {
     /// Squared outputs of a tensor's weights, by group of timesteps.
-    pub(super) fn forms_of_weights(&self, tensor: usize) -> Result<Vec<f64>> {
-        let rows = self.source.tensors()[tensor].shape.rows();
+    pub(crate) fn forms_of_weights(&self, tensor: usize) -> Result<Vec<f64>> {
+        let rows = self.context.source.tensors()[tensor].shape.rows();
         let fill =
             |row, chunk: &mut Chunk, _: &mut Scratch| self.read_rows(tensor, row, &mut chunk[0]);
         let mut forms = self.forms(tensor, 0..rows, 1, &|| {}, fill)?;
@@ -51,12 +51,12 @@ impl Work<'_> {
 
     /// Squared outputs of some matrices with the columns of a tensor, by matrix and group of
     /// timesteps.
-    pub(super) fn forms_of_matrices(
+    pub(crate) fn forms_of_matrices(
         &self,
         tensor: usize,
         matrices: &[Vec<f32>],
     ) -> Result<Vec<Vec<f64>>> {
-        let cols = self.source.tensors()[tensor].shape.cols();
+        let cols = self.context.source.tensors()[tensor].shape.cols();
         let rows = matrices.first().map_or(0, |matrix| matrix.len() / cols);
         let mut forms = Vec::with_capacity(matrices.len());
         // No more at once than for errors, as each takes a block of products.
@@ -74,7 +74,7 @@ impl Work<'_> {
     }
 
     /// Squared outputs of a tile, of what it decodes to, and of the difference.
-    pub(super) fn forms_of_errors(
+    pub(crate) fn forms_of_errors(
         &self,
         tensor: usize,
         tile: &Tile,
@@ -102,8 +102,15 @@ impl Work<'_> {
             bytes.resize(cols * 4, 0);
             for (i, decoded) in decoded.chunks_exact_mut(cols).enumerate() {
                 let planes = planes.row(layout, cols, i);
-                decode_row(self.table, layout, tile.transform(), cols, planes, bytes);
-                self.table.widen(Float::F32, bytes, decoded);
+                decode_row(
+                    self.context.table,
+                    layout,
+                    tile.transform(),
+                    cols,
+                    planes,
+                    bytes,
+                );
+                self.context.table.widen(Float::F32, bytes, decoded);
             }
             for ((error, w), q) in error.iter_mut().zip(&*weights).zip(&*decoded) {
                 *error = w - q;
@@ -115,10 +122,11 @@ impl Work<'_> {
     }
 
     fn read_rows(&self, tensor: usize, row: usize, out: &mut [f32]) -> Result<()> {
-        let cols = self.source.tensors()[tensor].shape.cols();
-        self.with_rows(tensor, row, out.len() / cols, |matrix| {
-            self.table.widen(matrix.float, matrix.weights, out);
-        })
+        let cols = self.context.source.tensors()[tensor].shape.cols();
+        self.context
+            .with_rows(tensor, row, out.len() / cols, |matrix| {
+                self.context.table.widen(matrix.float, matrix.weights, out);
+            })
     }
 
     /// The sums of `a H a^T` over some rows, for `count` matrices and each group of timesteps.
@@ -130,7 +138,7 @@ impl Work<'_> {
         pulse: Pulse<'_>,
         fill: impl Fn(usize, &mut Chunk, &mut Scratch) -> Result<()> + Sync,
     ) -> Result<Vec<Vec<f64>>> {
-        let info = &self.source.tensors()[tensor];
+        let info = &self.context.source.tensors()[tensor];
         let (layer, cols) = (&info.name, info.shape.cols());
         let Some(calibrator) = self.calibrator else {
             return Ok(Vec::new());
@@ -143,7 +151,7 @@ impl Work<'_> {
         let each = |body: &mut dyn FnMut(&Chunk)| self.each_chunk(&rows, cols, count, &fill, body);
         let mut found: Vec<_> = (0..cols).step_by(step).map(|first| (first, None)).collect();
         let jobs: Vec<_> = found.iter_mut().collect();
-        self.pool.each(jobs, pulse, |(first, found)| {
+        self.context.pool.each(jobs, pulse, |(first, found)| {
             let block = *first..cols.min(*first + step);
             let forms = match whole {
                 true => self.hessian_forms(calibration, layer, block, cols, count, each),
@@ -208,7 +216,7 @@ impl Work<'_> {
         let mut chunk = vec![Vec::new(); count];
         let mut scratch = Scratch::default();
         for row in rows.clone().step_by(CHUNK) {
-            if self.pool.stopped() {
+            if self.context.pool.stopped() {
                 return Err(Error::Cancelled);
             }
             let some = CHUNK.min(rows.end - row);

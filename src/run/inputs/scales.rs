@@ -7,14 +7,14 @@ use half::f16;
 const FARTHEST: f64 = 4096.0;
 
 /// The largest magnitudes of each channel, of activations and of weights.
-pub(super) struct Largest {
-    pub(super) x: Vec<f64>,
-    pub(super) w: Vec<f64>,
+pub(crate) struct Largest {
+    pub(crate) x: Vec<f64>,
+    pub(crate) w: Vec<f64>,
 }
 
 impl Largest {
     /// Scales with exponent `alpha`, around 1; those of channels without any value are 1.
-    pub(super) fn scales(&self, alpha: f64) -> Bytes {
+    pub(crate) fn scales(&self, alpha: f64) -> Bytes {
         let scale = |(&x, &w): (&f64, &f64)| match x > 0.0 && w > 0.0 {
             true => Some(libm::pow(x, alpha) / libm::pow(w, 1.0 - alpha)),
             false => None,
@@ -35,7 +35,7 @@ impl Largest {
 }
 
 /// Scales as numbers.
-pub(super) fn values(scales: &[u8]) -> Vec<f32> {
+pub(crate) fn values(scales: &[u8]) -> Vec<f32> {
     let scales = scales.as_chunks().0.iter();
     scales
         .map(|bytes| f16::from_le_bytes(*bytes).to_f32())

@@ -1,18 +1,13 @@
 //! Whether a tensor's input channels are scaled or rotated before it is quantized: what is best for
 //! a sample of its rows, by the error that this makes in the layer's output.
-//!
-//! Smoothing (Xiao et al. 2022) multiplies column j of the weights with
-//! `absmax(X_j)^a / absmax(W_j)^(1-a)` and divides the activations by it; a Hadamard rotation spreads
-//! what a few channels carry over all of a block.
 
-use bytes::Bytes;
-
-use super::guide::Prepared;
-use super::scales::{Largest, values};
-use super::tile::Work;
+use super::Inputs;
+use super::prepared::Prepared;
+use super::scales::Largest;
+use super::spatial::{Spatial, candidates};
 use crate::calibrate::Weights;
 use crate::error::{Error, Result};
-use crate::format::{Float, Method, Recipe, Rotation, ScaleDtype, Transform};
+use crate::format::{Float, Recipe, ScaleDtype};
 use crate::kernel::{ChannelSums, Planes};
 use crate::quantize::transform::{apply_to_weights, decode_row};
 use crate::quantize::{Matrix, PlanesMut, quantize_rows};
@@ -23,17 +18,14 @@ const SAMPLE: usize = 32;
 /// Rows that the best one is then compared with none on.
 const CONFIRMED: usize = 128;
 
-/// Of the signs of rotations: without any, the first column of a block would take all its mean.
-const SEED: u64 = 1;
-
 /// A transform is kept when it leaves less than this of the error: a sample tells no smaller gains.
 const WORTH: f64 = 0.99;
 
 /// Squared errors of the output that a transform leaves, timesteps weighted.
 struct Score {
-    /// Of quantized weights.
+    /// Error of the quantized weights.
     weights: f64,
-    /// Of activations, if they were rounded to 8 bits.
+    /// Error that rounding activations to 8 bits would add.
     noise: f64,
 }
 
@@ -43,32 +35,9 @@ impl Score {
     }
 }
 
-/// What is done to the input channels of a tensor.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Spatial {
-    pub(super) input_scale: Option<Bytes>,
-    pub(super) rotation: Option<Rotation>,
-    /// The exponent that the scales were made with.
-    pub(super) alpha: Option<f64>,
-}
-
-impl Spatial {
-    pub(super) fn transform(&self) -> Transform<'_> {
-        Transform {
-            input_scale: self.input_scale.as_deref(),
-            rotation: self.rotation,
-        }
-    }
-
-    /// The scales as numbers.
-    pub(super) fn scales(&self) -> Option<Vec<f32>> {
-        self.input_scale.as_deref().map(values)
-    }
-}
-
-impl Work<'_> {
+impl Inputs<'_> {
     /// The transform that is best for a tensor; none where none is worth it.
-    pub(super) fn choose_spatial(
+    pub(crate) fn choose_spatial(
         &self,
         tensor: usize,
         recipe: &Recipe,
@@ -81,7 +50,7 @@ impl Work<'_> {
         let Some(calibrator) = self.calibrator.filter(|c| c.tries_spatial()) else {
             return Ok(none);
         };
-        let info = &self.source.tensors()[tensor];
+        let info = &self.context.source.tensors()[tensor];
         let cols = info.shape.cols();
         let Some(x) = calibrator.calibration.largest(&info.name) else {
             return Ok(none);
@@ -123,18 +92,18 @@ impl Work<'_> {
         candidates: &[Spatial],
         most: usize,
     ) -> Result<Vec<Score>> {
-        let info = &self.source.tensors()[tensor];
+        let info = &self.context.source.tensors()[tensor];
         let cols = info.shape.cols();
         let rows = sample(info.shape.rows(), most);
         let mut sampled = vec![0.0f32; rows.len() * cols];
         for (&row, out) in rows.iter().zip(sampled.chunks_exact_mut(cols)) {
-            self.with_rows(tensor, row, 1, |matrix| {
-                self.table.widen(matrix.float, matrix.weights, out);
+            self.context.with_rows(tensor, row, 1, |matrix| {
+                self.context.table.widen(matrix.float, matrix.weights, out);
             })?;
         }
         let mut errors = Vec::with_capacity(candidates.len());
         for candidate in candidates {
-            if self.pool.stopped() {
+            if self.context.pool.stopped() {
                 return Err(Error::Cancelled);
             }
             // What cannot be quantized so is no candidate.
@@ -152,14 +121,14 @@ impl Work<'_> {
     /// The largest magnitude of each column.
     fn largest_weights(&self, tensor: usize) -> Result<Vec<f64>> {
         const ROWS: usize = 256;
-        let shape = &self.source.tensors()[tensor].shape;
+        let shape = &self.context.source.tensors()[tensor].shape;
         let cols = shape.cols();
         let mut largest = vec![0.0f64; cols];
         let (mut low, mut high, mut squares) = (vec![0.0; cols], vec![0.0; cols], vec![0.0; cols]);
         for row in (0..shape.rows()).step_by(ROWS) {
             let count = ROWS.min(shape.rows() - row);
-            self.with_rows(tensor, row, count, |matrix| {
-                self.table.channel_sums(ChannelSums {
+            self.context.with_rows(tensor, row, count, |matrix| {
+                self.context.table.channel_sums(ChannelSums {
                     float: matrix.float,
                     cols,
                     x: matrix.weights,
@@ -177,7 +146,7 @@ impl Work<'_> {
 
     /// `w - q` of the sample, both as they were before the transform; `None` where it cannot be
     /// quantized.
-    pub(super) fn sample_errors(
+    pub(crate) fn sample_errors(
         &self,
         spatial: &Spatial,
         recipe: &Recipe,
@@ -189,7 +158,7 @@ impl Work<'_> {
         let transform = spatial.transform();
         let guide = prepared.transformed(spatial);
         let mut weights: Vec<u8> = sampled.iter().flat_map(|w| w.to_le_bytes()).collect();
-        apply_to_weights(self.table, transform, cols, &mut weights);
+        apply_to_weights(self.context.table, transform, cols, &mut weights);
         let layout = recipe.layout(ScaleDtype::F32);
         let [mut codes, mut scales, mut biases] = [
             layout.code_bytes(cols),
@@ -209,7 +178,7 @@ impl Work<'_> {
             biases: &mut biases,
         };
         let quantized = quantize_rows(
-            self.table,
+            self.context.table,
             recipe,
             ScaleDtype::F32,
             matrix,
@@ -227,10 +196,17 @@ impl Work<'_> {
         let (mut decoded, mut values) = (vec![0; cols * 4], vec![0.0; cols]);
         for (row, errors) in errors.chunks_exact_mut(cols).enumerate() {
             let planes = planes.row(layout, cols, row);
-            if !decode_row(self.table, layout, transform, cols, planes, &mut decoded) {
+            if !decode_row(
+                self.context.table,
+                layout,
+                transform,
+                cols,
+                planes,
+                &mut decoded,
+            ) {
                 return None;
             }
-            self.table.widen(Float::F32, &decoded, &mut values);
+            self.context.table.widen(Float::F32, &decoded, &mut values);
             errors
                 .iter_mut()
                 .zip(&values)
@@ -283,45 +259,6 @@ fn sample(rows: usize, most: usize) -> Vec<usize> {
     (0..count)
         .map(|i| (2 * i + 1) * rows / (2 * count))
         .collect()
-}
-
-/// The rotation that is tried: of the largest blocks there are, if they are worth it.
-fn rotation(cols: usize) -> Option<Rotation> {
-    const SMALLEST: u32 = 16;
-    Rotation::largest(cols, SEED).filter(|rotation| rotation.block >= SMALLEST)
-}
-
-/// What is tried: nothing first.
-fn candidates(method: Method, cols: usize, largest: &Largest) -> Vec<Spatial> {
-    // GPTQ takes long, and has other means to spare channels: a coarse search will do. It would
-    // take another factor, too, for rotated channels.
-    let steps = match method {
-        Method::Gptq => 4,
-        Method::MinMax | Method::Lsq => 20,
-    };
-    let mut candidates = vec![Spatial::default()];
-    let known = largest
-        .x
-        .iter()
-        .zip(&largest.w)
-        .any(|(x, w)| *x > 0.0 && *w > 0.0);
-    if known {
-        candidates.extend((0..=steps).map(|step| {
-            let alpha = f64::from(step) / f64::from(steps);
-            Spatial {
-                input_scale: Some(largest.scales(alpha)),
-                rotation: None,
-                alpha: Some(alpha),
-            }
-        }));
-    }
-    if let Some(rotation) = rotation(cols).filter(|_| method != Method::Gptq) {
-        candidates.push(Spatial {
-            rotation: Some(rotation),
-            ..Spatial::default()
-        });
-    }
-    candidates
 }
 
 #[cfg(test)]

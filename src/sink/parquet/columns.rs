@@ -19,10 +19,11 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnDescPtr, SchemaDescPtr};
 
-use super::buffer::{PREFIX, PlaneBuffer, prefix};
-use super::destination::Destination;
 use crate::error::{Error, Result};
 use crate::schema::{Column, RAW, Tile, parquet_schema};
+use crate::sink::buffer::{PREFIX, PlaneBuffer, prefix};
+use crate::sink::destination::Destination;
+use crate::sink::planes::Body;
 
 /// Uncompressed planes larger than this start at a multiple of [`ALIGNMENT`] in the file.
 const ALIGNED_FROM: usize = 64 << 10;
@@ -33,42 +34,32 @@ const ALIGNMENT: u64 = 64;
 /// Level of `compression: zstd`.
 const ZSTD_LEVEL: i32 = 3;
 
-/// The body of a page that holds one plane, or those of a shared row group.
-#[derive(Debug)]
-pub(super) struct Plane {
-    pub(super) body: Bytes,
-    pub(super) plane_bytes: usize,
-    uncompressed: usize,
+/// The body of a page, compressed if asked.
+///
+/// # Errors
+/// zstd fails.
+pub(super) fn body(bytes: Bytes, plane_bytes: usize, compress: bool) -> io::Result<Body> {
+    let uncompressed = bytes.len();
+    let bytes = match compress {
+        true => zstd::bulk::compress(&bytes, ZSTD_LEVEL)?.into(),
+        false => bytes,
+    };
+    Ok(Body {
+        bytes,
+        plane_bytes,
+        uncompressed,
+    })
 }
 
-impl Plane {
-    /// A body, compressed if asked.
-    ///
-    /// # Errors
-    /// zstd fails.
-    pub(super) fn new(body: Bytes, plane_bytes: usize, compress: bool) -> io::Result<Self> {
-        let uncompressed = body.len();
-        let body = match compress {
-            true => zstd::bulk::compress(&body, ZSTD_LEVEL)?.into(),
-            false => body,
-        };
-        Ok(Self {
-            body,
-            plane_bytes,
-            uncompressed,
-        })
-    }
-
-    /// The page of a whole plane.
-    ///
-    /// # Errors
-    /// zstd fails.
-    pub(super) fn of(mut plane: PlaneBuffer, nullable: bool, compress: bool) -> io::Result<Self> {
-        let plane_bytes = plane.bytes().len();
-        plane.write_prefix();
-        let body = Bytes::from_owner(plane).slice(before(nullable)..);
-        Self::new(body, plane_bytes, compress)
-    }
+/// The body of the page of a whole plane.
+///
+/// # Errors
+/// zstd fails.
+pub(super) fn body_of(mut plane: PlaneBuffer, nullable: bool, compress: bool) -> io::Result<Body> {
+    let plane_bytes = plane.bytes().len();
+    plane.write_prefix();
+    let bytes = Bytes::from_owner(plane).slice(before(nullable)..);
+    body(bytes, plane_bytes, compress)
 }
 
 /// Where in a prefix the value of a column begins.
@@ -109,16 +100,13 @@ impl Room {
             plane_bytes: 0,
         }
     }
-}
-
-impl Plane {
-    /// Room for it.
-    pub(super) fn room(&self) -> Room {
-        Room {
+    /// For a body that is there.
+    pub(super) fn for_body(body: &Body) -> Self {
+        Self {
             begin: Bytes::new(),
-            bytes: self.body.len(),
-            uncompressed: self.uncompressed,
-            plane_bytes: self.plane_bytes,
+            bytes: body.bytes.len(),
+            uncompressed: body.uncompressed,
+            plane_bytes: body.plane_bytes,
         }
     }
 }

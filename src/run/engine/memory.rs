@@ -2,16 +2,13 @@
 
 use bytesize::ByteSize;
 
-use super::guide::Calibrator;
 use super::job::Job;
-use super::options::Options;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
-use crate::sink::{SHARED_BELOW, SHARED_BYTES};
+use crate::run::inputs::Calibrator;
+use crate::run::options::Options;
+use crate::sink::Limits;
 use crate::source::Source;
-
-/// Planes in flight when nothing else is said.
-pub(super) const DEFAULT_BUDGET: usize = 1 << 30;
 
 /// The ceiling of a streaming run that is given no other.
 const STREAMING_LIMIT: usize = 256 << 20;
@@ -21,9 +18,6 @@ const PROGRAM: usize = 16 << 20;
 
 /// A thread's stack and heap, and the buffers of a piece that it works on.
 const THREAD: usize = 2 << 20;
-
-/// The state of a compressor.
-const COMPRESSOR: usize = 8 << 20;
 
 /// What is known of a tensor: in the source, the plan, the report and the summary.
 const TENSOR: usize = 3 << 10;
@@ -35,21 +29,21 @@ const COPIES: usize = 16;
 /// What is known of a tile, and its row group in the footer.
 const TILE: usize = 4 << 10;
 
-/// The same of a part that was done before and is opened, as the parquet crate holds it, with the
+/// What is known of a tile of a part that is there already, as the parquet crate holds it, with the
 /// pages of the file that are looked at.
 const OPENED: usize = 96 << 10;
 
 /// What a run may hold, and why so much.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     /// Bytes of planes in flight.
-    pub(super) in_flight: usize,
+    pub(crate) in_flight: usize,
     /// Bytes of planes that wait to be used again.
-    pub(super) waiting: usize,
+    pub(crate) waiting: usize,
     /// The ceiling, where there is one.
-    pub(super) limit: Option<usize>,
+    pub(crate) limit: Option<usize>,
     /// Why the run streams, though nobody asked for it.
-    pub(super) because: Option<String>,
+    pub(crate) because: Option<String>,
 }
 
 /// What the jobs of a run take.
@@ -70,16 +64,16 @@ impl Memory {
     ///
     /// # Errors
     /// The plan's limit is too small, or the run would have to stream and is to fail instead.
-    pub(super) fn new(
+    pub(crate) fn new(
         source: &dyn Source,
         plan: &Plan,
-        jobs: &[Job],
+        (jobs, limits): (&[Job], &Limits),
         threads: usize,
         calibrator: Option<&Calibrator>,
         options: &Options<'_>,
     ) -> Result<Self> {
         let (budget, free) = (options.budget, options.free_memory.or_else(free));
-        let mut needs = Needs::of(source, plan, jobs, threads, options);
+        let mut needs = Needs::of(source, plan, (jobs, limits), threads, options);
         let calibration = calibrator.map_or(0, |c| c.calibration.held_bytes());
         needs.fixed = needs.fixed.saturating_add(calibration);
         let least = needs.least();
@@ -134,13 +128,13 @@ impl Memory {
 
     /// Whether a job is written in place instead of being held until it is done: so that two
     /// can be in flight.
-    pub(super) fn in_place(&self, job: &Job, compress: bool, threads: usize) -> bool {
-        let shares = job.recipe.is_none() && job.tile.bytes() < SHARED_BELOW;
-        let cost = job.cost(compress);
+    pub(crate) fn in_place(&self, job: &Job, limits: &Limits, threads: usize) -> bool {
+        let gathered = limits.gathers(job.recipe.is_none(), job.tile.bytes());
+        let cost = job.cost(limits);
         let guided = job.guide_cost(threads);
         let too_large = cost > self.in_flight / 2
             || self.limit.is_some() && guided > 0 && cost.saturating_add(guided) > self.in_flight;
-        !compress && !shares && too_large
+        limits.in_place && !gathered && too_large
     }
 }
 
@@ -148,25 +142,27 @@ impl Needs {
     fn of(
         source: &dyn Source,
         plan: &Plan,
-        jobs: &[Job],
+        (jobs, limits): (&[Job], &Limits),
         threads: usize,
         options: &Options<'_>,
     ) -> Self {
-        let compress = plan.compresses();
-        let (mut largest, mut planes, mut read, mut shared) = (0, 0usize, 0, 0usize);
+        let (mut largest, mut planes, mut read, mut gathered) = (0, 0usize, 0, 0usize);
         let mut guides = 0;
         let (mut opened, mut part) = (0usize, (0usize, 0usize));
         for job in jobs {
-            let cost = job.cost(compress);
+            let cost = job.cost(limits);
             planes = planes.saturating_add(cost);
             guides = guides.max(job.guide_cost(threads));
             read = read.max(job.piece_bytes());
             let guided = job.guide_cost(threads);
-            let least = if compress { cost } else { job.piece_cost() };
+            let least = match limits.in_place {
+                true => job.piece_cost(),
+                false => cost,
+            };
             largest = largest.max(least.saturating_add(guided));
             let bytes = job.tile.bytes();
-            if job.recipe.is_none() && bytes < SHARED_BELOW {
-                shared += bytes;
+            if limits.gathers(job.recipe.is_none(), bytes) {
+                gathered += bytes;
             }
             // Parts are opened one at a time; each has about as many tiles as this.
             part.0 += 1;
@@ -178,7 +174,7 @@ impl Needs {
                 part = (0, 0);
             }
         }
-        let shared = shared.min(SHARED_BYTES) * if compress { 3 } else { 1 };
+        let gathered = gathered.min(limits.gathers) * limits.gathered_copies;
         let names: usize = plan
             .entries
             .iter()
@@ -189,11 +185,11 @@ impl Needs {
             .iter()
             .map(|(key, value)| key.len() + value.len());
         let metadata: usize = metadata.sum();
-        let thread = THREAD + read + if compress { COMPRESSOR } else { 0 };
+        let thread = THREAD + read + limits.thread_bytes;
         let fixed = [
             PROGRAM,
             threads.saturating_mul(thread),
-            shared,
+            gathered,
             plan.entries.len() * TENSOR,
             jobs.len() * TILE,
             opened * OPENED,

@@ -1,32 +1,12 @@
 //! The footer of a Parquet file: what it says of the whole model, and of every row group.
 
-use std::collections::BTreeMap;
-
+use crate::schema::{FORMAT_VERSION, GENERATOR, key};
+use crate::sink::Footer;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{
     FileMetaData, KeyValue, ParquetMetaData, ParquetMetaDataWriter, RowGroupMetaData,
 };
 use parquet::schema::types::SchemaDescPtr;
-use serde_json::Value;
-
-use crate::schema::{FORMAT_VERSION, GENERATOR, key};
-
-/// What the footer says of the whole model.
-#[derive(Debug, Clone)]
-pub struct Footer {
-    /// text, code, image, audio or unknown.
-    pub modality: String,
-    /// Settings that change values.
-    pub config: Value,
-    /// Base name, size and header hash of the source.
-    pub source: Value,
-    /// The source's own metadata.
-    pub source_metadata: BTreeMap<String, String>,
-    /// Cosine, SQNR and bits per weight, in total and per tensor.
-    pub summary: Value,
-    /// In a part of a folder, which it is.
-    pub part: Option<Value>,
-}
 
 /// Row groups as they will stand in the footer. As the parquet crate holds them each would take
 /// ten times the memory, which tells for models of many small tensors.
@@ -126,7 +106,7 @@ fn end(
 /// i64), and the list of row groups (field 4).
 struct Around {
     text: Vec<u8>,
-    /// Of the header of the empty list.
+    /// Where the header of the empty list is.
     list: usize,
 }
 
@@ -200,9 +180,11 @@ fn encode(file: &FileMetaData, groups: Vec<RowGroupMetaData>) -> Result<Vec<u8>,
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use parquet::file::metadata::ColumnChunkMetaData;
+    use serde_json::Value;
 
     use super::*;
     use crate::schema::parquet_schema;

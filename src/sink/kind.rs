@@ -1,0 +1,68 @@
+//! The kinds of files that a run writes. A new one is a row here and a file beside.
+
+use std::path::Path;
+
+use super::{Destination, Limits, Outline, Sink, parquet};
+use crate::error::{Error, Result};
+
+/// A kind of file.
+#[derive(Debug)]
+pub(crate) struct Kind {
+    /// The end of its name.
+    pub(crate) extension: &'static str,
+    /// What it can take, with or without compression.
+    pub(crate) limits: fn(compress: bool) -> Limits,
+    /// What a file takes beside its planes: about, and at most.
+    pub(crate) overhead: fn(&Outline<'_>) -> usize,
+    pub(crate) most_overhead: fn(&Outline<'_>) -> usize,
+    /// Bytes that a file never exceeds.
+    pub(crate) bound: fn(&Outline<'_>) -> usize,
+    /// Starts a file.
+    pub(crate) create: for<'a> fn(Destination<'a>, bool) -> Result<Box<dyn Sink + 'a>>,
+}
+
+/// Parquet, the native format, and that of the parts of a folder.
+pub(crate) static PARQUET: Kind = Kind {
+    extension: "parquet",
+    limits: parquet::limits,
+    overhead: parquet::size::overhead,
+    most_overhead: parquet::size::most_overhead,
+    bound: parquet::size::bound,
+    create: parquet::create,
+};
+
+/// All kinds.
+static KINDS: &[&Kind] = &[&PARQUET];
+
+/// Ends of names that are those of models in formats that are not written: nobody means a folder by
+/// such a name.
+const OTHERS: &[&str] = &[
+    "bin",
+    "ckpt",
+    "gguf",
+    "json",
+    "onnx",
+    "pt",
+    "pth",
+    "safetensors",
+    "yaml",
+];
+
+impl Kind {
+    /// The kind of file that a name stands for; `None` for a folder of parts.
+    ///
+    /// # Errors
+    /// It is the name of a model in another format.
+    pub(crate) fn of(output: &Path) -> Result<Option<&'static Self>> {
+        let extension = output.extension().unwrap_or_default().to_string_lossy();
+        let kind = KINDS.iter().find(|kind| kind.extension == extension);
+        if kind.is_none() && OTHERS.contains(&extension.as_ref()) {
+            let reason = format!(
+                "'{}' does not end in .parquet, nor is it a name for a folder",
+                output.display()
+            );
+            return Err(Error::config("output", reason));
+        }
+        Ok(kind.copied())
+    }
+}

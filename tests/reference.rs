@@ -1,0 +1,45 @@
+//! Files stay byte for byte what they were, on every instruction set. After a change that is meant to
+//! alter them, `UPDATE_REFERENCE=1 cargo test --release reference` writes the hashes anew.
+
+use std::process::Command;
+
+use arrowquant::kernel::Isa;
+
+use crate::common::native::succeed;
+use crate::common::*;
+
+/// What the program makes in every way there is, with the kernels of an instruction set.
+fn hashes(isa: Isa) -> String {
+    let python = if cfg!(windows) { "python" } else { "python3" };
+    let mut command = Command::new(python);
+    command
+        .arg(root().join("tests/reference.py"))
+        .arg(program().get_program())
+        .env("AQ_ISA", isa.name());
+    // Line by line, as Windows ends lines in its own way.
+    let found = succeed(&mut command, "python3");
+    found.lines().map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn files_are_what_they_were() {
+    let path = root().join("tests/data/reference.txt");
+    let found = hashes(Isa::detect());
+    if std::env::var_os("UPDATE_REFERENCE").is_some() {
+        std::fs::write(&path, &found).unwrap();
+    }
+    let expected = std::fs::read_to_string(&path).unwrap();
+    let lines = |text: &str| -> Vec<String> { text.lines().map(str::to_owned).collect() };
+    assert_eq!(lines(&found), lines(&expected));
+}
+
+#[test]
+fn files_are_the_same_on_every_instruction_set() {
+    let path = root().join("tests/data/reference.txt");
+    let expected = std::fs::read_to_string(path).unwrap();
+    for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
+        if isa != Isa::detect() {
+            assert_eq!(hashes(isa), expected, "{}", isa.name());
+        }
+    }
+}
