@@ -97,7 +97,7 @@ fn figures_are_those_of_the_benchmarks() {
     let benchmarks = Page::read("docs/benchmarks.md");
     let measured: HashSet<&str> = benchmarks.text.lines().collect();
     let page = Page::read("README.md");
-    let text = page.text.split_once("## Against others").unwrap().1;
+    let text = page.text.split_once("## What you get").unwrap().1;
     let text = text.split_once("\n## ").unwrap().0;
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
     assert!(rows.len() > 10, "{rows:?}");
