@@ -42,3 +42,4 @@ mod source_what;
 mod sources;
 mod values;
 mod views;
+mod words;
