@@ -91,7 +91,11 @@ fn safetensors_offsets_that_overlap_or_overflow() {
     let huge = json!({"a": {"dtype": "U8", "shape": [1u64 << 63, 2], "data_offsets": [0, 0]}});
     refused_header(&huge.to_string(), &[], &["is too large"]);
     let deep = json!({"a": {"dtype": "U8", "shape": vec![1; 65], "data_offsets": [0, 1]}});
-    refused_header(&deep.to_string(), &[0], &["65 dimensions, at most 64"]);
+    refused_header(
+        &deep.to_string(),
+        &[0],
+        &["65 dimensions exceed the limit of 64"],
+    );
 }
 
 #[test]
@@ -150,7 +154,7 @@ fn gguf_headers_of_many_small_things() {
 #[test]
 fn names_of_a_mebibyte() {
     let name = "n".repeat(1 << 20);
-    let words = ["a tensor name of 1048576 bytes, at most 65536"];
+    let words = ["a tensor name of 1048576 bytes exceeds the limit of 65536"];
     let entry = json!({"dtype": "U8", "shape": [0], "data_offsets": [0, 0]});
     refused_header(&json!({ &name: entry }).to_string(), &[], &words);
     let index = json!({"weight_map": { &name: "a.safetensors" }}).to_string();
@@ -463,9 +467,9 @@ fn row_counts_that_cannot_be() {
     refused_model(forge(1 << 40), &["rows in a file of"]);
     refused_model(forge(i64::MAX / 2), &["rows in a file of"]);
     refused_model(forge(file.len() as i64 / 8 + 1), &["rows in a file of"]);
-    refused_model(forge(-1), &["fewer than no rows"]);
+    refused_model(forge(-1), &["a negative number of rows"]);
     refused_model(forge(2), &["1 of 2 rows"]);
-    refused_model(forge(0), &["values where 0 can be"]);
+    refused_model(forge(0), &["values (at most 0 are possible)"]);
 }
 
 #[test]
@@ -551,7 +555,10 @@ fn shapes_by_run_lengths() {
     ];
     let column = "shape.list.element";
     let forged = with_pages(&file, column, CompressionCodec::UNCOMPRESSED, pages);
-    refused_model(forged, &[column, "130000000 values where 64 can be"]);
+    refused_model(
+        forged,
+        &[column, "130000000 values (at most 64 are possible)"],
+    );
 }
 
 #[test]

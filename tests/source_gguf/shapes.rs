@@ -71,7 +71,10 @@ fn wrong_shapes_are_refused() {
         ),
         (shape("w", &[i32::MAX; 5]), "does not have the elements"),
         (shape("w", &[-2, -4]), "has a dimension of -2"),
-        (shape("w", &[1; 65]), "has 65 dimensions, at most 64 can be"),
+        (
+            shape("w", &[1; 65]),
+            "has 65 dimensions, which exceed the limit of 64",
+        ),
         (list(name, 4, &[2, 4]), "is no list of i32"),
         (list(name, 10, &[8, 0, 0, 0]), "is no list of i32"),
         (key_of_f32, "is no list of i32"),

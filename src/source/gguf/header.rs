@@ -190,7 +190,7 @@ fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, P
     let dim_count = reader.u32()?;
     if dim_count > MAX_DIMS as u32 {
         return Err(refuse(format!(
-            "{dim_count} dimensions, at most {MAX_DIMS} can be"
+            "{dim_count} dimensions exceed the limit of {MAX_DIMS}"
         )));
     }
     let mut dims = Vec::new();

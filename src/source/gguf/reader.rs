@@ -151,7 +151,9 @@ impl<'a> Reader<'a> {
         }
         let count = self.u64()?;
         if count > MAX_DIMS as u64 {
-            return refuse(format!("has {count} dimensions, at most {MAX_DIMS} can be"));
+            return refuse(format!(
+                "has {count} dimensions, which exceed the limit of {MAX_DIMS}"
+            ));
         }
         let mut dims = Vec::new();
         for _ in 0..count {
