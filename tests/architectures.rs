@@ -316,7 +316,7 @@ fn a_pipeline_of_sound_with_parts_of_images_is_sound() {
     assert_eq!(found.modality.name(), "audio");
     assert_eq!(
         found.evidence[0],
-        "audio, as sound goes before image and text"
+        "audio, which takes precedence over image and text"
     );
     // Edits of images take 8 channels, too, but give 4; and a VAE's encoder gives 8.
     let mut pipeline = with_prefix(&tensors_of(find("Stable Diffusion VAE")), "vae.");
@@ -346,7 +346,7 @@ fn plan_takes_a_list_and_says_why() {
     let args = ["plan", &dream, "--json", "--modality", "code"];
     let plan: Value = serde_json::from_str(&arrowquant_ok(args)).unwrap();
     assert_eq!(plan["modality"], "code");
-    assert_eq!(plan["evidence"][0], "code, as the settings say");
+    assert_eq!(plan["evidence"][0], "code, as set");
     assert_eq!(plan["config"]["modality"], "code");
 }
 
@@ -422,7 +422,7 @@ fn configs_beside_weights_say_what_names_do_not() {
     file.extend(header.as_bytes());
     file.extend([0; 64]);
     std::fs::write(&weights, &file).unwrap();
-    let sentence = "code, as the model's metadata say";
+    let sentence = "code, from the model's metadata";
     assert_eq!(modality(&weights), ("code", sentence.to_owned()));
     // What was quantized says it, too, and why as far as names tell.
     let output = text(&folder.path().join("m.parquet"));
@@ -439,8 +439,5 @@ fn configs_beside_weights_say_what_names_do_not() {
     ];
     arrowquant_ok(args);
     let inspected = arrowquant_ok(["inspect", &output]);
-    assert!(
-        inspected.contains("audio, as the settings say"),
-        "{inspected}"
-    );
+    assert!(inspected.contains("audio, as set"), "{inspected}");
 }

@@ -232,18 +232,18 @@ fn impossible_budgets_are_refused_with_the_arithmetic() {
     // 10,000 rows of 2,500 bytes and a scale, 70 times: 1.75 GB. 35 MB are 0.04 bit a weight, and
     // sqrt(1 - 2^-0.08) = 0.23; 0.70 takes -0.5 log2(1 - 0.49) = 0.486 bit, 425 MB.
     for part in [
-        "max_size: 35.0 MB is too little",
+        "max_size: 35.0 MB is too small",
         "the smallest that the formats allowed make is 1.8 GB",
         "7000000000 weights to quantize at 2.002 bits each",
-        "0.04 bit a weight, at which iid Gaussian weights cannot pass cosine 0.23 in any format",
-        "for 0.70 they need 0.486 bit, 425.0 MB",
+        "0.04 bits per weight, at which iid Gaussian weights cannot exceed cosine 0.23 in any format",
+        "for 0.70 they need 0.486 bits, 425.0 MB",
     ] {
         assert!(message.contains(part), "{message}");
     }
     let message = refused(&["--avg-bits=3", "--min-cosine=0.99"]);
     for part in [
-        "avg_bits: 3 bits is too little",
-        "where every tensor is to reach its min_cosine, 2.00",
+        "avg_bits: 3 bits is too small",
+        "if every tensor must reach its min_cosine, 2.00",
     ] {
         assert!(message.contains(part), "{message}");
     }

@@ -231,7 +231,8 @@ fn sizes_are_read_in_any_unit() {
             .set("memory_limit", text)
             .unwrap_err()
             .to_string();
-        let expected = format!("memory_limit: '{text}' is not a size such as 256MB");
+        let expected =
+            format!("memory_limit: invalid value '{text}' (expected a size such as 256MB");
         assert!(message.starts_with(&expected), "{message}");
     }
 }

@@ -66,7 +66,10 @@ fn usage_errors_exit_with_2() {
     fails(&[], 2, &["Usage"]);
     fails(&["fly"], 2, &["fly"]);
     fails(&["quantize", &input], 2, &["OUTPUT"]);
-    quantize(&["--bits", "3"], &["error: --bits: '3' is none of 2, 4, 8"]);
+    quantize(
+        &["--bits", "3"],
+        &["error: --bits: invalid value '3' (expected 2, 4 or 8)"],
+    );
     quantize(
         &["--group-size", "100"],
         &["--group-size: '100' is neither"],
@@ -78,13 +81,13 @@ fn usage_errors_exit_with_2() {
     quantize(&["--method", "best"], &["--method: 'best'", "minmax, lsq"]);
     quantize(
         &["--profile", "moon"],
-        &["--profile: 'moon' is not edge, local or cloud"],
+        &["--profile: invalid value 'moon' (expected edge, local or cloud"],
     );
     quantize(
         &["--threads", "many"],
-        &["--threads: 'many' is not a number"],
+        &["--threads: invalid value 'many' (expected a number"],
     );
-    quantize(&["--rule", "w"], &["rule 'w': is not PATTERN=key:value"]);
+    quantize(&["--rule", "w"], &["rule 'w': expected PATTERN=key:value"]);
     quantize(&["--keep", "["], &["pattern: '['"]);
     quantize(&["--plan", "p.json", "--bits", "4"], &["--plan"]);
     fails(

@@ -575,7 +575,11 @@ fn sets_that_do_not_fit_are_left_and_named() {
         panic!("{report:?}");
     };
     assert!(values.before.ends_with("v_proj"));
-    assert!(values.reason.contains("shape [6, 12] has not 12 rows"));
+    assert!(
+        values
+            .reason
+            .contains("shape [6, 12] does not have 12 rows")
+    );
     assert!(up.before.ends_with("up_proj"));
     assert!(up.reason.contains("has not seen the inputs of") && up.reason.contains("down_proj"));
     // Where the norm is left, its weight is what it was.

@@ -744,7 +744,7 @@ static void budgets(void) {
   aq_config_free(config);
   plan = NULL;
   config = config_with("max_size", "9kB");
-  REFUSED_AS(AQ_ERROR_CONFIG, "max_size: 9.0 kB is too little",
+  REFUSED_AS(AQ_ERROR_CONFIG, "max_size: 9.0 kB is too small",
              aq_plan_create_with(source, config, NULL, &plan, err));
   aq_config_free(config);
 
