@@ -36,7 +36,7 @@ fn malformed_headers() {
     assert_names(&open_error(b""), &[file, "an empty file"]);
     assert_names(
         &open_error(b"\x07\0\0\0\0\0\0"),
-        &[file, "7 bytes are too few"],
+        &[file, "7 bytes are too short"],
     );
     assert_names(
         &open_error(&u64::MAX.to_le_bytes()),
@@ -60,7 +60,7 @@ fn malformed_tensors() {
         (
             json!({"w": entry("F32", &[5], [0, 16])}),
             16,
-            "do not hold shape [5] of f32",
+            "do not match shape [5] of f32",
         ),
         (
             json!({"w": entry("F32", &[4], [16, 0])}),
@@ -80,7 +80,7 @@ fn malformed_tensors() {
         (
             json!({"w": entry("F4", &[3], [0, 1])}),
             1,
-            "do not hold shape [3] of f4",
+            "do not match shape [3] of f4",
         ),
         (
             json!({"w": {"dtype": "F32", "shape": [4]}}),

@@ -78,9 +78,9 @@ fn safetensors_offsets_that_overlap_or_overflow() {
     for (a, b, words) in [
         (entry(0, 4), entry(2, 6), "overlap those before"),
         (entry(0, 4), entry(0, 4), "overlap those before"),
-        (entry(0, 4), entry(u64::MAX - 3, 3), "do not hold shape"),
+        (entry(0, 4), entry(u64::MAX - 3, 3), "do not match shape"),
         (entry(0, 4), entry(4, u64::MAX), "past the end of the data"),
-        (entry(0, 4), entry(8, 4), "do not hold shape"),
+        (entry(0, 4), entry(8, 4), "do not match shape"),
     ] {
         refused_header(
             &header(a, b),
@@ -173,7 +173,7 @@ fn indexes_of_more_shards_than_can_be() {
         .map(|i| (i.to_string(), format!("{i}.safetensors").into()))
         .collect();
     let index = json!({ "weight_map": map }).to_string();
-    let words = ["1001 shards, at most 1000"];
+    let words = ["1001 shards exceed the limit of 1000"];
     refused_source("m.safetensors.index.json", index.as_bytes(), &words);
 }
 

@@ -166,7 +166,7 @@ fn the_names_of_diffusers_and_transformers_win() {
 fn an_index_and_a_whole_file_are_told() {
     let shard = "model-00001-of-00001.safetensors";
     let index = "model.safetensors.index.json";
-    let stale = "none of the shards that";
+    let stale = "none of the shards in";
     for (files, expected, parts) in [
         // transformers looks for the file first, diffusers for the index.
         (
@@ -412,7 +412,7 @@ fn components_that_are_missing_can_be_left_out() {
     };
     let said = refused(folder.path(), &["unet"]);
     assert!(
-        said.contains("without: 'unet' is no component of"),
+        said.contains("without: 'unet' is not a component of"),
         "{said}"
     );
     assert!(
@@ -423,7 +423,7 @@ fn components_that_are_missing_can_be_left_out() {
     for path in [at("transformer"), at("flux1-dev.safetensors")] {
         let said = refused(&path, &["vae"]);
         assert!(
-            said.contains("is no pipeline with a model_index.json"),
+            said.contains("is not a pipeline with a model_index.json"),
             "{said}"
         );
     }
@@ -459,7 +459,7 @@ fn the_command_line_leaves_components_out() {
     some(&[&["evolve", input, plan.to_str().unwrap()], &short[..]].concat());
     let unknown = arrowquant(["plan", input, "--without", "unet"]);
     assert_eq!(unknown.status.code(), Some(2));
-    assert!(stderr(&unknown).starts_with("error: --without: 'unet' is no component"));
+    assert!(stderr(&unknown).starts_with("error: --without: 'unet' is not a component"));
 }
 
 #[test]

@@ -227,7 +227,7 @@ fn what_is_missing_is_named() {
         (
             |folder| std::fs::remove_dir_all(folder.join("vae")).unwrap(),
             &[
-                "model_index.json: names component vae, which is not there",
+                "model_index.json: component vae is missing",
                 "--without vae",
             ],
         ),
@@ -265,7 +265,7 @@ fn what_is_missing_is_named() {
                 index["../vae"] = json!(["diffusers", "AutoencoderKL"]);
                 write(&folder.join("model_index.json"), index.to_string());
             },
-            &["model_index.json: component '../vae' is no plain folder name"],
+            &["model_index.json: component '../vae' is not a plain folder name"],
         ),
         (
             |folder| write(&folder.join("model_index.json"), r#"{"_class_name": "X"}"#),

@@ -188,11 +188,17 @@ fn wrong_files_say_what_is_wrong() {
     let alignment = |n: u32| gguf(&[key("general.alignment", 4, &n.to_le_bytes())], &[], &[]);
     let parts = key("split.count", 2, &3u16.to_le_bytes());
     for (file, parts) in [
-        (version(1), &["version 1, 2 and 3 are read"][..]),
+        (
+            version(1),
+            &["version 1 is not supported (expected 2 or 3)"][..],
+        ),
         (version(3 << 24), &["big-endian"]),
         (counts(8), &["no room for 18446744073709551615 tensors"]),
         (counts(16), &["no room for 18446744073709551615 keys"]),
-        (alignment(24), &["general.alignment 24 is no power of two"]),
+        (
+            alignment(24),
+            &["general.alignment 24 is not a power of two"],
+        ),
         (alignment(0), &["general.alignment 0"]),
         (gguf(&[parts], &[], &[]), &["one of 3 parts"]),
         (list_of(9, u64::MAX), &["no room for"]),
@@ -205,7 +211,7 @@ fn wrong_files_say_what_is_wrong() {
         ),
         (
             gguf(&[key("k", 7, &[0]), key("k", 7, &[0])], &[], &[]),
-            &["'k' is there twice"],
+            &["'k' appears twice"],
         ),
         (
             one(tensor("w", &[256], 15, 0), 292),
@@ -226,7 +232,7 @@ fn wrong_files_say_what_is_wrong() {
         ),
         (
             one(tensor("w", &[8], 0, 8), 64),
-            &["'w'", "offset 8 is no multiple of 32"],
+            &["'w'", "offset 8 is not a multiple of 32"],
         ),
         (
             one(tensor("w", &[1 << 40, 1 << 40], 0, 0), 32),

@@ -274,7 +274,7 @@ fn what_is_no_tensor_is_named() {
     for (rows, parts) in [
         (
             with(row("w", &[2], "f32", &[0; 7])),
-            &["'w'", "7 bytes, where shape [2] of f32 takes 8"][..],
+            &["'w'", "7 bytes, but shape [2] of f32 takes 8"][..],
         ),
         (
             with(row("w", &[-2], "f32", &[0; 8])),

@@ -120,13 +120,13 @@ fn a_download_that_was_cut_says_how_much_is_there() {
     for len in [9, header / 2, header - 1] {
         std::fs::write(&path, &whole[..len]).unwrap();
         let said = message(&path);
-        let part = format!("the download is incomplete, {len} of more than {header} bytes");
+        let part = format!("the download is incomplete ({len} of more than {header} bytes");
         assert!(said.contains(&part), "{said}");
     }
     for values in [0, 1, 127] {
         std::fs::write(&path, &whole[..header + values]).unwrap();
         let said = message(&path);
-        let part = format!("the download is incomplete, {values} of 128 bytes of values");
+        let part = format!("the download is incomplete ({values} of 128 bytes of values");
         assert!(
             said.contains(&part) && said.contains("'blocks.0.weight'"),
             "{said}"
@@ -157,7 +157,7 @@ fn links_to_nothing_name_where_they_lead() {
             assert!(said.contains(part), "{path}: {part} is not in: {said}");
         }
     };
-    let gone = "a link to ../blobs/gone, which is not there";
+    let gone = "a link to ../blobs/gone, which does not exist";
     link("../blobs/gone", "files/m.safetensors");
     check("files/m.safetensors", &["files/m.safetensors: ", gone]);
     check("files", &["files/m.safetensors: ", gone]);
@@ -195,7 +195,7 @@ fn a_cache_says_where_its_weights_are() {
     let main = "the cache of a repository; its weights are in ";
     assert!(said.contains(main), "{said}");
     assert!(
-        said.contains("models--org--name/snapshots/4567: name that"),
+        said.contains("models--org--name/snapshots/4567: use that"),
         "{said}"
     );
     assert!(source::open(&at(hub).join("snapshots/4567")).is_ok());
@@ -212,9 +212,9 @@ fn a_cache_says_where_its_weights_are() {
         "{said}"
     );
     std::fs::remove_dir_all(at(hub).join("snapshots/0123")).unwrap();
-    assert!(message(&at(hub)).contains("snapshots/4567: name that"));
+    assert!(message(&at(hub)).contains("snapshots/4567: use that"));
     std::fs::remove_dir_all(at(hub).join("snapshots/4567")).unwrap();
-    assert!(message(&at(hub)).contains("no snapshot was downloaded"));
+    assert!(message(&at(hub)).contains("without a downloaded snapshot"));
 }
 
 #[test]

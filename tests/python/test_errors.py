@@ -145,7 +145,7 @@ def test_tensor_errors(small, packed, tmp_path):
     source.add_tensor("w", noise(1, 2, 2))
     with raises(aq.TensorError, "'w'", "added twice"):
         source.add_tensor("w", noise(1, 2, 2))
-    with raises(aq.TensorError, "'v'", "16 bytes do not make shape"):
+    with raises(aq.TensorError, "'v'", "16 bytes do not match shape"):
         source.add_tensor("v", noise(1, 2, 2), shape=(3, 2))
 
 

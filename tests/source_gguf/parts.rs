@@ -136,7 +136,7 @@ fn parts_that_do_not_belong_together_are_refused() {
         ),
         (
             second(&split(1, 3, -1)),
-            &["m-00002-of", "split.tensors.count -1 is no count"],
+            &["m-00002-of", "split.tensors.count -1 is not a count"],
         ),
         (
             with(3, part(&split(2, 3, 3), &["b.weight"], 0.0)),
@@ -210,7 +210,7 @@ fn names_and_keys_that_disagree() {
         (
             "m.gguf",
             &split(0, 1001, 1),
-            "one of 1001 parts of a model, at most 1000",
+            "one of 1001 parts of a model, over the limit of 1000",
         ),
     ] {
         let message = open(name, keys).err().expect("refused");

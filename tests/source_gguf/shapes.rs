@@ -75,10 +75,10 @@ fn wrong_shapes_are_refused() {
             shape("w", &[1; 65]),
             "has 65 dimensions, which exceed the limit of 64",
         ),
-        (list(name, 4, &[2, 4]), "is no list of i32"),
-        (list(name, 10, &[8, 0, 0, 0]), "is no list of i32"),
-        (key_of_f32, "is no list of i32"),
-        (key(name, 8, &text("[2, 4]")), "is no list of i32"),
+        (list(name, 4, &[2, 4]), "is not a list of i32"),
+        (list(name, 10, &[8, 0, 0, 0]), "is not a list of i32"),
+        (key_of_f32, "is not a list of i32"),
+        (key(name, 8, &text("[2, 4]")), "is not a list of i32"),
     ] {
         let info = tensor("w", &[4, 2], 0, 0);
         let refused = opened(&gguf(&[key], &[info], &[0; 32])).err();
@@ -91,7 +91,7 @@ fn wrong_shapes_are_refused() {
     let refused = opened(&gguf(&twice, &[tensor("w", &[4, 2], 0, 0)], &[0; 32]));
     let message = refused.err().expect("refused").to_string();
     assert!(
-        message.contains(&format!("key '{name}' is there twice")),
+        message.contains(&format!("key '{name}' appears twice")),
         "{message}"
     );
 }
