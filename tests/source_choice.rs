@@ -376,9 +376,9 @@ fn components_that_are_missing_can_be_left_out() {
     std::fs::create_dir(at("vae")).unwrap();
     let said = message(folder.path());
     for part in [
-        "model_index.json: names components text_encoder, vae, which are not there",
+        "model_index.json: components text_encoder, vae are missing",
         "--without text_encoder --without vae",
-        "the folder of one component alone",
+        "the folder of a single component",
     ] {
         assert!(said.contains(part), "{said}");
     }
