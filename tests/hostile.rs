@@ -515,7 +515,7 @@ fn planes_that_no_file_of_the_size_has() {
     assert!(packed.len() < 20_000);
     refused_model(
         packed,
-        &["planes that unpack to 67108868 bytes in a file of"],
+        &["planes that decompress to 67108868 bytes in a file of"],
     );
 }
 
