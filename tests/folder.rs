@@ -144,7 +144,7 @@ fn the_command_line_reads_a_folder_as_it_does_a_file() {
         "1KiB".as_ref(),
     ]);
     assert!(
-        said.contains("parts, of which 0 were there already"),
+        said.contains("parts, 0 from an earlier run"),
         "{said}"
     );
     let shown = arrowquant_ok(["inspect".as_ref(), output]);
