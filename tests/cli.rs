@@ -1,4 +1,4 @@
-//! The command line: what it prints, its exit codes, and that it does what the library does.
+//! The command line: its output, its exit codes, and agreement with the library.
 
 use arrowquant::model::Model;
 use serde_json::Value;
@@ -514,7 +514,7 @@ fn the_report_is_what_the_file_holds() {
             tile.bits_per_weight
         );
     }
-    // What the run measured is what verify measures on the stored weights.
+    // The errors measured by the run equal those that verify measures on the stored weights.
     let verified: Value = serde_json::from_str(&arrowquant_ok([
         "verify",
         &output,

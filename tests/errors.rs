@@ -1,4 +1,4 @@
-//! Bad input is an error that names the file, the tensor and the reason, and leaves nothing.
+//! Bad input gives an error that names the file, the tensor and the reason, and leaves nothing.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// The error of opening these bytes as a safetensors file.
+/// Returns the error of opening these bytes as a safetensors file.
 fn open_error(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.safetensors");
@@ -132,7 +132,7 @@ fn duplicate_names() {
     );
 }
 
-/// A folder with two shards of one tensor each, and this index.
+/// Makes a folder with two shards of one tensor each and this index, and returns the error.
 fn sharded_error(index: &str, spoil: impl Fn(&Path)) -> String {
     let folder = tempfile::tempdir().unwrap();
     for name in ["a", "b"] {
@@ -276,7 +276,7 @@ fn files_that_are_no_quantized_model() {
     );
 }
 
-/// Replaces text of the same length in a file's footer and opens it.
+/// Replaces text in a file's footer by text of the same length, and opens it.
 fn open_patched(from: &str, to: &str) -> String {
     assert_eq!(from.len(), to.len());
     let folder = small_model();

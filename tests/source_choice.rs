@@ -1,5 +1,5 @@
-//! Which files of a folder are read: as diffusers and transformers would choose, and nothing else
-//! without a word.
+//! Chooses the files of a folder as diffusers and transformers would, with a warning where files
+//! are skipped.
 
 use std::path::Path;
 
@@ -9,12 +9,13 @@ use serde_json::json;
 use crate::common::*;
 use crate::source_folders::{pipeline, write, write_sharded};
 
-/// A file of one tensor, which is called as the file is told apart by.
+/// Makes a file of one tensor, which is named after the file.
 fn weights(tensor: &str) -> Vec<u8> {
     safetensors(&[f32_tensor(tensor, &[2, 3], &[0.5; 6])])
 }
 
-/// A folder of files of one tensor each, called `NAME: TENSOR`; of an index it is the shard.
+/// Makes a folder of files of one tensor each, given as `NAME: TENSOR`; for an index it is the
+/// shard.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
@@ -86,7 +87,7 @@ fn the_names_of_diffusers_and_transformers_win() {
             ],
             "own",
         ),
-        // What has a variant, whole or in shards, is not what has none.
+        // Files with a variant, whole or in shards, are not those without.
         (
             &[
                 (WHOLE, "own"),
@@ -140,7 +141,7 @@ fn the_names_of_diffusers_and_transformers_win() {
             ],
             "fp16",
         ),
-        // An index of another name, and its shards, which may be called anything.
+        // An index with another name, and its shards, which may have any name.
         (
             &[
                 ("unet.safetensors.index.json", "first.safetensors"),
@@ -149,7 +150,7 @@ fn the_names_of_diffusers_and_transformers_win() {
             ],
             "sharded",
         ),
-        // One shard of one is all there is.
+        // One shard of one is the whole model.
         (&[("model-00001-of-00001.safetensors", "all")], "all"),
         // An index that names the whole file.
         (&[(INDEX, WHOLE), (WHOLE, "sharded")], "sharded"),
@@ -217,7 +218,7 @@ fn an_index_and_a_whole_file_are_told() {
             assert!(warning.contains(part), "{part}: {warning}");
         }
     }
-    // Some of the shards: what was meant is not known, and half a model is not read.
+    // Only some of the shards: the intention is unclear, and half a model is not read.
     let both = folder(&[(WHOLE, "whole"), (SHARD, "sharded")]);
     let map =
         json!({"sharded": SHARD, "other": "diffusion_pytorch_model-00002-of-00002.safetensors"});
@@ -255,7 +256,7 @@ fn what_is_not_clear_is_refused() {
             ],
             "name one",
         ),
-        // Half a model is none.
+        // Half a model is refused.
         (
             &[(missing, "a")],
             "holds model-00001-of-00002.safetensors, which is one of 2 shards, and no index",
@@ -327,7 +328,7 @@ fn the_index_decides_which_shard_a_tensor_is_read_from() {
             "{warning}"
         );
     }
-    // A name that it does not list is still only one tensor's.
+    // A name that is not in the index may only be in one shard.
     let second = [tensor("b", 4.0), tensor("unlisted", 5.0)];
     write(&folder.path().join(shards[1]), safetensors(&second));
     write(&index, json!({"weight_map": map(0)}).to_string());
@@ -372,7 +373,7 @@ fn components_that_are_missing_can_be_left_out() {
     let all = source::open(folder.path()).unwrap();
     std::fs::remove_dir_all(at("text_encoder")).unwrap();
     std::fs::remove_dir_all(at("vae")).unwrap();
-    // As a download leaves it that was stopped at once.
+    // As left by a download that was stopped at once.
     std::fs::create_dir(at("vae")).unwrap();
     let said = message(folder.path());
     for part in [
@@ -396,13 +397,13 @@ fn components_that_are_missing_can_be_left_out() {
     );
     assert!(!some.classes().contains(&"AutoencoderKL".to_owned()));
 
-    // One that is there; by the index's path; twice; and one that has no weights.
+    // An existing component; by the index's path; twice; and one without weights.
     let index = at("model_index.json");
     let options = without(&["vae", "text_encoder", "transformer", "vae", "scheduler"]);
     let less = source::open_with(&index, &options).unwrap();
     assert_eq!(names(less.as_ref()), &expected[..2]);
 
-    // What cannot be left out.
+    // Components that cannot be left out.
     let refused = |path: &Path, components: &[&str]| {
         let error = source::open_with(path, &without(components))
             .err()

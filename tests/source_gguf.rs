@@ -1,5 +1,5 @@
-//! GGUF files made by hand, right and wrong. The package `gguf` writes others in
-//! `tests/python/test_gguf.py`.
+//! GGUF files made by hand, valid and invalid. `tests/python/test_gguf.py` tests files written by
+//! the package `gguf`.
 
 use arrowquant::source::{self, Source};
 use arrowquant::tensor::Dtype;
@@ -14,12 +14,12 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// A key of type `kind`.
+/// Makes a key of type `kind`.
 fn key(name: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     [&text(name)[..], &kind.to_le_bytes(), value].concat()
 }
 
-/// A tensor's description; `dims` has the innermost first.
+/// Makes a tensor's description; `dims` has the innermost first.
 fn tensor(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let mut bytes = text(name);
     bytes.extend((dims.len() as u32).to_le_bytes());
@@ -29,7 +29,7 @@ fn tensor(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     bytes
 }
 
-/// A file of version 3 with an alignment of 32.
+/// Makes a file of version 3 with an alignment of 32.
 fn gguf(keys: &[Vec<u8>], tensors: &[Vec<u8>], values: &[u8]) -> Vec<u8> {
     let mut file = b"GGUF".to_vec();
     file.extend(3u32.to_le_bytes());
@@ -42,7 +42,7 @@ fn gguf(keys: &[Vec<u8>], tensors: &[Vec<u8>], values: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A Q8_0 block of one scale and 32 integers.
+/// Makes a Q8_0 block of one scale and 32 integers.
 fn q8_0(scale: f32, codes: [i8; 32]) -> Vec<u8> {
     let mut block = half::f16::from_f32(scale).to_le_bytes().to_vec();
     block.extend(codes.map(|code| code as u8));
@@ -53,7 +53,7 @@ fn codes(start: i8) -> [i8; 32] {
     std::array::from_fn(|i| start.wrapping_add(i as i8))
 }
 
-/// f32 [2, 3], then Q8_0 [2, 32], in the order of their values.
+/// Makes a file with f32 [2, 3], then Q8_0 [2, 32], in the order of their values.
 fn small() -> Vec<u8> {
     let keys = [
         key("general.architecture", 8, &text("flux")),
@@ -274,8 +274,8 @@ fn wrong_files_say_what_is_wrong() {
     }
 }
 
-/// Cut short anywhere, or with any byte of the header changed, a file is refused or is another
-/// one; there is no panic, and nothing is read from outside of it.
+/// If it is truncated anywhere, or any byte of the header is changed, a file is refused or is
+/// another valid one, without a panic or an out-of-bounds read.
 #[test]
 fn any_damage_is_survived() {
     let whole = small();

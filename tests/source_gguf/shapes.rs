@@ -1,8 +1,8 @@
-//! True shapes of tensors that are stored in others.
+//! True shapes of tensors that are stored in other shapes.
 
 use super::*;
 
-/// A key with a list of numbers of 4 bytes.
+/// Makes a key with a list of numbers of 4 bytes.
 fn list(name: &str, kind: u32, numbers: &[i32]) -> Vec<u8> {
     let mut value = kind.to_le_bytes().to_vec();
     value.extend((numbers.len() as u64).to_le_bytes());
@@ -10,7 +10,7 @@ fn list(name: &str, kind: u32, numbers: &[i32]) -> Vec<u8> {
     key(name, 9, &value)
 }
 
-/// The key with the shape of tensor `name`, outermost dimension first.
+/// Makes the key with the shape of tensor `name`, outermost dimension first.
 pub fn shape(name: &str, dims: &[i32]) -> Vec<u8> {
     list(&format!("comfy.gguf.orig_shape.{name}"), 5, dims)
 }
@@ -37,7 +37,7 @@ fn tensors_have_their_true_shapes() {
     let source = opened(&file).unwrap();
     let shapes: Vec<&[usize]> = source.tensors().iter().map(|t| t.shape.dims()).collect();
     assert_eq!(shapes, [&[2, 4, 3, 1][..], &[4, 24], &[], &[3, 2]]);
-    // The order of the values stays.
+    // The order of the values is unchanged.
     let counted = |end: u8| -> Vec<f32> { (0..end).map(f32::from).collect() };
     assert_eq!(floats(source.as_ref(), 0), counted(24));
     assert_eq!(floats(source.as_ref(), 1), counted(96));
