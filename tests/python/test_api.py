@@ -1,4 +1,4 @@
-"""Everything public, against what numpy makes of it."""
+"""The public API, compared with numpy."""
 
 import array
 import inspect
@@ -154,7 +154,7 @@ def test_a_copied_config_is_another_one_that_follows_its_profile(tmp_path, monke
 
 
 def held_in(page):
-    """The report that a page holds."""
+    """Returns the report in a page."""
     assert page.startswith("<!doctype html>")
     return json.loads(page.split('type="application/json">')[1].split("</script>")[0])
 
@@ -673,7 +673,7 @@ def test_quantize_rows_is_minmax_of_the_format(format, scheme, group, cols):
 
 
 def bytes_of(x, group):
-    """Vectors as signed bytes, one a value, and the scale of each value, by the header's words."""
+    """Returns vectors as signed bytes and the scale of each value, by the header's description."""
     values, scales = np.zeros(x.shape, np.float32), np.zeros(x.shape, np.float32)
     for start in range(0, x.shape[1], group):
         part = np.s_[:, start : start + group]

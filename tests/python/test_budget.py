@@ -1,4 +1,4 @@
-"""Budgets, what they go by, and the ladder: what settings promise, held against numpy and files."""
+"""Budgets, sensitivities, and the ladder: the promises of settings, checked with numpy and files."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NAMES = [f"layers.{i}.weight" for i in range(6)]
 
 @pytest.fixture(scope="module")
 def model():
-    """Matrices of unlike sizes and tails."""
+    """Makes matrices of different sizes and tails."""
     random = np.random.default_rng(5)
     tensors = {}
     for i, name in enumerate(NAMES):
@@ -28,7 +28,7 @@ def model():
 
 
 def plane_bytes(entry, shape):
-    """By the format's description: rows of codes from a byte on, a f16 a group, two where affine."""
+    """Returns bytes by the format's description: rows of codes starting at a byte, an f16 per group, two if affine."""
     rows, cols = shape
     if entry.format == "raw":
         return rows * cols * 4
@@ -101,7 +101,7 @@ def test_mixed_precision_takes_the_fewest_bits_that_reach_the_cosine(model, tmp_
 
 
 def measured(model, name, **settings):
-    """What numpy makes of one tensor quantized so."""
+    """Returns the result of numpy for one tensor quantized like this."""
     data, _ = aq.quantize_to_bytes({name: model[name]}, min_cosine=None, **settings)
     with aq.open(data) as opened:
         return cosine(opened[name].dequantize(), model[name])

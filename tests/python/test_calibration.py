@@ -1,4 +1,4 @@
-"""What a model's layers see: against numpy, read back by pyarrow and DuckDB from files that
+"""Calibrations: compared with numpy, read back by pyarrow and DuckDB from files that
 docs/calibration.md alone describes."""
 
 import json
@@ -50,7 +50,7 @@ def bin_begin(t, count, timesteps):
 
 
 def bucket(x):
-    """As docs/calibration.md has it, by logarithms."""
+    """Returns the bucket as in docs/calibration.md, by logarithms."""
     counts = np.zeros(641, int)
     magnitude = np.abs(np.float64(x).ravel())
     exponent = np.floor(np.log2(np.maximum(magnitude, 1e-300)))
@@ -62,7 +62,7 @@ def bucket(x):
 
 
 def check(cal, path, seen, timesteps, bins, groups):
-    """Holds what was stored against numpy, over all that was seen: (layer, timestep, f32 rows)."""
+    """Compares the stored statistics with numpy, over all observations: (layer, timestep, f32 rows)."""
     header, found, hessians = stored(cal, path)
     assert header["timesteps"] == timesteps and header["bins"] == bins
     by_bin, by_group = {}, {}
@@ -94,7 +94,7 @@ def check(cal, path, seen, timesteps, bins, groups):
 
 
 def activity(seed, timesteps=40):
-    """Calls with what a model's layers would see, of differing counts of rows."""
+    """Makes observations as of a model's layers, with different numbers of rows."""
     rng = np.random.default_rng(seed)
     for t in [*range(timesteps), 0, timesteps - 1, 7]:
         for layer, cols in (("blocks.0.qkv", 40), ("blocks.0.out", 7), ("head", 300)):
@@ -218,7 +218,7 @@ def test_schedule(tmp_path):
 
 
 def same(one, other, exact):
-    """Two results of `stored`; sums to rounding, or all exactly."""
+    """Compares two results of `stored`: sums up to rounding, or everything exactly."""
     # The hash is of all bits.
     headers = [{k: v for k, v in h.items() if exact or k != "hash"} for h in (one[0], other[0])]
     assert headers[0] == headers[1] and set(one[1]) == set(other[1]) and set(one[2]) == set(other[2])
@@ -405,7 +405,7 @@ def test_damaged_files_are_errors(tmp_path):
 
 
 def rewrite(source, target, change):
-    """The same file with other rows."""
+    """Returns the file with other rows."""
     table = pq.read_table(source)
     rows = change(table.to_pylist())
     pq.write_table(type(table).from_pylist(rows, table.schema), target)
@@ -479,7 +479,7 @@ def test_saving_all_or_nothing(tmp_path):
 
 
 class Tensor:
-    """What is used of a tensor of PyTorch."""
+    """The used subset of a PyTorch tensor."""
 
     def __init__(self, array, dtype):
         self._array, self.dtype, self.shape = np.ascontiguousarray(array), f"torch.{dtype}", array.shape
@@ -626,7 +626,7 @@ def test_hooks_are_removed_and_errors_name_the_layer():
 
 
 def unfolded(x, kernel, stride, padding, dilation, mode):
-    """By the definition: for each output all its inputs, one by one."""
+    """Unfolds by definition: for each output all its inputs, one by one."""
     (kh, kw), (sh, sw), (dh, dw) = kernel, stride, dilation
     numpy_mode = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     x = np.pad(x, [(0, 0), (0, 0), *padding], numpy_mode[mode])

@@ -19,7 +19,7 @@ NAME = "blocks.0.attn.qkv.weight"
 
 
 def raises(kind, *parts):
-    """A context that wants this exception, these words in it, and its code."""
+    """Expects this exception, with these words in its message."""
     return pytest.raises(kind, match="(?s)" + ".*".join(map(_escape, parts)))
 
 
@@ -167,7 +167,7 @@ def test_plan_errors(small, dit):
 
 @pytest.fixture
 def damaged(packed, tmp_path):
-    """A file with one bit of one tensor's codes turned."""
+    """Makes a file with one flipped bit in a tensor's codes."""
     with aq.open(packed) as model:
         codes = bytes(model[NAME].tiles[0].codes)
     data = bytearray(packed.read_bytes())
@@ -285,7 +285,7 @@ class StopHard(BaseException):
 
 
 def ways(dit, packed, tmp_path):
-    """Long calls that leave a file: each takes callbacks."""
+    """Long calls that write a file and take callbacks."""
     source = aq.Source.open(dit)
     # Fast, and with something to log.
     settings = {"keep": ["nothing.*"], "bits": 8, "method": "minmax"}
@@ -303,7 +303,7 @@ def ways(dit, packed, tmp_path):
 
 
 def ending(error, step):
-    """A callback that ends the run at its `step`, and how often it was called."""
+    """Returns a callback that ends the run at its `step`, and its call counter."""
     calls = []
 
     def callback(*_):
