@@ -50,7 +50,7 @@ pub enum Error {
         /// Why it failed.
         source: io::Error,
     },
-    /// A file is not what is expected.
+    /// A file is of the wrong kind, damaged or incomplete.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.
@@ -58,7 +58,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tensor in a file is not what is expected, or what was asked of it is impossible.
+    /// A tensor in a file is invalid, or cannot be processed as requested.
     #[error("{}: tensor '{tensor}': {reason}", path.display())]
     Tensor {
         /// The file.
