@@ -83,7 +83,6 @@ pub fn uniform(timesteps: i32, groups: usize) -> Vec<Range<i32>> {
 ///
 /// The time grows with the square of the number of bins: `RangeFit::SquaredError` searches a range
 /// for every run of bins.
-/// searches a range for every run of bins.
 pub fn optimal(bins: &[BinRange<'_>], groups: usize, fit: RangeFit, bits: u32) -> Vec<Range<i32>> {
     let n = bins.len();
     let groups = groups.clamp(1, n.max(1));

@@ -137,7 +137,6 @@ impl Calibration {
     ///
     /// # Errors
     /// The layer was not observed, there is no schedule, or the number of weights is wrong.
-    /// The layer was not observed, there is no schedule, or not one weight a group.
     pub fn weights(
         &self,
         layer: &str,

@@ -17,7 +17,6 @@ impl Model {
     /// # Errors
     /// The dtype of the tensor is never quantized, its planes have a wrong size, or a weight is too
     /// large for `float`.
-    /// weight is too large for `float`.
     ///
     /// # Panics
     /// If there is no such tensor or row, or `out` is not as long as the rows.

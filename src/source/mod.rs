@@ -151,7 +151,7 @@ pub struct OpenOptions {
 ///
 /// - a safetensors file, or the `*.safetensors.index.json` of its shards;
 /// - a GGUF file, or any part of a split one ([`GgufSource`]): tensors of f32, f16, bf16, Q4_0,
-/// Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS;
+///   Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS;
 /// - a folder with one of these;
 /// - the folder of a diffusers pipeline, with its `model_index.json`: all its components;
 /// - a Parquet file: a table of tensors, or an ArrowQuant file of kept tensors;

@@ -63,7 +63,7 @@ impl ParquetSource {
     /// Opens a file that is either
     ///
     /// - a table with one tensor per row, with the columns of [`super::from_arrow`]: `name` text,
-    /// `shape` lists of int64 or int32, `dtype` text, `data` binary; or
+    ///   `shape` lists of int64 or int32, `dtype` text, `data` binary; or
     /// - an ArrowQuant file whose tensors were all kept.
     ///
     /// Values are read in place if they are neither compressed nor dictionary-encoded; otherwise a
