@@ -205,7 +205,10 @@ fn inputs_that_are_no_model() {
         &open(&folder.path().join("none.safetensors")),
         &["none.safetensors", "cannot open"],
     );
-    assert_names(&open(folder.path()), &["holds no *.safetensors.index.json"]);
+    assert_names(
+        &open(folder.path()),
+        &["contains no *.safetensors.index.json"],
+    );
 }
 
 #[test]

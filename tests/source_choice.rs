@@ -239,7 +239,7 @@ fn what_is_not_clear_is_refused() {
     for (files, part) in [
         (
             [("a.safetensors", "a"), ("b.safetensors", "b")].as_slice(),
-            "holds several safetensors files and no index to join them, name one: a.safetensors, \
+            "contains several safetensors files and no index to join them, use one of them: a.safetensors, \
              b.safetensors",
         ),
         (
@@ -247,19 +247,19 @@ fn what_is_not_clear_is_refused() {
                 ("a.safetensors.index.json", "a"),
                 ("b.safetensors.index.json", "b"),
             ],
-            "holds several indexes, name one",
+            "contains several indexes, use one of them",
         ),
         (
             &[
                 ("diffusion_pytorch_model.fp16.safetensors", "a"),
                 ("diffusion_pytorch_model.bf16.safetensors", "b"),
             ],
-            "name one",
+            "use one of them",
         ),
         // Half a model is refused.
         (
             &[(missing, "a")],
-            "holds model-00001-of-00002.safetensors, which is one of 2 shards, and no index",
+            "contains model-00001-of-00002.safetensors, which is one of 2 shards, and no index",
         ),
         (
             &[(missing, "a"), ("model-00002-of-00002.safetensors", "b")],
@@ -267,7 +267,7 @@ fn what_is_not_clear_is_refused() {
         ),
         (
             &[(missing, "a"), ("model.fp16.safetensors", "b")],
-            "holds model-00001-of-00002.safetensors, which is one of 2 shards",
+            "contains model-00001-of-00002.safetensors, which is one of 2 shards",
         ),
         (
             &[
@@ -279,7 +279,7 @@ fn what_is_not_clear_is_refused() {
                 ),
                 ("model.fp16-00001-of-00001.safetensors", "sharded"),
             ],
-            "no index to join them, name one: model-00001-of-00002.safetensors, model-00002",
+            "no index to join them, use one of them: model-00001-of-00002.safetensors, model-00002",
         ),
     ] {
         let folder = folder(files);
@@ -443,7 +443,7 @@ fn the_command_line_leaves_components_out() {
     let said = stderr(&refused);
     assert!(
         said.contains(
-            "holds diffusion_pytorch_model.bin, but safetensors are needed: convert its \
+            "contains diffusion_pytorch_model.bin, but safetensors are needed: convert its \
                        weights, or leave it out with --without vae"
         ),
         "{said}"
@@ -474,7 +474,7 @@ fn a_pipeline_warns_of_its_components() {
         panic!("{:?}", source.warnings());
     };
     assert!(
-        warning.contains("vae: holds diffusion_pytorch_model.safetensors"),
+        warning.contains("vae: contains diffusion_pytorch_model.safetensors"),
         "{warning}"
     );
     assert_eq!(source.files().len(), 7);

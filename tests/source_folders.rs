@@ -222,7 +222,7 @@ fn what_is_missing_is_named() {
                 std::fs::remove_dir_all(&vae).unwrap();
                 write(&vae.join("diffusion_pytorch_model.bin"), "pickled");
             },
-            &["vae: holds diffusion_pytorch_model.bin, but safetensors are needed"],
+            &["vae: contains diffusion_pytorch_model.bin, but safetensors are needed"],
         ),
         (
             |folder| std::fs::remove_dir_all(folder.join("vae")).unwrap(),
@@ -233,7 +233,7 @@ fn what_is_missing_is_named() {
         ),
         (
             |folder| std::fs::remove_file(folder.join("text_encoder/model.safetensors")).unwrap(),
-            &["text_encoder: holds no weights of its CLIPTextModel"],
+            &["text_encoder: contains no weights of its CLIPTextModel"],
         ),
         (
             |folder| {

@@ -208,7 +208,7 @@ fn a_cache_says_where_its_weights_are() {
     write(&at(hub).join("refs/main"), "89ab");
     let said = message(&at(hub));
     assert!(
-        said.contains("name one of ") && said.contains("snapshots/0123, "),
+        said.contains("use one of ") && said.contains("snapshots/0123, "),
         "{said}"
     );
     std::fs::remove_dir_all(at(hub).join("snapshots/0123")).unwrap();
@@ -220,11 +220,11 @@ fn a_cache_says_where_its_weights_are() {
 #[test]
 fn weights_of_other_kinds_in_a_folder_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(message(folder.path()).contains("holds no *.safetensors.index.json"));
+    assert!(message(folder.path()).contains("contains no *.safetensors.index.json"));
     write(&folder.path().join("pytorch_model.bin"), b"\x80\x02.");
     let said = message(folder.path());
     assert!(
-        said.contains("holds pytorch_model.bin, but safetensors are needed"),
+        said.contains("contains pytorch_model.bin, but safetensors are needed"),
         "{said}"
     );
 }

@@ -165,7 +165,7 @@ fn unjoined(folder: &Path, shards: &[&Found]) -> Result<Weights> {
     match shards {
         [only] if only.shards().is_some_and(|count| count > 1) => {
             let reason = format!(
-                "holds {}, which is one of {} shards, and no index to join them",
+                "contains {}, which is one of {} shards, and no index to join them",
                 name_of(&only.path),
                 only.shards().unwrap_or_default()
             );
@@ -218,23 +218,23 @@ fn index_or_whole(folder: &Path, index: &Found, whole: &Found) -> Result<Weights
     }
     if whole.parts.first().is_some_and(|name| name == TRANSFORMERS) {
         let warning = format!(
-            "holds {whole_name} and shards with {index_name}; the former is read, as transformers \
-             does: name the index for the latter"
+            "contains {whole_name} and shards with {index_name}; the former is read, as transformers \
+             does: to read the latter, use the index"
         );
         return chosen(whole, Some(warning));
     }
     shards?;
     let warning = format!(
-        "holds {whole_name} and shards with {index_name}; the latter are read, as diffusers does: \
-         name the file for the former"
+        "contains {whole_name} and shards with {index_name}; the latter are read, as diffusers does: \
+         to read the former, use the file"
     );
     chosen(index, Some(warning))
 }
 
 fn ambiguous(folder: &Path, several: &[&Found]) -> Error {
     let reason = match several.iter().all(|file| file.is_index) {
-        true => "holds several indexes, name one",
-        false => "holds several safetensors files and no index to join them, name one",
+        true => "contains several indexes, use one of them",
+        false => "contains several safetensors files and no index to join them, use one of them",
     };
     let names: Vec<String> = several.iter().map(|file| name_of(&file.path)).collect();
     Error::file(folder, format!("{reason}: {}", names.join(", ")))
@@ -250,8 +250,8 @@ pub(super) fn only_weights(folder: &Path) -> Result<Weights> {
     }
     let reason = match (what::cache(folder), other_weights(folder)?) {
         (Some(cache), _) => cache,
-        (None, Some(other)) => format!("holds {other}, but safetensors are needed"),
-        (None, None) => "holds no *.safetensors.index.json, no *.safetensors, no *.gguf and no \
+        (None, Some(other)) => format!("contains {other}, but safetensors are needed"),
+        (None, None) => "contains no *.safetensors.index.json, no *.safetensors, no *.gguf and no \
              model_index.json"
             .to_owned(),
     };
@@ -366,13 +366,13 @@ fn weights_of_component(
     }
     let hint = format!("convert its weights, or leave it out with --without {name}");
     if let Some(other) = other_weights(folder)? {
-        let reason = format!("holds {other}, but safetensors are needed: {hint}");
+        let reason = format!("contains {other}, but safetensors are needed: {hint}");
         return Err(Error::file(folder, reason));
     }
     // Every model has its settings there; one without weights was copied in part.
     if !weightless && folder.join("config.json").exists() {
         let reason = format!(
-            "holds no weights of its {class}, safetensors are needed: download them, or leave it \
+            "contains no weights of its {class}, safetensors are needed: download them, or leave it \
              out with --without {name}"
         );
         return Err(Error::file(folder, reason));

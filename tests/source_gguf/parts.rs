@@ -269,7 +269,7 @@ fn a_folder_with_one_model_is_that_model() {
         std::fs::write(at(&name(i + 1)), file).unwrap();
     }
     let message = open(folder.path()).err().expect("two models");
-    let names = "holds several GGUF files, name one: m-00001-of-00003.gguf, m.gguf";
+    let names = "contains several GGUF files, use one of them: m-00001-of-00003.gguf, m.gguf";
     assert!(message.contains(names), "{message}");
     std::fs::remove_file(at("m.gguf")).unwrap();
     std::fs::remove_file(at(&name(1))).unwrap();

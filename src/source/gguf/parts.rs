@@ -177,7 +177,10 @@ pub(in crate::source) fn weights_in(folder: &Path) -> Result<Option<PathBuf>> {
         [(_, path)] => Ok(Some(path.clone())),
         _ => {
             let names: Vec<&str> = models.iter().map(|(name, _)| name.as_str()).collect();
-            let reason = format!("holds several GGUF files, name one: {}", names.join(", "));
+            let reason = format!(
+                "contains several GGUF files, use one of them: {}",
+                names.join(", ")
+            );
             Err(Error::file(folder, reason))
         }
     }
