@@ -339,7 +339,7 @@ impl<'a> Choices<'a> {
         );
         if key == "max_size" {
             let (kept, own) = (show(self.fixed), show(self.overhead));
-            text += &format!(", {kept} of other tensors, {own} of the file's own");
+            text += &format!(", {kept} for other tensors, {own} for the file itself");
         }
         let bits = self.bits(room);
         text += &format!(
