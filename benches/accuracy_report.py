@@ -31,7 +31,7 @@ def head(row: Row) -> list[str]:
 
 
 def errors(row: Row) -> list[str]:
-    """On average, and at the first timestep."""
+    """Formats the errors: average, and at the first timestep."""
     return [f"{mean(row['errors']):.4f}", f"{row['errors'][0]:.4f}"]
 
 
@@ -40,7 +40,7 @@ def text_table(results: dict[str, Any]) -> Table:
     shares = list(found["loss"])
     body = [head(row) + [rise(row["rise"][share]) for share in shares] for row in found["rows"]]
     losses = ", ".join(f"{loss:.4f} at {share} %" for share, loss in found["loss"].items())
-    note = f"Rise of the negative log-likelihood, in nats per masked character, over that of bf16: {losses}."
+    note = f"Rise of the negative log-likelihood over bf16, in nats per masked character. bf16 has {losses}."
     heads = ["bits", "method", "bits/weight", *(f"{share} % masked" for share in shares)]
     return Table("", "Masked text model", heads, body, note)
 
@@ -51,8 +51,8 @@ def digits_table(results: dict[str, Any]) -> Table:
     note = (
         f"Error of the predicted noise, |noise - bf16's|^2 / |bf16's|^2, over timesteps "
         f"{found['bins'][0]} to {found['bins'][-1]}; change of the Frechet distance (64 pixels) of "
-        f"{results['samples']} DDIM-50 samples to the real digits, over that of bf16's, "
-        f"{found['frechet']:.3f}."
+        f"{results['samples']} DDIM-50 samples to the real digits, from "
+        f"{found['frechet']:.3f} with bf16."
     )
     first = f"at t = {found['bins'][0]}"
     heads = ["bits", "method", "bits/weight", "error", first, "Frechet"]
@@ -75,9 +75,10 @@ def mixed_table(results: dict[str, Any]) -> Table:
         body.append([what["model"], what["method"], f"{row['bits_per_weight']:.3f}", formats, *figures, *last])
     body.sort(key=lambda row: row[0] != "text")
     note = (
-        "Tensors that get as many bits on average by small groups, by biases, or by a budget (`avg_bits: 3`) "
-        "that gives some 4 bits. Text: rise of the loss with 25, 50 and 75 % masked; digits: error of the "
-        "predicted noise, the same at the first timestep, change of the Frechet distance."
+        "The same average number of bits, reached with small groups, with biases, or with a budget "
+        "(`avg_bits: 3`) that gives some tensors 4 bits. Text: rise of the loss with 25, 50 and 75 % masked; "
+        "digits: error of the predicted noise, on average and at the first timestep, and change of the Frechet "
+        "distance."
     )
     heads = ["model", "method", "bits/weight", "tensors", "25 % or error", "50 % or first", "75 % or Frechet"]
     return Table("", "Mixed formats", heads, body, note)
@@ -92,7 +93,7 @@ def activations_table(results: dict[str, Any]) -> Table:
     ]
     note = (
         "Digits: mean error of the predicted noise; text: rise of the loss with 50 % masked. Static ranges "
-        "are those of calibration inputs, in each group of timesteps; dynamic ones are each token's own."
+        "come from calibration inputs, one for each group of timesteps; dynamic ranges are computed for each token."
     )
     return Table("", "Rounded activations", ["model", "format", *kinds], body, note)
 
@@ -106,8 +107,8 @@ def overhead_table(results: dict[str, Any]) -> Table:
     ]
     note = (
         f"Quantizing {found['weights'] / 1e6:.0f} million random weights (matrices of 4096 x 2048) to INT4, "
-        "the best of some rounds in turns; the calibration is in memory and has no Hessians but for gptq, "
-        "which factors one of 2048 channels for each matrix. Output errors are measured along with it."
+        "the best of several rounds in turns; the calibration is in memory. Only for gptq it has Hessians, one of "
+        "2048 channels per matrix, which must be factored. Output errors are measured as well."
     )
     return Table("", "Time that a calibration takes", ["", "s", "M weights/s", "more"], body, note)
 
@@ -125,14 +126,14 @@ def analysis_table(results: dict[str, Any]) -> Table:
         for what in ("wall", "cpu")
     ]
     note = (
-        "Trying all candidate formats on a sample of each tensor's rows, as budgets do first, against quantizing "
-        "the same file to INT4; the best of some rounds in turns."
+        "Trying all candidate formats on a sample of each tensor's rows, the first step of a budget, compared with "
+        "quantizing the same file to INT4; the best of several rounds in turns."
     )
     return Table("", "Time that an analysis takes", ["s", "quantize", "analyze", "part"], body, note)
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """All that have rows."""
+    """Returns all tables that have rows."""
     gptq = "INT2 by gptq on digits."
     made = [
         text_table(results),
@@ -148,7 +149,7 @@ def tables(results: dict[str, Any]) -> list[Table]:
 
 
 def missing(results: dict[str, Any]) -> list[str]:
-    """Rows that this library could not fill."""
+    """Lists the rows that this library could not fill."""
     by_reason: dict[str, list[str]] = {}
     for what, reason in results["missing"].items():
         by_reason.setdefault(reason, []).append(what)
@@ -170,8 +171,8 @@ def section(results: dict[str, Any], charts: list[str]) -> str:
         BEGIN,
         "## Accuracy",
         f"`{results['command']}` wrote this section, with arrowquant {results['version']} at "
-        f"{results['commit']}, {results['date']}. The models are those of examples/models; quantized are "
-        "all linears of their blocks, in groups of 128 unless it says otherwise. Bits per weight count "
+        f"{results['commit']}, {results['date']}. The models are in examples/models; all "
+        "linear layers of their blocks are quantized, in groups of 128 unless stated otherwise. Bits per weight include "
         "scales and biases. Everything is seeded: another run gives the same tables.",
     ]
     parts += [f"![{CHARTS[name]}](benchmarks/{name}.png)" for name in charts]
@@ -181,12 +182,12 @@ def section(results: dict[str, Any], charts: list[str]) -> str:
 
 
 def sections(page: str) -> list[str]:
-    """Those of a page that stand between marks."""
+    """Returns the sections of a page that stand between markers."""
     return [found[0] for found in re.finditer(r"(?s)<!-- (\w+): begin -->.*?<!-- \1: end -->", page)]
 
 
 def with_section(page: str, new: str) -> str:
-    """The page with another section between the marks that it begins and ends with, at the end if it
+    """Returns the page with the section replaced that has the same begin and end markers, or appended if it
     had none."""
     begin, end = new.splitlines()[0], new.splitlines()[-1]
     if begin in page and end in page:
@@ -207,7 +208,7 @@ def write_docs(results: dict[str, Any], output: Path, docs: Path) -> None:
 
 
 def write_mixed(results: dict[str, Any], docs: Path) -> None:
-    """The table of mixed formats alone, in its place in the section."""
+    """Replaces only the table of mixed formats in its section."""
     page = docs / "benchmarks.md"
     text = page.read_text()
     by = (

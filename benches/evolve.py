@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Judge:
-    """What plans are worth: how far the samples of a model quantized by them are from its own."""
+    """The fitness of plans: the distance of a quantized model's samples from the model's own."""
 
     def __init__(self, trial: DitTrial, say: Progress, quick: bool) -> None:
         import arrowquant
@@ -73,7 +73,7 @@ class Judge:
             return self.trial.with_weights({name: model[name].dequantize() for name in self.blocks})
 
     def distance(self, network: Dit, seed: int, images: int, steps: int) -> float:
-        """Mean squared distance of samples to those of the model as it was, from the same noise."""
+        """Mean squared distance of samples to those of the original model, from the same noise."""
         key = seed, images, steps
         if key not in self.own:
             self.own[key] = self.trial.samples(self.trial.network, images, None, seed, steps)
@@ -86,7 +86,7 @@ class Judge:
         return -self.seen(plan)
 
     def seen(self, plan: Any) -> float:
-        """Distance on the noise that is searched with."""
+        """Distance on the noise used by the search."""
         return self.distance(self.network(plan), SEED, *self.tried)
 
     def unseen(self, plan: Any) -> dict[str, Any]:
@@ -160,12 +160,12 @@ def table(results: dict[str, Any]) -> Table:
     search = results["search"]
     (images, steps), (others, more) = results["tried"], results["checked"]
     note = (
-        f"Digits, without a calibration (`lsq`), linears of blocks at {SETTINGS['avg_bits']} bits a weight. Fitness, "
-        f"asked for {search['generations'][-1]['evaluations']} plans in {len(search['generations'])} generations of "
-        f"{results['population']}: less the mean squared distance of {images} images (DDIM, {steps} steps) to those of "
-        f"the unquantized model from the same noise. Unseen: the same for {others} images from other noise and by "
-        f"{more} steps. Error of the predicted noise as above, and Frechet distance to real digits ({results['many']} images; "
-        "itself, not its change); neither was searched for."
+        f"Digits, without a calibration (`lsq`), linear layers of blocks at {SETTINGS['avg_bits']} bits per weight. The "
+        f"fitness, evaluated for {search['generations'][-1]['evaluations']} plans in {len(search['generations'])} generations of "
+        f"{results['population']}, is minus the mean squared distance between {images} images (DDIM, {steps} steps) and "
+        f'those of the unquantized model from the same noise. "Unseen" is the distance for {others} images from other '
+        f"noise, with {more} steps. The last columns were not part of the search: error of the predicted noise as above, "
+        f"and Frechet distance to real digits (of {results['many']} images; the distance itself, not its change)."
     )
     return Table("", "A search by samples", heads, body, note)
 

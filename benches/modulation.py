@@ -1,4 +1,4 @@
-"""What it costs to quantize the linears that modulate: those that make shift, scale and gate of each
+"""Measures the cost of quantizing modulation: the linear layers that compute shift, scale and gate of each
 block from timestep and class. They are a third of the blocks' weights in the digits' model."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def named(bits: int) -> str:
 
 
 def measure(bench: Bench) -> list[Row]:
-    """Rows of all pairs, and of all linears alike."""
+    """Rows of all pairs, and of uniform formats."""
     rows: list[Row] = []
     for others, modulation in PAIRS:
         of = {True: modulation, False: others}
@@ -90,17 +90,17 @@ def table(results: dict[str, Any]) -> Table:
         for row in results["modulation"]
     ]
     note = (
-        f"Bits a weight over all linears of the blocks, of which {results['share']:.0%} are weights that modulate, "
-        "16 for those that are kept; groups of 128 unless it says otherwise. Error of the predicted noise by `lsq` "
-        "without a calibration, and by `gptq` with one (`snr`); change of the Fréchet distance of "
-        f"{results['samples']} samples by `lsq`, from {results['frechet']:.3f} with bf16."
+        f"Bits per weight over all linear layers of the blocks, {results['share']:.0%} of whose weights are modulation; "
+        "kept weights count 16; groups of 128 unless stated otherwise. Error of the predicted noise with `lsq` "
+        "without a calibration, and with `gptq` and one (`snr`); change of the Fréchet distance of "
+        f"{results['samples']} samples with `lsq`, from {results['frechet']:.3f} with bf16."
     )
     heads = ["attention and MLP", "modulation", "bits/weight", "`lsq`", "Fréchet", "`gptq`"]
     return Table("", "Measured", heads, body, note)
 
 
 def all_results(bench: Bench) -> dict[str, Any]:
-    """All that the table shows."""
+    """Measures everything in the table."""
     bench.full = bench.sampled("FP", bench.digits.network)
     weights = bench.digits.network.weights
     blocks = bench.digits.network.blocks()
@@ -114,7 +114,7 @@ def all_results(bench: Bench) -> dict[str, Any]:
 
 
 def write_docs(results: dict[str, Any], docs: Path) -> None:
-    """The table, in its place in docs/accuracy.md."""
+    """Writes the table into docs/accuracy.md."""
     page = docs / "accuracy.md"
     by = f"`{results['command']}` wrote this table, at {results['commit']}."
     section = "\n\n".join([BEGIN, table(results).markdown().split("\n\n", 1)[1], by, END])

@@ -1,4 +1,4 @@
-"""What others make of the same matrices, on one core and in memory: see benches/README.md.
+"""Compares other quantizers on the same matrices, on one core and in memory: see benches/README.md.
 
     python benches/peers.py
 """
@@ -46,7 +46,7 @@ BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"
 
 @dataclass(frozen=True)
 class Peer:
-    """A way to quantize a matrix of f32, what it decodes to, and the bytes it takes."""
+    """One quantizer of f32 matrices: its decoder, and the bytes it takes."""
 
     name: str
     bits: int
@@ -178,7 +178,7 @@ def real_weights() -> list[Array]:
 
 
 def cosine(peer: Peer, matrices: list[Array]) -> float:
-    """Over all weights together."""
+    """Returns the cosine over all weights."""
     dot = norm = other = 0.0
     for w in matrices:
         q = peer.decode(peer.quantize(w)).astype("f8").reshape(w.shape)
@@ -257,13 +257,13 @@ def table(results: dict[str, Any]) -> Table:
     ]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     note = (
-        f"From f32 to codes and scales in memory, on one core, a matrix of {results['side']} x {results['side']}, the "
-        "best of some rounds in turns. Groups are of 128 weights unless it says otherwise, those of llama.cpp's formats "
-        f"of 16 or 32. Bits are those in memory. Cosine: over the weights of {results['matrices']} matrices of the two trained models, as "
-        f"each decodes them. {versions}."
+        f"From f32 to codes and scales in memory, on one core, for a matrix of {results['side']} x {results['side']}; the "
+        "best of several rounds in turns. Groups have 128 weights unless stated otherwise, in llama.cpp's formats "
+        f"16 or 32. Bits are those in memory. The cosine is over the decoded weights of {results['matrices']} matrices of "
+        f"the two trained models. {versions}."
     )
     if results["missing"]:
-        note += f" Not measured, as they are not installed: {'; '.join(results['missing'])}."
+        note += f" Not installed, so not measured: {'; '.join(results['missing'])}."
     heads = ["", "by", "bits/weight", "cosine", "M weights/s", "of numpy's speed"]
     return Table("", "One core, in memory", heads, body, note)
 

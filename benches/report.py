@@ -22,7 +22,7 @@ class Table:
     note: str = ""
 
     def text(self) -> str:
-        """For a terminal: words to the left, figures to the right."""
+        """Formats the table for a terminal: words to the left, figures to the right."""
         lines = [self.headers, *self.rows]
         widths = [max(map(len, column)) for column in zip(*lines)]
         words = [not any(cell[:1].isdigit() for cell in column) for column in zip(*self.rows)]
@@ -63,7 +63,7 @@ def megabytes(row: Row) -> str:
 
 
 def int_(row: Row) -> str:
-    """Bits, as formats are called."""
+    """The format name for a number of bits."""
     return f"int{row['what']['bits']}"
 
 
@@ -74,7 +74,7 @@ def named(row: Row) -> str:
 
 
 def grouped(rows: list[Row], key: str) -> dict[Any, list[Row]]:
-    """Rows by a part of what they measured."""
+    """Groups rows by one of the things they measured."""
     series: dict[Any, list[Row]] = {}
     for row in rows:
         series.setdefault(row["what"][key], []).append(row)
@@ -103,15 +103,15 @@ def programs(results: dict[str, Any]) -> list[Table]:
     ]
     headers = ["model", "bits", "program", "best", "median", "runs", "weights", "numpy", "numpy tuned"]
     note = (
-        "From a safetensors file to a file on the disk, whole processes. The last columns say how many "
-        "times as fast as numpy: as one would write it, and tuned to the cache. On 7B numpy and torch "
+        "Whole processes, from a safetensors file to a file on disk. The last columns are the speed relative to "
+        "numpy: a straightforward implementation, and a cache-tuned one. On 7B numpy and torch "
         "run once."
     )
     return [Table("speed", "Programs", headers, body, note)]
 
 
 def against_cp(results: dict[str, Any]) -> list[Table]:
-    """Shares of the time of a copy."""
+    """Times relative to the time of a copy."""
     rows = rows_of(results, "speed", "against_cp")
     if not rows:
         return []
@@ -123,14 +123,14 @@ def against_cp(results: dict[str, Any]) -> list[Table]:
     body = [[row["what"]["program"], *seconds(row), *share(row)] for row in rows]
     note = (
         f"The {rows[0]['what']['size']} bf16 model in the page cache, int4, all cores, until the output "
-        f"is on the same disk; in turns, {len(copy['runs'])} each."
+        f"is on the same disk; {len(copy['runs'])} runs each, in turns."
     )
     headers = ["program", "best", "median", "best / cp", "median / cp"]
     return [Table("speed", "File to file", headers, body, note)]
 
 
 def steps(results: dict[str, Any]) -> list[Table]:
-    """What each part adds, against the first and against the step before."""
+    """Speed-up of each step, relative to the first and to the previous one."""
     body = []
     rows = rows_of(results, "speed", "steps")
     for series in grouped(rows, "bits").values():
@@ -158,14 +158,14 @@ def threads(results: dict[str, Any]) -> list[Table]:
             note += f" {method} {100 * serial:.0f} %,"
     if series:
         size = next(iter(series.values()))[0]["what"]["size"]
-        fitted = f" Serial, by a fit of Amdahl's law:{note[:-1]}." if note else ""
+        fitted = f" Serial fraction, fitted by Amdahl's law:{note[:-1]}." if note else ""
         note = f"int4 on the {size} model, files and fsync included.{fitted}"
     headers = ["method", "threads", "best", "median", "speed-up", "efficiency"]
     return [Table("parallel", "Threads", headers, body, note)]
 
 
 def ratios(section: str, title: str, note: str = "") -> Callable[[dict[str, Any]], list[Table]]:
-    """A table of what the Rust bench measured."""
+    """A table of the Rust benchmark's results."""
 
     def table(results: dict[str, Any]) -> list[Table]:
         body = [
@@ -189,19 +189,19 @@ def ratios(section: str, title: str, note: str = "") -> Callable[[dict[str, Any]
 
 
 def memory(results: dict[str, Any]) -> list[Table]:
-    """Peaks, as shares of numpy's."""
+    """Peak memory, relative to numpy's."""
     rows = rows_of(results, "memory", "programs")
     shares = {id(row): 1 / ratio for row, ratio in against(rows, "peak_bytes", "numpy")}
     body = []
     for row in rows:
         share = f"{shares[id(row)]:.2f}" if id(row) in shares else ""
         body.append([row["what"]["size"], int_(row), named(row), megabytes(row), share])
-    note = "Peak resident memory of the whole process, the interpreter and numpy included."
+    note = "Peak resident memory of the whole process, including the interpreter and numpy."
     return [Table("memory", "Peak memory", ["model", "bits", "program", "peak", "of numpy's"], body, note)]
 
 
 def streaming(results: dict[str, Any]) -> list[Table]:
-    """Bounded memory against the usual way."""
+    """Streaming compared with a normal run."""
     body = [
         [row["what"]["mode"], *seconds(row), megabytes(row)]
         for row in rows_of(results, "memory", "streaming")
@@ -211,7 +211,7 @@ def streaming(results: dict[str, Any]) -> list[Table]:
 
 
 def ceilings(results: dict[str, Any]) -> list[Table]:
-    """Memory under a ceiling."""
+    """Peak memory under a ceiling."""
     body = [
         [
             row["what"]["size"],
@@ -233,7 +233,7 @@ def in_memory(results: dict[str, Any]) -> list[Table]:
         [int_(row), row["what"]["program"], f"{row['weights_per_s'] / 1e6:.0f} M/s"]
         for row in rows_of(results, "parallel", "in_memory")
     ]
-    note = "minmax from memory to memory, one process: what our kernels on all cores are compared with."
+    note = "minmax from memory to memory, one process: the yardstick for the kernels on all cores."
     return [Table("parallel", "numpy in memory", ["bits", "program", "weights"], body, note)]
 
 
@@ -243,7 +243,7 @@ TABLES = (
     steps,
     ratios("simd", "Kernels"),
     threads,
-    ratios("parallel", "Kernels on several threads", "memcpy is what the memory itself allows."),
+    ratios("parallel", "Kernels on several threads", "memcpy shows what the memory allows."),
     in_memory,
     memory,
     streaming,
@@ -268,7 +268,7 @@ CHARTS = {
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
-    """All that have rows."""
+    """Returns all tables that have rows."""
     return [table for make in TABLES for table in make(results) if table.rows]
 
 
@@ -279,7 +279,7 @@ def closing(results: dict[str, Any]) -> Table:
 
 
 def machine(results: dict[str, Any]) -> list[str]:
-    """Where, when and how."""
+    """The machine, the date and the versions."""
     about = results["machine"]
     return [
         f"{about['cpu']}, {about['cores']} cores, {about['memory_bytes'] / 2**30:.0f} GiB, {about['isa']}",
@@ -289,7 +289,7 @@ def machine(results: dict[str, Any]) -> list[str]:
 
 
 def text(results: dict[str, Any]) -> str:
-    """results.txt."""
+    """Formats results.txt."""
     parts = ["\n".join([results["command"], *machine(results)])]
     for section in results["sections"]:
         parts += [table.text() for table in tables(results) if table.section == section]
@@ -297,10 +297,10 @@ def text(results: dict[str, Any]) -> str:
 
 
 def markdown(results: dict[str, Any], charts: list[str], folder: str) -> str:
-    """docs/benchmarks.md; `charts` lie in `folder`, which ends in a slash or is empty."""
+    """Formats docs/benchmarks.md; `charts` are in `folder`, which ends in a slash or is empty."""
     parts = [
         "# Benchmarks",
-        f"`{results['command']}` wrote this page; [benches](../benches/README.md) says what is measured.",
+        f"`{results['command']}` wrote this page; [benches](../benches/README.md) explains what is measured.",
         "\n".join(f"- {line}" for line in machine(results)),
         closing(results).markdown().replace("### ", "## "),
     ]

@@ -22,7 +22,7 @@ pub(crate) fn quiet_panics<T>(body: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What stands for a file name in messages about what is in memory.
+/// The stand-in for a file name in messages about data in memory.
 pub(crate) const MEMORY: &str = "(memory)";
 
 /// Shorthand for results of this crate.
@@ -45,12 +45,12 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was tried, as a verb phrase.
+        /// The attempted action, as a verb phrase.
         action: &'static str,
         /// Why it failed.
         source: io::Error,
     },
-    /// A file is not what it should be.
+    /// A file is of the wrong kind, damaged or incomplete.
     #[error("{}: {reason}", path.display())]
     File {
         /// The file.
@@ -58,7 +58,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
-    /// A tensor in a file is not what it should be, or cannot be treated as asked.
+    /// A tensor in a file is invalid, or cannot be processed as requested.
     #[error("{}: tensor '{tensor}': {reason}", path.display())]
     Tensor {
         /// The file.
@@ -78,7 +78,7 @@ pub enum Error {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Its tile.
+        /// The tile, from 0.
         tile: u32,
     },
     /// The caller's progress callback asked to stop.
@@ -87,14 +87,14 @@ pub enum Error {
     /// A bug in this library.
     #[error("internal error: {0}")]
     Internal(String),
-    /// What a caller of the C API passed cannot be: null, a wrong length, not UTF-8.
+    /// An argument of a C API call is invalid: null, a wrong length, not UTF-8.
     #[error("{0}")]
     Argument(String),
 }
 
 impl Error {
-    /// The stable code of the error's kind; 0 is success and never an error. Codes are not
-    /// reused.
+    /// Returns the stable code of the error's kind. 0 means success and is never an error. Codes
+    /// are not reused.
     pub fn code(&self) -> i32 {
         match self {
             Self::Config { .. } => 1,
@@ -109,7 +109,7 @@ impl Error {
         }
     }
 
-    /// An operating system error on `path` while trying to `action`.
+    /// Makes an operating system error on `path` while trying to `action`.
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io {
@@ -119,7 +119,7 @@ impl Error {
         }
     }
 
-    /// A malformed file.
+    /// Makes an error about a malformed file.
     pub(crate) fn file(path: &Path, reason: impl Into<String>) -> Self {
         Self::File {
             path: path.to_owned(),
@@ -127,7 +127,7 @@ impl Error {
         }
     }
 
-    /// A malformed or unsuitable tensor.
+    /// Makes an error about a malformed or unsuitable tensor.
     pub(crate) fn tensor(path: &Path, tensor: &str, reason: impl Into<String>) -> Self {
         Self::Tensor {
             path: path.to_owned(),
@@ -136,7 +136,7 @@ impl Error {
         }
     }
 
-    /// The same configuration error, said to be within `place`.
+    /// Returns a configuration error with `place` put before its key.
     pub(crate) fn within(self, place: &str) -> Self {
         match self {
             Self::Config { key, reason } if key.is_empty() => Self::config(place, reason),
@@ -145,7 +145,7 @@ impl Error {
         }
     }
 
-    /// A setting that is unknown or out of range.
+    /// Makes an error about a setting that is unknown or out of range.
     pub(crate) fn config(key: impl Into<String>, reason: impl Into<String>) -> Self {
         Self::Config {
             key: key.into(),

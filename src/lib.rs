@@ -1,26 +1,26 @@
-//! ArrowQuant quantizes the weights of diffusion models to INT2, INT4 and INT8.
+//! ArrowQuant quantizes diffusion-model weights to INT2, INT4 or INT8.
 //!
 //! Data flows one way through the modules:
 //!
 //! ```text
-//! source ──> plan ──> run( quantize over kernel ) ──> sink      then: model reads what a sink wrote
+//! source ──> plan ──> run( quantize over kernel ) ──> sink      then: model reads what sink wrote
 //! ```
 //!
 //! | module | what it is |
 //! |---|---|
 //! | [`source`] | where weights come from: safetensors, diffusers folders, GGUF, Parquet, memory |
 //! | [`plan`] | what each tensor gets, decided before any work |
-//! | [`calibrate`] | what activations say |
-//! | [`quantize`] | how codes and scales of rows are chosen |
+//! | [`calibrate`] | statistics of activations |
+//! | [`quantize`] | chooses codes and scales of rows |
 //! | [`kernel`] | numbers to bytes and back, by instruction set |
-//! | [`run`] | does a plan; decodes and verifies whole files |
+//! | [`run`] | carries out a plan; decodes and verifies whole files |
 //! | [`sink`] | where weights go: the Parquet file, safetensors |
 //! | [`model`] | opens a quantized file |
 //! | [`mod@format`], [`schema`] | the layout of a quantized tensor, and of the file |
-//! | [`tensor`], [`error`] | dtypes and shapes; every error |
-//! | [`capi`] | all of it for C, declared in `include/arrowquant.h` |
+//! | [`tensor`], [`error`] | dtypes and shapes; all errors |
+//! | [`capi`] | the C API, declared in `include/arrowquant.h` |
 //!
-//! The common job is one call, [`run::quantize_file`]; [`model::Model`] reads the result.
+//! The most common task is one call, [`run::quantize_file`]; [`model::Model`] reads the result.
 //!
 //! ```standalone_crate
 //! # let folder = tempfile::tempdir().unwrap();
@@ -43,7 +43,8 @@
 //! # }
 //! ```
 //!
-//! [`mod@format`] and [`kernel`] use `core` alone; without the `std` feature they are all there is.
+//! [`mod@format`] and [`kernel`] use only `core`; without the `std` feature the crate has nothing
+//! else.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(missing_docs)]
 

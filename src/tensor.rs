@@ -1,4 +1,4 @@
-//! Dtypes, shapes and tensor descriptions, as read from files and as given by callers.
+//! Dtypes, shapes and tensor descriptions, read from files or given by callers.
 
 mod f8;
 mod facts;
@@ -37,7 +37,7 @@ pub enum Dtype {
     Bool,
 }
 
-/// Dtype, our name, the name in a safetensors header, bits per element.
+/// Rows of dtype, ArrowQuant's name, the name in a safetensors header, bits per element.
 const DTYPES: &[(Dtype, &str, &str, usize)] = &[
     (Dtype::F64, "f64", "F64", 64),
     (Dtype::F32, "f32", "F32", 32),
@@ -64,7 +64,7 @@ const DTYPES: &[(Dtype, &str, &str, usize)] = &[
 ];
 
 impl Dtype {
-    /// Every dtype.
+    /// Returns every dtype.
     pub fn all() -> impl Iterator<Item = Self> {
         DTYPES.iter().map(|row| row.0)
     }
@@ -76,7 +76,7 @@ impl Dtype {
             .expect("every dtype has a row")
     }
 
-    /// The name in our files and reports.
+    /// The name in quantized files and reports.
     pub fn name(self) -> &'static str {
         self.row().1
     }
@@ -91,18 +91,18 @@ impl Dtype {
         self.row().3
     }
 
-    /// The dtype called `name` in our files.
+    /// Returns the dtype with this name in quantized files.
     pub fn from_name(name: &str) -> Option<Self> {
         DTYPES.iter().find(|row| row.1 == name).map(|row| row.0)
     }
 
-    /// The dtype called `name` in a safetensors header.
+    /// Returns the dtype with this name in a safetensors header.
     pub fn from_safetensors(name: &str) -> Option<Self> {
         DTYPES.iter().find(|row| row.2 == name).map(|row| row.0)
     }
 
-    /// The float the kernels read, or `None` for dtypes that are never quantized. The values of f8
-    /// are exact in it; those of f64 are rounded to f32.
+    /// The float type that the kernels read, or `None` for dtypes that are never quantized. It
+    /// represents f8 values exactly; f64 values are rounded to f32.
     pub fn float(self) -> Option<Float> {
         match self {
             Self::F64 | Self::F32 => Some(Float::F32),
@@ -112,17 +112,17 @@ impl Dtype {
         }
     }
 
-    /// Whether its values are not those of [`Dtype::float`] as they lie in the source: f8 and f64.
+    /// Whether values must be converted to [`Dtype::float`]: f8 and f64.
     pub fn is_converted(self) -> bool {
         self == Self::F64 || f8::table(self).is_some()
     }
 
-    /// Fills `out` with values as [`Dtype::float`]. `read` is given a number of bytes and what to
-    /// fill with the values of the source after these. Returns how many f64 values are too large
-    /// or too small for f32: they become infinite, or 0.
+    /// Fills `out` with values converted to [`Dtype::float`]. `read` receives a number of bytes to
+    /// skip and a buffer to fill with the source's values after them. Returns how many f64 values
+    /// are too large or too small for f32: they become infinite, or 0.
     ///
     /// # Errors
-    /// As `read`.
+    /// Returns the error of `read`.
     pub fn read_floats<E>(
         self,
         out: &mut [u8],
@@ -134,8 +134,8 @@ impl Dtype {
         let Some(table) = f8::table(self) else {
             return read(0, out).map(|()| 0);
         };
-        // In the second half: values are widened from the first on, and none is overwritten
-        // before its turn.
+        // The source's values fill the second half: widening goes from the first value on, so none
+        // is overwritten before it is read.
         let values = out.len() / 2;
         read(0, &mut out[values..])?;
         for i in 0..values {
@@ -145,10 +145,10 @@ impl Dtype {
         Ok(0)
     }
 
-    /// Whether value `index` of little-endian `bytes` is finite.
+    /// Returns whether value `index` of little-endian `bytes` is finite.
     ///
     /// # Panics
-    /// As [`Dtype::value`].
+    /// Panics as [`Dtype::value`] does.
     pub fn is_finite(self, bytes: &[u8], index: usize) -> bool {
         match self {
             Self::F64 => f64::from_le_bytes(bytes.as_chunks().0[index]).is_finite(),
@@ -156,7 +156,7 @@ impl Dtype {
         }
     }
 
-    /// Value `index` of little-endian `bytes`.
+    /// Returns value `index` of little-endian `bytes`.
     ///
     /// # Panics
     /// If this dtype has no [`Dtype::float`], or `bytes` is shorter than `index + 1` values.
@@ -170,7 +170,7 @@ impl Dtype {
     }
 }
 
-/// As [`Dtype::read_floats`], of f64.
+/// Implements [`Dtype::read_floats`] for f64.
 fn read_f64<E>(
     out: &mut [u8],
     mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
@@ -217,9 +217,10 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// A shape, or `None` when its element count overflows.
+    /// Makes a shape, or returns `None` if its element count overflows.
     pub fn new(dims: Vec<usize>) -> Option<Self> {
-        // Zero dimensions must not hide an overflow of the others: rows and cols multiply those.
+        // Zero dimensions must not hide an overflow of the others, because rows and cols multiply
+        // them.
         let mut product = 1usize;
         for &dim in &dims {
             product = product.checked_mul(dim.max(1))?;
@@ -239,8 +240,8 @@ impl Shape {
         self.elements
     }
 
-    /// Rows of the matrix the tensor is quantized as: all dimensions but the first fold into
-    /// columns, and a vector or scalar is one row. None without elements.
+    /// Rows of the matrix that the tensor is quantized as: all dimensions except the first are
+    /// flattened into columns, and a vector or scalar is one row. 0 without elements.
     pub fn rows(&self) -> usize {
         match self.elements {
             0 => 0,
@@ -249,7 +250,7 @@ impl Shape {
         }
     }
 
-    /// Columns of that matrix. None without elements.
+    /// Columns of the matrix that the tensor is quantized as. 0 without elements.
     pub fn cols(&self) -> usize {
         match self.rows() {
             0 => 0,
@@ -265,28 +266,28 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Bytes of a tensor's name at most, in any file.
+/// The most bytes of a tensor's name, in any file.
 pub const MAX_NAME: usize = 64 << 10;
 
-/// Dimensions of a tensor at most, in any file; PyTorch and numpy have 64.
+/// The most dimensions of a tensor, in any file; PyTorch and numpy allow 64.
 pub const MAX_DIMS: usize = 64;
 
-/// Tensors of a model at most. The largest that are published have some 100,000.
+/// The most tensors of a model. The largest published ones have about 100,000.
 pub const MAX_TENSORS: usize = 500_000;
 
-/// Checks a tensor's name and number of dimensions against what any file may hold.
+/// Checks a tensor's name and number of dimensions against these limits.
 ///
 /// # Errors
-/// There is more.
+/// Returns which limit is exceeded.
 pub fn check_limits(name: &str, dims: usize) -> Result<(), String> {
     let bytes = name.len();
     if bytes > MAX_NAME {
         return Err(format!(
-            "a tensor name of {bytes} bytes, at most {MAX_NAME} can be"
+            "a tensor name of {bytes} bytes exceeds the limit of {MAX_NAME}"
         ));
     }
     if dims > MAX_DIMS {
-        return Err(format!("{dims} dimensions, at most {MAX_DIMS} can be"));
+        return Err(format!("{dims} dimensions exceed the limit of {MAX_DIMS}"));
     }
     Ok(())
 }
@@ -303,8 +304,8 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// Bytes of the values, or `None` when sub-byte elements do not fill whole bytes or the
-    /// product overflows.
+    /// Bytes of the values, or `None` if sub-byte elements do not fill whole bytes or the product
+    /// overflows.
     pub fn bytes(&self) -> Option<usize> {
         let bits = self.shape.elements().checked_mul(self.dtype.bits())?;
         bits.is_multiple_of(8).then_some(bits / 8)

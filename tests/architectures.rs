@@ -1,5 +1,5 @@
-//! Models by their tensors alone: what they are taken for, what of them is kept, and how large they
-//! become. `tests/data/architectures` has lists of real ones.
+//! Recognition, keep-lists and sizes of models, from their tensors' names and shapes.
+//! `tests/data/architectures` has lists of real models.
 
 mod lists;
 mod names;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::common::{arrowquant, arrowquant_ok};
 
-/// Each list, and its matrices that are kept, beside norms and the like that have but one dimension.
+/// Each list, and the matrices that its family keeps; 1-D tensors such as norms are not listed.
 const KEPT: &[(&str, &str)] = &[
     (
         "autoencoder-kl",
@@ -93,7 +93,7 @@ const WAN_ORIGINAL: &str = r"^((blocks\.\d+|head)\.modulation|(patch_embedding|t
 /// Families that keep whole blocks: Z-Image has 11.6% of its weights in refiners, which other quantizers keep.
 const REFINERS: &str = r"^(noise|context)_refiner\.";
 
-/// What all models keep is not of a family's list.
+/// Tensors kept in all models are not in a family's list.
 const COMMON: &str = r"(time|position)_embedding|time_text_embed|^pos_embed$|\.pos_embed$|^[ty]_embedder|time_in|guidance_in|sigma_map|time(step)?_proj|scale_shift_table|modulation$|time_embedder";
 
 fn text(path: &Path) -> String {
@@ -105,7 +105,7 @@ fn path(name: &str) -> PathBuf {
     data.join(format!("{name}.json"))
 }
 
-/// The text of a list, and its tensors.
+/// Returns the text of a list, and its tensors.
 fn list(name: &str) -> (Value, Vec<TensorInfo>) {
     let text = std::fs::read_to_string(path(name)).unwrap();
     let tensors = source::open(&path(name)).unwrap().tensors().to_vec();
@@ -129,7 +129,7 @@ fn with_prefix(tensors: &[TensorInfo], prefix: &str) -> Vec<TensorInfo> {
     tensors.iter().map(rename).collect()
 }
 
-/// As components of a pipeline, in files of other programs, and as wrappers of PyTorch name them.
+/// Prefixes used by pipeline components, other programs, and PyTorch wrappers.
 const PREFIXES: &[&str] = &[
     "",
     "transformer.",
@@ -171,7 +171,7 @@ fn every_list_is_of_its_modality_under_any_prefix() {
                 assert_eq!(entry.recipe, bare.recipe, "{}", entry.tensor.name);
             }
         }
-        // Beside an encoder of prompts, which is none of what it makes.
+        // Beside a prompt encoder, which does not affect the modality.
         let mut pipeline = with_prefix(&tensors, "transformer.");
         for encoder in [
             "text_encoder.",
@@ -187,14 +187,14 @@ fn every_list_is_of_its_modality_under_any_prefix() {
     }
 }
 
-/// A tensor of each is named, and is there.
+/// The evidence for each family names an existing tensor.
 #[test]
 fn evidence_is_of_tensors_that_are_there() {
     for (name, _) in KEPT {
         let (json, tensors) = list(name);
         let plan = plan(&tensors, &[]);
         let is_none = json["modality"] == "none";
-        // A sentence for each family.
+        // One sentence per family.
         let families = plan.families.len().max(1);
         assert_eq!(plan.evidence.len(), families, "{:?}", plan.evidence);
         for sentence in &plan.evidence {
@@ -235,7 +235,7 @@ fn what_is_kept_is_written_out_and_small() {
     }
 }
 
-/// Bytes of a tensor as the file's format has them: rows of packed codes, an f16 scale a group.
+/// Returns the bytes of a tensor by the file format: rows of packed codes, an f16 scale per group.
 fn bytes(tensor: &TensorInfo, bits: usize, group: usize, biases: usize) -> usize {
     let dims = tensor.shape.dims();
     let cols: usize = dims[1..].iter().product();
@@ -316,9 +316,9 @@ fn a_pipeline_of_sound_with_parts_of_images_is_sound() {
     assert_eq!(found.modality.name(), "audio");
     assert_eq!(
         found.evidence[0],
-        "audio, as sound goes before image and text"
+        "audio, which takes precedence over image and text"
     );
-    // Edits of images take 8 channels, too, but give 4; and a VAE's encoder gives 8.
+    // Image editing models also take 8 channels, but return 4; and a VAE's encoder returns 8.
     let mut pipeline = with_prefix(&tensors_of(find("Stable Diffusion VAE")), "vae.");
     pipeline.extend(with_prefix(
         &tensors_of(find("InstructPix2Pix UNet")),
@@ -346,7 +346,7 @@ fn plan_takes_a_list_and_says_why() {
     let args = ["plan", &dream, "--json", "--modality", "code"];
     let plan: Value = serde_json::from_str(&arrowquant_ok(args)).unwrap();
     assert_eq!(plan["modality"], "code");
-    assert_eq!(plan["evidence"][0], "code, as the settings say");
+    assert_eq!(plan["evidence"][0], "code, as set");
     assert_eq!(plan["config"]["modality"], "code");
 }
 
@@ -375,7 +375,7 @@ fn nothing_but_plan_takes_a_list() {
     let options = || run::Options::default();
     let refused = run::quantize_into(source.as_ref(), &plan, &mut room, options());
     assert!(refused.unwrap_err().to_string().contains(&reason));
-    // A model of the same tensors is not compared with it.
+    // A model with the same tensors is not compared with it.
     let mut weights = source::MemorySource::new();
     let values = vec![0; 4 * 64 * 2];
     weights
@@ -413,7 +413,7 @@ fn configs_beside_weights_say_what_names_do_not() {
         ("{", "unknown"),
     ] {
         std::fs::write(&config, text).unwrap();
-        // Named itself, and by its folder.
+        // Opened by its own name, and by its folder.
         assert_eq!(modality(&weights).0, expected, "{text}");
         assert_eq!(modality(folder.path()).0, expected, "{text}");
     }
@@ -422,9 +422,9 @@ fn configs_beside_weights_say_what_names_do_not() {
     file.extend(header.as_bytes());
     file.extend([0; 64]);
     std::fs::write(&weights, &file).unwrap();
-    let sentence = "code, as the model's metadata say";
+    let sentence = "code, from the model's metadata";
     assert_eq!(modality(&weights), ("code", sentence.to_owned()));
-    // What was quantized says it, too, and why as far as names tell.
+    // The quantized file also records it, and the reason as far as names tell.
     let output = text(&folder.path().join("m.parquet"));
     arrowquant_ok(["quantize", &text(&weights), &output, "--quiet"]);
     let inspected = arrowquant_ok(["inspect", &output]);
@@ -439,8 +439,5 @@ fn configs_beside_weights_say_what_names_do_not() {
     ];
     arrowquant_ok(args);
     let inspected = arrowquant_ok(["inspect", &output]);
-    assert!(
-        inspected.contains("audio, as the settings say"),
-        "{inspected}"
-    );
+    assert!(inspected.contains("audio, as set"), "{inspected}");
 }

@@ -1,4 +1,4 @@
-//! Budgets: sizes and bits that plans obey, what is chosen within them, and what is refused.
+//! Budgets: plans obey sizes and bits, choose well within them, and impossible ones are refused.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ fn plan(model: &Path, settings: &[(&str, &str)]) -> Plan {
     run::plan(source.as_ref(), &config(settings)).unwrap()
 }
 
-/// Bytes of planes in a file, and of all of it.
+/// Returns the bytes of planes in a file, and of the whole file.
 fn sizes(path: &Path) -> (usize, u64) {
     let text = arrowquant_ok(["inspect".as_ref(), path.as_os_str(), "--json".as_ref()]);
     let file: Value = serde_json::from_str(&text).unwrap();
@@ -65,7 +65,7 @@ fn files_are_no_larger_than_they_may_be() {
             let report = quantize(&model, &output, &[("max_size", &format!("{most}B"))]).unwrap();
             let file = std::fs::metadata(&output).unwrap().len();
             assert!(file <= most, "{percent} %: {file} of {most}");
-            // What is left over is less than the smallest step would take, or all is kept.
+            // The remainder is less than the smallest step needs, or everything is kept.
             assert!(
                 file > most * 97 / 100 || percent == 100,
                 "{percent} %: {file} of {most}"
@@ -89,7 +89,7 @@ fn bits_on_average_are_no_more_than_they_may_be() {
                 .filter(|e| e.reason.starts_with("budget"));
             let (mut bits, mut weights) = (0.0, 0.0);
             for entry in open {
-                // From rows, columns and the group's scales, as format.md has it.
+                // Computed from rows, columns and the group's scales, as in format.md.
                 let (rows, cols) = (entry.tensor.shape.rows(), entry.tensor.shape.cols());
                 weights += (rows * cols) as f64;
                 bits += match entry.recipe {
@@ -135,7 +135,7 @@ fn the_smallest_that_reaches_a_cosine() {
         assert!(bytes > before, "{least}: {bytes} and {before}");
         before = bytes;
     }
-    // What is asked for costs no more than the format that surely reaches it.
+    // The result costs no more than the format that surely reaches the cosine.
     assert!(before <= plan(&model, &[("bit_width", "8")]).total_bytes());
 }
 
@@ -229,21 +229,21 @@ fn impossible_budgets_are_refused_with_the_arithmetic() {
         stderr(&output)
     };
     let message = refused(&["--max-size=35MB", "--min-cosine=0.70"]);
-    // 10,000 rows of 2,500 bytes and a scale, 70 times: 1.75 GB. 35 MB are 0.04 bit a weight, and
-    // sqrt(1 - 2^-0.08) = 0.23; 0.70 takes -0.5 log2(1 - 0.49) = 0.486 bit, 425 MB.
+    // 10,000 rows of 2,500 bytes and a scale, 70 times: 1.75 GB. 35 MB are 0.04 bits per weight,
+    // and sqrt(1 - 2^-0.08) = 0.23; 0.70 needs -0.5 log2(1 - 0.49) = 0.486 bits, 425 MB.
     for part in [
-        "max_size: 35.0 MB is too little",
+        "max_size: 35.0 MB is too small",
         "the smallest that the formats allowed make is 1.8 GB",
         "7000000000 weights to quantize at 2.002 bits each",
-        "0.04 bit a weight, at which iid Gaussian weights cannot pass cosine 0.23 in any format",
-        "for 0.70 they need 0.486 bit, 425.0 MB",
+        "0.04 bits per weight, at which iid Gaussian weights cannot exceed cosine 0.23 in any format",
+        "for 0.70 they need 0.486 bits, 425.0 MB",
     ] {
         assert!(message.contains(part), "{message}");
     }
     let message = refused(&["--avg-bits=3", "--min-cosine=0.99"]);
     for part in [
-        "avg_bits: 3 bits is too little",
-        "where every tensor is to reach its min_cosine, 2.00",
+        "avg_bits: 3 bits is too small",
+        "if every tensor must reach its min_cosine, 2.00",
     ] {
         assert!(message.contains(part), "{message}");
     }
@@ -290,7 +290,7 @@ fn what_an_analysis_says_is_what_quantizing_finds() {
                 .find(same)
                 .unwrap();
             let [sampled, all] = [found["cosine"].as_f64().unwrap(), tensor.cosine.unwrap()];
-            // Of a few rows, whose errors differ by some tenths.
+            // Measured on a few rows, whose errors differ by some tenths.
             assert!(
                 (1.0 - sampled) < 2.0 * (1.0 - all) && (1.0 - sampled) > 0.5 * (1.0 - all),
                 "{}",

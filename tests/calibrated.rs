@@ -1,4 +1,4 @@
-//! Quantizing with a calibration: what it makes of weights, which ones it is for, what is reported.
+//! Quantizing with a calibration: its effect on weights, the models it fits, and the report.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ const COLS: usize = 192;
 const ROWS: usize = 70;
 const TIMESTEPS: u32 = 100;
 
-/// A model of two matrices, and what their inputs are like at two timesteps: channels go together,
-/// a few are large, and late ones are a tenth as large.
+/// A model of two matrices, and their inputs at two timesteps: channels are correlated, a few are
+/// large, and late inputs are a tenth as large.
 struct Case {
     folder: TempDir,
     weights: Vec<f32>,
@@ -97,7 +97,7 @@ impl Case {
         run::quantize(source.as_ref(), &plan, &self.path(output), options)
     }
 
-    /// Weights of the first matrix as they decode.
+    /// Returns the decoded weights of the first matrix.
     fn decoded(&self, output: &str) -> Vec<f32> {
         let model = Model::open(&self.path(output)).unwrap();
         let mut bytes = vec![0; ROWS * COLS * 4];
@@ -112,7 +112,7 @@ impl Case {
             .collect()
     }
 
-    /// Squared outputs of some weights on inputs.
+    /// Returns the squared outputs of some weights on inputs.
     fn squared_output(&self, x: &[f32], weights: impl Fn(usize) -> f64) -> f64 {
         let mut sum = 0.0;
         for x in x.chunks(COLS) {
@@ -181,7 +181,7 @@ fn it_changes_the_method_and_lowers_errors_of_the_output() {
             error(&lsq)
         );
         assert!(error(&lsq) < error(&minmax));
-        // The price is paid in the cosine of weights.
+        // The cosine of weights is lower in exchange.
         assert!(first(&gptq).cosine < first(&lsq).cosine);
     }
 }
@@ -224,7 +224,8 @@ fn errors_of_the_output_are_what_the_inputs_make_of_the_file() {
             .map(|at| (at.t_begin, at.t_end))
             .collect();
         assert_eq!(times, [(0, 10), (90, 100)]);
-        // There are as many early rows as late ones, so equal groups are equal rows.
+        // There are as many early rows as late ones, so weighting groups equally weights rows
+        // equally.
         let expected = (ratios[0].0 + ratios[1].0) / (ratios[0].1 + ratios[1].1);
         assert!((output.error - expected).abs() < 1e-3 * expected);
     }
@@ -248,7 +249,7 @@ fn weights_of_time_move_errors_to_where_they_count_least() {
         early.0 < 0.7 * late.0 && late.1 < 0.7 * early.1,
         "{early:?} {late:?}"
     );
-    // The late ones have a hundredth of the squared output, which `relative` makes up for.
+    // Late timesteps have a hundredth of the squared output, which `relative` compensates for.
     assert!(at("relative").1 < at("equal").1);
 }
 
@@ -259,7 +260,7 @@ fn a_tensor_that_was_not_seen_is_done_without() {
     let other = &report.tensors[1];
     assert_eq!(other.method, Some("lsq"));
     assert!(other.output.is_none() && other.activation_ranges == 0);
-    // Exactly as without any calibration.
+    // The bytes are the same as without a calibration.
     let bytes = |output| std::fs::read(case.path(output)).unwrap();
     let without = case
         .run_with(None, &[("bit_width", "4")], "plain.parquet", 1)
@@ -353,7 +354,7 @@ fn a_file_is_as_good_as_one_in_memory_whatever_threads_and_ceiling() {
             "{more:?}"
         );
     }
-    // A plan keeps where it is, and notices when it is another one.
+    // A plan records its path, and detects a replaced file.
     let source = source::open(&case.path("model.safetensors")).unwrap();
     let plan = run::plan(source.as_ref(), &config(&[("bit_width", "2"), file])).unwrap();
     let again = arrowquant::plan::Plan::from_json(&plan.to_json().to_string()).unwrap();
@@ -383,7 +384,7 @@ fn without_hessians_importance_weighs_the_scales() {
     case.run_with(None, &[("bit_width", "2")], "plain.parquet", 1)
         .unwrap();
     let plain = case.decoded("plain.parquet");
-    // By the squares of channels, as if they had nothing in common.
+    // Weighted by the squares of channels, as if these were not correlated.
     let square = |j: usize| {
         case.early
             .iter()
@@ -462,7 +463,7 @@ fn channels_are_smoothed_or_rotated_only_where_that_helps() {
         let tensor = first(&with);
         let kept = tensor.smoothing.is_some() || tensor.rotation.is_some();
         assert!(!kept || error(&with) < error(&without), "{method}");
-        // Large channels are what least squares gains from.
+        // Least squares benefits from large channels.
         assert!(kept || method == "gptq", "{method}");
         assert!(first(&without).smoothing.is_none() && first(&without).rotation.is_none());
     }
@@ -485,7 +486,7 @@ fn static_ranges_of_activations_are_kept_by_time() {
     let model = Model::open(&case.path("out.parquet")).unwrap();
     let at = |t: i32| model.activation_params(0, t).unwrap();
     let largest = |x: &[f32]| x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-    // Steps of a 255th of the range, which may be clipped a little.
+    // Steps of a 255th of the range, which may be clipped slightly.
     for (t, x) in [(3, &case.early), (97, &case.late)] {
         let found = at(t);
         assert!(found.t_begin <= t && t < found.t_end);
@@ -497,7 +498,7 @@ fn static_ranges_of_activations_are_kept_by_time() {
         );
     }
     assert!(at(3).scale > 5.0 * at(97).scale);
-    // Windows replaces no file that is mapped.
+    // Windows does not replace a mapped file.
     drop(model);
     let one = [
         ("bit_width", "4"),

@@ -1,4 +1,4 @@
-//! Progress comes in small steps, and work that is told to stop does, leaving nothing.
+//! Progress arrives in small steps, and cancelled work stops and leaves nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,13 +14,13 @@ use tempfile::TempDir;
 
 use crate::common::*;
 
-/// Bytes dealt with between two looks at the caller's wish, on one thread.
+/// The most bytes processed between two callbacks, on one thread.
 const STEP: usize = 8 << 20;
 
-/// What of a long tensor is done at once: 262 rows of 1000 weights.
+/// The part of a long tensor processed at once: 262 rows of 1000 weights.
 const PIECES: usize = 4;
 
-/// A model of one tensor of several pieces and kept ones of several steps, and the same quantized.
+/// A model of one tensor of several pieces and kept ones of several steps, and its quantized file.
 struct Files {
     folder: TempDir,
     input: PathBuf,
@@ -56,7 +56,7 @@ impl Files {
         names_in(&self.folder.path().join("out"))
     }
 
-    /// Does one of [`WORKS`] with the original as `source`.
+    /// Runs one of [`WORKS`] with the original as `source`.
     fn work(&self, name: &str, source: &dyn Source, options: Options<'_>) -> Result<()> {
         let model = || Model::open(&self.packed).unwrap();
         let output = |extension| self.output.with_extension(extension);
@@ -101,7 +101,7 @@ fn progress_comes_in_small_steps_up_to_the_total() {
             let mut before = 0;
             for progress in seen {
                 assert!(progress.done >= before && progress.total == last.total);
-                // Other threads go on while the caller's does not look.
+                // Other threads continue while the caller's thread does not call back.
                 let step = progress.done - before;
                 assert!(threads > 1 || step <= STEP, "{name}: {step} bytes at once");
                 before = progress.done;
@@ -155,7 +155,7 @@ fn work_that_is_told_to_stop_leaves_nothing() {
                 };
                 let result = files.work(name, source.as_ref(), options);
                 if calls < stop_at {
-                    // It had come to its end before.
+                    // The work had already finished.
                     result.unwrap();
                     assert!(threads > 1 || stop_at > PIECES, "{name}: {calls} calls");
                     break;
@@ -171,7 +171,7 @@ fn work_that_is_told_to_stop_leaves_nothing() {
     }
 }
 
-/// A source whose reads take long once somebody has said stop, and are counted then.
+/// A source whose reads are slow after cancellation, and are counted then.
 struct Watched {
     source: Box<dyn Source>,
     stop: AtomicBool,
@@ -246,7 +246,7 @@ fn nothing_is_begun_after_work_was_told_to_stop() {
                 }
             };
             assert!(matches!(result, Err(Error::Cancelled)));
-            // Other threads may be just before a read, and one more where the machine is busy.
+            // Other threads may be about to read, and one more if the machine is busy.
             let late = source.late.load(Ordering::SeqCst);
             let most = if threads == 1 { 0 } else { 2 * threads };
             assert!(

@@ -1,5 +1,5 @@
-//! A ceiling on memory: held as the system measures it, refused when it is too low, and taken by
-//! the run itself when memory is short.
+//! Memory limits: respected as measured by the system, refused when too low, and set by the run
+//! itself when memory is short.
 
 #[cfg(target_os = "linux")]
 use std::path::Path;
@@ -31,8 +31,8 @@ fn write_large(path: &Path, mb: usize) {
     std::fs::write(path, safetensors(&tensors)).unwrap();
 }
 
-/// Quantizes by the program; peak resident memory in bytes as the system has it. Another program
-/// starts it: the system counts in what the one had that did.
+/// Quantizes with the program; returns the peak resident memory measured by the system. Another
+/// program starts it, because the system counts the memory of the parent.
 #[cfg(target_os = "linux")]
 fn peak(input: &Path, output: &Path, flags: &[&str]) -> usize {
     let mut python = Command::new("python3");
@@ -78,7 +78,7 @@ fn the_whole_process_stays_under_it() {
     }
 }
 
-/// The Hessian of a layer as wide as those of large models, and its factor, stay under it, too.
+/// The Hessian of a layer as wide as in large models, and its factor, also stay within the limit.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_wide_hessian_stays_under_it() {
@@ -124,7 +124,7 @@ fn a_wide_hessian_stays_under_it() {
         &limited("512MB"),
     );
     assert!(found < 512_000_000, "{found}");
-    // A square of f64 and two of f32 it takes.
+    // A square of f64 and two of f32 are needed.
     let too_low = [
         "quantize".into(),
         path("wide.safetensors"),
@@ -206,7 +206,7 @@ fn a_run_that_does_not_fit_streams_by_itself() {
         "{error}"
     );
     assert!(run(&[("fail_fast", "true")], Some(1 << 40)).is_ok());
-    // What is asked for is no failure.
+    // Requested streaming is not a failure.
     let settings = [("fail_fast", "true"), ("streaming_mode", "true")];
     assert!(run(&settings, Some(5_000_000)).is_ok());
 }
@@ -231,7 +231,8 @@ fn sizes_are_read_in_any_unit() {
             .set("memory_limit", text)
             .unwrap_err()
             .to_string();
-        let expected = format!("memory_limit: '{text}' is not a size such as 256MB");
+        let expected =
+            format!("memory_limit: invalid value '{text}' (expected a size such as 256MB");
         assert!(message.starts_with(&expected), "{message}");
     }
 }

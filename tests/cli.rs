@@ -1,4 +1,4 @@
-//! The command line: what it prints, its exit codes, and that it does what the library does.
+//! The command line: its output, its exit codes, and agreement with the library.
 
 use arrowquant::model::Model;
 use serde_json::Value;
@@ -66,7 +66,10 @@ fn usage_errors_exit_with_2() {
     fails(&[], 2, &["Usage"]);
     fails(&["fly"], 2, &["fly"]);
     fails(&["quantize", &input], 2, &["OUTPUT"]);
-    quantize(&["--bits", "3"], &["error: --bits: '3' is none of 2, 4, 8"]);
+    quantize(
+        &["--bits", "3"],
+        &["error: --bits: invalid value '3' (expected 2, 4 or 8)"],
+    );
     quantize(
         &["--group-size", "100"],
         &["--group-size: '100' is neither"],
@@ -78,13 +81,13 @@ fn usage_errors_exit_with_2() {
     quantize(&["--method", "best"], &["--method: 'best'", "minmax, lsq"]);
     quantize(
         &["--profile", "moon"],
-        &["--profile: 'moon' is not edge, local or cloud"],
+        &["--profile: invalid value 'moon' (expected edge, local or cloud"],
     );
     quantize(
         &["--threads", "many"],
-        &["--threads: 'many' is not a number"],
+        &["--threads: invalid value 'many' (expected a number"],
     );
-    quantize(&["--rule", "w"], &["rule 'w': is not PATTERN=key:value"]);
+    quantize(&["--rule", "w"], &["rule 'w': expected PATTERN=key:value"]);
     quantize(&["--keep", "["], &["pattern: '['"]);
     quantize(&["--plan", "p.json", "--bits", "4"], &["--plan"]);
     fails(
@@ -511,7 +514,7 @@ fn the_report_is_what_the_file_holds() {
             tile.bits_per_weight
         );
     }
-    // What the run measured is what verify measures on the stored weights.
+    // The errors measured by the run equal those that verify measures on the stored weights.
     let verified: Value = serde_json::from_str(&arrowquant_ok([
         "verify",
         &output,

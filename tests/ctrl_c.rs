@@ -1,4 +1,4 @@
-//! Ctrl-C: the first asks the programs to stop, which then leave nothing; the second ends them.
+//! Ctrl-C: the first asks the programs to stop, and they leave nothing; the second ends them.
 
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -11,13 +11,13 @@ use crate::common::faults::*;
 use crate::common::*;
 use crate::python::python;
 
-/// Longer than anything here takes on a busy machine.
+/// A time longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Before its work, a program reads a header in two calls.
+/// A program first reads a header in two calls.
 const HEADER: After = After::Calls(3);
 
-/// The command line, and the Python package's.
+/// Returns the command line and the Python package's command.
 fn programs() -> [Vec<PathBuf>; 2] {
     let module = ["-m", "arrowquant"].map(PathBuf::from);
     let python = [python().to_owned()].into_iter().chain(module);
@@ -31,7 +31,7 @@ struct Files {
     folder: TempDir,
     input: PathBuf,
     packed: PathBuf,
-    /// Appears when a program's calls begin to last.
+    /// A file that appears when a program's calls begin to hang.
     slow: PathBuf,
 }
 
@@ -70,7 +70,7 @@ impl Files {
         command.args(&program[1..]).args(args);
         spoil(&mut command, call, after, Then::LastsMs(ms), &self.slow);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        // A shell that starts the tests in the background has them ignore it.
+        // A shell that starts the tests in the background makes them ignore the signal.
         // SAFETY: signal may be called between fork and exec.
         unsafe {
             command.pre_exec(|| {
@@ -89,11 +89,11 @@ impl Files {
 }
 
 fn send(child: &Child, signal: i32) {
-    // SAFETY: the child was not waited for, so that the number is its own.
+    // SAFETY: the child was not waited for, so the process id is still valid.
     assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }
 
-/// Waits for the end; a program that does not is killed.
+/// Waits for the end; kills a program that does not end.
 fn end(mut child: Child) -> Output {
     let started = Instant::now();
     while child.try_wait().unwrap().is_none() {
@@ -200,10 +200,10 @@ fn the_second_ends_the_program_at_once() {
         assert!(sent > 1, "the first ended it");
         let output = end(child);
         assert_eq!(stderr(&output), "");
-        // Python ends by the signal, which shells give the same number.
+        // Python ends by the signal, for which shells report the same number.
         let code = output.status.code();
         assert_eq!(code.or(output.status.signal().map(|s| 128 + s)), Some(130));
-        // What it could not remove, the next run does.
+        // The next run removes what this one could not.
         assert_eq!(names_in(&files.out()).len(), 1);
         arrowquant_ok(args);
         assert_eq!(names_in(&files.out()), ["new.parquet"]);

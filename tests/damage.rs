@@ -1,4 +1,4 @@
-//! Cut or flipped files: an error or the right weights, never a crash, never wrong weights.
+//! Truncated or flipped files give an error or the right weights, never a crash or wrong weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ fn quantized(folder: &Path, settings: &[(&str, &str)]) -> Vec<u8> {
     std::fs::read(output).unwrap()
 }
 
-/// Evenly spread positions below `len`, the first and last ones among them.
+/// Returns evenly spread positions below `len`, including the first and last ones.
 fn positions(len: usize) -> impl Iterator<Item = usize> {
     (0..200).map(move |i| i * (len - 1) / 199)
 }
@@ -73,7 +73,7 @@ fn a_cut_output_is_an_error() {
 /// Every tensor by name: shape, dtype and decoded bytes.
 type Contents = BTreeMap<String, (Vec<usize>, &'static str, Vec<u8>)>;
 
-/// What the file holds, or `None` when opening or verifying it finds something wrong.
+/// Returns the contents of the file, or `None` if opening or verifying it finds an error.
 fn contents(path: &Path) -> Option<Contents> {
     let model = Model::open(path).ok()?;
     let options = Options {
@@ -104,7 +104,7 @@ fn contents(path: &Path) -> Option<Contents> {
     tensors.collect()
 }
 
-/// The byte ranges of the column chunks of these columns.
+/// Returns the byte ranges of the column chunks of these columns.
 fn chunks(bytes: &[u8], columns: &[&str]) -> Vec<(String, std::ops::Range<usize>)> {
     let reader = SerializedFileReader::new(bytes::Bytes::copy_from_slice(bytes)).unwrap();
     let mut found = Vec::new();
@@ -120,7 +120,7 @@ fn chunks(bytes: &[u8], columns: &[&str]) -> Vec<(String, std::ops::Range<usize>
     found
 }
 
-/// Flips one bit and says whether other contents than expected pass for right.
+/// Flips one bit and returns whether unexpected contents are accepted.
 fn flip_is_silent(path: &Path, whole: &[u8], at: usize, bit: usize, expected: &Contents) -> bool {
     let mut bytes = whole.to_vec();
     bytes[at] ^= 1 << bit;
@@ -128,7 +128,7 @@ fn flip_is_silent(path: &Path, whole: &[u8], at: usize, bit: usize, expected: &C
     contents(path).is_some_and(|found| found != *expected)
 }
 
-/// Where the planes of an uncompressed file lie in it.
+/// Returns the byte ranges of the planes of an uncompressed file.
 fn planes(whole: &[u8], path: &Path) -> Vec<std::ops::Range<usize>> {
     let model = Model::open(path).unwrap();
     let mut found = Vec::new();
@@ -201,7 +201,7 @@ fn dequantize_of_a_flipped_file_is_right_or_an_error() {
             let (code, message) = run(&bytes);
             let case = format!("{column} at {at}: {message}");
             match code {
-                // Metadata of the source may differ, and nothing else.
+                // Only metadata of the source may differ.
                 Some(0) => {
                     let found = std::fs::read(&back).unwrap();
                     assert!(found.ends_with(&expected[header..]), "{case}");
@@ -223,7 +223,7 @@ fn a_lost_tensor_is_an_error() {
     let folder = small_model();
     let whole = quantized(folder.path(), &[]);
     let path = folder.path().join("lost.parquet");
-    // The name of a tensor in its column and in the summary: changing one alone loses it.
+    // A tensor's name in its column and in the summary: changing only one loses the tensor.
     let name = b"blocks.0.attn.weight";
     let places: Vec<usize> = (0..whole.len() - name.len())
         .filter(|&at| whole[at..].starts_with(name))
@@ -239,7 +239,7 @@ fn a_lost_tensor_is_an_error() {
     );
 }
 
-/// Flips every bit of the footer: a tensor less, or another, must not pass for right.
+/// Flips every bit of the footer: a missing or changed tensor must be detected.
 #[test]
 fn no_flipped_bit_in_the_footer_passes_for_right() {
     let folder = small_model();

@@ -1,4 +1,4 @@
-//! The same bytes for any threads and budget, from any folder.
+//! The bytes are the same for any threads and budget, and from any folder.
 
 use std::path::Path;
 
@@ -63,8 +63,8 @@ fn bytes_of_real_models_do_not_depend_on_threads() {
 
 #[test]
 fn bytes_of_several_tiles_do_not_depend_on_threads_or_budget() {
-    // Compressed tiles hold 16 MiB of codes, so that 18 MiB are two of them; f32 scales are
-    // needed in the second alone.
+    // Compressed tiles hold 16 MiB of codes, so 18 MiB are two tiles; only the second needs f32
+    // scales.
     let folder = tempfile::tempdir().unwrap();
     let (rows, cols) = (4608, 4096);
     let mut values: Vec<f32> = (0..rows * cols)

@@ -1,5 +1,5 @@
-//! The documentation says what is: its commands and snippets run, its links lead somewhere, and
-//! what lists keys, codes and functions lists all of them.
+//! The documentation is correct: commands and snippets run, links lead somewhere, and lists of
+//! keys, codes and functions are complete.
 
 mod links;
 mod lists;
@@ -11,7 +11,7 @@ use crate::common::*;
 use page::Page;
 use run::Reader;
 
-/// Runs all of a page.
+/// Runs everything on a page.
 fn check(path: &'static str) {
     let page = Page::read(path);
     for (line, text) in page.prose() {
@@ -24,7 +24,7 @@ fn check(path: &'static str) {
     }
 }
 
-/// A test for each page, and one that no page is without.
+/// Makes a test for each page, and a list of all pages.
 macro_rules! pages {
     ($($name:ident: $path:literal,)*) => {
         pub const PAGES: &[&str] = &[$($path),*];

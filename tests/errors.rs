@@ -1,4 +1,4 @@
-//! Bad input is an error that names the file, the tensor and the reason, and leaves nothing.
+//! Bad input gives an error that names the file, the tensor and the reason, and leaves nothing.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::common::*;
 
-/// The error of opening these bytes as a safetensors file.
+/// Returns the error of opening these bytes as a safetensors file.
 fn open_error(bytes: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.safetensors");
@@ -36,7 +36,7 @@ fn malformed_headers() {
     assert_names(&open_error(b""), &[file, "an empty file"]);
     assert_names(
         &open_error(b"\x07\0\0\0\0\0\0"),
-        &[file, "7 bytes are too few"],
+        &[file, "7 bytes are too short"],
     );
     assert_names(
         &open_error(&u64::MAX.to_le_bytes()),
@@ -60,7 +60,7 @@ fn malformed_tensors() {
         (
             json!({"w": entry("F32", &[5], [0, 16])}),
             16,
-            "do not hold shape [5] of f32",
+            "do not match shape [5] of f32",
         ),
         (
             json!({"w": entry("F32", &[4], [16, 0])}),
@@ -80,7 +80,7 @@ fn malformed_tensors() {
         (
             json!({"w": entry("F4", &[3], [0, 1])}),
             1,
-            "do not hold shape [3] of f4",
+            "do not match shape [3] of f4",
         ),
         (
             json!({"w": {"dtype": "F32", "shape": [4]}}),
@@ -132,7 +132,7 @@ fn duplicate_names() {
     );
 }
 
-/// A folder with two shards of one tensor each, and this index.
+/// Makes a folder with two shards of one tensor each and this index, and returns the error.
 fn sharded_error(index: &str, spoil: impl Fn(&Path)) -> String {
     let folder = tempfile::tempdir().unwrap();
     for name in ["a", "b"] {
@@ -205,7 +205,10 @@ fn inputs_that_are_no_model() {
         &open(&folder.path().join("none.safetensors")),
         &["none.safetensors", "cannot open"],
     );
-    assert_names(&open(folder.path()), &["holds no *.safetensors.index.json"]);
+    assert_names(
+        &open(folder.path()),
+        &["contains no *.safetensors.index.json"],
+    );
 }
 
 #[test]
@@ -276,7 +279,7 @@ fn files_that_are_no_quantized_model() {
     );
 }
 
-/// Replaces text of the same length in a file's footer and opens it.
+/// Replaces text in a file's footer by text of the same length, and opens it.
 fn open_patched(from: &str, to: &str) -> String {
     assert_eq!(from.len(), to.len());
     let folder = small_model();
@@ -301,7 +304,10 @@ fn newer_and_foreign_files() {
     // The footer stores the key, a type byte and a length byte before the value.
     let version = |digit: char| format!("arrowquant.format_version\u{18}\u{1}{digit}");
     let message = open_patched(&version('2'), &version('3'));
-    assert_names(&message, &["format version 3 is newer than 2"]);
+    assert_names(
+        &message,
+        &["format version 3 is too new (expected at most 2)"],
+    );
     assert_names(
         &open_patched(&version('2'), &version('x')),
         &["'x' is not readable"],

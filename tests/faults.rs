@@ -1,5 +1,5 @@
-//! Full disks, changing files, links, two runs at once: a clear error or a right result, and what
-//! was there before is as it was.
+//! Full disks, changing files, links, two runs at once: a clear error or a right result, and
+//! earlier outputs are unchanged.
 #![cfg(unix)]
 
 use std::ffi::OsStr;
@@ -20,7 +20,7 @@ use crate::common::faults::*;
 use crate::common::place::*;
 use crate::common::*;
 
-/// Outputs for all of which this holds.
+/// Outputs that are checked.
 const OUTPUTS: [&str; 1] = ["model.parquet"];
 
 #[cfg(target_os = "linux")]
@@ -46,7 +46,7 @@ fn a_disk_that_becomes_full_or_fails_while_it_is_written_to() {
     }
 }
 
-/// What was written may not come to the disk, which only waiting for it shows.
+/// Written data may not reach the disk, which is only noticed when waiting for it.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_disk_that_fails_when_it_is_waited_for() {
@@ -65,7 +65,7 @@ fn a_disk_that_fails_when_it_is_waited_for() {
     }
 }
 
-/// A limit on file sizes, as quotas of some systems are.
+/// A limit on file sizes, like quotas on some systems.
 #[test]
 fn a_file_that_may_not_grow() {
     let place = Place::new("model.parquet");
@@ -104,7 +104,7 @@ fn a_report_that_cannot_be_written() {
     assert!(fired.exists());
     assert_eq!(std::fs::read(&report).unwrap(), b"old");
     assert_eq!(names_in(&reports), ["report.json"]);
-    // The model itself was done.
+    // The model itself was written.
     assert!(std::fs::read(&place.output).unwrap() == expected(&place.input, &[]));
 }
 
@@ -118,7 +118,7 @@ fn a_disk_that_fails_while_it_is_read() {
         for calls in [0, 1, 3, 5] {
             let named = ["model.safetensors", reason];
             let tensor = ["model.safetensors: tensor '", reason];
-            // What kind of file it is, and its header, are read in three calls.
+            // Detecting the kind of file and reading its header takes three calls.
             let parts = if calls < 3 { &named } else { &tensor };
             for command in [place.quantize(), place.verify()] {
                 place.fails_by(command, call, After::Calls(calls), libc::EIO, parts);
@@ -127,9 +127,9 @@ fn a_disk_that_fails_while_it_is_read() {
     }
 }
 
-/// The same for somebody who is not root, who may do anything.
+/// Makes a command run without root's privileges.
 fn as_nobody(place: &Place, mut command: Command) -> Command {
-    // SAFETY: asks for a number.
+    // SAFETY: returns a number.
     if unsafe { libc::geteuid() } != 0 {
         return command;
     }
@@ -137,7 +137,7 @@ fn as_nobody(place: &Place, mut command: Command) -> Command {
         std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     };
     open(place.folder.path(), 0o755);
-    // Nobody may not enter the folder where it was built.
+    // The user nobody cannot enter the build folder.
     let program = place.folder.path().join("arrowquant");
     if !program.exists() {
         std::fs::copy(command.get_program(), &program).unwrap();
@@ -164,7 +164,7 @@ fn what_one_may_not_read_or_write() {
         let parts = ["back.safetensors", "cannot create a temporary file", denied];
         place.fails(as_nobody(&place, place.dequantize()), &parts);
 
-        // With a place to write to, the report is what fails.
+        // If the folder is writable, only the report fails.
         let open = place.folder.path().join("open");
         std::fs::create_dir(&open).unwrap();
         mode(&open, 0o777);
@@ -202,7 +202,7 @@ fn outputs_that_cannot_be() {
 
     let pipe = place.folder.path().join("pipe.parquet");
     let name = std::ffi::CString::new(pipe.as_os_str().as_bytes()).unwrap();
-    // SAFETY: the name ends in a zero.
+    // SAFETY: the name is NUL-terminated.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
     place.fails(with(&pipe), &["pipe.parquet", "it is no file"]);
 
@@ -213,7 +213,7 @@ fn outputs_that_cannot_be() {
     place.assert_intact();
 }
 
-/// Quantizes and, once it is at work, does something; the result.
+/// Quantizes, changes something once it is working, and returns the result.
 fn quantize_while(input: &Path, output: &Path, threads: usize, change: impl Fn()) -> Result<()> {
     let source = source::open(input).unwrap();
     let plan = run::plan(source.as_ref(), &config(&[])).unwrap();
@@ -235,7 +235,7 @@ fn quantize_while(input: &Path, output: &Path, threads: usize, change: impl Fn()
     result.map(drop)
 }
 
-/// Has a file be last written to so long ago.
+/// Sets a file's modification time to this long ago.
 fn age(path: &Path, seconds: u64) {
     let file = std::fs::File::options().write(true).open(path).unwrap();
     let then = SystemTime::now() - Duration::from_secs(seconds);
@@ -248,7 +248,7 @@ fn an_input_that_is_written_to_meanwhile() {
         let place = Place::new(output);
         let whole = std::fs::read(&place.input).unwrap();
         let write = |bytes: &[u8]| {
-            // Into the same file, not another of the same name.
+            // Written into the same file, not replaced by another with the same name.
             use std::io::Write;
             let mut options = std::fs::File::options();
             let mut file = options.write(true).open(&place.input).unwrap();
@@ -264,7 +264,7 @@ fn an_input_that_is_written_to_meanwhile() {
             (&|| write(&other), &[changed]),
             (&|| age(&place.input, 10), &[changed]),
             (&|| write(&longer), &[changed]),
-            // Or when all has been read already.
+            // Even if everything has been read already.
             (&|| write(&whole[..2000]), &[early, changed]),
         ];
         for (change, reasons) in changes {

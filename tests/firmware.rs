@@ -14,7 +14,7 @@ use crate::common::*;
 
 const ROWS: usize = 3;
 
-/// What goes in for a quantized matrix, and what is to come out of it.
+/// Returns the input of a quantized matrix, and its expected output.
 fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (Vec<u8>, Vec<u8>) {
     let table = KernelTable::of(Isa::Scalar).unwrap();
     let layout = recipe.layout(scale_dtype);
@@ -45,7 +45,7 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
     )
     .unwrap();
 
-    // The constants of the header.
+    // The constants in the header.
     let scheme = match recipe.scheme {
         Scheme::Symmetric => 1,
         Scheme::Affine => 2,
@@ -112,7 +112,7 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
 #[test]
 fn the_firmware_library_decodes_to_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
-    // In a folder of its own: built with other features than these tests.
+    // A separate folder, because it is built with other features than these tests.
     let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("firmware");
     let mut build = Command::new(env!("CARGO"));
     build

@@ -1,5 +1,5 @@
-//! Smoothing folded into the weights before a layer: the model computes what it did, by forward
-//! passes in f64 that are written here.
+//! Smoothing folded into the weights before a layer: the model computes the same as before, checked
+//! with forward passes in f64.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,10 +17,10 @@ use crate::common::*;
 /// Rows of a matrix.
 type Rows = Vec<Vec<f64>>;
 
-/// Told the inputs of each layer.
+/// Receives the inputs of each layer.
 type Observe<'a> = &'a mut dyn FnMut(&str, &Rows);
 
-/// A model's values by name, and the shapes they have.
+/// A model's values by name, with their shapes.
 #[derive(Clone, PartialEq, Debug)]
 struct Weights(BTreeMap<String, (Vec<usize>, Vec<f64>)>);
 
@@ -64,7 +64,7 @@ fn zip(a: &Rows, b: &Rows, f: impl Fn(f64, f64) -> f64) -> Rows {
     a.iter().zip(b).map(row).collect()
 }
 
-/// Attention of one head.
+/// Computes attention with one head.
 fn attend(q: &Rows, k: &Rows, v: &Rows) -> Rows {
     let row = |q: &Vec<f64>| {
         let score = |k: &Vec<f64>| {
@@ -83,7 +83,7 @@ fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
-/// One block of a LLaMA-like model, by the names of its modules.
+/// The module names in one block of a LLaMA-like model.
 struct Llama {
     norms: [&'static str; 2],
     /// q, k, v, o, gate, up, down.
@@ -185,7 +185,7 @@ impl Llama {
 
 const HIDDEN: usize = 12;
 
-/// One block of a DiT with five channels of condition.
+/// Makes one block of a DiT with five condition channels.
 fn dit() -> Vec<RawTensor> {
     let mut tensors = Vec::new();
     let layers = [
@@ -278,14 +278,14 @@ fn observe(calibration: &Calibration, layer: &str, x: &Rows) {
     calibration.observe(layer, 3, activations).unwrap();
 }
 
-/// The largest difference, beside the largest value.
+/// Returns the largest difference, relative to the largest value.
 fn difference(a: &Rows, b: &Rows) -> f64 {
     let largest = |rows: &Rows| rows.iter().flatten().fold(0.0f64, |m, x| m.max(x.abs()));
     let differences = zip(a, b, |a, b| a - b);
     largest(&differences) / largest(b)
 }
 
-/// A model in a folder, and what its layers saw.
+/// A model in a folder, and the inputs of its layers.
 struct Case {
     folder: TempDir,
     calibration: Calibration,
@@ -295,7 +295,7 @@ impl Case {
     fn new(tensors: &[RawTensor]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = safetensors(tensors);
-        // With metadata, as PyTorch writes.
+        // With metadata, as written by PyTorch.
         let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
         let header = std::str::from_utf8(&file[8..8 + length]).unwrap();
         let with_metadata = header.replacen('{', r#"{"__metadata__":{"format":"pt","a":"b"},"#, 1);
@@ -310,7 +310,7 @@ impl Case {
         }
     }
 
-    /// A LLaMA-like model that has been run.
+    /// Makes a LLaMA-like model and runs it.
     fn llama(model: &Llama, hidden: usize, inner: usize) -> Self {
         Self::llama_of(model, &model.tensors(hidden, inner), hidden)
     }
@@ -348,7 +348,7 @@ impl Case {
         )
     }
 
-    /// Outputs before and after folding.
+    /// Returns outputs before and after folding.
     fn outputs(&self, model: &Llama, hidden: usize) -> [Rows; 2] {
         ["model", "out"].map(|name| {
             let x = rows(2, 5, hidden);
@@ -399,7 +399,7 @@ fn scales_are_those_of_the_formula_and_shared_by_all_readers() {
         }
     };
     LLAMA.forward(&before, &rows(1, 6, HIDDEN), &mut see);
-    // Rows of v have been divided before: what its values, read by o, were scaled by.
+    // Rows of v have been divided before, by the scale of its values, which o reads.
     let of_values: Vec<f64> = (0..HIDDEN)
         .map(|i| {
             let bias = "model.layers.0.self_attn.v_proj.bias";
@@ -436,7 +436,7 @@ fn scales_are_those_of_the_formula_and_shared_by_all_readers() {
             }
         }
     }
-    // What no layer reads is as it was.
+    // Tensors that no layer reads are unchanged.
     for name in ["embed.weight", "model.layers.0.self_attn.q_proj.bias"] {
         assert_eq!(before.get(name), after.get(name));
     }
@@ -462,7 +462,7 @@ fn dit_computes_what_it_did() {
         forward("out", 5, &mut |_, _| ()),
     );
     assert!(difference(&found, &expected) < 1e-5);
-    // Gates are not touched, and what is before them is.
+    // Gates are unchanged, unlike the tensors before them.
     let (before, after) = (case.weights("model"), case.weights("out"));
     let rows = |weights: &Weights, section: usize| {
         let bias = weights.get("blocks.7.adaLN_modulation.1.bias");
@@ -509,7 +509,7 @@ fn all_but_the_values_stays() {
         difference(&found, &expected)
     };
     case.fold(Fold::default()).unwrap();
-    // Rounded once more.
+    // Rounded a second time.
     let rounded = check(Dtype::BF16);
     assert!(rounded > 1e-5 && rounded < 0.02, "{rounded}");
     let float = Some(Float::F32);
@@ -542,7 +542,7 @@ fn threads_and_budgets_change_no_byte() {
     let (done, total) = *steps.last().unwrap();
     assert_eq!(done, total);
     assert!(steps.len() > 10);
-    // Cancelled while it writes, it leaves what was there.
+    // If cancelled while writing, the existing file remains.
     std::fs::write(&output, "before").unwrap();
     let mut stop = |progress: run::Progress| progress.done < total - 100_000;
     let options = Options {
@@ -575,10 +575,14 @@ fn sets_that_do_not_fit_are_left_and_named() {
         panic!("{report:?}");
     };
     assert!(values.before.ends_with("v_proj"));
-    assert!(values.reason.contains("shape [6, 12] has not 12 rows"));
+    assert!(
+        values
+            .reason
+            .contains("shape [6, 12] does not have 12 rows")
+    );
     assert!(up.before.ends_with("up_proj"));
     assert!(up.reason.contains("has not seen the inputs of") && up.reason.contains("down_proj"));
-    // Where the norm is left, its weight is what it was.
+    // If the norm is not folded, its weight is unchanged.
     let (before, after) = (case.weights("model"), case.weights("out"));
     let unchanged = |name: &str| before.get(name) == after.get(name);
     assert!(unchanged("model.layers.0.mlp.down_proj.weight"));
@@ -643,7 +647,7 @@ fn what_cannot_be_folded_is_an_error_that_says_why() {
         error.contains("plain.safetensors") && error.contains("LLaMA"),
         "{error}"
     );
-    // What f16 does not hold, in a weight that is folded and in one that is not.
+    // Values that do not fit f16, in a folded and in an unfolded weight.
     for name in ["input_layernorm.weight", "embed.weight"] {
         let mut large = LLAMA.tensors(HIDDEN, 20);
         let tensor = large.iter_mut().find(|t| t.0.ends_with(name)).unwrap();

@@ -1,5 +1,4 @@
-//! Outputs that are folders of parts: one model, continued after interruptions, shared by several
-//! runs.
+//! Output folders of parts: one model, resumed after interruptions, shared by several runs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +11,7 @@ use serde_json::Value;
 
 use crate::common::*;
 
-/// Six matrices, some kept tensors, one that is not finite.
+/// Writes six matrices, some kept tensors, and one that is not finite.
 fn write_model(path: &Path) {
     let mut tensors = Vec::new();
     for i in 0..6u64 {
@@ -35,7 +34,7 @@ fn write_model(path: &Path) {
 
 const SETTINGS: &[(&str, &str)] = &[("on_nonfinite", "keep"), ("group_size", "32")];
 
-/// Small enough that the model is cut into several parts.
+/// A size small enough to divide the model into several parts.
 const PART_BYTES: usize = 6000;
 
 fn options<'a>() -> Options<'a> {
@@ -45,7 +44,7 @@ fn options<'a>() -> Options<'a> {
     }
 }
 
-/// All of them anew.
+/// Returns options for making all parts again.
 fn restart<'a>() -> Options<'a> {
     Options {
         restart: true,
@@ -64,13 +63,13 @@ fn run_into(
     run::quantize(source.as_ref(), &plan, output, options)
 }
 
-/// Every file of a folder by name.
+/// Returns every file of a folder by name.
 fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     let read = |name: String| (name.clone(), std::fs::read(folder.join(name)).unwrap());
     names_in(folder).into_iter().map(read).collect()
 }
 
-/// Of each tile by tensor and number: its planes and checksum.
+/// Planes and checksum of each tile, by tensor and number.
 type Tiles = BTreeMap<(String, usize), (Vec<u8>, Vec<u8>, u64)>;
 
 fn tiles(model: &Model) -> Tiles {
@@ -87,7 +86,7 @@ fn tiles(model: &Model) -> Tiles {
     found
 }
 
-/// A report without what differs from run to run.
+/// Returns a report without what differs from run to run.
 fn figures(report: &Report) -> Value {
     let mut json = serde_json::json!(report);
     for key in ["seconds", "output", "output_bytes", "parts"] {
@@ -116,7 +115,7 @@ fn a_folder_is_the_model_of_one_file() {
     assert_eq!(many.file_bytes() as u64, of_many.output_bytes);
     for (key, value) in one.metadata() {
         let same = match key.as_str() {
-            // Entries may stand in another order.
+            // Entries may be in another order.
             "arrowquant.summary" => {
                 let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap();
                 parse(value) == parse(&many.metadata()[key])
@@ -143,10 +142,7 @@ fn the_command_line_reads_a_folder_as_it_does_a_file() {
         "--part-size".as_ref(),
         "1KiB".as_ref(),
     ]);
-    assert!(
-        said.contains("parts, of which 0 were there already"),
-        "{said}"
-    );
+    assert!(said.contains("parts, 0 from an earlier run"), "{said}");
     let shown = arrowquant_ok(["inspect".as_ref(), output]);
     assert!(shown.contains("7 tensors"), "{shown}");
     let verified = arrowquant_ok(["verify".as_ref(), output, "--against".as_ref(), input]);
@@ -187,7 +183,7 @@ fn what_is_missing_is_made_again_and_nothing_else() {
     let output = folder.path().join("out");
     let whole = run_into(&input, &output, SETTINGS, options()).unwrap();
     let expected = files(&output);
-    // The default and what once had to be said.
+    // The default, and the flag that used to be required.
     let mut resume = [false, true].into_iter().cycle().map(|resume| Options {
         resume,
         ..options()
@@ -222,14 +218,14 @@ fn what_is_missing_is_made_again_and_nothing_else() {
         let after: Vec<_> = intact.iter().map(|name| modified(name)).collect();
         assert_eq!(before, after);
         let mut found = files(&output);
-        // Times of the source are not known to what comes without a manifest.
+        // Without a manifest, the times of the source are unknown.
         if found["manifest.json"] != expected["manifest.json"] {
             panic!("{}", String::from_utf8_lossy(&found["manifest.json"]));
         }
         found.retain(|name, bytes| expected[name] != *bytes);
         assert!(found.is_empty(), "{:?}", found.keys());
     }
-    // With `restart` all of it is done again, to the same bytes.
+    // With `restart` everything is done again, with the same bytes.
     let again = run_into(&input, &output, SETTINGS, restart()).unwrap();
     assert_eq!(again.parts.unwrap().resumed, 0);
     assert!(files(&output) == expected);
@@ -265,7 +261,7 @@ fn an_interrupted_run_is_continued() {
                 break;
             }
             assert!(matches!(stopped, Err(Error::Cancelled)));
-            // Whole parts or no folder at all.
+            // Complete parts, or no folder at all.
             let there = output.exists();
             for name in if there { names_in(&output) } else { Vec::new() } {
                 assert!(!name.contains("partial"), "{name}");
@@ -324,7 +320,7 @@ fn another_run_is_refused_and_the_difference_named() {
         PART_BYTES + 1,
         &["part_bytes is 6000 there"],
     );
-    // Other weights under the same header.
+    // Other weights with the same header.
     let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
     let file = std::fs::File::options().write(true).open(&input).unwrap();
     file.set_modified(later).unwrap();
@@ -334,7 +330,7 @@ fn another_run_is_refused_and_the_difference_named() {
         PART_BYTES,
         &["m.safetensors was changed since"],
     );
-    // Other weights under the same header.
+    // Other weights with the same header.
     let original = std::fs::read(&input).unwrap();
     let mut bytes = original.clone();
     let end = bytes.len() - 2500;
@@ -352,7 +348,7 @@ fn another_run_is_refused_and_the_difference_named() {
     refused(SETTINGS, true, PART_BYTES, &["source.header_hash is"]);
 }
 
-/// What a run tells, and what it came to.
+/// Returns the log messages of a run, and its result.
 fn told(
     input: &Path,
     output: &Path,
@@ -396,7 +392,7 @@ fn a_run_says_what_it_goes_on_with() {
     let all = format!("nothing is left to do: {count} of {count} parts are there");
     assert_eq!(said, [all]);
     assert_eq!(done.unwrap().parts.unwrap().resumed, count);
-    // What is damaged is no part that is there.
+    // A damaged part does not count as existing.
     std::fs::write(output.join("part-00000.parquet"), "damaged").unwrap();
     let (said, _) = told(&input, &output, never, options());
     assert_eq!(
@@ -410,7 +406,7 @@ fn a_run_says_what_it_goes_on_with() {
     let (said, done) = told(&input, &output, never, restart());
     assert_eq!((said.len(), done.unwrap().parts.unwrap().resumed), (0, 0));
     assert!(files(&output) == expected);
-    // A stop says how far it came.
+    // After a stop, the message says how much is done.
     std::fs::remove_dir_all(&output).unwrap();
     let (said, done) = told(&input, &output, 1, options());
     assert!(matches!(done, Err(Error::Cancelled)));
@@ -446,7 +442,7 @@ fn restarting_removes_what_an_earlier_run_left_and_nothing_else() {
     run_into(&input, &fresh, SETTINGS, options()).unwrap();
     let expected = files(&fresh);
     let output = folder.path().join("out");
-    // Of other settings, with more parts and files that are no parts.
+    // Other settings, with more parts and files that are not parts.
     let other = [SETTINGS, &[("bit_width", "8")]].concat();
     let more = run_into(&input, &output, &other, options()).unwrap();
     assert!(more.parts.unwrap().count > expected.len());
@@ -467,7 +463,7 @@ fn restarting_removes_what_an_earlier_run_left_and_nothing_else() {
     assert_eq!(found.remove("notes.txt").unwrap(), b"mine");
     assert!(found == expected);
 
-    // A part that the manifest does not name is somebody else's.
+    // A part that the manifest does not name is not removed.
     run_into(&input, &fresh, &other, restart()).unwrap();
     std::fs::copy(
         fresh.join("part-00000.parquet"),
@@ -484,7 +480,7 @@ fn restarting_removes_what_an_earlier_run_left_and_nothing_else() {
     );
     assert!(files(&output) == before);
     std::fs::remove_file(output.join("part-00099.parquet")).unwrap();
-    // Without a manifest nothing is removed, and parts of another run stay refused.
+    // Without a manifest nothing is removed, and parts of another run are refused.
     std::fs::remove_file(output.join("manifest.json")).unwrap();
     let message = run_into(&input, &output, &other, restart())
         .unwrap_err()
@@ -497,7 +493,7 @@ fn restarting_removes_what_an_earlier_run_left_and_nothing_else() {
     std::fs::remove_file(output.join("notes.txt")).unwrap();
     assert!(files(&output) == expected);
 
-    // Both at once, and one file.
+    // Both options at once, and a single file.
     let both = Options {
         resume: true,
         ..restart()
@@ -537,7 +533,7 @@ fn restarting_a_share_leaves_those_of_others() {
         (theirs.count, theirs.resumed),
         (expected.len() - 1 - mine.count, theirs.count)
     );
-    // Other work is of nobody here any more.
+    // Other work has no parts here any more.
     share(1, 3, SETTINGS, restart());
     let parts = names_in(&output)
         .into_iter()
@@ -600,7 +596,7 @@ fn what_does_not_belong_together_is_not_merged() {
     let message = |output: &Path| run::merge(output).unwrap_err().to_string();
     assert!(message(&output).contains("out: not a folder of parts"));
     share(1, &output, SETTINGS);
-    // Another machine has a copy of its own.
+    // Another machine has its own copy.
     let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
     let file = std::fs::File::options().write(true).open(&input).unwrap();
     file.set_modified(later).unwrap();
@@ -610,7 +606,7 @@ fn what_does_not_belong_together_is_not_merged() {
         missing.contains(" is missing") && missing.contains("part-0000"),
         "{missing}"
     );
-    // A share of other settings that somebody copied here.
+    // A share with other settings, copied here.
     let other = folder.path().join("other");
     share(2, &other, &[("on_nonfinite", "keep"), ("group_size", "64")]);
     let copied: Vec<String> = names_in(&other)
@@ -627,7 +623,7 @@ fn what_does_not_belong_together_is_not_merged() {
         "{message_of_both}"
     );
     assert!(message_of_both.contains(&copied[0]), "{message_of_both}");
-    // The right one, in the place of another part.
+    // The right part, in the place of another.
     share(2, &folder.path().join("right"), SETTINGS);
     for name in &copied {
         std::fs::copy(folder.path().join("right").join(name), output.join(name)).unwrap();
@@ -641,7 +637,7 @@ fn what_does_not_belong_together_is_not_merged() {
         message(&output)
     );
     std::fs::write(output.join(first), kept).unwrap();
-    // Without the manifests, as when only parts were copied from other machines.
+    // Without the manifests, as if only parts were copied from other machines.
     std::fs::remove_file(output.join("manifest.json")).unwrap();
     run::merge(&output).unwrap();
     assert_eq!(Model::open(&output).unwrap().tensors().len(), 14);
@@ -664,7 +660,7 @@ fn two_runs_into_one_folder_at_once_are_both_right() {
         });
         assert!(both.iter().all(Result::is_ok), "{both:?}");
         assert!(files(&output) == expected);
-        // Of different settings at most one succeeds, and the folder is never of both.
+        // Of different settings at most one succeeds, and the folder is never mixed.
         let output = folder.path().join(format!("mixed-{round}"));
         let run = |bits: &'static str| {
             let settings = [SETTINGS, &[("bit_width", bits)]].concat();
@@ -702,13 +698,13 @@ fn outputs_that_cannot_be_a_folder() {
         "{}",
         message(&deep)
     );
-    // A part that is not ours.
+    // A part that is not from ArrowQuant.
     let strange = folder.path().join("strange");
     std::fs::create_dir(&strange).unwrap();
     std::fs::write(strange.join("part-00000.parquet"), "mine").unwrap();
     assert!(message(&strange).contains("part-00000.parquet: not a Parquet file"));
     assert_eq!(names_in(&strange), ["part-00000.parquet"]);
-    // One file is done at once.
+    // A single file is finished at once.
     let file = folder.path().join("one.parquet");
     for options in [
         Options {
@@ -743,14 +739,14 @@ fn a_failed_run_leaves_no_folder() {
     assert_eq!(names_in(folder.path()), ["m.safetensors"]);
 }
 
-/// Full disks and failing ones, at several moments: what is whole stays, and is gone on with.
+/// Full and failing disks, at several moments: complete parts remain, and the run resumes.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_run_that_failed_is_continued() {
     use crate::common::faults::*;
 
     let folder = tempfile::tempdir().unwrap();
-    // The path that the system shows of an open file.
+    // The path that the system shows for an open file.
     let root = folder.path().canonicalize().unwrap();
     let input = root.join("m.safetensors");
     write_model(&input);

@@ -1,5 +1,5 @@
-//! Files made to harm: each is an error that says what is wrong, in memory bounded by the file's
-//! size, or gives what it really holds.
+//! Malicious files: each gives an error that says what is wrong, in memory bounded by the file's
+//! size, or its actual contents.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +21,8 @@ use serde_json::json;
 use crate::common::memory::peak;
 use crate::common::*;
 
-/// Bytes that reading a file of so many may take: what our own largest tables and pools take,
-/// and a multiple.
+/// Returns the bytes that reading a file of this size may take: those of ArrowQuant's largest
+/// tables and pools, and a multiple.
 fn bound(file: usize) -> usize {
     (4 << 20) + 24 * file
 }
@@ -41,7 +41,7 @@ fn refused<T>(file: usize, read: impl FnOnce() -> arrowquant::error::Result<T>, 
     );
 }
 
-/// Opens what is written as `name` in a folder.
+/// Opens a file written as `name` in a folder.
 #[track_caller]
 fn refused_source(name: &str, contents: &[u8], words: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
@@ -78,9 +78,9 @@ fn safetensors_offsets_that_overlap_or_overflow() {
     for (a, b, words) in [
         (entry(0, 4), entry(2, 6), "overlap those before"),
         (entry(0, 4), entry(0, 4), "overlap those before"),
-        (entry(0, 4), entry(u64::MAX - 3, 3), "do not hold shape"),
+        (entry(0, 4), entry(u64::MAX - 3, 3), "do not match shape"),
         (entry(0, 4), entry(4, u64::MAX), "past the end of the data"),
-        (entry(0, 4), entry(8, 4), "do not hold shape"),
+        (entry(0, 4), entry(8, 4), "do not match shape"),
     ] {
         refused_header(
             &header(a, b),
@@ -91,7 +91,11 @@ fn safetensors_offsets_that_overlap_or_overflow() {
     let huge = json!({"a": {"dtype": "U8", "shape": [1u64 << 63, 2], "data_offsets": [0, 0]}});
     refused_header(&huge.to_string(), &[], &["is too large"]);
     let deep = json!({"a": {"dtype": "U8", "shape": vec![1; 65], "data_offsets": [0, 1]}});
-    refused_header(&deep.to_string(), &[0], &["65 dimensions, at most 64"]);
+    refused_header(
+        &deep.to_string(),
+        &[0],
+        &["65 dimensions exceed the limit of 64"],
+    );
 }
 
 #[test]
@@ -102,7 +106,7 @@ fn safetensors_headers_of_a_million_tensors() {
     refused_header(&header, &[], &["m.safetensors", "over 500000 tensors"]);
 }
 
-/// A GGUF file of so many keys and tensors, in these bytes.
+/// Makes a GGUF file that claims this many keys and tensors, followed by these bytes.
 fn gguf(keys: u64, tensors: u64, rest: &[u8]) -> Vec<u8> {
     let counts = [tensors.to_le_bytes(), keys.to_le_bytes()].concat();
     [&b"GGUF\x03\0\0\0"[..], &counts, rest].concat()
@@ -130,7 +134,7 @@ fn gguf_headers_of_many_small_things() {
     let file = gguf(0, count + 1, &infos);
     refused_source("m.gguf", &file, &["m.gguf: tensor 'last': it is Q8_K"]);
 
-    // A shape of a tensor that is not there is passed over, but not for ever.
+    // A shape of a missing tensor is ignored, but not without limit.
     let shape = |name: u64| {
         let mut key = gguf_text(&format!("comfy.gguf.orig_shape.{name}"));
         key.extend([9u32, 5, 1, 0, 7].map(u32::to_le_bytes).concat());
@@ -150,7 +154,7 @@ fn gguf_headers_of_many_small_things() {
 #[test]
 fn names_of_a_mebibyte() {
     let name = "n".repeat(1 << 20);
-    let words = ["a tensor name of 1048576 bytes, at most 65536"];
+    let words = ["a tensor name of 1048576 bytes exceeds the limit of 65536"];
     let entry = json!({"dtype": "U8", "shape": [0], "data_offsets": [0, 0]});
     refused_header(&json!({ &name: entry }).to_string(), &[], &words);
     let index = json!({"weight_map": { &name: "a.safetensors" }}).to_string();
@@ -169,11 +173,11 @@ fn indexes_of_more_shards_than_can_be() {
         .map(|i| (i.to_string(), format!("{i}.safetensors").into()))
         .collect();
     let index = json!({ "weight_map": map }).to_string();
-    let words = ["1001 shards, at most 1000"];
+    let words = ["1001 shards exceed the limit of 1000"];
     refused_source("m.safetensors.index.json", index.as_bytes(), &words);
 }
 
-/// A plan with these tensors and settings.
+/// Makes a plan with these tensors and settings.
 fn plan(tensors: &[serde_json::Value], config: serde_json::Value) -> String {
     json!({"arrowquant_plan": 1, "compression": "none", "config": config, "tensors": tensors})
         .to_string()
@@ -188,7 +192,7 @@ fn yaml_that_expands() {
             &["YAML", word],
         );
     };
-    // Each list holds nine times the one before it.
+    // Each list contains the previous one nine times.
     let mut text = "a0: &a0 [x]\n".to_owned();
     for i in 1..10 {
         let alias = format!("*a{},", i - 1).repeat(9);
@@ -212,12 +216,9 @@ fn patterns_that_expand() {
         ("re:((a{100}){100}){100}", "exceeds size limit"),
         (r"re:\w{1000}", "exceeds size limit"),
         (&format!("re:{}", "(".repeat(4000)), ""),
-        (
-            &format!("re:{}", "a".repeat(5000)),
-            "5003 bytes are too many",
-        ),
+        (&format!("re:{}", "a".repeat(5000)), "too long: 5003 bytes"),
         (&"*a".repeat(101), "over 100 times *"),
-        (&"*a".repeat(50_000), "100000 bytes are too many"),
+        (&"*a".repeat(50_000), "too long: 100000 bytes"),
     ] {
         let rule = format!("{pattern}=keep");
         refused(
@@ -226,15 +227,15 @@ fn patterns_that_expand() {
             &["rule '", "pattern: ", word],
         );
     }
-    // A regular expression counts as ten of a thousand.
+    // A regular expression counts as ten patterns of a thousand.
     let rules = (0..101).map(|i| format!("re:^a{i}=keep"));
     let rules = rules.collect::<Vec<_>>().join(";");
     let set = |rules: &str| Config::new().set("rules", rules);
     refused(rules.len(), || set(&rules), &["over 1000 patterns"]);
-    // Rules for one name each are any number.
+    // The number of rules for single names is not limited.
     let names: Vec<String> = (0..20_000).map(|i| format!("a{i}=keep")).collect();
     set(&names.join(";")).unwrap();
-    // As many stars as may be, on the name that takes them longest.
+    // As many stars as allowed, with the name that takes longest.
     let pattern: Pattern = ("*a".repeat(100) + "b").parse().unwrap();
     assert!(!pattern.matches(&"a".repeat(65_536)));
 }
@@ -246,7 +247,7 @@ fn plans_with_a_rule_for_every_tensor() {
             |i| json!({"name": format!("t{i}"), "shape": [2, 2], "dtype": "f32", "format": "keep"}),
         )
         .collect();
-    // Each entry is unlike the settings, and so becomes a rule; then each rule is there already.
+    // Each entry differs from the settings, and so becomes a rule; then each rule exists already.
     let first = Plan::from_json(&plan(&tensors, json!({}))).unwrap();
     assert_eq!(first.config["rules"].as_array().unwrap().len(), 5000);
     assert_eq!(
@@ -261,7 +262,7 @@ fn plans_with_a_rule_for_every_tensor() {
     );
 }
 
-/// A quantized file.
+/// Makes a quantized file.
 fn quantized(settings: &[(&str, &str)]) -> Vec<u8> {
     let folder = small_model();
     let output = folder.path().join("m.parquet");
@@ -269,7 +270,7 @@ fn quantized(settings: &[(&str, &str)]) -> Vec<u8> {
     std::fs::read(output).unwrap()
 }
 
-/// The file with another footer, and with `more` after its pages.
+/// Replaces the footer of a file, and adds `more` after its pages.
 fn with_footer(file: &[u8], more: &[u8], metadata: &ParquetMetaData) -> Vec<u8> {
     let length = u32::from_le_bytes(file[file.len() - 8..file.len() - 4].try_into().unwrap());
     let mut out = file[..file.len() - 8 - length as usize].to_vec();
@@ -286,7 +287,7 @@ fn metadata(file: &[u8]) -> ParquetMetaData {
         .unwrap()
 }
 
-/// The file with other pages in a column of its first row group.
+/// Replaces the pages in a column of the file's first row group.
 fn with_pages(
     file: &[u8],
     column: &str,
@@ -363,7 +364,7 @@ fn footers_of_any_length() {
     }
 }
 
-/// A file that is nothing but a footer.
+/// Makes a file that is only a footer.
 fn footer_alone(footer: &[u8]) -> Vec<u8> {
     let length = (footer.len() as u32).to_le_bytes();
     [b"PAR1", footer, &length, b"PAR1"].concat()
@@ -380,7 +381,7 @@ fn footers_of_more_than_they_hold() {
     ]
     .concat();
     for (footer, words) in [
-        // Row groups, keys, nodes of the schema: so many, and none there.
+        // Many row groups, keys and schema nodes, none of which exist.
         (
             [&schema[..], &[0x16, 0x00, 0x19, 0xFC], &count].concat(),
             "more than it holds",
@@ -393,7 +394,7 @@ fn footers_of_more_than_they_hold() {
             [&[0x15, 0x02, 0x19, 0xFC][..], &count].concat(),
             "more than it holds",
         ),
-        // Of one byte each.
+        // Entries of one byte each.
         (
             [
                 &schema[..],
@@ -421,7 +422,7 @@ fn footers_of_more_than_they_hold() {
             .concat(),
             "which are not there",
         ),
-        // Each node the only child of the one before.
+        // Each node is the only child of the previous one.
         (
             [
                 &[0x15, 0x02, 0x19, 0xFC, 0x64][..],
@@ -431,7 +432,7 @@ fn footers_of_more_than_they_hold() {
             .concat(),
             "nested too deep",
         ),
-        // A list where a number is expected would be read as one.
+        // A list in place of a number would be read as a number.
         (vec![0x19, 0xFC, 0xFF, 0xFF, 0x03, 0x00], "another type"),
     ] {
         refused_model(
@@ -463,16 +464,16 @@ fn row_counts_that_cannot_be() {
     refused_model(forge(1 << 40), &["rows in a file of"]);
     refused_model(forge(i64::MAX / 2), &["rows in a file of"]);
     refused_model(forge(file.len() as i64 / 8 + 1), &["rows in a file of"]);
-    refused_model(forge(-1), &["fewer than no rows"]);
+    refused_model(forge(-1), &["a negative number of rows"]);
     refused_model(forge(2), &["1 of 2 rows"]);
-    refused_model(forge(0), &["values where 0 can be"]);
+    refused_model(forge(0), &["values (at most 0 are possible)"]);
 }
 
 #[test]
 fn zstd_bombs() {
     let file = quantized(&[]);
     let zeros = |bytes: usize| zstd::bulk::compress(&vec![0; bytes], 1).unwrap();
-    // Pages of 2 GiB, of which 1 GiB is there, and of 1 GiB.
+    // Pages that claim 2 GiB with 1 GiB present, and 1 GiB.
     let bomb = zeros(1 << 30);
     assert!(bomb.len() < 1 << 17);
     for column in [
@@ -489,7 +490,7 @@ fn zstd_bombs() {
             refused_model(forged, &[column, "unpack to more than"]);
         }
     }
-    // One that claims less than it unpacks to.
+    // A page that claims less than it decompresses to.
     let page = data_page(bomb, 100, 1, Encoding::PLAIN);
     refused_model(
         with_pages(&file, "name", CompressionCodec::ZSTD, vec![page]),
@@ -499,8 +500,8 @@ fn zstd_bombs() {
 
 #[test]
 fn planes_that_no_file_of_the_size_has() {
-    // A row of 64 MiB of zeros, which packed takes next to nothing: more than is unpacked from a
-    // file that small.
+    // A row of 64 MiB of zeros, which compresses to almost nothing: more than is decompressed from
+    // such a small file.
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("m.safetensors");
     let header = json!({"w": {"dtype": "U8", "shape": [1, 1 << 26], "data_offsets": [0, 1 << 26]}});
@@ -514,7 +515,7 @@ fn planes_that_no_file_of_the_size_has() {
     assert!(packed.len() < 20_000);
     refused_model(
         packed,
-        &["planes that unpack to 67108868 bytes in a file of"],
+        &["planes that decompress to 67108868 bytes in a file of"],
     );
 }
 
@@ -533,7 +534,7 @@ fn shapes_by_run_lengths() {
         bytes
     };
     let levels = |bytes: Vec<u8>| [&(bytes.len() as u32).to_le_bytes()[..], &bytes].concat();
-    // One list of so many ones.
+    // One list of this many ones.
     let repetition = levels([run(0, 1), run(1, values - 1)].concat());
     let definition = levels(run(1, values));
     let body = [repetition, definition, vec![1], run(0, values)].concat();
@@ -551,7 +552,10 @@ fn shapes_by_run_lengths() {
     ];
     let column = "shape.list.element";
     let forged = with_pages(&file, column, CompressionCodec::UNCOMPRESSED, pages);
-    refused_model(forged, &[column, "130000000 values where 64 can be"]);
+    refused_model(
+        forged,
+        &[column, "130000000 values (at most 64 are possible)"],
+    );
 }
 
 #[test]
@@ -607,7 +611,7 @@ fn columns_that_share_bytes() {
     );
 }
 
-/// Does with a file what its name says it is for, as the fuzz targets do.
+/// Processes a file according to its name, as the fuzz targets do.
 fn replay(path: &Path) {
     let contents = std::fs::read(path).unwrap();
     let text = || String::from_utf8_lossy(&contents).into_owned();

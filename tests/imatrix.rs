@@ -1,4 +1,4 @@
-//! Importance matrices as the package `gguf` writes them.
+//! Importance matrices written by the package `gguf`.
 
 use std::process::Command;
 
@@ -43,7 +43,7 @@ fn importance_of_the_gguf_package_is_read() {
     assert_eq!(imatrix.find("blk.0.ffn_up_exps.weight"), Some(&experts[..]));
 }
 
-/// Ranges of inputs, which smoothing and rotation are chosen by, are not in there.
+/// Importance matrices lack the ranges of inputs, by which smoothing and rotation are chosen.
 #[test]
 fn importance_alone_transforms_nothing() {
     let folder = tempfile::tempdir().unwrap();

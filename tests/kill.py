@@ -1,4 +1,4 @@
-"""Kills runs at random moments, as a power cut would, and looks at what is left.
+"""Kills runs at random moments, like a power cut, and checks what is left.
 
     python3 tests/kill.py target/release/arrowquant [--kills 100] [--seed 1] [--seconds 2]
 
@@ -30,7 +30,7 @@ HIGH = bytes((0x3C, 0x3D, 0xBC, 0xBD)[i % 4] for i in range(256))
 
 
 def write_model(path: Path, weights: int) -> None:
-    """Eight equal matrices."""
+    """Makes eight equal matrices."""
     rows = max(weights // (PARTS * COLUMNS), 1)
     size = 2 * rows * COLUMNS
     header = {
@@ -63,13 +63,13 @@ class Runs:
         self.env["AQ_ISA"] = "scalar"
 
     def start(self, output: Path, *flags: str) -> subprocess.Popen[bytes]:
-        """Begins a run into a file or folder."""
+        """Starts a run into a file or folder."""
         argv = [self.program, "quantize", self.model, output, "--quiet", "--threads", "1"]
         argv += ["--bits", "2", "--scheme", "affine", *flags]
         return subprocess.Popen(argv, env=self.env)
 
     def run(self, output: Path, *flags: str) -> float:
-        """A whole run; its seconds."""
+        """Does a complete run, and returns its seconds."""
         start = time.monotonic()
         code = self.start(output, *flags).wait()
         if code:
@@ -78,23 +78,23 @@ class Runs:
 
 
 def partials(folder: Path) -> list[str]:
-    """Files that runs left under way."""
+    """Returns the temporary files that runs left."""
     return sorted(path.name for path in folder.rglob("*.partial"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
+    """Returns all files of a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def check(holds: bool, what: str) -> None:
-    """Ends everything when something does not hold."""
+    """Stops everything if a check fails."""
     if not holds:
         raise AssertionError(what)
 
 
 class Kills:
-    """Kills, and what they led to."""
+    """Kills, and their results."""
 
     def __init__(self, runs: Runs, chance: random.Random, part_bytes: int) -> None:
         self.runs = runs
@@ -112,14 +112,14 @@ class Kills:
         self.whole = contents(self.many)
 
     def kill(self, what: str, output: Path, *flags: str) -> bool:
-        """Begins a run and kills it at some moment of it; false where it had ended before."""
+        """Starts a run and kills it at a random moment; false if it had already ended."""
         run = self.runs.start(output, *flags)
         time.sleep(self.chance.uniform(0, self.seconds[what]))
         run.send_signal(signal.SIGKILL)
         return run.wait() == -signal.SIGKILL
 
     def of_file(self) -> None:
-        """One file: the old one, the new one or none."""
+        """Checks a file: it is the old one, the new one or missing."""
         old = self.chance.choice([None, b"an older file"])
         self.file.unlink(missing_ok=True)
         if old is not None:
@@ -129,7 +129,7 @@ class Kills:
         check(found in (old, self.new), "the file is neither old nor new")
 
     def of_folder(self) -> None:
-        """A folder of parts: each is whole, and a run goes on with them."""
+        """Checks a folder of parts: each is complete, and a run resumes with them."""
         shutil.rmtree(self.many, ignore_errors=True)
         self.landed["folder"] += self.kill("folder", self.many, *self.part_size)
         there = contents(self.many) if self.many.exists() else {}
@@ -151,7 +151,7 @@ class Kills:
         check(contents(self.many) == self.whole, "continued, the folder is another one")
 
     def leftovers(self) -> None:
-        """Gone after the next run."""
+        """Checks that temporary files are gone after the next run."""
         self.runs.run(self.file)
         check(not partials(self.runs.folder), f"left over: {partials(self.runs.folder)}")
 

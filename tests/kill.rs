@@ -1,11 +1,11 @@
-//! Runs that are killed at random moments leave nothing half-written, and can be continued.
+//! Runs killed at random moments leave no partial files, and can be resumed.
 
 use std::process::Command;
 
 use crate::common::native::*;
 use crate::common::*;
 
-/// CI kills more of them, and longer ones.
+/// CI kills more runs, and longer ones.
 #[test]
 fn a_killed_run_leaves_what_was_there_or_what_is_to_be() {
     let mut kill = Command::new(if cfg!(windows) { "python" } else { "python3" });
@@ -15,6 +15,6 @@ fn a_killed_run_leaves_what_was_there_or_what_is_to_be() {
     let printed = succeed(&mut kill, "python3");
     let result: serde_json::Value = serde_json::from_str(&printed).unwrap();
     assert_eq!(result["kills"], 8);
-    // Those that come too late prove nothing.
+    // Kills that come too late prove nothing.
     assert!(result["landed"].as_u64().unwrap() >= 4, "{printed}");
 }

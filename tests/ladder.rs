@@ -1,4 +1,4 @@
-//! The fallback ladder: tensors that do not reach their cosine get more bits, and say so.
+//! The ladder: tensors that do not reach their cosine get more bits, and are reported.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use tempfile::TempDir;
 
 use crate::common::*;
 
-/// Four matrices of the same noise, each made to end on another rung by its threshold: 2 bits reach
-/// .94, 4 bits .995 and 8 bits .99998 of such.
+/// Four matrices of the same noise, whose thresholds make each end on another rung: 2 bits reach
+/// .94, 4 bits .995 and 8 bits .99998 on such matrices.
 const RULES: &str = "a=min_cosine:0.9;b=min_cosine:0.98;c=min_cosine:0.9999;d=min_cosine:0.9999999";
 
 fn model() -> (TempDir, PathBuf) {
@@ -36,7 +36,7 @@ fn a_tensor_for_each_rung() {
     let report = quantize(&model, &output, &[("bit_width", "2"), ("rules", RULES)]).unwrap();
     let ends = ["a", "b", "c", "d"].map(|name| tensor(&report, name).format);
     assert_eq!(ends, ["int2", "int4", "int8", "raw"]);
-    // The attempts are those of runs at these bits that nothing is asked of.
+    // The attempts equal runs at these bits without a threshold.
     let uniform = ["2", "4", "8"].map(|bits| {
         let settings = [("bit_width", bits), ("min_cosine", "none")];
         let report = quantize(&model, &output, &settings).unwrap();
@@ -150,7 +150,7 @@ fn the_same_bytes_in_every_mode() {
 
 #[test]
 fn a_tensor_of_several_tiles_is_done_again_as_a_whole() {
-    // 20 M weights: one tile at 2 bits, two at 8, three as they are; compressed, tiles have 16 MiB.
+    // 20 M weights: one tile at 2 bits, two at 8, three when kept; compressed tiles have 16 MiB.
     let folder = tempfile::tempdir().unwrap();
     let (rows, cols) = (10_000, 2_000);
     let row = noise(6, cols * 50);
@@ -241,7 +241,7 @@ fn steps_survive_an_interrupted_run_into_a_folder() {
 fn a_budget_leaves_no_room_to_climb() {
     let (folder, model) = model();
     let output = folder.path().join("out.parquet");
-    // All at 2 bits, and some 3 kB: `b` and others stay below what they are to reach.
+    // All at 2 bits, plus about 3 kB: `b` and others stay below their thresholds.
     let most = 200 * 256 * 4 / 4 + 4 * 200 * 2 * 2 + 16_000;
     let most = format!("{most}B");
     let settings = [

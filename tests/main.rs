@@ -43,3 +43,4 @@ mod source_what;
 mod sources;
 mod values;
 mod views;
+mod words;

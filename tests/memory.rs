@@ -1,4 +1,4 @@
-//! From memory to memory: sources that lie there, and files made there.
+//! From memory to memory: sources and files in memory.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use proptest::prelude::*;
 
 use crate::common::*;
 
-/// Quantizes into memory of the size that is said to be enough; the file.
+/// Quantizes into memory of the size that is declared sufficient; returns the file.
 fn into_memory(source: &dyn Source, settings: &[(&str, &str)]) -> Vec<u8> {
     let plan = run::plan(source, &config(settings)).unwrap();
     let mut file = vec![0xAA; run::output_bound(source, &plan).unwrap()];
     let report = run::quantize_into(source, &plan, &mut file, Options::default()).unwrap();
-    // Nothing is written behind the file.
+    // Nothing is written after the end of the file.
     let rest = file.split_off(report.output_bytes as usize);
     assert!(rest.iter().all(|&byte| byte == 0xAA));
     assert_eq!(report.output, "(memory)");
@@ -71,8 +71,8 @@ fn too_little_memory_is_an_error() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Names of any length and letters, shapes without elements, scales that need f32, every
-    /// setting: no file is longer than was said.
+    /// With names of any length and letters, shapes without elements, scales that need f32, and
+    /// every setting, no file is longer than predicted.
     #[test]
     fn no_file_is_longer_than_its_bound(
         tensors in proptest::collection::vec(

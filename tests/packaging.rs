@@ -1,4 +1,5 @@
-//! What bindings/c/install.sh installs: names, symbols, and that it links beside other libraries.
+//! The files installed by bindings/c/install.sh: names, symbols, and linking beside other
+//! libraries.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use regex::Regex;
 use crate::common::native::*;
 use crate::common::*;
 
-/// The prefix that the library of this build was installed to.
+/// Returns the prefix where the library of this build is installed.
 fn installed() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {
@@ -18,7 +19,8 @@ fn installed() -> &'static Path {
         let _ = std::fs::remove_dir_all(&prefix);
         let mut install = Command::new(root().join("bindings/c/install.sh"));
         install.arg("--prefix").arg(&prefix);
-        // Cargo leaves the libraries that tests use in `deps`; those one folder up may be old.
+        // Cargo puts the libraries that tests use into `deps`; those in the parent folder may be
+        // old.
         install.arg("--built").arg(built().join("deps"));
         succeed(install.env("CARGO", env!("CARGO")), "binutils");
         prefix
@@ -29,14 +31,14 @@ fn in_prefix(name: &str) -> PathBuf {
     installed().join("lib").join(name)
 }
 
-/// The constant of the C header.
+/// Returns the constant in the C header.
 fn abi_version() -> String {
     let header = std::fs::read_to_string(installed().join("include/arrowquant.h")).unwrap();
     let constant = Regex::new(r"(?m)^#define AQ_ABI_VERSION (\d+)$").unwrap();
     constant.captures(&header).unwrap()[1].to_owned()
 }
 
-/// The functions of the C header.
+/// Returns the functions in the C header.
 fn declared() -> BTreeSet<String> {
     let header = std::fs::read_to_string(installed().join("include/arrowquant.h")).unwrap();
     let function = Regex::new(r"(?m)^[a-z].*\b(aq_\w+)\(").unwrap();
@@ -48,7 +50,7 @@ fn declared() -> BTreeSet<String> {
     names
 }
 
-/// What `nm` lists: kind and name, without its version.
+/// Lists symbols with `nm`: kind and name, without the version.
 fn symbols(file: &Path, options: &[&str]) -> BTreeSet<(char, String)> {
     let listed = succeed(Command::new("nm").args(options).arg(file), "binutils");
     let listed = listed.lines().filter_map(|line| {
@@ -63,7 +65,7 @@ fn names(symbols: BTreeSet<(char, String)>) -> BTreeSet<String> {
     symbols.into_iter().map(|(_, name)| name).collect()
 }
 
-/// The entries of one kind of the shared library's dynamic section.
+/// Returns the entries of one kind in the shared library's dynamic section.
 fn dynamic(kind: &str) -> Vec<String> {
     let mut readelf = Command::new("readelf");
     readelf.arg("-dW").arg(in_prefix("libarrowquant.so"));
@@ -118,7 +120,7 @@ fn the_static_library_shows_what_the_header_declares() {
     let shown = symbols(&archive, &["--extern-only", "--defined-only"]);
     assert_eq!(names(shown), declared());
 
-    // What it wants is in the libraries that the shared one names, or may be missing.
+    // Undefined symbols are in the libraries named by the shared one, or may be missing.
     let mut system = BTreeSet::new();
     for name in dynamic("NEEDED") {
         let mut find = compiler("c11");
@@ -128,12 +130,12 @@ fn the_static_library_shows_what_the_header_declares() {
     }
     for (kind, name) in symbols(&archive, &["--undefined-only"]) {
         let of_system = system.contains(&name) || name == "__dso_handle";
-        // Weak ones may be missing: the standard library does without those of newer systems.
+        // Weak symbols may be missing: the standard library does without those of newer systems.
         assert!(of_system || kind == 'w', "{kind} {name}");
     }
 }
 
-/// A program of tests/c/outside with the installed library, and what it printed.
+/// Builds a program of tests/c/outside with the installed library, and returns its output.
 fn outside(program: &str, link: Link, libraries: &[&Path]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let sources = root().join("tests/c/outside");
@@ -186,7 +188,7 @@ fn programs_link_with_it() {
         assert!(printed.starts_with(&expected), "{printed}");
         let printed = outside("program.cpp", link, libraries);
         assert!(printed.ends_with("\n2 exceptions\n"), "{printed}");
-        // The functions in this program stop it when they are called.
+        // The functions in this program abort when called.
         outside("beside_zstd.c", link, libraries);
     }
 }

@@ -1,4 +1,4 @@
-//! Weights that another quantizer has packed: none of what lies beside them is taken for a weight.
+//! Weights packed by another quantizer: none of the tensors beside them is mistaken for a weight.
 
 use arrowquant::plan::{Config, Plan};
 use arrowquant::run;
@@ -6,7 +6,7 @@ use arrowquant::source::{self, MemorySource, Source};
 use arrowquant::tensor::Dtype;
 use proptest::prelude::*;
 
-/// What lies in a module: leaf, dtype and dimensions of each tensor; and what the message says.
+/// The tensors of a module (leaf, dtype, dimensions), and the expected message.
 struct Scheme {
     name: &'static str,
     tensors: &'static [(&'static str, Dtype, &'static [usize])],
@@ -14,7 +14,7 @@ struct Scheme {
 
 use Dtype::{BF16, F8E4M3, F8E8M0, F16, F32, I8, I16, I32, U8, U32};
 
-/// Schemes as their files have them. Dimensions are multiples of a random number.
+/// Packing schemes. Dimensions are multiples of a random number.
 const SCHEMES: &[Scheme] = &[
     Scheme {
         name: "GPTQ",
@@ -189,12 +189,12 @@ const SCHEMES: &[Scheme] = &[
 
 fn add(source: &mut MemorySource<'static>, name: &str, dtype: Dtype, dims: &[usize]) {
     let bytes = dims.iter().product::<usize>() * dtype.bits() / 8;
-    // No value is NaN or infinite in any type.
+    // These values are not NaN or infinite in any type.
     let values: Vec<u8> = (0..bytes).map(|i| 0x30 + (i % 7) as u8).collect();
     source.add(name, dtype, dims, values).unwrap();
 }
 
-/// A model with a layer that is packed and one that is not, in random order of tensors.
+/// Makes a model with a packed and an unpacked layer, in random order of tensors.
 fn model(scheme: &Scheme, module: &str, times: usize, reversed: bool) -> MemorySource<'static> {
     let mut source = MemorySource::new();
     let mut tensors: Vec<_> = scheme.tensors.iter().collect();
@@ -244,7 +244,7 @@ fn packed_weights_are_an_error_that_names_the_scheme() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Nothing but a rule that names it quantizes a companion.
+    /// Only a rule with its full name quantizes a companion.
     #[test]
     fn no_companion_is_quantized(
         scheme in 0..SCHEMES.len(),
@@ -263,11 +263,11 @@ proptest! {
         let settings = [("packed", "keep"), setting];
         let kept = plan(source.clone(), &settings).unwrap();
         for name in quantized(&kept) {
-            // A rule for all gives bits to biases, too.
+            // A rule for all tensors also gives bits to biases.
             prop_assert!(name == "blocks.7.mlp.weight" || name.ends_with("bias"), "{name}");
         }
         prop_assert!(quantized(&kept).contains(&"blocks.7.mlp.weight"));
-        // The plan that was written down and read back is the same.
+        // Saving and loading the plan does not change it.
         let read = Plan::from_json(&kept.to_json().to_string()).unwrap();
         prop_assert_eq!(quantized(&read), quantized(&kept));
         // Each keeps its bytes.
@@ -280,7 +280,7 @@ proptest! {
             resolved.read(place, 0, &mut kept).unwrap();
             prop_assert_eq!(raw, kept);
         }
-        // A rule for the tensor itself is obeyed.
+        // A rule for the tensor itself applies.
         let float = |(_, dtype, dims): &&(&str, Dtype, &[usize])| {
             dtype.float().is_some() && !dims.is_empty()
         };
@@ -292,7 +292,7 @@ proptest! {
         }
     }
 
-    /// What lies beside weights of another shard is known by its name.
+    /// Tensors beside weights in another shard are recognized by name.
     #[test]
     fn companions_without_their_weights_are_refused_or_kept(
         leaf in prop::sample::select(vec![
@@ -309,7 +309,7 @@ proptest! {
         prop_assert_eq!(quantized(&kept), ["layers.1.attn.weight"]);
     }
 
-    /// Models with integers and scales of their own are no packed ones.
+    /// Models with ordinary integers and scales are not taken for packed ones.
     #[test]
     fn buffers_and_layer_scales_are_nobodys_packed_weights(
         leaf in prop::sample::select(vec![

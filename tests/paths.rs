@@ -1,4 +1,4 @@
-//! Links, and names of any script: a right result where one is meant, and links stay links.
+//! Links, and names in any script: links give right results, and stay links.
 #![cfg(unix)]
 
 use std::ffi::OsStr;
@@ -21,7 +21,7 @@ fn an_input_may_be_a_link_and_shards_too() {
     symlink("../model.safetensors", &link).unwrap();
     assert!(expected(&link, &[]) == expected(&input, &[]));
 
-    // As in the caches of model hubs: names of hashes, and a folder of links to them.
+    // As in the caches of model hubs: files named by hash, and a folder of links to them.
     let plain = shards(&folder.path().join("plain"));
     let (blobs, hub) = (folder.path().join("blobs"), folder.path().join("hub"));
     std::fs::create_dir(&blobs).unwrap();
@@ -44,7 +44,7 @@ fn an_output_that_is_a_link_stays_one() {
     let wanted = expected(&place.input, &[]);
     let quantize = |output: &Path| quantize(&place.input, output, &[]);
 
-    // Through a link, a chain of them, and a folder that is one.
+    // Through a link, a chain of links, and a linked folder.
     let (link, chain) = (root.join("link.parquet"), root.join("chain.parquet"));
     symlink("out/model.parquet", &link).unwrap();
     symlink(&link, &chain).unwrap();
@@ -58,21 +58,21 @@ fn an_output_that_is_a_link_stays_one() {
         assert_eq!(names_in(place.out()), ["back.safetensors", "model.parquet"]);
     }
 
-    // To where nothing is yet.
+    // To a target that does not exist yet.
     let dangling = root.join("dangling.parquet");
     symlink("out/new.parquet", &dangling).unwrap();
     quantize(&dangling).unwrap();
     assert!(is_link(&dangling));
     assert!(std::fs::read(place.out().join("new.parquet")).unwrap() == wanted);
 
-    // What is decoded, and reports.
+    // Decoded files, and reports.
     let back = root.join("back.safetensors");
     symlink("out/back.safetensors", &back).unwrap();
     arrowquant_ok([OsStr::new("dequantize"), link.as_ref(), back.as_ref()]);
     assert!(is_link(&back));
     source::open(&place.back).unwrap();
 
-    // In a circle, and into nowhere.
+    // In a circle, and to a missing folder.
     let (a, b) = (root.join("a.parquet"), root.join("b.parquet"));
     symlink("b.parquet", &a).unwrap();
     symlink("a.parquet", &b).unwrap();
@@ -113,7 +113,7 @@ fn neither_the_input_nor_the_output_is_overwritten_through_a_link() {
     place.assert_intact();
 }
 
-/// Does all there is with paths of these names.
+/// Runs every command with paths of these names.
 fn all_commands(folder: &Path, name: impl Fn(&str) -> PathBuf) {
     let folder = folder.join(name(""));
     std::fs::create_dir(&folder).unwrap();
@@ -155,7 +155,7 @@ fn paths_of_any_script_and_with_spaces() {
     }
 }
 
-/// Names on Linux are bytes.
+/// Names on Linux are arbitrary bytes.
 #[cfg(target_os = "linux")]
 #[test]
 fn paths_that_are_no_text() {

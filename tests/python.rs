@@ -1,4 +1,4 @@
-//! Python programs that know the format from its description alone read our files.
+//! Independent Python readers of the format, and the tests of the Python package.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 use crate::common::native::*;
 use crate::common::*;
 
-/// Python in a virtual environment with the packages that the tests need and with ours, made in
-/// `target/`.
+/// Returns Python in a virtual environment in `target/`, with the packages that the tests need and
+/// the arrowquant package.
 pub fn python() -> &'static Path {
     static PYTHON: OnceLock<PathBuf> = OnceLock::new();
     PYTHON.get_or_init(|| {
@@ -35,7 +35,7 @@ pub fn python() -> &'static Path {
             );
             std::fs::write(stamp, wanted).unwrap();
         }
-        // Ours each time, with the library that was just built.
+        // The arrowquant package is always reinstalled, with the library that was just built.
         let mut install = Command::new(&python);
         install.args([
             "-m",
@@ -61,7 +61,7 @@ fn the_package_does_what_it_says() {
         .args(["-m", "pytest", "-q", "-p", "no:cacheprovider"])
         .arg(root().join("tests/python"));
     pytest.env("ARROWQUANT_CLI", env!("CARGO_BIN_EXE_arrowquant"));
-    // The forward passes have threads of their own.
+    // The forward passes use their own threads.
     pytest.env("OPENBLAS_NUM_THREADS", "1");
     let printed = succeed(&mut pytest, "python3");
     let passed = regex::Regex::new(r"(\d+) passed")
@@ -83,7 +83,7 @@ fn python_readers_agree_with_us() {
     let stdout = String::from_utf8_lossy(&output.stdout);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stdout}{stderr}");
-    // The program says what it compared, so that an empty run does not pass.
+    // The script prints the number of comparisons, so an empty run does not pass.
     assert!(stdout.contains("decoded bit for bit: 1296"), "{stdout}");
     assert!(stdout.contains("undone bit for bit: 5"), "{stdout}");
 }

@@ -1,4 +1,4 @@
-//! Searches for plans: by the caller's fitness, within a budget, the same for the same seed.
+//! Searches for plans: by the caller's fitness, within a budget, reproducible with the same seed.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,7 +23,7 @@ fn evolve(
     run::evolve(source.as_ref(), &config(settings), search, options)
 }
 
-/// Layers that interact: errors of those that follow each other multiply.
+/// Returns a fitness with interacting layers: errors of consecutive layers multiply.
 fn worth(plan: &Plan) -> f64 {
     let error = |entry: &arrowquant::plan::PlanEntry| match entry.recipe {
         Some(recipe) => (-(recipe.format.bits() as f64)).exp2(),
@@ -138,7 +138,7 @@ fn goes_on_from_a_checkpoint_as_if_never_stopped() {
     let second = part(100, true).unwrap();
     assert_eq!(second.to_json(), whole.to_json());
     assert_eq!(second.plan, whole.plan);
-    // It is of this search alone.
+    // The checkpoint belongs to this search only.
     let mut fitness = worth;
     let search = Search {
         fitness: Fitness::Serial(&mut fitness),
@@ -193,7 +193,7 @@ fn errors_add_up_so_that_the_budget_is_best_already() {
     let found = evolve(SETTINGS, search(), 1).unwrap();
     assert!(found.additive);
     assert_eq!(Some(found.fitness), found.start);
-    // Without a budget: no more than the settings' own plan takes.
+    // Without a budget, the limit is the size of the settings' plan.
     let free = evolve(&[("bit_width", "4")], search(), 1).unwrap();
     let own = run::plan(
         source::open(&demo_model("mdlm-python.safetensors"))
@@ -213,7 +213,7 @@ fn the_program_asks_a_command_what_plans_are_worth() {
         folder.path().join("chart.png"),
     );
     let model = demo_model("dit-digits.safetensors");
-    // The more tensors of 4 bits the better.
+    // More tensors of 4 bits are better.
     let command = "grep -c '\"int4\"' {} || true";
     let text = arrowquant_ok([
         "evolve".as_ref(),

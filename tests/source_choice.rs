@@ -1,5 +1,5 @@
-//! Which files of a folder are read: as diffusers and transformers would choose, and nothing else
-//! without a word.
+//! Chooses the files of a folder as diffusers and transformers would, with a warning where files
+//! are skipped.
 
 use std::path::Path;
 
@@ -9,12 +9,13 @@ use serde_json::json;
 use crate::common::*;
 use crate::source_folders::{pipeline, write, write_sharded};
 
-/// A file of one tensor, which is called as the file is told apart by.
+/// Makes a file of one tensor, which is named after the file.
 fn weights(tensor: &str) -> Vec<u8> {
     safetensors(&[f32_tensor(tensor, &[2, 3], &[0.5; 6])])
 }
 
-/// A folder of files of one tensor each, called `NAME: TENSOR`; of an index it is the shard.
+/// Makes a folder of files of one tensor each, given as `NAME: TENSOR`; for an index it is the
+/// shard.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, content) in files {
@@ -86,7 +87,7 @@ fn the_names_of_diffusers_and_transformers_win() {
             ],
             "own",
         ),
-        // What has a variant, whole or in shards, is not what has none.
+        // Files with a variant, whole or in shards, are not those without.
         (
             &[
                 (WHOLE, "own"),
@@ -140,7 +141,7 @@ fn the_names_of_diffusers_and_transformers_win() {
             ],
             "fp16",
         ),
-        // An index of another name, and its shards, which may be called anything.
+        // An index with another name, and its shards, which may have any name.
         (
             &[
                 ("unet.safetensors.index.json", "first.safetensors"),
@@ -149,7 +150,7 @@ fn the_names_of_diffusers_and_transformers_win() {
             ],
             "sharded",
         ),
-        // One shard of one is all there is.
+        // One shard of one is the whole model.
         (&[("model-00001-of-00001.safetensors", "all")], "all"),
         // An index that names the whole file.
         (&[(INDEX, WHOLE), (WHOLE, "sharded")], "sharded"),
@@ -166,7 +167,7 @@ fn the_names_of_diffusers_and_transformers_win() {
 fn an_index_and_a_whole_file_are_told() {
     let shard = "model-00001-of-00001.safetensors";
     let index = "model.safetensors.index.json";
-    let stale = "none of the shards that";
+    let stale = "none of the shards in";
     for (files, expected, parts) in [
         // transformers looks for the file first, diffusers for the index.
         (
@@ -217,7 +218,7 @@ fn an_index_and_a_whole_file_are_told() {
             assert!(warning.contains(part), "{part}: {warning}");
         }
     }
-    // Some of the shards: what was meant is not known, and half a model is not read.
+    // Only some of the shards: the intention is unclear, and half a model is not read.
     let both = folder(&[(WHOLE, "whole"), (SHARD, "sharded")]);
     let map =
         json!({"sharded": SHARD, "other": "diffusion_pytorch_model-00002-of-00002.safetensors"});
@@ -238,7 +239,7 @@ fn what_is_not_clear_is_refused() {
     for (files, part) in [
         (
             [("a.safetensors", "a"), ("b.safetensors", "b")].as_slice(),
-            "holds several safetensors files and no index to join them, name one: a.safetensors, \
+            "contains several safetensors files and no index to join them, use one of them: a.safetensors, \
              b.safetensors",
         ),
         (
@@ -246,19 +247,19 @@ fn what_is_not_clear_is_refused() {
                 ("a.safetensors.index.json", "a"),
                 ("b.safetensors.index.json", "b"),
             ],
-            "holds several indexes, name one",
+            "contains several indexes, use one of them",
         ),
         (
             &[
                 ("diffusion_pytorch_model.fp16.safetensors", "a"),
                 ("diffusion_pytorch_model.bf16.safetensors", "b"),
             ],
-            "name one",
+            "use one of them",
         ),
-        // Half a model is none.
+        // Half a model is refused.
         (
             &[(missing, "a")],
-            "holds model-00001-of-00002.safetensors, which is one of 2 shards, and no index",
+            "contains model-00001-of-00002.safetensors, which is one of 2 shards, and no index",
         ),
         (
             &[(missing, "a"), ("model-00002-of-00002.safetensors", "b")],
@@ -266,7 +267,7 @@ fn what_is_not_clear_is_refused() {
         ),
         (
             &[(missing, "a"), ("model.fp16.safetensors", "b")],
-            "holds model-00001-of-00002.safetensors, which is one of 2 shards",
+            "contains model-00001-of-00002.safetensors, which is one of 2 shards",
         ),
         (
             &[
@@ -278,7 +279,7 @@ fn what_is_not_clear_is_refused() {
                 ),
                 ("model.fp16-00001-of-00001.safetensors", "sharded"),
             ],
-            "no index to join them, name one: model-00001-of-00002.safetensors, model-00002",
+            "no index to join them, use one of them: model-00001-of-00002.safetensors, model-00002",
         ),
     ] {
         let folder = folder(files);
@@ -327,7 +328,7 @@ fn the_index_decides_which_shard_a_tensor_is_read_from() {
             "{warning}"
         );
     }
-    // A name that it does not list is still only one tensor's.
+    // A name that is not in the index may only be in one shard.
     let second = [tensor("b", 4.0), tensor("unlisted", 5.0)];
     write(&folder.path().join(shards[1]), safetensors(&second));
     write(&index, json!({"weight_map": map(0)}).to_string());
@@ -372,13 +373,13 @@ fn components_that_are_missing_can_be_left_out() {
     let all = source::open(folder.path()).unwrap();
     std::fs::remove_dir_all(at("text_encoder")).unwrap();
     std::fs::remove_dir_all(at("vae")).unwrap();
-    // As a download leaves it that was stopped at once.
+    // As left by a download that was stopped at once.
     std::fs::create_dir(at("vae")).unwrap();
     let said = message(folder.path());
     for part in [
-        "model_index.json: names components text_encoder, vae, which are not there",
+        "model_index.json: components text_encoder, vae are missing",
         "--without text_encoder --without vae",
-        "the folder of one component alone",
+        "the folder of a single component",
     ] {
         assert!(said.contains(part), "{said}");
     }
@@ -396,13 +397,13 @@ fn components_that_are_missing_can_be_left_out() {
     );
     assert!(!some.classes().contains(&"AutoencoderKL".to_owned()));
 
-    // One that is there; by the index's path; twice; and one that has no weights.
+    // An existing component; by the index's path; twice; and one without weights.
     let index = at("model_index.json");
     let options = without(&["vae", "text_encoder", "transformer", "vae", "scheduler"]);
     let less = source::open_with(&index, &options).unwrap();
     assert_eq!(names(less.as_ref()), &expected[..2]);
 
-    // What cannot be left out.
+    // Components that cannot be left out.
     let refused = |path: &Path, components: &[&str]| {
         let error = source::open_with(path, &without(components))
             .err()
@@ -412,7 +413,7 @@ fn components_that_are_missing_can_be_left_out() {
     };
     let said = refused(folder.path(), &["unet"]);
     assert!(
-        said.contains("without: 'unet' is no component of"),
+        said.contains("without: 'unet' is not a component of"),
         "{said}"
     );
     assert!(
@@ -423,7 +424,7 @@ fn components_that_are_missing_can_be_left_out() {
     for path in [at("transformer"), at("flux1-dev.safetensors")] {
         let said = refused(&path, &["vae"]);
         assert!(
-            said.contains("is no pipeline with a model_index.json"),
+            said.contains("is not a pipeline with a model_index.json"),
             "{said}"
         );
     }
@@ -442,7 +443,7 @@ fn the_command_line_leaves_components_out() {
     let said = stderr(&refused);
     assert!(
         said.contains(
-            "holds diffusion_pytorch_model.bin, but safetensors are needed: convert its \
+            "contains diffusion_pytorch_model.bin, but safetensors are needed: convert its \
                        weights, or leave it out with --without vae"
         ),
         "{said}"
@@ -459,7 +460,7 @@ fn the_command_line_leaves_components_out() {
     some(&[&["evolve", input, plan.to_str().unwrap()], &short[..]].concat());
     let unknown = arrowquant(["plan", input, "--without", "unet"]);
     assert_eq!(unknown.status.code(), Some(2));
-    assert!(stderr(&unknown).starts_with("error: --without: 'unet' is no component"));
+    assert!(stderr(&unknown).starts_with("error: --without: 'unet' is not a component"));
 }
 
 #[test]
@@ -473,7 +474,7 @@ fn a_pipeline_warns_of_its_components() {
         panic!("{:?}", source.warnings());
     };
     assert!(
-        warning.contains("vae: holds diffusion_pytorch_model.safetensors"),
+        warning.contains("vae: contains diffusion_pytorch_model.safetensors"),
         "{warning}"
     );
     assert_eq!(source.files().len(), 7);

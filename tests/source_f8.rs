@@ -1,4 +1,4 @@
-//! f8 tensors are quantized as the same values in bf16.
+//! f8 tensors are quantized like the same values in bf16.
 
 use arrowquant::format::Float;
 use arrowquant::model::Model;
@@ -8,7 +8,7 @@ use arrowquant::tensor::Dtype;
 
 use crate::common::*;
 
-/// The finite value of an e4m3 code, by the definition: 4 bits of exponent with bias 7, 3 of
+/// Returns the finite value of an e4m3 code, by definition: 4 bits of exponent with bias 7, 3 of
 /// mantissa, all ones NaN.
 fn e4m3(code: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
@@ -23,7 +23,7 @@ fn e4m3(code: u8) -> f32 {
     }
 }
 
-/// As many codes of weights around 0.
+/// Makes this many codes of weights around 0.
 fn codes(count: usize) -> Vec<u8> {
     let nearest = |value: f32| {
         let distance = |code: &u8| (e4m3(*code) - value).abs();
@@ -74,7 +74,7 @@ fn f8_gives_the_planes_of_the_same_values_in_bf16() {
         assert_eq!(checked.failures().count(), 0);
     }
 
-    // Kept ones are converted when floats are asked for.
+    // Kept f8 tensors are converted if floats are requested.
     let (model, _) = make(&narrow, "4");
     let norm = model.find("norm.weight").unwrap();
     let mut floats = vec![0; 70 * 4];
@@ -84,7 +84,7 @@ fn f8_gives_the_planes_of_the_same_values_in_bf16() {
     let floats: Vec<f32> = (0..70).map(|i| Float::F32.get(&floats, i)).collect();
     assert_eq!(floats, values[..70]);
 
-    // As they were by default, but decoded weights would lose in f8 what was kept of them.
+    // By default types are unchanged, but decoded weights would lose precision in f8.
     let back = folder.path().join("back.safetensors");
     run::dequantize_file(&model, &back, None, Options::default()).unwrap();
     let back = source::open(&back).unwrap();
@@ -152,7 +152,7 @@ fn progress_counts_bytes_of_the_file() {
 fn weights_with_scales_are_the_same_in_any_parts() {
     let (rows, cols) = (37, 70);
     let codes = codes(rows * cols);
-    // Blocks of 16 x 32, of which the last ones are short.
+    // Blocks of 16 x 32, the last ones of which are shorter.
     let scales: Vec<f32> = (0..3 * 3).map(|i| 0.3 + 1.7 * i as f32).collect();
     let scale_bytes: Vec<u8> = scales
         .iter()

@@ -1,4 +1,4 @@
-//! Folders of diffusers pipelines, as they come from the hub.
+//! Folders of diffusers pipelines, as published on the hub.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ pub fn write(path: &Path, bytes: impl AsRef<[u8]>) {
     std::fs::write(path, bytes).unwrap();
 }
 
-/// Shards of one tensor each, and their index.
+/// Writes shards of one tensor each, and their index.
 pub fn write_sharded(folder: &Path, stem: &str, tensors: &[RawTensor]) {
     let mut weight_map = serde_json::Map::new();
     for (i, tensor) in tensors.iter().enumerate() {
@@ -45,7 +45,7 @@ fn flux_index() -> Value {
     })
 }
 
-/// A small pipeline with the layout of FLUX.1.
+/// Makes a small pipeline with the layout of FLUX.1.
 pub fn pipeline() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let at = |path: &str| folder.path().join(path);
@@ -132,7 +132,7 @@ fn a_pipeline_is_quantized_and_verified_whole() {
     let work = tempfile::tempdir().unwrap();
     let output = work.path().join("flux.parquet");
     let model = quantized_and_verified(folder.path(), &output);
-    // Kept tensors lie together, whichever component they are of.
+    // Kept tensors are consecutive, whichever component they belong to.
     let kept = [NAMES[2], NAMES[3], NAMES[4], NAMES[5], NAMES[6]];
     for name in NAMES {
         let tensor = &model.tensors()[model.find(name).unwrap()];
@@ -199,7 +199,7 @@ fn a_variant_counts_where_there_is_nothing_else() {
     let both = "diffusion_pytorch_model.ema.safetensors, diffusion_pytorch_model.fp16.safetensors";
     refused(folder.path(), &["vae: ", both]);
 
-    // Sharded variants have an index of their own.
+    // Sharded variants have their own index.
     let folder = pipeline();
     let at = |path: &str| folder.path().join(path);
     let other =
@@ -222,18 +222,18 @@ fn what_is_missing_is_named() {
                 std::fs::remove_dir_all(&vae).unwrap();
                 write(&vae.join("diffusion_pytorch_model.bin"), "pickled");
             },
-            &["vae: holds diffusion_pytorch_model.bin, but safetensors are needed"],
+            &["vae: contains diffusion_pytorch_model.bin, but safetensors are needed"],
         ),
         (
             |folder| std::fs::remove_dir_all(folder.join("vae")).unwrap(),
             &[
-                "model_index.json: names component vae, which is not there",
+                "model_index.json: component vae is missing",
                 "--without vae",
             ],
         ),
         (
             |folder| std::fs::remove_file(folder.join("text_encoder/model.safetensors")).unwrap(),
-            &["text_encoder: holds no weights of its CLIPTextModel"],
+            &["text_encoder: contains no weights of its CLIPTextModel"],
         ),
         (
             |folder| {
@@ -265,7 +265,7 @@ fn what_is_missing_is_named() {
                 index["../vae"] = json!(["diffusers", "AutoencoderKL"]);
                 write(&folder.join("model_index.json"), index.to_string());
             },
-            &["model_index.json: component '../vae' is no plain folder name"],
+            &["model_index.json: component '../vae' is not a plain folder name"],
         ),
         (
             |folder| write(&folder.join("model_index.json"), r#"{"_class_name": "X"}"#),
@@ -298,7 +298,7 @@ fn what_is_recorded_is_of_all_files() {
     let sizes = files.map(|file| std::fs::metadata(folder.path().join(file)).unwrap().len());
     assert_eq!(id.bytes, sizes.iter().sum::<u64>());
 
-    // Other dtypes of as many bytes are another source.
+    // Other dtypes of the same size are another source.
     let path = folder.path().join("text_encoder/model.safetensors");
     let mut changed = std::fs::read(&path).unwrap();
     let at = changed.windows(6).position(|w| w == b"\"BF16\"").unwrap();

@@ -1,5 +1,5 @@
-//! GGUF files made by hand, right and wrong. The package `gguf` writes others in
-//! `tests/python/test_gguf.py`.
+//! GGUF files made by hand, valid and invalid. `tests/python/test_gguf.py` tests files written by
+//! the package `gguf`.
 
 use arrowquant::source::{self, Source};
 use arrowquant::tensor::Dtype;
@@ -14,12 +14,12 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// A key of type `kind`.
+/// Makes a key of type `kind`.
 fn key(name: &str, kind: u32, value: &[u8]) -> Vec<u8> {
     [&text(name)[..], &kind.to_le_bytes(), value].concat()
 }
 
-/// A tensor's description; `dims` has the innermost first.
+/// Makes a tensor's description; `dims` has the innermost first.
 fn tensor(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     let mut bytes = text(name);
     bytes.extend((dims.len() as u32).to_le_bytes());
@@ -29,7 +29,7 @@ fn tensor(name: &str, dims: &[u64], kind: u32, offset: u64) -> Vec<u8> {
     bytes
 }
 
-/// A file of version 3 with an alignment of 32.
+/// Makes a file of version 3 with an alignment of 32.
 fn gguf(keys: &[Vec<u8>], tensors: &[Vec<u8>], values: &[u8]) -> Vec<u8> {
     let mut file = b"GGUF".to_vec();
     file.extend(3u32.to_le_bytes());
@@ -42,7 +42,7 @@ fn gguf(keys: &[Vec<u8>], tensors: &[Vec<u8>], values: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A Q8_0 block of one scale and 32 integers.
+/// Makes a Q8_0 block of one scale and 32 integers.
 fn q8_0(scale: f32, codes: [i8; 32]) -> Vec<u8> {
     let mut block = half::f16::from_f32(scale).to_le_bytes().to_vec();
     block.extend(codes.map(|code| code as u8));
@@ -53,7 +53,7 @@ fn codes(start: i8) -> [i8; 32] {
     std::array::from_fn(|i| start.wrapping_add(i as i8))
 }
 
-/// f32 [2, 3], then Q8_0 [2, 32], in the order of their values.
+/// Makes a file with f32 [2, 3], then Q8_0 [2, 32], in the order of their values.
 fn small() -> Vec<u8> {
     let keys = [
         key("general.architecture", 8, &text("flux")),
@@ -188,11 +188,17 @@ fn wrong_files_say_what_is_wrong() {
     let alignment = |n: u32| gguf(&[key("general.alignment", 4, &n.to_le_bytes())], &[], &[]);
     let parts = key("split.count", 2, &3u16.to_le_bytes());
     for (file, parts) in [
-        (version(1), &["version 1, 2 and 3 are read"][..]),
+        (
+            version(1),
+            &["version 1 is not supported (expected 2 or 3)"][..],
+        ),
         (version(3 << 24), &["big-endian"]),
         (counts(8), &["no room for 18446744073709551615 tensors"]),
         (counts(16), &["no room for 18446744073709551615 keys"]),
-        (alignment(24), &["general.alignment 24 is no power of two"]),
+        (
+            alignment(24),
+            &["general.alignment 24 is not a power of two"],
+        ),
         (alignment(0), &["general.alignment 0"]),
         (gguf(&[parts], &[], &[]), &["one of 3 parts"]),
         (list_of(9, u64::MAX), &["no room for"]),
@@ -205,7 +211,7 @@ fn wrong_files_say_what_is_wrong() {
         ),
         (
             gguf(&[key("k", 7, &[0]), key("k", 7, &[0])], &[], &[]),
-            &["'k' is there twice"],
+            &["'k' appears twice"],
         ),
         (
             one(tensor("w", &[256], 15, 0), 292),
@@ -226,7 +232,7 @@ fn wrong_files_say_what_is_wrong() {
         ),
         (
             one(tensor("w", &[8], 0, 8), 64),
-            &["'w'", "offset 8 is no multiple of 32"],
+            &["'w'", "offset 8 is not a multiple of 32"],
         ),
         (
             one(tensor("w", &[1 << 40, 1 << 40], 0, 0), 32),
@@ -268,8 +274,8 @@ fn wrong_files_say_what_is_wrong() {
     }
 }
 
-/// Cut short anywhere, or with any byte of the header changed, a file is refused or is another
-/// one; there is no panic, and nothing is read from outside of it.
+/// If it is truncated anywhere, or any byte of the header is changed, a file is refused or is
+/// another valid one, without a panic or an out-of-bounds read.
 #[test]
 fn any_damage_is_survived() {
     let whole = small();

@@ -1,5 +1,5 @@
-//! Tensors in Parquet files: tables as others write them, and kept tensors in files of ours.
-//! Those of pyarrow and DuckDB are in `tests/python/test_sources.py`.
+//! Tensors in Parquet files: tables as others write them, and kept tensors in ArrowQuant files.
+//! `tests/python/test_sources.py` tests files of pyarrow and DuckDB.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ fn row(name: &'static str, dims: &[i64], dtype: &'static str, values: &[u8]) -> 
     (name, dims.to_vec(), dtype, Some(values.to_vec()))
 }
 
-/// Two f32 matrices, an empty tensor, a scalar of bf16.
+/// Returns two f32 matrices, an empty tensor, a scalar of bf16.
 fn rows() -> Vec<Row> {
     let floats = |seed, count| f32_tensor("", &[], &noise(seed, count)).3;
     vec![
@@ -39,13 +39,13 @@ fn rows() -> Vec<Row> {
     ]
 }
 
-/// How a table is written.
+/// Options for writing a table.
 #[derive(Clone, Copy)]
 struct Style {
     compression: Compression,
     dictionary: bool,
     version: WriterVersion,
-    /// Rows of a row group.
+    /// Rows per row group.
     group: usize,
 }
 
@@ -82,7 +82,7 @@ fn table(rows: &[Row], style: Style) -> Vec<u8> {
         .set_dictionary_enabled(style.dictionary)
         .set_writer_version(style.version);
     if !style.dictionary {
-        // Version 2 would write lengths apart from texts.
+        // Version 2 would write lengths apart from text.
         for column in ["name", "dtype", "data"] {
             let plain = parquet::basic::Encoding::PLAIN;
             properties = properties.set_column_encoding(ColumnPath::from(column), plain);
@@ -151,8 +151,8 @@ fn tables_of_every_style_are_read() {
         }
         assert_eq!(source.tensors().len(), 4);
         assert_eq!(source.files().len(), 1);
-        // What lies plain in the file needs no memory. (Version 2 does so with what does not
-        // become smaller.)
+        // Uncompressed values need no memory. (Version 2 also leaves values uncompressed if they do
+        // not become smaller.)
         let plain = style.compression == Compression::UNCOMPRESSED && !style.dictionary;
         if plain || style.version == WriterVersion::PARQUET_1_0 {
             assert_eq!(source.held_bytes() == 0, plain);
@@ -198,7 +198,7 @@ fn kept_tensors_of_our_own_files_are_read() {
         }
         assert_eq!(found.held_bytes() == 0, compression == "none");
 
-        // Quantized from it as from the original.
+        // Quantizing it gives the same result as the original.
         let (direct, again) = (at("direct.parquet"), at("again.parquet"));
         quantize(&at("model.safetensors"), &direct, &[]).unwrap();
         quantize(&kept, &again, &[]).unwrap();
@@ -238,7 +238,7 @@ fn metadata_of_our_own_files_is_that_of_their_source() {
 fn a_tensor_of_several_tiles_is_one() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    // Tiles of 16 MiB when compressed.
+    // Tiles have 16 MiB when compressed.
     let ids: Vec<u8> = (0..9i32 << 19).flat_map(i32::to_le_bytes).collect();
     let tensor = ("ids".to_owned(), "I32", vec![9 << 9, 1 << 10], ids.clone());
     std::fs::write(at("m.safetensors"), safetensors(&[tensor])).unwrap();
@@ -274,7 +274,7 @@ fn what_is_no_tensor_is_named() {
     for (rows, parts) in [
         (
             with(row("w", &[2], "f32", &[0; 7])),
-            &["'w'", "7 bytes, where shape [2] of f32 takes 8"][..],
+            &["'w'", "7 bytes, but shape [2] of f32 takes 8"][..],
         ),
         (
             with(row("w", &[-2], "f32", &[0; 8])),
@@ -300,7 +300,7 @@ fn what_is_no_tensor_is_named() {
     ] {
         for style in styles() {
             let read = |source: Box<dyn Source>| {
-                // What is packed shows its length only when it is unpacked.
+                // The length of a compressed value is only known after decompression.
                 let last = source.tensors().len() - 1;
                 let mut values = vec![0; source.tensors()[last].bytes().unwrap()];
                 source.read(last, 0, &mut values)
@@ -339,8 +339,8 @@ fn tables_of_something_else_say_what_is_missing() {
     );
 }
 
-/// Cut short anywhere, or with any byte changed, a file is refused or is another one; there is no
-/// panic.
+/// If it is truncated anywhere, or any byte is changed, a file is refused or is another valid one,
+/// without a panic.
 #[test]
 fn any_damage_is_survived() {
     let zstd = Style {

@@ -1,4 +1,4 @@
-//! Files that people have in the place of weights: each is told for what it is, wherever it lies.
+//! Files that people have instead of weights: each is identified, wherever it is.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ fn model() -> Vec<u8> {
     safetensors(&[f32_tensor("blocks.0.weight", &[4, 8], &noise(1, 32))])
 }
 
-/// Where a file may be met, each with the path that is opened and that of the file.
+/// Returns the places where a file may be, each with the path to open and the path of the file.
 fn places(folder: &Path, content: &[u8]) -> Vec<(std::path::PathBuf, String)> {
     let at = |path: &str| folder.join(path);
     let mut places = Vec::new();
@@ -52,7 +52,7 @@ fn places(folder: &Path, content: &[u8]) -> Vec<(std::path::PathBuf, String)> {
 
 #[test]
 fn what_a_file_is_is_said_wherever_it_is_met() {
-    // A zip file's first entry, as torch.save names it.
+    // The first entry of a zip file, as written by torch.save.
     let pickled = b"PK\x03\x04\0\0\x08\x08\0\0\0\0\0\0archive/data.pklFB\x0d\0ZZZZ";
     let cases: [(&[u8], &[&str]); 9] = [
         (POINTER.as_bytes(), &["a git-lfs pointer", "git lfs pull"]),
@@ -101,7 +101,7 @@ fn an_answer_in_json_is_no_model() {
             "{said}"
         );
     }
-    // As an index it has what is wrong with it.
+    // As an index, the message says what is wrong with it.
     let index = folder.path().join("m.safetensors.index.json");
     std::fs::write(&index, answer).unwrap();
     let said = message(&index);
@@ -120,13 +120,13 @@ fn a_download_that_was_cut_says_how_much_is_there() {
     for len in [9, header / 2, header - 1] {
         std::fs::write(&path, &whole[..len]).unwrap();
         let said = message(&path);
-        let part = format!("the download is incomplete, {len} of more than {header} bytes");
+        let part = format!("the download is incomplete ({len} of more than {header} bytes");
         assert!(said.contains(&part), "{said}");
     }
     for values in [0, 1, 127] {
         std::fs::write(&path, &whole[..header + values]).unwrap();
         let said = message(&path);
-        let part = format!("the download is incomplete, {values} of 128 bytes of values");
+        let part = format!("the download is incomplete ({values} of 128 bytes of values");
         assert!(
             said.contains(&part) && said.contains("'blocks.0.weight'"),
             "{said}"
@@ -134,7 +134,7 @@ fn a_download_that_was_cut_says_how_much_is_there() {
     }
     std::fs::write(&path, &whole).unwrap();
     assert!(source::open(&path).is_ok());
-    // What is there in full, but in the wrong place, is no matter of its download.
+    // A complete file with wrong offsets is not an incomplete download.
     let header = json!({"w": {"dtype": "U8", "shape": [4], "data_offsets": [2, 6]}}).to_string();
     std::fs::write(&path, with_header(&header, &[0; 5])).unwrap();
     assert!(message(&path).contains("leave a gap"), "{}", message(&path));
@@ -157,7 +157,7 @@ fn links_to_nothing_name_where_they_lead() {
             assert!(said.contains(part), "{path}: {part} is not in: {said}");
         }
     };
-    let gone = "a link to ../blobs/gone, which is not there";
+    let gone = "a link to ../blobs/gone, which does not exist";
     link("../blobs/gone", "files/m.safetensors");
     check("files/m.safetensors", &["files/m.safetensors: ", gone]);
     check("files", &["files/m.safetensors: ", gone]);
@@ -171,10 +171,10 @@ fn links_to_nothing_name_where_they_lead() {
     write(&at("whole/model_index.json"), index);
     link("../blobs/gone", "whole/vae");
     check("whole", &["whole/vae: ", gone]);
-    // What is still on its way.
+    // An unfinished download.
     write(&at("blobs/gone.incomplete"), "half");
     check("files", &[gone, "an .incomplete file is"]);
-    // A link that leads somewhere is what is there.
+    // A valid link stands for its target.
     write(&at("blobs/there"), model());
     link("../blobs/there", "good/m.safetensors");
     assert!(source::open(&at("good")).is_ok());
@@ -195,7 +195,7 @@ fn a_cache_says_where_its_weights_are() {
     let main = "the cache of a repository; its weights are in ";
     assert!(said.contains(main), "{said}");
     assert!(
-        said.contains("models--org--name/snapshots/4567: name that"),
+        said.contains("models--org--name/snapshots/4567: use that"),
         "{said}"
     );
     assert!(source::open(&at(hub).join("snapshots/4567")).is_ok());
@@ -204,27 +204,27 @@ fn a_cache_says_where_its_weights_are() {
         said.contains("a cache of repositories (models--org--name)"),
         "{said}"
     );
-    // refs/main of another time.
+    // An outdated refs/main.
     write(&at(hub).join("refs/main"), "89ab");
     let said = message(&at(hub));
     assert!(
-        said.contains("name one of ") && said.contains("snapshots/0123, "),
+        said.contains("use one of ") && said.contains("snapshots/0123, "),
         "{said}"
     );
     std::fs::remove_dir_all(at(hub).join("snapshots/0123")).unwrap();
-    assert!(message(&at(hub)).contains("snapshots/4567: name that"));
+    assert!(message(&at(hub)).contains("snapshots/4567: use that"));
     std::fs::remove_dir_all(at(hub).join("snapshots/4567")).unwrap();
-    assert!(message(&at(hub)).contains("no snapshot was downloaded"));
+    assert!(message(&at(hub)).contains("without a downloaded snapshot"));
 }
 
 #[test]
 fn weights_of_other_kinds_in_a_folder_are_named() {
     let folder = tempfile::tempdir().unwrap();
-    assert!(message(folder.path()).contains("holds no *.safetensors.index.json"));
+    assert!(message(folder.path()).contains("contains no *.safetensors.index.json"));
     write(&folder.path().join("pytorch_model.bin"), b"\x80\x02.");
     let said = message(folder.path());
     assert!(
-        said.contains("holds pytorch_model.bin, but safetensors are needed"),
+        said.contains("contains pytorch_model.bin, but safetensors are needed"),
         "{said}"
     );
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::common::*;
 
-/// Three tensors, whole and in two shards.
+/// Writes three tensors, in one file and in two shards.
 fn write_both(folder: &std::path::Path) {
     let tensors = [
         bf16_tensor("a.weight", &[8, 64], &noise(1, 512)),
@@ -82,7 +82,7 @@ fn a_folder_with_one_file_needs_no_index() {
         folder.path().join("other.safetensors"),
     )
     .unwrap();
-    // What transformers would read comes first.
+    // The file that transformers would read takes precedence.
     let source = source::open(folder.path()).unwrap();
     assert_eq!(source.path_of(0), folder.path().join("model.safetensors"));
     std::fs::rename(
@@ -170,7 +170,7 @@ fn files_of_every_kind_are_watched() {
     }
 }
 
-/// Tensors that are to be read one after the other, and the order in which they were.
+/// A source to be read in order, which records the order of reads.
 struct InTurn {
     tensors: MemorySource<'static>,
     read: Mutex<Vec<usize>>,

@@ -1,4 +1,4 @@
-//! Values at the edges: zero, constant, NaN, infinite, too large for f16, subnormal.
+//! Edge values: zero, constant, NaN, infinite, too large for f16, subnormal.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ const FORMATS: [&str; 3] = ["2", "4", "8"];
 const SCHEMES: [&str; 2] = ["symmetric", "affine"];
 const METHODS: [&str; 2] = ["minmax", "lsq"];
 
-/// Quantizes one f32 matrix of 4 rows in every format, scheme and method, and shows each
+/// Quantizes one f32 matrix of 4 rows in every format, scheme and method, and passes on each
 /// result: the model, its weights as f32, the report.
 fn every_way(values: &[f32], mut check: impl FnMut(&str, &Model, &[f32], &Report)) {
     let folder = tempfile::tempdir().unwrap();
@@ -63,7 +63,7 @@ fn zeros_decode_to_zeros() {
     every_way(&[0.0; 4 * 50], |case, model, decoded, report| {
         assert!(decoded.iter().all(|&y| y == 0.0), "{case}");
         let tile = &model.tensors()[0].tiles[0].tile;
-        // There is nothing to measure an angle to.
+        // There is no angle to measure.
         assert_eq!((tile.cosine, tile.sqnr_db), (None, None), "{case}");
         assert_eq!(report.tensors[0].cosine, None, "{case}");
         assert_eq!(scale_dtype(model), ScaleDtype::F16, "{case}");
@@ -82,7 +82,7 @@ fn zero_groups_among_others_decode_to_zeros() {
 
 #[test]
 fn a_constant_decodes_to_itself_as_stored() {
-    // Not exact in f16: 0.1 is stored as f32, since the scale of an affine constant is 0.
+    // Not exact in f16: 0.1 is stored as f32, because the scale of an affine constant is 0.
     every_way(&[0.1; 4 * 40], |case, model, decoded, _| {
         for &y in decoded {
             assert!((y - 0.1).abs() < 1e-4, "{case}: {y}");
@@ -222,7 +222,7 @@ fn forced_f16_scales_that_overflow_are_an_error() {
 
 #[test]
 fn figures_of_subnormal_weights_are_those_of_what_decodes() {
-    // 1e-45 is the smallest subnormal: half of it, as int2 would have it, rounds to zero.
+    // 1e-45 is the smallest subnormal: half of it, which int2 would need, rounds to zero.
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("m.safetensors");
     std::fs::write(

@@ -1,11 +1,11 @@
-//! Planes are handed out where they lie in the map.
+//! Planes are returned in place, as slices of the map.
 
 use arrowquant::format::Float;
 use arrowquant::model::Model;
 
 use crate::common::*;
 
-/// A model with planes over 64 KiB: codes of 150 KiB and more, scales of 75 KiB.
+/// Makes a model with planes over 64 KiB: codes of 150 KiB and more, scales of 75 KiB.
 fn large(folder: &std::path::Path, settings: &[(&str, &str)]) -> Model {
     let input = folder.join("large.safetensors");
     let tensors = [
@@ -41,7 +41,7 @@ fn uncompressed_planes_are_slices_of_the_map_and_large_ones_aligned() {
                     large += 1;
                 }
             }
-            // The same place each time: nothing is copied.
+            // The address is the same each time: nothing is copied.
             assert_eq!(
                 model.planes(tensor, 0).unwrap().codes().as_ptr(),
                 planes.codes().as_ptr()

@@ -1,5 +1,5 @@
 //! Calibrations as Parquet files: a row for each bin of a layer, and rows for pieces of its
-//! Hessians. Described for other readers in `docs/calibration.md`.
+//! Hessians. `docs/calibration.md` describes them for other readers.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,23 +27,23 @@ use crate::schema::pages::{self, Limits};
 use crate::schema::read::{self, fenced};
 use crate::schema::{footer, group, leaf, list, string};
 
-/// Key of the footer metadata that says how time is divided.
+/// Key of the footer metadata that describes the division of time.
 const KEY: &str = "arrowquant.calibration";
 
-/// The version in it. Readers refuse a newer one.
+/// Version of the format. Readers refuse a newer one.
 const VERSION: u32 = 1;
 
-/// A little over what the square of a value can be, or the product of two.
+/// Slightly more than the square of a value, or the product of two, can be.
 const LARGEST_SQUARE: f64 = 1.01e36;
 
-/// More rows than anyone observes, so that counts add up.
+/// More rows than anyone observes; counts cannot overflow.
 const MOST_ROWS: i64 = 1 << 48;
 
 /// Kinds of rows.
 const BIN: &str = "bin";
 const HESSIAN: &str = "hessian";
 
-/// Bytes of the pages of a column at most: a piece of a Hessian has less.
+/// The most bytes of the pages of a column: a piece of a Hessian has fewer.
 const LARGEST: u64 = 1 << 30;
 
 #[derive(Serialize, Deserialize)]
@@ -55,7 +55,7 @@ struct Header {
     hessian_groups: u32,
     #[serde(default)]
     schedule: Vec<f64>,
-    /// Of all that was seen.
+    /// Hash of all observations.
     #[serde(default)]
     hash: String,
 }
@@ -70,7 +70,7 @@ struct Row {
     t_end: i32,
     /// Rows of activations.
     rows: i64,
-    /// Of a piece of a Hessian, its first row.
+    /// First row of a piece of a Hessian.
     first: i32,
     low: Vec<f32>,
     high: Vec<f32>,
@@ -116,17 +116,17 @@ fn file_schema() -> Arc<Type> {
     )
 }
 
-/// The next row that each Hessian lacks, by layer and group.
+/// The next missing row of each Hessian, by layer and group.
 type Pieces = BTreeMap<(String, usize), usize>;
 
 impl Calibration {
-    /// Writes everything to the Parquet file `path`, which appears whole or not at all.
+    /// Writes the calibration to the Parquet file `path`, which appears complete or not at all.
     ///
     /// # Errors
-    /// The file cannot be written, or what was spilled not be read.
+    /// The file cannot be written, or the temporary file cannot be read.
     pub fn save(&self, path: &Path) -> Result<()> {
         let failed = |error: io::Error| Error::io(path, "write")(error);
-        // A link is followed.
+        // Symbolic links are followed.
         let target = std::fs::canonicalize(path);
         let target = target.as_deref().unwrap_or(path);
         let parent = target
@@ -142,7 +142,7 @@ impl Calibration {
             .map_err(failed)?;
         self.write(staged.as_file()).map_err(failed)?;
         staged.as_file().sync_all().map_err(failed)?;
-        // Long paths of Windows are the standard library's, not tempfile's.
+        // The standard library supports long paths on Windows, tempfile does not.
         std::fs::rename(staged.path(), target).map_err(failed)?;
         staged.disable_cleanup(true);
         Ok(())
@@ -212,21 +212,21 @@ impl Calibration {
         writer.inner_mut().flush()
     }
 
-    /// What a file that [`Calibration::save`] wrote says of itself: the hash of what was seen, and
-    /// whether there are Hessians.
+    /// Reads the properties of a file written by [`Calibration::save`]: the hash of its
+    /// observations, and whether there are Hessians.
     ///
     /// # Errors
-    /// As [`Calibration::load`].
+    /// The errors of [`Calibration::load`].
     pub fn peek(path: &Path) -> Result<(String, bool)> {
         let header = Table::open(path)?.header;
         Ok((header.hash, header.hessian))
     }
 
-    /// Reads a file that [`Calibration::save`] wrote. Hessians beyond `memory_limit` bytes go to a
+    /// Reads a file written by [`Calibration::save`]. Hessians beyond `memory_limit` bytes go to a
     /// temporary file.
     ///
     /// # Errors
-    /// The file cannot be read, or is no calibration, or damaged.
+    /// The file cannot be read, is not a calibration, or is damaged.
     pub fn load(path: &Path, memory_limit: Option<usize>) -> Result<Self> {
         let table = Table::open(path)?;
         let calibration = Self::new(CalibrationOptions {
@@ -259,7 +259,7 @@ impl Calibration {
         }
     }
 
-    /// Takes in a row of a file. The outer error is of a temporary file.
+    /// Adds a row of a file. The outer error is from a temporary file.
     fn restore(&self, row: Row, pieces: &mut Pieces) -> io::Result<Result<(), String>> {
         let options = &self.options;
         let cols = row.cols as usize;
@@ -281,7 +281,7 @@ impl Calibration {
         let same = |(first, last): (u32, u32)| (first.into(), last.into()) == (begin, end);
         let place = (0..count).find(|&i| same(options.range(i, count)));
         let Some(place) = place.map(|place| place as usize) else {
-            return Ok(Err(format!("no bin is from {begin} to {end}")));
+            return Ok(Err(format!("there is no bin from {begin} to {end}")));
         };
         let layer = self.layer(name, cols);
         let layer = &mut *lock(&layer);
@@ -299,7 +299,7 @@ impl Calibration {
                 return Ok(Err("sums that are missing or not finite".to_owned()));
             };
             if layer.bins[place].is_some() {
-                return Ok(Err(format!("the bin from {begin} comes twice")));
+                return Ok(Err(format!("the bin from {begin} appears twice")));
             }
             layer.bins[place] = Some(Box::new(BinStats {
                 count: row.rows as u64,
@@ -311,7 +311,7 @@ impl Calibration {
             return Ok(Ok(()));
         }
         let Some(hessian) = layer.hessians.get_mut(place) else {
-            return Ok(Err("a Hessian that is not announced".to_owned()));
+            return Ok(Err("an unexpected Hessian".to_owned()));
         };
         let next = pieces.entry((name.to_owned(), place)).or_default();
         let first = *next;
@@ -357,7 +357,7 @@ fn write_rows<W: Write + Send>(
     Ok(())
 }
 
-/// The next column, of one value a row.
+/// Writes the next column, with one value per row.
 fn one<T: DataType, W: Write + Send>(
     group: &mut SerializedRowGroupWriter<'_, W>,
     values: Vec<T::T>,
@@ -369,7 +369,7 @@ fn one<T: DataType, W: Write + Send>(
     Ok(())
 }
 
-/// The next column, of a list of values a row.
+/// Writes the next column, with a list of values per row.
 fn many<'a, T: DataType, W: Write + Send>(
     group: &mut SerializedRowGroupWriter<'_, W>,
     lists: impl Iterator<Item = &'a [T::T]>,
@@ -380,7 +380,7 @@ where
     let column = group.next_column()?;
     let mut column = column.ok_or(io::ErrorKind::InvalidInput)?;
     for list in lists {
-        // An empty list has definition level 0; the first of a list has repetition level 0.
+        // An empty list has definition level 0; the first value of a list has repetition level 0.
         let levels = vec![i16::from(!list.is_empty()); list.len().max(1)];
         let mut starts = vec![1; levels.len()];
         starts[0] = 0;
@@ -392,7 +392,7 @@ where
     Ok(())
 }
 
-/// The pages of a file, as the owner of bytes.
+/// The mapped pages of a file, as the owner of bytes.
 struct Pages(Arc<Mmap>);
 
 impl AsRef<[u8]> for Pages {
@@ -401,7 +401,7 @@ impl AsRef<[u8]> for Pages {
     }
 }
 
-/// An open calibration file, its footer checked.
+/// An open calibration file, after its footer has been checked.
 struct Table {
     map: Arc<Bytes>,
     pages: Arc<Mmap>,
@@ -416,11 +416,11 @@ impl Table {
         if !status.is_file() || status.len() < 12 {
             return Err(Error::file(
                 path,
-                "not a calibration: too short, or no file at all",
+                "not a calibration: too short, or not a file",
             ));
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;
-        // SAFETY: the map is read-only; files are replaced by renaming, never written into.
+        // SAFETY: the map is read-only; files are replaced by renaming, never modified.
         let pages = unsafe { Mmap::map(&file) }.map_err(Error::io(path, "map"))?;
         let pages = Arc::new(pages);
         let map = Bytes::from_owner(Pages(pages.clone()));
@@ -437,13 +437,16 @@ impl Table {
         let Some(header) = metadata.get(KEY) else {
             return Err(Error::file(
                 path,
-                format!("not a calibration: no {KEY} in its footer"),
+                format!("not a calibration: its footer has no {KEY}"),
             ));
         };
         let header: Header =
             serde_json::from_str(header).map_err(|error| damaged(format!("{KEY}: {error}")))?;
         if header.version != VERSION {
-            let reason = format!("version {} is not version {VERSION}", header.version);
+            let reason = format!(
+                "version {} is not supported (expected {VERSION})",
+                header.version
+            );
             return Err(Error::file(path, reason));
         }
         let schema = parquet.file_metadata().schema_descr();
@@ -469,13 +472,13 @@ impl Table {
         })
     }
 
-    /// Gives back the pages that were read, which would count as this program's memory.
+    /// Releases the pages that were read, which would count as memory of this process.
     fn forget_pages(&self) {
         #[cfg(unix)]
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;
-            // SAFETY: pages of a read-only map of a file are read again when they are needed.
-            // Where the system refuses, they stay.
+            // SAFETY: pages of a read-only map of a file are read again when needed. If the system
+            // refuses, they stay.
             let _ = unsafe { self.pages.unchecked_advise(advice) };
         }
         #[cfg(not(unix))]
@@ -577,7 +580,7 @@ impl Table {
     ) -> Result<read::Levelled<T::T>, ParquetError> {
         let group = self.parquet.row_group(row_group);
         let chunk = group.column(self.columns[column]);
-        // No value is shorter than a byte where there is no dictionary, as in our files.
+        // Without a dictionary, as in ArrowQuant's files, no value is shorter than a byte.
         let bytes = (self.map.len() as u64).min(LARGEST);
         let limits = match chunk.column_type() {
             Physical::BYTE_ARRAY => Limits::texts(group.num_rows() as u64, chunk),
@@ -592,10 +595,10 @@ impl Table {
         pages::walk(chunk, limits, &mut read).map_err(ParquetError::General)?;
         let rows = group.num_rows() as usize;
         let found = read::column::<T>(&self.map, chunk, rows)?;
-        // All columns are required: a value a row, but for lists.
+        // All columns are required: one value per row, except in lists.
         match chunk.column_descr().max_rep_level() == 0 && found.0.len() != rows {
             true => Err(ParquetError::General(format!(
-                "{} has no value a row",
+                "{} does not have one value per row",
                 COLUMNS[column]
             ))),
             false => Ok(found),

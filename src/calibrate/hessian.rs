@@ -1,6 +1,6 @@
-//! `sum x x^T` over the inputs of a layer: added up in f32 over some rows, in f64 from there, its
-//! lower triangle alone, row by row. What does not fit memory lies in a temporary file, and is read
-//! and written in blocks of rows.
+//! `sum x x^T` over the inputs of a layer: summed in f32 over some rows, then in f64; only its
+//! lower triangle, row by row. Sums that do not fit into memory are in a temporary file, which is
+//! read and written in blocks of rows.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,10 +12,10 @@ use faer::linalg::matmul::matmul as dense_matmul;
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, MatMut, MatRef, Par};
 
-/// Rows that wait to be multiplied together, so that a Hessian is gone through less often.
+/// Rows collected before they are multiplied, so that a Hessian is updated less often.
 const PENDING: usize = 256;
 
-/// Rows of a Hessian that are dealt with at once.
+/// Rows of a Hessian that are processed at once.
 pub const BLOCK: usize = 256;
 
 /// Numbers in the lower triangle of a matrix with `n` rows.
@@ -24,7 +24,7 @@ pub const fn packed_len(n: usize) -> usize {
 }
 
 /// Adds `sum x x^T` over rows of `cols` values to some rows of a lower triangle, from `first` on.
-/// `products` is scratch.
+/// `products` is scratch memory.
 pub fn add_products(
     x: &[f32],
     cols: usize,
@@ -34,7 +34,7 @@ pub fn add_products(
     products: &mut Vec<f32>,
 ) {
     let x = MatRef::from_row_major_slice(x, x.len() / cols, cols);
-    // Rows of the product, up to the diagonal: a rectangle, and a triangle at its end.
+    // The rows of the product up to the diagonal: a rectangle, and a triangle at its end.
     let width = first + rows;
     products.resize(rows * width, 0.0);
     let (left, right) =
@@ -76,20 +76,20 @@ pub struct HessianSums {
     cols: usize,
     count: u64,
     sums: Place,
-    /// Rows not taken in yet.
+    /// Rows that have not been multiplied yet.
     pending: Vec<f32>,
     spill: Arc<Spill>,
-    /// Whether the temporary file failed when some sums were in it, and others not.
+    /// Whether the temporary file failed after some sums were written.
     lost: bool,
 }
 
-/// Where the numbers are.
+/// The location of the sums.
 #[derive(Debug)]
 enum Place {
-    /// All are 0.
+    /// All sums are 0.
     Nowhere,
     Memory(Vec<f64>),
-    /// From this byte of the temporary file on.
+    /// Stored in the temporary file, at this offset.
     Spilled(u64),
 }
 
@@ -105,12 +105,12 @@ impl HessianSums {
         }
     }
 
-    /// Rows taken in.
+    /// Rows added.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// Takes in rows of `cols` values.
+    /// Adds rows of `cols` values.
     pub(super) fn add(&mut self, rows: &[f32]) -> io::Result<()> {
         self.count += (rows.len() / self.cols) as u64;
         let mut rest = rows;
@@ -130,12 +130,12 @@ impl HessianSums {
         Ok(())
     }
 
-    /// Multiplies what waits.
+    /// Multiplies the collected rows.
     fn settle(&mut self) -> io::Result<()> {
         if self.pending.is_empty() {
             return Ok(());
         }
-        // Its memory goes, too: there may be thousands of layers and groups.
+        // The memory is also freed: there may be thousands of layers and groups.
         let pending = std::mem::take(&mut self.pending);
         self.add_rows(&pending)
     }
@@ -156,14 +156,14 @@ impl HessianSums {
         }
     }
 
-    /// Goes through the numbers in blocks of rows: `body` gets the first row, how many, and their
-    /// part of the triangle, and what it writes is kept.
+    /// Changes the sums in blocks of rows: `body` receives the first row, the number of rows, and
+    /// their part of the triangle, and its changes are kept.
     fn change(
         &mut self,
         mut body: impl FnMut(usize, usize, &mut [f64]) -> io::Result<()>,
     ) -> io::Result<()> {
         self.sound()?;
-        self.lost = true; // until all is there again
+        self.lost = true; // until everything has been written
         if let Place::Nowhere = self.sums {
             self.sums = self.spill.place(packed_len(self.cols))?;
         }
@@ -185,11 +185,11 @@ impl HessianSums {
         Ok(())
     }
 
-    /// Goes through the numbers in blocks of rows: `body` gets the first row and their part of the
-    /// triangle, each row up to the diagonal. Nothing comes where nothing was taken in.
+    /// Visits the sums in blocks of rows: `body` receives the first row and its part of the
+    /// triangle, each row up to the diagonal. Without observations it is not called.
     ///
     /// # Errors
-    /// A temporary file cannot be read or written, or that of `body`.
+    /// A temporary file cannot be read or written, or `body` fails.
     pub fn each_block(
         &mut self,
         mut body: impl FnMut(usize, &[f64]) -> io::Result<()>,
@@ -200,10 +200,10 @@ impl HessianSums {
         Ok(())
     }
 
-    /// The block of rows from `first` on, a multiple of [`BLOCK`].
+    /// Returns the block of rows from `first` on, a multiple of [`BLOCK`].
     ///
     /// # Errors
-    /// As [`HessianSums::each_block`].
+    /// The errors of [`HessianSums::each_block`].
     pub fn block(
         &mut self,
         first: usize,
@@ -249,8 +249,8 @@ impl HessianSums {
         })
     }
 
-    /// Takes in a block of sums that were saved, of rows from `first` on: those before have been.
-    /// Memory grows with what is really there, whatever a file says that there is.
+    /// Restores a block of saved sums, of rows from `first` on; preceding ones must have been
+    /// restored. Memory grows with the actual data, whatever a file claims.
     pub(super) fn restore(&mut self, first: usize, saved: &[f64]) -> io::Result<()> {
         if let Place::Nowhere = self.sums {
             self.sums = match self.spill.reserve(packed_len(self.cols))? {
@@ -272,8 +272,8 @@ impl HessianSums {
         }
     }
 
-    /// The row after a piece of `len` numbers from row `first` on, if these are whole rows of the
-    /// triangle.
+    /// Returns the row after a piece of `len` numbers from row `first` on, if these are whole rows
+    /// of the triangle.
     pub(super) fn after(&self, first: usize, len: usize) -> Option<usize> {
         let mut rest = len;
         for row in first..self.cols {
@@ -290,7 +290,7 @@ impl HessianSums {
     }
 }
 
-/// Memory for Hessians, and the file for those that do not fit it.
+/// Memory for Hessians, and the file for those that do not fit.
 #[derive(Debug)]
 pub(super) struct Spill {
     limit: usize,
@@ -309,7 +309,7 @@ impl Spill {
         }
     }
 
-    /// Where the file is, for messages.
+    /// Folder of the file, for messages.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
@@ -319,7 +319,7 @@ impl Spill {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Room for so many zeros.
+    /// Reserves room for this many zeros.
     fn place(&self, len: usize) -> io::Result<Place> {
         Ok(match self.reserve(len)? {
             None => Place::Memory(vec![0.0; len]),
@@ -327,7 +327,8 @@ impl Spill {
         })
     }
 
-    /// Counts so many numbers as memory where the limit lets it; else where in the file they are.
+    /// Counts this many numbers as memory if the limit allows it; otherwise returns their offset in
+    /// the file.
     fn reserve(&self, len: usize) -> io::Result<Option<u64>> {
         let bytes = len * size_of::<f64>();
         let take = |used: usize| used.checked_add(bytes).filter(|&used| used <= self.limit);
@@ -342,7 +343,7 @@ impl Spill {
             .map_err(|error| self.named(error))
     }
 
-    /// Makes the file longer, and itself where there is none; where it ended.
+    /// Makes the file longer, or creates it; returns where it ended.
     fn extend(&self, bytes: u64) -> io::Result<u64> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         if file.is_none() {
@@ -361,7 +362,7 @@ impl Spill {
         found.map_err(|error| self.named(error))
     }
 
-    /// The same error, which says that it is not of the file that someone saves to or loads.
+    /// Makes the error say that it concerns the temporary file, not the file being saved or loaded.
     fn named(&self, error: io::Error) -> io::Error {
         let folder = self.folder.display();
         io::Error::new(error.kind(), format!("temporary file in {folder}: {error}"))

@@ -1,32 +1,32 @@
-//! Histograms of activation values, and what quantizing these would cost. Buckets are fixed, so
-//! that merging two histograms is exact.
+//! Histograms of activation values, and the expected error of quantizing these. Buckets are fixed,
+//! so histograms can be merged exactly.
 
-/// Bits of a float's mantissa that tell buckets apart: eight to a power of two.
+/// Bits of a float's mantissa that distinguish buckets: eight per power of two.
 const MANTISSA: u32 = 3;
 
 /// Exponents from 2^-20 up to 2^20.
 const EXPONENTS: u32 = 40;
 
-/// Buckets of one sign.
+/// Number of buckets with one sign.
 const ONE_SIGN: u32 = EXPONENTS << MANTISSA;
 
-/// How many buckets there are: those below zero, that of zero, and those above it.
+/// Number of buckets: below zero, zero, and above zero.
 pub const BUCKETS: usize = 2 * ONE_SIGN as usize + 1;
 
-/// The upper bits of 2^-20, less one.
+/// The upper bits of 2^-20, minus one.
 const BELOW: u32 = ((127 - EXPONENTS / 2) << MANTISSA) - 1;
 
-/// What is left of a float's bits.
+/// Number of float bits that do not distinguish buckets.
 const SHIFT: u32 = f32::MANTISSA_DIGITS - 1 - MANTISSA;
 
-/// How many values fell between which bounds.
+/// Counts of values by bucket.
 ///
-/// A bucket holds the values of one sign, one exponent and the same three highest bits of the
-/// mantissa: its width is an eighth to a sixteenth of its values. Magnitudes under 2^-20 count as
-/// zeros, and those from 2^20 on fall into the last bucket of their sign.
+/// A bucket holds values with the same sign, the same exponent and the same three highest bits of
+/// the mantissa: its width is an eighth to a sixteenth of its values. Magnitudes under 2^-20 count
+/// as zeros, and those from 2^20 on belong to the last bucket of their sign.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Histogram {
-    /// In the order of the values.
+    /// Counts in the order of the values.
     counts: Box<[u64; BUCKETS]>,
 }
 
@@ -39,42 +39,41 @@ impl Default for Histogram {
 }
 
 impl Histogram {
-    /// Without any value.
+    /// Makes an empty histogram.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Counts values, which should be finite: others fall into the last bucket of their sign.
+    /// Counts values, which should be finite: others go to the last bucket of their sign.
     pub fn add(&mut self, values: &[f32]) {
         for value in values {
             self.counts[bucket(*value)] += 1;
         }
     }
 
-    /// Adds the counts of another: the same as if all its values had been counted here.
+    /// Adds the counts of another histogram, as if all its values had been counted here.
     pub fn merge(&mut self, other: &Self) {
         for (count, more) in self.counts.iter_mut().zip(other.counts.iter()) {
             *count = count.saturating_add(*more);
         }
     }
 
-    /// How many values there are.
+    /// Returns the number of values.
     pub fn count(&self) -> u64 {
         self.counts.iter().fold(0, |sum, n| sum.saturating_add(*n))
     }
 
-    /// The values in buckets that have any, each by the middle of its bucket, lowest first, and
-    /// how many.
+    /// Iterates over non-empty buckets, lowest first: the middle of the bucket and its count.
     pub fn iter(&self) -> impl Iterator<Item = (f32, u64)> {
         self.filled().map(|(i, count)| {
             let (low, high) = edges(i);
-            // Exact: neither needs more than five bits of mantissa.
+            // This is exact: neither needs more than five bits of mantissa.
             ((low + high) / 2.0, count)
         })
     }
 
-    /// Expected sum of the squared errors of all values when quantized: they are taken as evenly
-    /// spread over their buckets, as far as these lie from `min` to `max`.
+    /// Returns the expected sum of the squared errors of all values after quantization, assuming
+    /// that they are evenly spread over the part of their bucket between `min` and `max`.
     pub fn squared_error(&self, affine: &Affine, min: f32, max: f32) -> f64 {
         let errors = self.filled().map(|(i, count)| {
             let (low, high) = edges(i);
@@ -83,12 +82,12 @@ impl Histogram {
         errors.sum()
     }
 
-    /// The counts of all [`BUCKETS`], to be stored.
+    /// Returns the counts of all [`BUCKETS`], for storage.
     pub fn counts(&self) -> &[u64] {
         &self.counts[..]
     }
 
-    /// From stored counts, if there are as many as needed.
+    /// Makes a histogram from stored counts, if their number is right.
     pub fn from_counts(counts: &[u64]) -> Option<Self> {
         let counts = Box::new(counts.try_into().ok()?);
         Some(Self { counts })
@@ -101,20 +100,20 @@ impl Histogram {
 }
 
 /// A grid of 2^bits levels: `q = clamp(round(x / scale + zero_point), 0, 2^bits - 1)`, which stands
-/// for `(q - zero_point) * scale`. The zero point is any number, and no level need be 0.
+/// for `(q - zero_point) * scale`. The zero point may be any number, and no level need be 0.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Affine {
-    /// Distance of two levels.
+    /// Distance between levels.
     pub scale: f32,
-    /// Where 0 is, in levels.
+    /// Position of 0, in levels.
     pub zero_point: f32,
-    /// Of a code.
+    /// Bits of a code.
     pub bits: u32,
 }
 
 impl Affine {
-    /// The grid from `low` to `high`: scale (high - low) / (2^bits - 1), zero point -low / scale.
-    /// Where there is no range, or none that f32 can divide, the scale is 1.
+    /// Makes the grid from `low` to `high`: scale (high - low) / (2^bits - 1), zero point -low /
+    /// scale. If the range is empty, or cannot be divided in f32, the scale is 1.
     pub fn new(low: f32, high: f32, bits: u32) -> Self {
         let levels = f64::from(levels(bits));
         let scale = ((f64::from(high) - f64::from(low)) / levels) as f32;
@@ -127,37 +126,37 @@ impl Affine {
         }
     }
 
-    /// Mean squared error of values that are evenly spread from `low` to `high`.
+    /// Returns the mean squared error of values evenly spread from `low` to `high`.
     pub fn mean_error(&self, low: f32, high: f32) -> f64 {
         let scale = f64::from(self.scale);
         let [a, b] = [low, high].map(|x| f64::from(x) / scale + f64::from(self.zero_point));
         let mean = match b - a {
-            // Too short to divide by.
+            // The interval is too short to divide by.
             width if width < 1e-6 => self.distance(a).1.powi(2),
             width => (self.integral(b) - self.integral(a)) / width,
         };
         mean * scale * scale
     }
 
-    /// The level next to `x`, which is counted in levels, and how far `x` is from it.
+    /// Returns the level nearest to `x`, and the distance; `x` is in levels.
     fn distance(&self, x: f64) -> (f64, f64) {
         let level = x.round().clamp(0.0, f64::from(levels(self.bits)));
         (level, x - level)
     }
 
-    /// The integral of the squared distance, from level 0 on: over a whole level it is 1/12.
+    /// Returns the integral of the squared distance from level 0 on; over a whole level it is 1/12.
     fn integral(&self, x: f64) -> f64 {
         let (level, distance) = self.distance(x);
         level / 12.0 + distance.powi(3) / 3.0
     }
 }
 
-/// The highest code.
+/// Returns the highest code.
 fn levels(bits: u32) -> u32 {
     (1 << bits) - 1
 }
 
-/// Which bucket a value falls into.
+/// Returns the bucket of a value.
 #[inline]
 fn bucket(value: f32) -> usize {
     let bits = value.to_bits();
@@ -170,7 +169,7 @@ fn bucket(value: f32) -> usize {
     }
 }
 
-/// The lowest and highest value of a bucket; zeros are taken as exactly that.
+/// Returns the lowest and highest value of a bucket; zeros count as exactly 0.
 fn edges(bucket: usize) -> (f32, f32) {
     let place = (bucket as u32).abs_diff(ONE_SIGN);
     let at = |place: u32| f32::from_bits((BELOW + place) << SHIFT);
@@ -199,7 +198,7 @@ mod tests {
     #[test]
     fn values_fall_where_they_belong() {
         assert_eq!(BUCKETS, 641);
-        // From 1 to 1.125 is one bucket, and from 2 to 2.25.
+        // One bucket is from 1 to 1.125, another from 2 to 2.25.
         assert_eq!(
             listed(&[1.0, 1.124, 1.125, 2.0, 2.2]),
             [(1.0625, 2), (1.1875, 1), (2.125, 2)]
@@ -230,7 +229,7 @@ mod tests {
         let histogram = of(&[1.0, -3.0, 0.0]);
         assert_eq!(Histogram::from_counts(histogram.counts()), Some(histogram));
         assert_eq!(Histogram::from_counts(&[0; BUCKETS - 1]), None);
-        // Whatever a file says.
+        // Counts may be anything that a file says.
         let mut full = Histogram::from_counts(&[u64::MAX; BUCKETS]).unwrap();
         full.merge(&full.clone());
         assert_eq!(full.count(), u64::MAX);
@@ -240,7 +239,7 @@ mod tests {
     fn errors_are_those_of_evenly_spread_values() {
         let (low, high, bits) = (-1.5f32, 2.0, 4);
         let affine = Affine::new(low, high, bits);
-        // So many values of each bucket, in even steps, that sums are integrals.
+        // Enough values per bucket, in even steps, to approximate integrals by sums.
         let spread = |from: f32, to: f32| {
             (0..20_000).map(move |i| from + (to - from) * (i as f32 + 0.5) / 20_000.0)
         };

@@ -1,10 +1,11 @@
-//! What activations say about weights: which input channels matter, at which timesteps, and how
-//! errors in one can be made up for in another.
+//! Statistics of activations: which input channels matter, at which timesteps, and how other
+//! weights can compensate for an error in one.
 //!
-//! A [`Calibration`] takes in the inputs of each layer as the caller's own runtime computes them.
-//! It keeps sums alone: per layer and bin of timesteps the range, the squares and a histogram, and
-//! on request per group of bins the Hessian `sum x x^T` (up to a factor that of the layer's squared
-//! output error). Calibrations add up, so that several machines may share the work.
+//! A [`Calibration`] observes the inputs of each layer as the caller's own runtime computes them.
+//! It only stores sums: for each layer and bin of timesteps the range, the squares and a histogram,
+//! and optionally for each group of bins the Hessian `sum x x^T` (up to a factor, that of the
+//! layer's squared output error). Calibrations can be added, so several machines can share the
+//! work.
 
 mod file;
 mod hessian;
@@ -28,30 +29,30 @@ use crate::kernel::KernelTable;
 use hessian::Spill;
 use stats::Sums;
 
-/// Rows that are added up in f32 before they join sums in f64.
+/// Rows that are summed in f32 before they are added to sums in f64.
 const CHUNK: usize = 256;
 
-/// Channels of a layer at most: as many as rows of a Hessian that are still a file.
+/// The most channels of a layer: with more rows a Hessian would be too large for a file.
 const MAX_COLS: usize = 1 << 20;
 
-/// Bytes of a layer's name at most.
+/// The most bytes of a layer's name.
 const MAX_NAME: usize = 4096;
 
-/// How a calibration divides time, and what it keeps.
+/// How a calibration divides time, and what it stores.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CalibrationOptions {
-    /// Timesteps of the model: they run from 0 to one less. (For masked text models the mask
-    /// ratio serves as time: ratio times this.)
+    /// Number of timesteps of the model, which start at 0. (For masked text models the timestep is
+    /// the mask ratio times this.)
     pub timesteps: u32,
-    /// Bins that timesteps are put into for ranges, squares and histograms.
+    /// Number of bins of timesteps for ranges, squares and histograms.
     pub bins: u32,
-    /// Whether Hessians are kept, for `method: gptq`.
+    /// Whether Hessians are stored, for `method: gptq`.
     pub hessian: bool,
-    /// Groups of timesteps with a Hessian each; divides `bins`.
+    /// Number of groups of timesteps, each with a Hessian; divides `bins`.
     pub hessian_groups: u32,
-    /// Bytes of Hessians that are held in memory; those beyond lie in a temporary file.
+    /// The most bytes of Hessians in memory; those beyond are in a temporary file.
     pub memory_limit: Option<usize>,
-    /// Where that file is made; `None` is the system's folder for such.
+    /// Folder of the temporary file; `None` is the system's temporary folder.
     pub spill_folder: Option<PathBuf>,
 }
 
@@ -69,14 +70,14 @@ impl Default for CalibrationOptions {
 }
 
 impl CalibrationOptions {
-    /// Half-open range of timesteps of bin `i` of `count`.
+    /// Returns the half-open range of timesteps of bin `i` of `count`.
     fn range(&self, i: u32, count: u32) -> (u32, u32) {
         let boundary =
             |i: u32| (u64::from(i) * u64::from(self.timesteps) / u64::from(count)) as u32;
         (boundary(i), boundary(i + 1))
     }
 
-    /// The bin of a timestep, of `count`.
+    /// Returns the bin of a timestep, out of `count`.
     fn bin_of(&self, timestep: u32, count: u32) -> u32 {
         let (t, count, all) = (
             u64::from(timestep),
@@ -147,13 +148,13 @@ pub struct Activations<'a> {
 pub struct Calibration {
     options: CalibrationOptions,
     table: &'static KernelTable,
-    /// The share of the signal that is left at each timestep (alpha bar), where it was given.
+    /// Remaining share of the signal at each timestep (alpha bar), if it was given.
     schedule: RwLock<Vec<f64>>,
     layers: RwLock<BTreeMap<String, SharedLayer>>,
     spill: Arc<Spill>,
 }
 
-/// What is known of one layer.
+/// The statistics of one layer.
 #[derive(Debug)]
 struct Layer {
     cols: usize,
@@ -180,10 +181,10 @@ impl Layer {
     }
 }
 
-/// What a calibration knows of a layer.
+/// Description of an observed layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerInfo {
-    /// Its name, as it was observed.
+    /// Name, as it was observed.
     pub name: String,
     /// Input channels.
     pub cols: usize,
@@ -192,7 +193,7 @@ pub struct LayerInfo {
 }
 
 impl Calibration {
-    /// An empty calibration.
+    /// Makes an empty calibration.
     ///
     /// # Errors
     /// An option is out of range, or `AQ_ISA` names no instruction set.
@@ -210,11 +211,11 @@ impl Calibration {
         })
     }
 
-    /// Of mean squares of the input channels of layers alone, as importance matrices have them:
-    /// without ranges, without Hessians, and without time.
+    /// Makes a calibration that only has mean squares of the input channels, as in importance
+    /// matrices: without ranges, Hessians and time.
     ///
     /// # Errors
-    /// As [`Calibration::new`].
+    /// The errors of [`Calibration::new`].
     pub fn of_mean_squares<'a>(
         layers: impl IntoIterator<Item = (&'a str, &'a [f32])>,
     ) -> Result<Self> {
@@ -235,23 +236,20 @@ impl Calibration {
         Ok(calibration)
     }
 
-    /// How it divides time.
+    /// Returns the options.
     pub fn options(&self) -> &CalibrationOptions {
         &self.options
     }
 
-    /// Says how much of the signal is left at each timestep (the cumulative product of 1 - beta),
-    /// for [`TimeWeighting::Snr`].
+    /// Sets the remaining share of the signal at each timestep (the cumulative product of 1 -
+    /// beta), for [`TimeWeighting::Snr`].
     ///
     /// # Errors
     /// There is not one number from 0 to 1 for each timestep.
     pub fn set_schedule(&self, alphas: &[f64]) -> Result<()> {
         let expected = self.options.timesteps as usize;
         if alphas.len() != expected {
-            let reason = format!(
-                "{} numbers, where there are {expected} timesteps",
-                alphas.len()
-            );
+            let reason = format!("{} numbers for {expected} timesteps", alphas.len());
             return Err(Error::config("schedule", reason));
         }
         match alphas.iter().position(|a| !(0.0..=1.0).contains(a)) {
@@ -269,24 +267,25 @@ impl Calibration {
         }
     }
 
-    /// The schedule that was set; empty where none was.
+    /// Returns the schedule that was set, or an empty one.
     pub fn schedule(&self) -> Vec<f64> {
         let schedule = self.schedule.read().unwrap_or_else(PoisonError::into_inner);
         schedule.clone()
     }
 
-    /// Takes in some rows of a layer's input at a timestep. Layers are named as their weights, with
-    /// or without a trailing `.weight`. Threads may observe at once; those of one layer take turns.
+    /// Adds rows of a layer's input at a timestep. Layers have the names of their weights, with or
+    /// without a trailing `.weight`. Threads may observe at once; those of the same layer take
+    /// turns.
     ///
     /// # Errors
-    /// The timestep is out of range, the layer was seen with another number of channels, a value is
-    /// NaN, infinite or above 10^18, or a temporary file cannot be written. Nothing is taken in
-    /// then, but in the last case.
+    /// The timestep is out of range, the layer was observed with another number of channels, a
+    /// value is NaN, infinite or above 10^18, or a temporary file cannot be written. Except in the
+    /// last case, nothing is added then.
     pub fn observe(&self, layer: &str, timestep: u32, x: Activations<'_>) -> Result<()> {
         let refuse = |reason: String| Error::config(format!("layer '{layer}'"), reason);
         let name = layer_name(layer);
         if name.is_empty() || name.len() > MAX_NAME {
-            return Err(refuse("a name of 1 to 4096 bytes is needed".into()));
+            return Err(refuse("its name must have 1 to 4096 bytes".into()));
         }
         if timestep >= self.options.timesteps {
             let last = self.options.timesteps - 1;
@@ -310,14 +309,14 @@ impl Calibration {
         let check = |cols: usize| match cols == x.cols {
             true => Ok(()),
             false => Err(refuse(format!(
-                "{} channels, where {cols} were seen before",
+                "{} channels, but {cols} were observed before",
                 x.cols
             ))),
         };
         if let Some(cols) = self.cols(name) {
             check(cols)?;
         }
-        // All is added up before anything is taken in, as a value may not be finite.
+        // Everything is summed before anything is added, because a value may not be finite.
         let mut sums = Vec::with_capacity(x.rows.div_ceil(CHUNK));
         for (i, chunk) in x.values.chunks(CHUNK * x.cols * x.float.size()).enumerate() {
             let found = Sums::of(self.table, x.float, x.cols, chunk);
@@ -334,7 +333,7 @@ impl Calibration {
         let mut values = vec![0.0f32; CHUNK.min(x.rows) * x.cols];
         let state = self.layer(name, x.cols);
         let state = &mut *lock(&state);
-        check(state.cols)?; // another thread may have been first
+        check(state.cols)?; // another thread may have been faster
         for (chunk, sums) in x.values.chunks(CHUNK * x.cols * x.float.size()).zip(&sums) {
             let values = &mut values[..chunk.len() / x.float.size()];
             self.table.widen(x.float, chunk, values);
@@ -348,7 +347,7 @@ impl Calibration {
         Ok(())
     }
 
-    /// The layer of this name, which is made where there is none.
+    /// Returns the layer with this name, creating it if necessary.
     fn layer(&self, name: &str, cols: usize) -> SharedLayer {
         if let Some(layer) = self.find(name) {
             return layer;
@@ -363,7 +362,7 @@ impl Calibration {
         layers.get(layer_name(name)).cloned()
     }
 
-    /// Every layer, by name.
+    /// Returns every layer, by name.
     pub fn layers(&self) -> Vec<LayerInfo> {
         let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
         let info = |(name, layer): (&String, &SharedLayer)| {
@@ -378,22 +377,23 @@ impl Calibration {
         layers.iter().map(info).collect()
     }
 
-    /// Input channels of a layer, or `None` when it was not observed.
+    /// Returns the input channels of a layer, or `None` if it was not observed.
     pub fn cols(&self, layer: &str) -> Option<usize> {
         self.find(layer).map(|layer| lock(&layer).cols)
     }
 
-    /// Whether Hessians are kept.
+    /// Whether Hessians are stored.
     pub fn has_hessians(&self) -> bool {
         self.options.hessian
     }
 
-    /// Takes in what another calibration of the same model has seen. Counts, ranges and histograms
-    /// are as if one had seen all; sums are so to the rounding of f64.
+    /// Adds the observations of another calibration of the same model. Counts, ranges and
+    /// histograms are as if one calibration had observed everything; sums are so up to f64
+    /// rounding.
     ///
     /// # Errors
-    /// The other divides time otherwise, keeps no Hessians where this does, has another schedule,
-    /// or has a layer with another number of channels. Nothing is taken in then.
+    /// The other one divides time differently, has no Hessians although this one does, has another
+    /// schedule, or has a layer with another number of channels. Nothing is added then.
     pub fn merge(&self, other: &Self) -> Result<()> {
         let differ =
             |what: &str| Error::config("merge", format!("the calibrations differ in {what}"));
@@ -415,7 +415,7 @@ impl Calibration {
                 "a calibration cannot be merged with itself",
             ));
         }
-        // One at a time: of two that merge with each other, each would wait for the other's layer.
+        // One merge at a time: two that merge with each other would wait for each other's layers.
         static MERGING: Mutex<()> = Mutex::new(());
         let _turn = lock(&MERGING);
         let pairs = self.pairs(other)?;
@@ -438,8 +438,8 @@ impl Calibration {
         Ok(())
     }
 
-    /// The layers of another beside those of the same names here, which are made where there are
-    /// none: all of them, or none on an error.
+    /// Pairs the layers of another calibration with those of the same names here, creating missing
+    /// ones: all of them, or none on an error.
     fn pairs(&self, other: &Self) -> Result<Vec<(SharedLayer, SharedLayer)>> {
         let theirs = other.layers.read().unwrap_or_else(PoisonError::into_inner);
         let theirs = theirs.clone();
@@ -461,10 +461,10 @@ impl Calibration {
     }
 }
 
-/// A layer that threads share.
+/// A layer shared by threads.
 type SharedLayer = Arc<Mutex<Layer>>;
 
-/// Layers are called as their weights are; what is a layer's name stays so.
+/// Removes `.weight` from the name of a weight, which gives the name of its layer.
 fn layer_name(name: &str) -> &str {
     name.trim_end_matches(".weight")
 }

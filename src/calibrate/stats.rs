@@ -5,10 +5,10 @@ use super::histogram::Histogram;
 use crate::format::Float;
 use crate::kernel::{ChannelSums, KernelTable};
 
-/// What is kept of all rows of a bin.
+/// Statistics of all rows of a bin.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BinStats {
-    /// Rows.
+    /// Number of rows.
     pub count: u64,
     /// Smallest value of each channel.
     pub low: Vec<f32>,
@@ -16,11 +16,11 @@ pub struct BinStats {
     pub high: Vec<f32>,
     /// Sum of squares of each channel.
     pub squares: Vec<f64>,
-    /// All values, whatever their channel.
+    /// Histogram of all values, over all channels.
     pub histogram: Histogram,
 }
 
-/// The same of some rows, in f32.
+/// Statistics of some rows, in f32.
 pub(super) struct Sums {
     rows: usize,
     low: Vec<f32>,
@@ -49,7 +49,7 @@ impl Sums {
         }
     }
 
-    /// Whether all values are finite, and none so large that products of some rows are not.
+    /// Whether all values are finite, and small enough for products of rows in f32.
     pub(super) fn are_usable(&self) -> bool {
         let within = |x: &f32| x.abs() <= TOO_LARGE;
         self.squares.iter().all(|sum| sum.is_finite())
@@ -57,10 +57,11 @@ impl Sums {
     }
 }
 
-/// Values beyond are refused: the products of [`super::CHUNK`] rows of such add up in f32.
+/// The largest accepted value: products of [`super::CHUNK`] rows of such values can be summed in
+/// f32.
 const TOO_LARGE: f32 = 1.0e18;
 
-/// What is wrong with activations whose squares do not add up; `from` is a row before it.
+/// Explains why the squares of activations cannot be summed; all rows before `from` are fine.
 pub(super) fn explain(x: Activations<'_>, from: usize) -> String {
     let values = from * x.cols..x.rows * x.cols;
     let mut values = values.map(|i| (i, x.float.get(x.values, i)));
@@ -80,7 +81,7 @@ impl BinStats {
         }
     }
 
-    /// Takes in the sums of some rows, and their values.
+    /// Adds the sums of some rows, and their values.
     pub(super) fn add(&mut self, sums: &Sums, values: &[f32]) {
         self.count += sums.rows as u64;
         for (i, &square) in sums.squares.iter().enumerate() {
@@ -101,13 +102,13 @@ impl BinStats {
         self.histogram.merge(&other.histogram);
     }
 
-    /// Largest magnitude of a channel.
+    /// Returns the largest magnitude of a channel.
     pub fn largest(&self, channel: usize) -> f32 {
         self.high[channel].max(-self.low[channel])
     }
 
-    /// Smallest and largest value of all channels, divided by `scales` where there are such; 0 and
-    /// 0 where there is none.
+    /// Returns the smallest and largest value of all channels, divided by `scales` if given; 0 and
+    /// 0 without channels.
     pub fn range(&self, scales: Option<&[f32]>) -> (f32, f32) {
         if self.count == 0 {
             return (0.0, 0.0);

@@ -37,7 +37,7 @@ fn observe(
     calibration.observe(layer, timestep, x)
 }
 
-/// Whole numbers, whose sums and products are exact in any order.
+/// Makes whole numbers, whose sums and products are exact in any order.
 fn numbers(seed: u32, count: usize) -> Vec<f32> {
     let number = |i: u32| ((i.wrapping_mul(2_654_435_761) ^ seed.wrapping_mul(40_503)) >> 7) % 17;
     (0..count as u32)
@@ -45,7 +45,7 @@ fn numbers(seed: u32, count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Everything of a layer that is kept.
+/// All statistics of a layer.
 type All = (usize, Vec<Option<BinStats>>, Vec<(u64, Vec<f64>)>);
 
 fn all(calibration: &Calibration, layer: &str) -> All {
@@ -145,7 +145,7 @@ fn sums_by_hand() {
     );
     let counts: Vec<_> = bin.histogram.iter().map(|(_, count)| count).collect();
     assert_eq!(counts, [1, 1, 1, 1]);
-    // Rows of the triangle: x0 x0; x1 x0, x1 x1. Timestep 4 is in the first group, 6 in the other.
+    // Rows of the triangle: x0 x0; x1 x0, x1 x1. Timestep 4 is in the first group, 6 in the second.
     assert_eq!(hessians[0], (2, vec![10.0, -2.0 + 1.5, 4.25]));
     assert_eq!(hessians[1], (1, vec![4.0, 2.0, 1.0]));
     let expected = LayerInfo {
@@ -182,7 +182,7 @@ fn hessians_of_more_rows_and_columns_than_a_block() {
     assert_eq!(bins[0].as_ref().unwrap().squares, diagonal);
 }
 
-/// What several machines see.
+/// Makes the observations of several machines.
 fn parts() -> Vec<(&'static str, u32, usize, Vec<f32>)> {
     let call = |i: u32| {
         let (layer, cols) = [("a", 5), ("b", 33), ("c", 300)][i as usize % 3];
@@ -256,7 +256,7 @@ fn what_was_saved_is_what_is_loaded() {
         };
         assert_eq!(*loaded.options(), kept);
         assert!(loaded.spill.used() <= limit.unwrap_or(usize::MAX));
-        // It goes on as the first does.
+        // It continues like the first one.
         let first = Calibration::load(&path("one"), None).unwrap();
         for (layer, t, cols, x) in &parts[30..] {
             observe(&first, layer, *t, *cols, x).unwrap();
@@ -289,7 +289,7 @@ fn what_is_not_finite_is_refused_and_nothing_taken_in() {
         assert_eq!(error, format!("layer 'w': {shown}"));
     }
     assert!(all(&calibration, "w") == before);
-    // Nor is a layer that was not seen before.
+    // A new layer is not created, either.
     assert!(observe(&calibration, "new", 3, 1, &[f32::NAN]).is_err());
     assert_eq!(calibration.layers().len(), 1);
 }
@@ -313,7 +313,7 @@ fn what_does_not_fit_is_refused() {
     );
     assert_eq!(
         error("w", 0, x(2, 2)),
-        "layer 'w': 2 channels, where 4 were seen before"
+        "layer 'w': 2 channels, but 4 were observed before"
     );
     assert_eq!(
         error("w", 0, x(1, 3)),
@@ -325,8 +325,8 @@ fn what_does_not_fit_is_refused() {
             "{rows} {cols}"
         );
     }
-    assert!(error(".weight", 0, x(1, 4)).contains("a name of 1 to 4096 bytes"));
-    assert!(error(&"x".repeat(4097), 0, x(1, 4)).contains("a name of 1 to 4096 bytes"));
+    assert!(error(".weight", 0, x(1, 4)).contains("must have 1 to 4096 bytes"));
+    assert!(error(&"x".repeat(4097), 0, x(1, 4)).contains("must have 1 to 4096 bytes"));
     assert_eq!(calibration.layers().len(), 1);
 }
 
@@ -347,7 +347,7 @@ fn options_out_of_range() {
         let error = Calibration::new(options).unwrap_err().to_string();
         assert!(error.starts_with(reason), "{error}");
     }
-    // Of no importance where there are none.
+    // The number does not matter if there are no Hessians.
     let none = CalibrationOptions {
         hessian: false,
         ..options(7, 7, 10)
@@ -357,7 +357,7 @@ fn options_out_of_range() {
     assert!(all(&calibration, "w").2.is_empty());
 }
 
-/// Layer "w" of two channels, seen at 3 of 4 groups of timesteps: with 4, 1 and 2 rows.
+/// Makes layer "w" of two channels, observed in 3 of 4 groups of timesteps: with 4, 1 and 2 rows.
 fn weighed() -> Calibration {
     let calibration = calibration(8, 4, 4);
     observe(
@@ -421,7 +421,7 @@ fn weights_by_hand() {
         None,
         [seventh, seventh, 0.0, seventh],
     );
-    // A third a group that was seen, by its rows.
+    // Each observed group counts a third, divided by its rows.
     let third = 1.0 / 3.0;
     assert_weights(
         &TimeWeighting::Equal,
@@ -432,7 +432,7 @@ fn weights_by_hand() {
     // Two groups: of 5 rows and of 2.
     assert_weights(&TimeWeighting::Equal, 2, None, [0.1, 0.1, 0.25, 0.25]);
     assert_weights(&TimeWeighting::Equal, 1, None, [1.0 / 7.0; 4]);
-    // 1 / (1 - alpha), but for no less noise than .02: means of 4 and 4/3, of 2 and 2, of 50 and 50.
+    // 1 / (1 - alpha), with at least .02 of noise: means of 4 and 4/3, of 2 and 2, of 50 and 50.
     let (first, second, last) = (8.0 / 3.0, 2.0, 50.0);
     let total = first + second + last;
     let snr = [first / 4.0 / total, second / total, 0.0, last / 2.0 / total];
@@ -496,7 +496,7 @@ fn weightings_as_text() {
 fn schedules_that_cannot_be() {
     let calibration = calibration(3, 1, 1);
     for (alphas, reason) in [
-        (&[0.5; 2][..], "2 numbers, where there are 3 timesteps"),
+        (&[0.5; 2][..], "2 numbers for 3 timesteps"),
         (&[0.5, 1.1, 0.0], "1.1 at timestep 1"),
         (&[0.5, 1.0, f64::NAN], "NaN at timestep 2"),
         (&[-0.1, 1.0, 0.0], "-0.1 at timestep 0"),

@@ -1,25 +1,26 @@
 //! Activations over time. A diffusion model runs the same layers at every timestep t of [0, T), and
-//! their inputs' ranges drift with t: timesteps are put into groups, each with a static range.
+//! the ranges of their inputs drift with t: timesteps are divided into groups, each with a static
+//! range.
 
 use std::ops::Range;
 
 use super::histogram::{Affine, Histogram};
 use crate::format::ActivationRange;
 
-/// What was seen of a layer's input at the timesteps of one bin.
+/// Observed values of a layer's input at the timesteps of one bin.
 #[derive(Debug, Clone, Copy)]
 pub struct BinRange<'a> {
     /// The first timestep.
     pub t_begin: i32,
-    /// The first timestep after them.
+    /// The timestep after the last.
     pub t_end: i32,
-    /// Values that were seen. Without any, `min` and `max` do not matter.
+    /// Number of values. If it is 0, `min` and `max` do not matter.
     pub count: u64,
-    /// The smallest, finite.
+    /// The smallest value, finite.
     pub min: f32,
-    /// The largest, finite.
+    /// The largest value, finite.
     pub max: f32,
-    /// All of them.
+    /// Histogram of all values.
     pub histogram: Option<&'a Histogram>,
 }
 
@@ -28,8 +29,8 @@ pub struct BinRange<'a> {
 pub enum RangeFit {
     /// From the smallest to the largest value.
     MinMax,
-    /// The one of smaller ranges that makes the expected squared error least. Needs histograms;
-    /// where a bin with values lacks one it is as [`RangeFit::MinMax`].
+    /// The range with the least expected squared error among smaller ones. Requires histograms; if
+    /// a bin with values lacks one, this is the same as [`RangeFit::MinMax`].
     SquaredError,
 }
 
@@ -38,18 +39,18 @@ pub enum RangeFit {
 pub struct GroupRange {
     /// The first timestep.
     pub t_begin: i32,
-    /// The first timestep after them.
+    /// The timestep after the last.
     pub t_end: i32,
     /// Lower end of the range.
     pub low: f32,
-    /// Its upper end.
+    /// Upper end of the range.
     pub high: f32,
 }
 
-/// How ranges go over into the next at the boundary of two groups.
+/// The shape of the transition between the ranges of two groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Curve {
-    /// In even steps.
+    /// Linear.
     Linear,
     /// Flat at both ends: 3 u^2 - 2 u^3.
     Cubic,
@@ -57,37 +58,37 @@ pub enum Curve {
     Sigmoid,
 }
 
-/// Smoothing of the jumps at boundaries.
+/// Smoothing of jumps at boundaries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Smoothing {
-    /// Timesteps on each side of a boundary; no more than half a group.
+    /// Timesteps on each side of a boundary; at most half a group.
     pub window: i32,
-    /// Their weights.
+    /// Shape of the transition.
     pub curve: Curve,
 }
 
-/// `groups` ranges of as many timesteps each as can be: boundary i is at floor(i * T / groups).
-/// There are no more groups than timesteps, and at least one, if there are any timesteps.
+/// Divides timesteps into `groups` ranges as equal as possible: boundary i is at floor(i * T /
+/// groups). There are no more groups than timesteps, and at least one, if there are any timesteps.
 pub fn uniform(timesteps: i32, groups: usize) -> Vec<Range<i32>> {
     let t = i128::from(timesteps.max(0));
     let n = (groups.max(1) as i128).min(t);
-    // Below T, which fits.
+    // The result is below T, which fits.
     let boundary = |i: i128| (i * t / n) as i32;
     (0..n).map(|i| boundary(i)..boundary(i + 1)).collect()
 }
 
-/// The `groups` ranges of whole bins whose expected squared errors add up to the least, by dynamic
-/// programming; of equal ones those with the earliest boundaries. `bins` follow each other. There
-/// are no more groups than bins.
+/// Divides whole bins into the `groups` ranges with the least sum of expected squared errors, by
+/// dynamic programming; if several are equal, the one with the earliest boundaries. `bins` are
+/// consecutive. There are no more groups than bins.
 ///
-/// Takes a time that grows with the square of the number of bins: with `RangeFit::SquaredError` it
-/// searches a range for every run of bins.
+/// The time grows with the square of the number of bins: `RangeFit::SquaredError` searches a range
+/// for every run of bins.
 pub fn optimal(bins: &[BinRange<'_>], groups: usize, fit: RangeFit, bits: u32) -> Vec<Range<i32>> {
     let n = bins.len();
     let groups = groups.clamp(1, n.max(1));
     let costs = run_costs(bins, fit, bits);
     let cost = |run: Range<usize>| costs[run.start * (n + 1) + run.end];
-    // The least error of the first `end` bins in so many groups, and where the last group begins.
+    // The least error of the first `end` bins in this many groups, and the start of the last group.
     let mut least: Vec<f64> = (0..=n)
         .map(|end| if end == 0 { 0.0 } else { f64::INFINITY })
         .collect();
@@ -117,7 +118,8 @@ pub fn optimal(bins: &[BinRange<'_>], groups: usize, fit: RangeFit, bits: u32) -
     found
 }
 
-/// The expected errors of all runs of bins: that of `start..end` at `start * (n + 1) + end`.
+/// Returns the expected errors of all runs of bins: that of `start..end` at `start * (n + 1) +
+/// end`.
 fn run_costs(bins: &[BinRange<'_>], fit: RangeFit, bits: u32) -> Vec<f64> {
     let n = bins.len();
     let mut costs = vec![0.0; n * (n + 1)];
@@ -131,9 +133,9 @@ fn run_costs(bins: &[BinRange<'_>], fit: RangeFit, bits: u32) -> Vec<f64> {
     costs
 }
 
-/// The range of each group, from all bins that have timesteps in it. A group without any value
-/// gets that of the nearest one that has some, of two the earlier; without any value at all the
-/// ranges are empty.
+/// Returns the range of each group, from all bins that overlap it. A group without values gets the
+/// range of the nearest group that has some, the earlier one if there are two; without any values
+/// the ranges are empty.
 pub fn ranges(
     bins: &[BinRange<'_>],
     groups: &[Range<i32>],
@@ -167,8 +169,8 @@ pub fn ranges(
     groups.iter().enumerate().map(range).collect()
 }
 
-/// Expected sum of the squared errors of all values that were seen, with a table of these rows: each
-/// bin with the row that its middle timestep has.
+/// Returns the expected sum of the squared errors of all observed values, with a table of these
+/// rows: each bin uses the row of its middle timestep.
 pub fn expected_error(bins: &[BinRange<'_>], rows: &[ActivationRange], bits: u32) -> f64 {
     let mut sum = 0.0;
     for bin in bins.iter().filter(|bin| bin.count > 0) {
@@ -183,23 +185,23 @@ pub fn expected_error(bins: &[BinRange<'_>], rows: &[ActivationRange], bits: u32
         };
         sum += match bin.histogram {
             Some(histogram) => histogram.squared_error(&affine, bin.min, bin.max),
-            // Taken as evenly spread over the range.
+            // Values are assumed to be evenly spread over the range.
             None => bin.count as f64 * affine.mean_error(bin.min, bin.max),
         };
     }
     sum
 }
 
-/// What some bins have in common.
+/// Combined observations of several bins.
 struct Seen {
     count: u64,
     min: f32,
     max: f32,
-    /// While all bins with values have one, and it is wanted.
+    /// Combined histogram, while it is wanted and all bins with values have one.
     histogram: Option<Histogram>,
 }
 
-/// A range, and the squared error that is expected with it.
+/// A range, and its expected squared error.
 #[derive(Debug, Clone, Copy)]
 struct Fitted {
     low: f32,
@@ -230,7 +232,7 @@ impl Seen {
         }
     }
 
-    /// The best range there is, if there are values.
+    /// Returns the best range, if there are values.
     fn fit(&self, bits: u32) -> Option<Fitted> {
         (self.count > 0).then(|| match &self.histogram {
             Some(histogram) => self.search(histogram, bits),
@@ -242,7 +244,7 @@ impl Seen {
         })
     }
 
-    /// That of rounding alone: a twelfth of the squared scale for each value.
+    /// Returns the error of rounding alone: a twelfth of the squared scale for each value.
     fn rounding_error(&self, bits: u32) -> f64 {
         if self.min == self.max {
             return 0.0;
@@ -251,7 +253,7 @@ impl Seen {
         self.count as f64 * scale * scale / 12.0
     }
 
-    /// Moves either end of the range by turns, as long as that makes the error less: first in large
+    /// Moves both ends of the range in turns as long as that reduces the error: first in large
     /// steps, down to an eighth of the range, then in small ones.
     fn search(&self, histogram: &Histogram, bits: u32) -> Fitted {
         let fitted = |low: f32, high: f32| {
@@ -289,11 +291,11 @@ impl Seen {
     }
 }
 
-/// The range at timestep `t`, smoothed where it is near a boundary; before the first group that of
-/// the first, after the last that of the last. `None` without any group.
+/// Returns the range at timestep `t`, smoothed near boundaries; before the first group that of the
+/// first, after the last that of the last. `None` without any group.
 ///
-/// The ends of the range go over from one group's to the next's, not scale and zero point: these
-/// would meet on ranges that are not between the two.
+/// The ends of the range are interpolated, not scale and zero point: interpolating those would give
+/// ranges that are not between the two.
 pub fn range_at(groups: &[GroupRange], smoothing: Option<Smoothing>, t: i32) -> Option<(f32, f32)> {
     let last = groups.len().checked_sub(1)?;
     let i = groups.partition_point(|group| group.t_end <= t).min(last);
@@ -301,7 +303,7 @@ pub fn range_at(groups: &[GroupRange], smoothing: Option<Smoothing>, t: i32) -> 
     let Some(smoothing) = smoothing else {
         return Some(own);
     };
-    // Both windows of a group are at most half of it: they do not overlap.
+    // Both windows of a group are at most half of it, so they do not overlap.
     for pair in groups[i.saturating_sub(1)..].windows(2).take(2) {
         let [before, after] = [pair[0], pair[1]];
         let window = window(before, after, smoothing.window);
@@ -320,7 +322,7 @@ pub fn range_at(groups: &[GroupRange], smoothing: Option<Smoothing>, t: i32) -> 
     Some(own)
 }
 
-/// Scale and zero point of `bits` bits for the range at timestep `t`; see [`range_at`].
+/// Returns scale and zero point of `bits` bits for the range at timestep `t`; see [`range_at`].
 pub fn params_at(
     groups: &[GroupRange],
     smoothing: Option<Smoothing>,
@@ -330,7 +332,8 @@ pub fn params_at(
     range_at(groups, smoothing, t).map(|(low, high)| Affine::new(low, high, bits))
 }
 
-/// What is stored in a file: [`params_at`] of all timesteps, in rows of as many as have the same.
+/// Returns the table stored in a file: [`params_at`] of all timesteps, with one row per run of
+/// equal parameters.
 pub fn table(
     groups: &[GroupRange],
     smoothing: Option<Smoothing>,
@@ -372,8 +375,8 @@ pub fn table(
     rows
 }
 
-/// How smooth a table is: 1 less the mean relative jump of the scale from row to row, which is the
-/// difference over the larger of the two. 1 for fewer than two rows.
+/// Returns the smoothness of a table: 1 minus the mean relative jump of the scale from row to row,
+/// which is the difference over the larger of the two. 1 for fewer than two rows.
 pub fn smoothness(rows: &[ActivationRange]) -> f64 {
     let jump = |pair: &[ActivationRange]| {
         let [a, b] = [pair[0].scale, pair[1].scale].map(f64::from);
@@ -386,14 +389,15 @@ pub fn smoothness(rows: &[ActivationRange]) -> f64 {
     }
 }
 
-/// Timesteps on each side of the boundary of two groups.
+/// Returns the number of timesteps on each side of the boundary of two groups.
 fn window(before: GroupRange, after: GroupRange, wanted: i32) -> i32 {
     let half = |group: GroupRange| (group.t_end - group.t_begin) / 2;
     wanted.clamp(0, half(before).min(half(after)).max(0))
 }
 
 impl Curve {
-    /// Of the group after the boundary; `place` goes from 0 to 1 over both sides.
+    /// Returns the weight of the group after the boundary; `place` goes from 0 to 1 over both
+    /// sides.
     fn weight(self, place: f64) -> f64 {
         let logistic = |x: f64| 1.0 / (1.0 + libm::exp(-10.0 * (x - 0.5)));
         match self {

@@ -1,4 +1,4 @@
-//! What the timesteps count for, when what was seen at each becomes one importance or Hessian.
+//! Weights of timesteps when the observations at each are combined into one importance or Hessian.
 
 use std::io;
 use std::str::FromStr;
@@ -10,23 +10,23 @@ use super::time::BinRange;
 use super::{Calibration, CalibrationOptions, Layer, lock};
 use crate::error::{Error, Result};
 
-/// The part of noise below which a timestep counts no more: 1/(1 - alpha bar) has no bound.
+/// The smallest share of noise that counts: 1/(1 - alpha bar) has no bound.
 const LEAST_NOISE: f64 = 0.02;
 
-/// How the groups of timesteps are weighed against each other.
+/// How the groups of timesteps are weighted.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TimeWeighting {
-    /// Every row of activations alike, whatever its time: no time-awareness.
+    /// Every row of activations counts equally, whatever its time: no time-awareness.
     Rows,
-    /// Every group alike, however many rows it has: a long quiet stretch does not drown a short
-    /// critical one.
+    /// Every group counts equally, however many rows it has: a long quiet stretch does not drown
+    /// out a short critical one.
     Equal,
-    /// Groups by `1 / max(1 - alpha bar, .02)` from the noise schedule: errors count most where
-    /// there is little noise.
+    /// Groups count by `1 / max(1 - alpha bar, .02)` from the noise schedule: errors matter most
+    /// where there is little noise.
     Snr,
-    /// Groups by 1 over the layer's mean squared output in them.
+    /// Groups count by 1 over the layer's mean squared output in them.
     Relative,
-    /// The caller's weights, one a group.
+    /// The caller's weights, one per group.
     Custom(Vec<f64>),
 }
 
@@ -48,7 +48,7 @@ impl std::fmt::Display for TimeWeighting {
 impl FromStr for TimeWeighting {
     type Err = ();
 
-    /// From a name, or from numbers that are separated by commas.
+    /// Parses a name, or numbers separated by commas.
     fn from_str(text: &str) -> Result<Self, ()> {
         Ok(match text {
             "rows" => Self::Rows,
@@ -70,14 +70,14 @@ impl FromStr for TimeWeighting {
     }
 }
 
-/// What one row of activations counts for, by its group of timesteps.
+/// The weight of one row of activations, by its group of timesteps.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Weights {
-    /// One number a group.
+    /// One number per group.
     pub of_row: Vec<f64>,
 }
 
-/// What was seen of a layer's values in a bin.
+/// Observed values of a layer in a bin.
 #[derive(Debug, Clone)]
 pub struct OwnedBin {
     begin: i32,
@@ -89,7 +89,7 @@ pub struct OwnedBin {
 }
 
 impl OwnedBin {
-    /// As time groups take it.
+    /// Returns the bin in the form that time groups need.
     pub fn as_range(&self) -> BinRange<'_> {
         BinRange {
             t_begin: self.begin,
@@ -111,9 +111,9 @@ pub(super) struct GroupSums {
 }
 
 impl Calibration {
-    /// Groups that times are told apart by: as many as there are Hessians, or fewer.
+    /// Returns the number of groups: at most as many as there are Hessians.
     fn groups(&self, wanted: u32) -> u32 {
-        // Those of the Hessians, or those of the statistics where there are none.
+        // The number of Hessians, or of bins if there are none.
         let most = match self.options.hessian {
             true => self.options.hessian_groups,
             false => self.options.bins,
@@ -121,7 +121,7 @@ impl Calibration {
         wanted.clamp(1, most)
     }
 
-    /// The group, of `count`, that each of the finest groups belongs to.
+    /// Returns the group, out of `count`, of each of the finest groups.
     fn coarse(&self, finest: u32, count: u32) -> Vec<usize> {
         let of = |i: u32| {
             let (begin, _) = self.options.range(i, finest);
@@ -130,13 +130,13 @@ impl Calibration {
         (0..finest).map(of).collect()
     }
 
-    /// What the rows of each finest group (those of the Hessians, else the bins) count for, so that
-    /// all weights of a layer's rows add up to 1. `groups` is how many groups of timesteps are told
-    /// apart; for [`TimeWeighting::Relative`], `outputs` is the sum of squared outputs of each of
-    /// the finest.
+    /// Returns the weights of the rows of each finest group (those of the Hessians, else the bins),
+    /// so that the weights of all rows of a layer sum to 1. `groups` is the number of groups of
+    /// timesteps; for [`TimeWeighting::Relative`], `outputs` is the sum of squared outputs of each
+    /// of the finest groups.
     ///
     /// # Errors
-    /// The layer was not observed, there is no schedule, or not one weight a group.
+    /// The layer was not observed, there is no schedule, or the number of weights is wrong.
     pub fn weights(
         &self,
         layer: &str,
@@ -160,7 +160,7 @@ impl Calibration {
             sums
         };
         let rows = add_up(&counts);
-        // What all rows of a group count for together.
+        // The weight of all rows of a group together.
         let shares: Vec<f64> = match weighting {
             TimeWeighting::Rows => rows.clone(),
             TimeWeighting::Equal => vec![1.0; count as usize],
@@ -176,7 +176,7 @@ impl Calibration {
             TimeWeighting::Relative => {
                 let outputs = outputs.unwrap_or_default();
                 if outputs.len() != finest as usize {
-                    return Err(refuse("relative takes a layer's outputs".into()));
+                    return Err(refuse("relative requires a layer's outputs".into()));
                 }
                 let outputs = add_up(outputs);
                 let of = |i: usize| match outputs[i] > 0.0 {
@@ -207,24 +207,24 @@ impl Calibration {
         })
     }
 
-    /// `1 / max(1 - alpha bar, .02)` of every timestep.
+    /// Returns `1 / max(1 - alpha bar, .02)` of every timestep.
     fn snr(&self) -> Result<Vec<f64>> {
         let schedule = self.schedule();
         if schedule.is_empty() {
-            let reason = "snr takes the noise schedule, which the calibration has not been given";
+            let reason = "snr requires the noise schedule, which the calibration does not have";
             return Err(Error::config("time_weighting", reason));
         }
         let of = |alpha: &f64| 1.0 / (1.0 - alpha).max(LEAST_NOISE);
         Ok(schedule.iter().map(of).collect())
     }
 
-    /// Rows of each of the finest groups.
+    /// Returns the rows of each of the finest groups.
     fn counts(&self, layer: &Layer, finest: u32) -> Vec<f64> {
         let sums = self.sums(layer, finest);
         sums.iter().map(|group| group.count as f64).collect()
     }
 
-    /// The sums of the bins of each of `count` groups.
+    /// Returns the sums of the bins of each of `count` groups.
     pub(super) fn sums(&self, layer: &Layer, count: u32) -> Vec<GroupSums> {
         let empty = |i: u32| {
             let (begin, end) = self.options.range(i, count);
@@ -248,8 +248,8 @@ impl Calibration {
         groups
     }
 
-    /// The weighted mean square of each input channel: what errors of a channel's weights count
-    /// for. `None` when the layer was not observed.
+    /// Returns the weighted mean square of each input channel, which weights the errors of its
+    /// weights. `None` if the layer was not observed.
     pub fn importance(&self, layer: &str, weights: &Weights) -> Option<Vec<f64>> {
         let found = self.find(layer)?;
         let layer = lock(&found);
@@ -263,7 +263,8 @@ impl Calibration {
         Some(importance)
     }
 
-    /// Half-open ranges of timesteps of the finest groups, and rows of a layer seen in each.
+    /// Returns half-open ranges of timesteps of the finest groups, and the rows of a layer observed
+    /// in each.
     pub fn time_groups(&self, layer: &str) -> Vec<(u32, u32, u64)> {
         let Some(found) = self.find(layer) else {
             return Vec::new();
@@ -275,8 +276,8 @@ impl Calibration {
             .collect()
     }
 
-    /// Goes through the Hessian of each group of timesteps in blocks of rows: `body` gets the group,
-    /// the first row, and their part of the lower triangle. False when there is none.
+    /// Visits the Hessian of each group of timesteps in blocks of rows: `body` receives the group,
+    /// the first row, and its part of the lower triangle. False if there is none.
     ///
     /// # Errors
     /// A temporary file cannot be read.
@@ -300,7 +301,7 @@ impl Calibration {
         Ok(any)
     }
 
-    /// One block of the Hessian of each group, of rows from `first` on, a multiple of
+    /// Returns one block of the Hessian of each group, of rows from `first` on, a multiple of
     /// [`HESSIAN_BLOCK`](super::HESSIAN_BLOCK).
     ///
     /// # Errors
@@ -323,7 +324,7 @@ impl Calibration {
         Ok(())
     }
 
-    /// Sums of squares of each channel, for each of the finest groups.
+    /// Returns the sums of squares of each channel, for each of the finest groups.
     pub fn squares(&self, layer: &str) -> Vec<Vec<f64>> {
         let Some(found) = self.find(layer) else {
             return Vec::new();
@@ -332,7 +333,8 @@ impl Calibration {
         groups.into_iter().map(|group| group.squares).collect()
     }
 
-    /// The largest magnitude of each channel, at any timestep; `None` where values were not seen.
+    /// Returns the largest magnitude of each channel, at any timestep; `None` without observed
+    /// values.
     pub fn largest(&self, layer: &str) -> Option<Vec<f32>> {
         let found = self.find(layer)?;
         let layer = lock(&found);
@@ -345,8 +347,8 @@ impl Calibration {
         largest.iter().all(|x| x.is_finite()).then_some(largest)
     }
 
-    /// Of each of the finest groups, with channels divided by `scales`: the largest magnitude, the
-    /// mean square of a value, and rows.
+    /// Returns, for each of the finest groups, with channels divided by `scales`: the largest
+    /// magnitude, the mean square of a value, and the number of rows.
     pub fn largest_by_group(&self, layer: &str, scales: &[f32]) -> Vec<(f64, f64, u64)> {
         let Some(found) = self.find(layer) else {
             return Vec::new();
@@ -371,8 +373,9 @@ impl Calibration {
         groups
     }
 
-    /// Ranges of all bins of a layer, with channels divided by `scales` where there are such; the
-    /// histograms do not know channels, and are left out then. Empty where values were not seen.
+    /// Returns the ranges of all bins of a layer, with channels divided by `scales` if given;
+    /// histograms do not distinguish channels, and are left out then. Empty without observed
+    /// values.
     pub fn bin_ranges(&self, layer: &str, scales: Option<&[f32]>) -> Vec<OwnedBin> {
         let Some(found) = self.find(layer) else {
             return Vec::new();
@@ -413,7 +416,7 @@ impl Calibration {
             .any(|hessian| hessian.count() > 0)
     }
 
-    /// A hash of what was seen, by which files say what they were made with.
+    /// Returns a hash of all observations, which identifies the calibration in files.
     pub fn hash(&self) -> String {
         let mut hash = Xxh3::new();
         let CalibrationOptions {
@@ -457,7 +460,7 @@ impl Calibration {
         format!("xxh3-{:016x}", hash.digest())
     }
 
-    /// Bytes that it holds in memory.
+    /// Returns the bytes held in memory.
     pub fn held_bytes(&self) -> usize {
         let layers = self.layers();
         let bin = |cols: usize| cols * 16 + 8 * 1024;
@@ -467,7 +470,8 @@ impl Calibration {
 }
 
 impl CalibrationOptions {
-    /// Bytes of memory or temporary file that the Hessians of a layer with so many channels take.
+    /// Returns the bytes of memory or temporary file for the Hessians of a layer with this many
+    /// channels.
     pub fn hessian_bytes(&self, cols: usize) -> usize {
         super::packed_len(cols) * size_of::<f64>() * self.hessian_groups as usize
     }

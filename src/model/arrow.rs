@@ -1,4 +1,4 @@
-//! A model as an Arrow table: the columns of the file, one tile a batch, planes where they lie.
+//! A model as an Arrow table: the columns of the file, one tile per batch, planes in place.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,9 +16,10 @@ use super::{Model, TileRef};
 use crate::format::{ActivationRange, Rotation};
 use crate::schema::RAW;
 
-/// Reads a model as record batches of one tile each, in file order. The columns and their types
-/// are those of the file (docs/format.md); the footer's metadata is the schema's. Planes are not
-/// copied: those of an uncompressed file are slices of the map, which stays as long as a batch.
+/// Reads a model as record batches of one tile each, in file order. The columns and their types are
+/// those of the file (docs/format.md), and the footer's metadata becomes the schema's. Planes are
+/// not copied: those of an uncompressed file are slices of the map, which stays mapped as long as a
+/// batch.
 #[derive(Debug)]
 pub struct ArrowExport {
     model: Arc<Model>,
@@ -28,7 +29,7 @@ pub struct ArrowExport {
 }
 
 impl ArrowExport {
-    /// From the first tile on.
+    /// Starts at the first tile.
     pub fn new(model: Arc<Model>) -> Self {
         let metadata: HashMap<_, _> = model.metadata().clone().into_iter().collect();
         let schema = Arc::new(Schema::new_with_metadata(fields(), metadata));
@@ -148,7 +149,7 @@ fn batch(
 
 fn shape(dims: &[usize], field: &Field) -> Result<ArrayRef, ArrowError> {
     let DataType::List(element) = field.data_type() else {
-        return Err(ArrowError::SchemaError("shape is no list".into()));
+        return Err(ArrowError::SchemaError("shape is not a list".into()));
     };
     let dims: Vec<i64> = dims.iter().map(|&dim| dim as i64).collect();
     let offsets = OffsetBuffer::from_lengths([dims.len()]);
@@ -179,7 +180,7 @@ fn activation(ranges: &[ActivationRange], field: &Field) -> Result<ArrayRef, Arr
     };
     let DataType::Struct(fields) = element.data_type() else {
         return Err(ArrowError::SchemaError(
-            "activation is no list of structs".into(),
+            "activation is not a list of structs".into(),
         ));
     };
     let number = |value: fn(&ActivationRange) -> i32| -> ArrayRef {
@@ -200,9 +201,9 @@ fn activation(ranges: &[ActivationRange], field: &Field) -> Result<ArrayRef, Arr
     Ok(Arc::new(ranges))
 }
 
-/// A column of one binary value that lies where the plane does.
+/// Makes a column of one binary value, which refers to the plane in place.
 fn plane(plane: Option<&ByteArray>) -> Result<ArrayRef, ArrowError> {
-    /// What keeps the plane.
+    /// Keeps the plane alive.
     struct Owner(ByteArray);
 
     impl AsRef<[u8]> for Owner {

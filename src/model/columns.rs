@@ -1,4 +1,4 @@
-//! The small columns of a file, and the checks that make a tile of a row.
+//! The small columns of a file, and the checks that turn a row into a tile.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -13,7 +13,7 @@ use crate::format::{
 use crate::schema::{Column, MAX_RANGES, RAW, Tile};
 use crate::tensor::{Dtype, Shape, check_limits};
 
-/// The small columns of a row group, one value a row.
+/// The small columns of a row group, one value per row.
 pub(super) struct Columns {
     pub(super) names: Vec<Option<String>>,
     pub(super) tiles: Vec<Option<i32>>,
@@ -35,7 +35,7 @@ pub(super) struct Columns {
     pub(super) activation: Activation,
 }
 
-/// The lists of activation parameters, one a row.
+/// The lists of activation parameters, one per row.
 pub(super) struct Activation {
     pub(super) begins: Vec<Vec<i32>>,
     pub(super) ends: Vec<Vec<i32>>,
@@ -44,7 +44,7 @@ pub(super) struct Activation {
 }
 
 impl Columns {
-    /// Row `row`, checked.
+    /// Makes the tile of a row, after checks.
     pub(super) fn tile(&self, path: &Path, row: usize) -> Result<Tile> {
         let name = self.names[row].clone().unwrap_or_default();
         let refuse = |reason: String| Error::tensor(path, &name, reason);
@@ -95,11 +95,11 @@ impl Columns {
         check_transform(&tile).map_err(refuse)?;
         match tile.plane_bytes() {
             Some(_) => Ok(tile),
-            None => Err(refuse("its planes cannot have whole bytes".into())),
+            None => Err(refuse("its planes do not fill whole bytes".into())),
         }
     }
 
-    /// Unchecked.
+    /// Returns the input scale, unchecked.
     fn input_scale(&self, row: usize) -> Option<Bytes> {
         let scale = self.input_scales[row].as_ref();
         scale.map(|scale| Bytes::copy_from_slice(scale.data()))
@@ -109,7 +109,7 @@ impl Columns {
         match (self.rotation_blocks[row], self.rotation_seeds[row]) {
             (None, None) => Ok(None),
             (Some(block), Some(seed)) => Ok(Some(Rotation {
-                block: u32::try_from(block).unwrap_or(0), // fits no columns
+                block: u32::try_from(block).unwrap_or(0), // refused later
                 seed: seed as u64,
             })),
             _ => Err("its rotation has no block or no seed".to_owned()),
@@ -130,7 +130,7 @@ impl Columns {
 }
 
 impl Activation {
-    /// The ranges of a row: none where the list is null or empty.
+    /// Returns the ranges of a row: none if the list is null or empty.
     fn of(&self, row: usize) -> Result<Vec<ActivationRange>, String> {
         let (begins, ends) = (&self.begins[row], &self.ends[row]);
         let (scales, zero_points) = (&self.scales[row], &self.zero_points[row]);
@@ -168,7 +168,7 @@ fn check_transform(tile: &Tile) -> Result<(), String> {
             Err(format!("{cols} columns cannot be rotated by {block}"))
         }
         _ if !transform.fits(cols) => Err(format!(
-            "its input scale is no f16, finite and above 0, for each of {cols} columns"
+            "its input scale is not a finite f16 above 0 for each of {cols} columns"
         )),
         _ => Ok(()),
     }

@@ -1,4 +1,4 @@
-//! Weights out of planes, and products with them.
+//! Decodes planes to weights, and multiplies with them.
 
 use std::ops::Range;
 
@@ -11,12 +11,12 @@ use crate::schema::Tile;
 use crate::tensor::{Dtype, TensorInfo};
 
 impl Model {
-    /// Writes rows of a tensor (folded to a matrix) as `float`, little-endian. Kept f32, f16,
+    /// Decodes rows of a tensor (flattened to a matrix) as `float`, little-endian. Kept f32, f16,
     /// bf16 and f8 tensors are converted.
     ///
     /// # Errors
-    /// The tensor is of a dtype that is never quantized, its planes are damaged in size, or a
-    /// weight is too large for `float`.
+    /// The dtype of the tensor is never quantized, its planes have a wrong size, or a weight is too
+    /// large for `float`.
     ///
     /// # Panics
     /// If there is no such tensor or row, or `out` is not as long as the rows.
@@ -54,8 +54,10 @@ impl Model {
                 }
                 None => {
                     if info.dtype.float().is_none() {
-                        let reason =
-                            format!("{} values are not quantized, read them raw", info.dtype);
+                        let reason = format!(
+                            "{} values are never quantized: read their bytes instead",
+                            info.dtype
+                        );
                         return Err(Error::tensor(&self.path, &info.name, reason));
                     }
                     let kept = cols * info.dtype.bits() / 8;
@@ -74,14 +76,14 @@ impl Model {
         Ok(())
     }
 
-    /// Makes of vectors of activations, one after the other, what the quantized weights of a tensor
-    /// are to be multiplied with: divided by its input scale, and rotated.
+    /// Transforms vectors of activations, stored one after the other, for products with the
+    /// quantized weights of a tensor: divides them by its input scale, and rotates them.
     ///
     /// # Errors
-    /// `AQ_ISA` is wrong.
+    /// `AQ_ISA` is invalid.
     ///
     /// # Panics
-    /// If there is no such tensor, or these are no whole vectors.
+    /// Panics if there is no such tensor, or `x` is not whole vectors.
     pub fn transform_activations(&self, tensor: usize, x: &mut [f32]) -> Result<()> {
         let tensor = &self.tensors[tensor];
         let (transform, cols) = (tensor.transform(), tensor.info.shape.cols());
@@ -89,15 +91,15 @@ impl Model {
         Ok(())
     }
 
-    /// Multiplies a quantized tensor (folded to rows x cols) with vectors of `cols` values, one
-    /// after the other in `x`; `y` has `rows` values for each. Where columns were scaled or
-    /// rotated, so are the vectors, and weights stay as they are.
+    /// Multiplies a quantized tensor (flattened to rows x cols) with vectors of `cols` values, one
+    /// after the other in `x`; `y` has `rows` values for each. If columns were scaled or rotated,
+    /// the vectors are transformed, not the weights.
     ///
     /// # Errors
-    /// The tensor is not quantized, or its planes are damaged in size.
+    /// The tensor is not quantized, or its planes have a wrong size.
     ///
     /// # Panics
-    /// If there is no such tensor, or `x` and `y` are not of so many vectors each.
+    /// Panics if there is no such tensor, or `x` and `y` do not have the same number of vectors.
     pub fn matvec(&self, tensor: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
         let table = choose_table()?;
         let Tensor { info, tiles } = &self.tensors[tensor];
@@ -139,13 +141,13 @@ impl Model {
     }
 }
 
-/// Decodes rows of a quantized tile, and undoes what was done to their columns.
+/// Decodes rows of a quantized tile, and undoes the transform of its columns.
 pub(super) struct Decoder<'a> {
     table: &'static KernelTable,
     layout: Layout,
     transform: Transform<'a>,
     cols: usize,
-    /// A row of f32 on its way; empty where there is nothing to undo.
+    /// An intermediate row of f32; empty if there is nothing to undo.
     row: Vec<u8>,
 }
 
@@ -162,7 +164,7 @@ impl<'a> Decoder<'a> {
         })
     }
 
-    /// Writes a row as `float`. False where a weight is not finite, before it is narrowed.
+    /// Writes a row as `float`. False if a weight is not finite before conversion.
     fn row(&mut self, planes: Planes<'_>, float: Float, weights: &mut [u8]) -> bool {
         if !self.transform.is_identity() {
             let finite = self.is_finite(planes);
@@ -179,8 +181,8 @@ impl<'a> Decoder<'a> {
         decodable(self.layout, planes)
     }
 
-    /// Whether all codes of a row decode to finite numbers, and what was done to the columns is
-    /// undone in such.
+    /// Whether all codes of a row decode to finite numbers, and undoing the transform keeps them
+    /// finite.
     pub(super) fn is_finite(&mut self, planes: Planes<'_>) -> bool {
         let (table, layout, row) = (self.table, self.layout, &mut self.row);
         decodable(layout, planes)
@@ -189,7 +191,7 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// Whether every code of a row decodes to a finite f32, as in any file of ours.
+/// Whether every code of a row decodes to a finite f32, as in any file that ArrowQuant writes.
 fn decodable(layout: Layout, row: Planes<'_>) -> bool {
     let dtype = layout.scale_dtype;
     let bias = |group| match layout.scheme {
@@ -200,8 +202,8 @@ fn decodable(layout: Layout, row: Planes<'_>) -> bool {
         .all(|group| layout.decodable(dtype.get(row.scales, group), bias(group)))
 }
 
-/// Converts kept values, narrower floats rounded half to even. False when a finite value became
-/// infinite.
+/// Converts kept values, rounding half to even where the result is narrower. False if a finite
+/// value became infinite.
 fn convert(from: Dtype, values: &[u8], to: Float, out: &mut [u8]) -> bool {
     if from == to.into() {
         out.copy_from_slice(values);

@@ -1,4 +1,4 @@
-//! The Parquet file under a model: checked columns, and planes as slices of the map.
+//! The Parquet file of a model: checked columns, and planes as slices of the map.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -22,7 +22,7 @@ use crate::schema::read::{self, Levelled, fenced};
 use crate::schema::{Column, MAX_RANGES, Tile, footer, parquet_schema};
 use crate::tensor::{MAX_DIMS, MAX_NAME};
 
-/// Row group and row in it.
+/// A row group and a row in it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     row_group: usize,
@@ -36,45 +36,45 @@ pub(super) struct TileFile {
     map: Arc<Bytes>,
     parquet: ParquetMetaData,
     metadata: BTreeMap<String, String>,
-    /// Position in the file of each column of [`Column::ALL`].
+    /// Index in the file of each column in [`Column::ALL`].
     columns: Vec<usize>,
-    /// Bytes of each of the [`PLANES`] that the rows of a row group have.
+    /// Bytes of each of the [`PLANES`] in each row group.
     plane_bytes: Vec<[u64; 3]>,
-    /// The row groups whose planes were read last, so that a compressed one is not unpacked
-    /// again for every row of it.
+    /// The row groups whose planes were read last, so that a compressed one is not decompressed
+    /// again for every row.
     recent: Mutex<VecDeque<(usize, Arc<PlaneColumns>)>>,
 }
 
-/// Row groups whose planes are kept at hand; a compressed one has 16 MiB of codes.
+/// The number of row groups whose planes are held; a compressed one has 16 MiB of codes.
 const RECENT: usize = 8;
 
 const PLANES: [Column; 3] = [Column::Codes, Column::Scales, Column::Biases];
 
-/// Bytes of the name of a format or the like.
+/// The most bytes of the name of a format or similar.
 const MAX_WORD: usize = 64;
 
-/// Bytes of text in a column, beside [`TEXT_RATIO`] times those of the file.
+/// The most bytes of text in a column, in addition to [`TEXT_RATIO`] times those of the file.
 const TEXT: usize = 1 << 20;
 const TEXT_RATIO: usize = 16;
 
-/// Bytes that the planes of a row group may unpack to, beside [`UNPACKED_RATIO`] times those of
-/// the file. Tiles that are compressed have 16 MiB of codes.
+/// The most bytes of a row group's decompressed planes, in addition to [`UNPACKED_RATIO`] times
+/// those of the file. Compressed tiles have 16 MiB of codes.
 const UNPACKED: u64 = 32 << 20;
 const UNPACKED_RATIO: u64 = 16;
 
-/// Rows of a file, and where they are.
+/// Rows of a file, and their places.
 pub(super) type Tiles = Vec<(Tile, Place)>;
 
 /// Codes, scales and biases of a row group.
 type PlaneColumns = [Vec<Option<ByteArray>>; 3];
 
 impl TileFile {
-    /// Opens a file, whose planes are then slices of a map of it. Its rows come with it.
+    /// Opens a file and maps it; planes are slices of the map. Returns its rows as well.
     pub(super) fn open(path: &Path) -> Result<(Self, Tiles)> {
-        // Before opening it, which would wait on a pipe.
+        // Checked before opening, which would block on a pipe.
         let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if !status.is_file() {
-            return Err(Error::file(path, "not a Parquet file: not a file at all"));
+            return Err(Error::file(path, "not a Parquet file: not a file"));
         }
         let file = File::open(path).map_err(Error::io(path, "open"))?;
         // SAFETY: the map is read-only; `Model` documents that the file must not be written to.
@@ -82,7 +82,7 @@ impl TileFile {
         Self::parse(path, Bytes::from_owner(map))
     }
 
-    /// Reads a file that is in memory, and its rows; `path` is for messages.
+    /// Reads a file in memory, and its rows; `path` is for messages.
     pub(super) fn parse(path: &Path, map: Bytes) -> Result<(Self, Tiles)> {
         let damaged = |reason: String| Error::file(path, format!("damaged Parquet file: {reason}"));
         footer::check(find_footer(path, &map)?).map_err(damaged)?;
@@ -117,7 +117,7 @@ impl TileFile {
         &self.metadata
     }
 
-    /// Every row of a row group, checked one by one. Returns the bytes that its planes must have.
+    /// Reads and checks every row of a row group. Returns the bytes that its planes must have.
     fn read_tiles(&self, row_group: usize, tiles: &mut Tiles) -> Result<[u64; 3]> {
         let columns = fenced(&self.path, || self.columns_of(row_group))?;
         let mut sums = [0u64; 3];
@@ -130,8 +130,8 @@ impl TileFile {
         Ok(sums)
     }
 
-    /// Checks that the pages of a row group's planes hold as many bytes as the rows have it,
-    /// without reading them.
+    /// Checks, without reading them, that the pages of a row group's planes have as many bytes as
+    /// the rows require.
     fn check_planes(&self, row_group: usize, plane_bytes: [u64; 3]) -> Result<(), String> {
         let mut unpacked = 0;
         for (column, bytes) in PLANES.into_iter().zip(plane_bytes) {
@@ -141,7 +141,7 @@ impl TileFile {
                 Limits::bytes(bytes, self.rows(row_group)),
             )?;
             let of_column = |reason: String| format!("column {}: {reason}", column.path());
-            // Planes that are equal may lie in a dictionary once.
+            // Equal planes may share a dictionary entry.
             let plain = pages
                 .iter()
                 .all(|page| page.plain && page.kind != PageKind::Dictionary);
@@ -157,12 +157,12 @@ impl TileFile {
         match unpacked <= UNPACKED + UNPACKED_RATIO * file {
             true => Ok(()),
             false => Err(format!(
-                "planes that unpack to {unpacked} bytes in a file of {file}"
+                "planes that decompress to {unpacked} bytes in a file of {file}"
             )),
         }
     }
 
-    /// The planes of one row.
+    /// Returns the planes of one row.
     pub(super) fn planes(&self, tile: &Tile, place: Place) -> Result<TilePlanes> {
         let columns = self
             .plane_columns(place.row_group)
@@ -220,7 +220,7 @@ impl TileFile {
         })
     }
 
-    /// A column of texts of at most `longest` bytes each.
+    /// Reads a text column with at most `longest` bytes per value.
     fn text(
         &self,
         group: usize,
@@ -234,7 +234,7 @@ impl TileFile {
             .collect()
     }
 
-    /// A column of values of at most `longest` bytes each, few enough to be copied.
+    /// Reads a column of values with at most `longest` bytes each, few enough to be copied.
     fn bytes(
         &self,
         group: usize,
@@ -255,7 +255,7 @@ impl TileFile {
         Ok(values)
     }
 
-    /// The values of a flat column of a row group.
+    /// Reads a flat column of a row group.
     fn read<T: DataType>(
         &self,
         group: usize,
@@ -275,7 +275,7 @@ impl TileFile {
         Ok(values)
     }
 
-    /// The values of a column of lists of a row group, one list a row.
+    /// Reads a list column of a row group, one list per row.
     fn lists<T: DataType>(
         &self,
         group: usize,
@@ -299,7 +299,7 @@ impl TileFile {
         Ok(lists)
     }
 
-    /// Values, definition levels and repetition levels of a column of a row group.
+    /// Reads values, definition levels and repetition levels of a column of a row group.
     fn read_levels<T: DataType>(
         &self,
         group: usize,
@@ -313,7 +313,8 @@ impl TileFile {
         read::column::<T>(&self.map, chunk, rows)
     }
 
-    /// The pages of a column, by their headers, which are checked against all that is known.
+    /// Returns the pages of a column from their headers, which are checked against everything
+    /// known.
     fn pages(&self, group: usize, column: Column, limits: Limits) -> Result<Vec<Page>, String> {
         let mut read = |out: &mut [u8], at: u64| {
             let at = usize::try_from(at).unwrap_or(usize::MAX);
@@ -338,7 +339,7 @@ impl TileFile {
         }
     }
 
-    /// What a column of a row group can hold at most.
+    /// Returns the limits of a column of a row group.
     fn limits(&self, group: usize, column: Column) -> Limits {
         let rows = self.rows(group) as u64;
         let file = self.map.len() as u64;
@@ -349,10 +350,10 @@ impl TileFile {
                 let bytes = place.map_or(0, |i| self.plane_bytes[group][i]);
                 Limits::bytes(bytes, self.rows(group))
             }
-            // Scalars have a value, too. Tensors of so many dimensions that run-length encoding
-            // makes them shorter than a byte each are nobody's.
+            // A scalar also has a value. No real tensor has so many dimensions that run-length
+            // encoding makes them shorter than a byte each.
             Column::Shape => Limits::numbers((rows * MAX_DIMS as u64).min(file)),
-            // The same goes for so many ranges of timesteps.
+            // Nor does a real tile have so many ranges of timesteps.
             Column::ActivationBegin
             | Column::ActivationEnd
             | Column::ActivationScale
@@ -379,7 +380,7 @@ impl TileFile {
     }
 }
 
-/// The footer, which must lie in the file.
+/// Returns the footer, which must be within the file.
 fn find_footer<'a>(path: &Path, map: &'a [u8]) -> Result<&'a [u8]> {
     let (Some(front), Some(back)) = (map.first_chunk(), map.last_chunk()) else {
         return Err(Error::file(path, "not a Parquet file: too short"));
@@ -388,7 +389,7 @@ fn find_footer<'a>(path: &Path, map: &'a [u8]) -> Result<&'a [u8]> {
     Ok(&map[map.len() - 8 - length..map.len() - 8])
 }
 
-/// Columns by name, so that a file may have more of them or in another order.
+/// Finds columns by name, so that a file may have more of them or in another order.
 fn find_columns(path: &Path, parquet: &ParquetMetaData) -> Result<Vec<usize>> {
     let expected = parquet_schema();
     let found = parquet.file_metadata().schema_descr();

@@ -1,4 +1,4 @@
-//! Opens a quantized file, or a folder of them: views without copies, decoding, checksums.
+//! Opens a quantized file, or a folder of them: views in place, decoding, checksums.
 
 mod arrow;
 mod columns;
@@ -20,8 +20,8 @@ use crate::tensor::TensorInfo;
 
 /// A quantized file, or a folder of parts, mapped into memory.
 ///
-/// Files must not be changed while they are open: replacing one by renaming another over it is
-/// safe, writing into it is not.
+/// Files must not be modified while they are open: replacing one by renaming another over it is
+/// safe, writing to it is not.
 ///
 /// ```
 /// use std::path::Path;
@@ -36,7 +36,7 @@ use crate::tensor::TensorInfo;
 #[derive(Debug)]
 pub struct Model {
     path: PathBuf,
-    /// One, or the parts of a folder.
+    /// A single file, or the parts of a folder.
     files: Vec<file::TileFile>,
     metadata: BTreeMap<String, String>,
     tensors: Vec<Tensor>,
@@ -48,43 +48,43 @@ pub struct Model {
 pub struct Tensor {
     /// Name, shape, and dtype in the source.
     pub info: TensorInfo,
-    /// Its rows, in order.
+    /// Tiles, in order.
     pub tiles: Vec<TileRef>,
 }
 
 impl Tensor {
-    /// Whether it is quantized, or kept as it was.
+    /// Whether the tensor is quantized, rather than kept.
     pub fn is_quantized(&self) -> bool {
         self.tiles.iter().any(|tile| tile.tile.layout.is_some())
     }
 
-    /// What was done to its columns before it was quantized; that of its tiles.
+    /// Returns the transform of its columns before quantization, which all tiles share.
     pub fn transform(&self) -> Transform<'_> {
         let tile = self.tiles.first();
         tile.map_or(Transform::default(), |tile| tile.tile.transform())
     }
 
-    /// Static parameters of its activations, by rising timesteps; those of its tiles.
+    /// Returns static activation parameters, in order of timesteps, which all tiles share.
     pub fn activation(&self) -> &[ActivationRange] {
         let tile = self.tiles.first();
         tile.map_or(&[], |tile| &tile.tile.activation)
     }
 }
 
-/// A tile and where it is in the file.
+/// A tile and its place in the file.
 #[derive(Debug)]
 pub struct TileRef {
-    /// What the file says of it.
+    /// The tile's row in the file.
     pub tile: Tile,
-    /// Which of the files holds it.
+    /// Index of the file.
     file: usize,
     place: file::Place,
 }
 
 pub use arrow::ArrowExport;
 
-/// The planes of a tile. Those of an uncompressed file lie in the map, and keep it mapped; those
-/// of a compressed one are unpacked, and last as long as this.
+/// The planes of a tile. Those of an uncompressed file are slices of the map, and keep it mapped;
+/// those of a compressed one are decompressed, and live as long as this.
 #[derive(Debug, Clone)]
 pub struct TilePlanes {
     codes: ByteArray,
@@ -93,7 +93,7 @@ pub struct TilePlanes {
 }
 
 impl TilePlanes {
-    /// Packed codes, or the raw values of a kept tensor.
+    /// Packed codes, or the values of a kept tensor.
     pub fn codes(&self) -> &[u8] {
         self.codes.data()
     }
@@ -108,7 +108,7 @@ impl TilePlanes {
         self.biases.as_ref().map(ByteArray::data)
     }
 
-    /// The planes as the kernels take them.
+    /// Returns the planes in the form that kernels take.
     pub fn as_planes(&self) -> Planes<'_> {
         Planes {
             codes: self.codes(),
@@ -120,12 +120,12 @@ impl TilePlanes {
 
 impl Model {
     /// Opens a Parquet file written by ArrowQuant, or a folder of parts with its manifest. Reads
-    /// footers and small columns, not the planes; their checksums are checked by
+    /// footers and small columns, but not the planes, whose checksums are checked by
     /// [`Model::check_tile`].
     ///
     /// # Errors
-    /// A file cannot be read, is no such file or of a newer version, or its columns contradict
-    /// each other; a folder has no manifest, or lacks parts.
+    /// A file cannot be read, was not written by ArrowQuant, has a newer version, or its columns
+    /// contradict each other; a folder has no manifest, or lacks parts.
     pub fn open(path: &Path) -> Result<Self> {
         match path.is_dir() {
             true => Self::open_folder(path),
@@ -138,8 +138,7 @@ impl Model {
             return Err(Error::file(folder, "a folder without a manifest.json"));
         };
         if !manifest.complete {
-            let reason =
-                "its parts are not complete: run the same again to go on, or merge all shares";
+            let reason = "its parts are not complete: run the same command again to resume, or merge all shares";
             return Err(Error::file(folder, reason));
         }
         let mut files = Vec::with_capacity(manifest.parts.len());
@@ -147,7 +146,7 @@ impl Model {
             let path = folder.join(&part.file);
             let file = file::TileFile::open(&path)?;
             if Some(file.0.map().len() as u64) != part.bytes {
-                let reason = "not the part that the manifest means: it has another size";
+                let reason = "not the part in the manifest: its size differs";
                 return Err(Error::file(&path, reason));
             }
             files.push(file);
@@ -155,17 +154,17 @@ impl Model {
         Self::of(folder, files, Some(manifest.metadata()))
     }
 
-    /// As [`Model::open`], of such a file that is in memory.
+    /// Opens a model as [`Model::open`] does, from a file in memory.
     ///
     /// # Errors
-    /// As [`Model::open`].
+    /// The errors of [`Model::open`].
     pub fn from_bytes(file: impl AsRef<[u8]> + Send + 'static) -> Result<Self> {
         let path = Path::new(MEMORY);
         let file = file::TileFile::parse(path, Bytes::from_owner(file))?;
         Self::of(path, vec![file], None)
     }
 
-    /// Of these files; their own metadata where there is none of a manifest.
+    /// Makes a model of these files; without metadata of a manifest, it has that of the files.
     fn of(
         path: &Path,
         opened: Vec<(file::TileFile, file::Tiles)>,
@@ -215,12 +214,12 @@ impl Model {
         Ok(model)
     }
 
-    /// Every tensor of the summary must be there.
+    /// Checks that every tensor of the summary exists.
     fn check_complete(&self) -> Result<()> {
         let Some(text) = self.metadata().get(key::SUMMARY) else {
             return Ok(());
         };
-        /// Only the names are kept, as the rest may be anything.
+        /// The names only, because the rest may be anything.
         #[derive(serde::Deserialize)]
         struct Summary {
             tensors: BTreeMap<String, serde::de::IgnoredAny>,
@@ -235,12 +234,12 @@ impl Model {
         }
     }
 
-    /// The path it was opened by.
+    /// Returns the path used to open it.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Bytes of the file, or of all parts.
+    /// Returns the bytes of the file, or of all parts.
     pub fn file_bytes(&self) -> usize {
         self.files.iter().map(|file| file.map().len()).sum()
     }
@@ -250,20 +249,20 @@ impl Model {
         &self.tensors
     }
 
-    /// The index of the tensor called `name`.
+    /// Returns the index of the tensor called `name`.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
 
-    /// Footer metadata by key (see [`crate::schema::key`]); that of a folder is of all its parts.
+    /// Footer metadata by key (see [`crate::schema::key`]); for a folder it covers all parts.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// The metadata that the source carried, such as a safetensors file's.
+    /// Returns the source's metadata, such as that of a safetensors file.
     ///
     /// # Errors
-    /// It is damaged.
+    /// The metadata is damaged.
     pub fn source_metadata(&self) -> Result<BTreeMap<String, String>> {
         match self.metadata().get(key::SOURCE_METADATA) {
             Some(text) => serde_json::from_str(text).map_err(|error| {
@@ -274,8 +273,8 @@ impl Model {
         }
     }
 
-    /// What each column of a tensor was multiplied by before it was quantized, and inputs are
-    /// divided by, as little-endian f16; `None` where nothing was.
+    /// Returns the factor of each column of a tensor before quantization, by which inputs are
+    /// divided, as little-endian f16; `None` if columns were not scaled.
     ///
     /// # Panics
     /// If there is no such tensor.
@@ -283,7 +282,7 @@ impl Model {
         self.tensors[tensor].transform().input_scale
     }
 
-    /// How the columns of a tensor were rotated then, after that.
+    /// Returns the rotation of a tensor's columns, applied after scaling.
     ///
     /// # Panics
     /// If there is no such tensor.
@@ -291,7 +290,7 @@ impl Model {
         self.tensors[tensor].transform().rotation
     }
 
-    /// Static parameters of a tensor's activations at a timestep, if the file has any for it.
+    /// Returns static activation parameters of a tensor at a timestep, if the file has any for it.
     ///
     /// # Panics
     /// If there is no such tensor.
@@ -301,7 +300,7 @@ impl Model {
         ranges.get(next).copied().filter(|r| r.holds(timestep))
     }
 
-    /// Whether `bytes` lie in a mapped file.
+    /// Whether `bytes` are part of a mapped file.
     pub fn is_mapped(&self, bytes: &[u8]) -> bool {
         let bytes = bytes.as_ptr_range();
         self.files.iter().any(|file| {
@@ -310,10 +309,10 @@ impl Model {
         })
     }
 
-    /// The planes of a tile, without copying when the file is uncompressed.
+    /// Returns the planes of a tile, without copying if the file is uncompressed.
     ///
     /// # Errors
-    /// The planes are not as long as the columns say.
+    /// The length of the planes contradicts the columns.
     ///
     /// # Panics
     /// If there is no such tensor or tile.
@@ -329,8 +328,8 @@ impl Model {
         Ok(planes)
     }
 
-    /// Checks a tile's checksum over its planes and all that decoding depends on, and that its
-    /// scales decode to finite weights; returns the planes.
+    /// Checks a tile's checksum over its planes and everything that decoding depends on, and that
+    /// its scales decode to finite weights; returns the planes.
     ///
     /// # Errors
     /// The checksum does not match, or a scale is not finite.
@@ -341,14 +340,14 @@ impl Model {
         self.check_tile_in_steps(tensor, tile, &mut |_| Ok(()))
     }
 
-    /// As [`Model::check_tile`]. `step` is told the bytes of planes that were dealt with, never
-    /// more than some MiB at once.
+    /// Checks a tile as [`Model::check_tile`] does. `step` receives the bytes of planes processed,
+    /// at most a few MiB at once.
     ///
     /// # Errors
-    /// As [`Model::check_tile`], and that of `step`, which ends it.
+    /// The errors of [`Model::check_tile`], and of `step`, which stops the check.
     ///
     /// # Panics
-    /// As [`Model::check_tile`].
+    /// Panics as [`Model::check_tile`] does.
     pub fn check_tile_in_steps(
         &self,
         tensor: usize,
@@ -384,8 +383,8 @@ impl Model {
     }
 }
 
-/// Checks that a tile goes with those of the tensor before it; what they have in common they
-/// share in memory, too.
+/// Checks that a tile agrees with the preceding tiles of its tensor, and shares common data with
+/// them in memory.
 fn agree(path: &Path, tensor: &Tensor, tile: Tile) -> Result<Tile> {
     let Some(TileRef { tile: first, .. }) = tensor.tiles.first() else {
         return Ok(tile);
@@ -401,12 +400,12 @@ fn agree(path: &Path, tensor: &Tensor, tile: Tile) -> Result<Tile> {
     })
 }
 
-/// The kernels in use, or an error about `AQ_ISA`.
+/// Returns the kernels in use, or an error about `AQ_ISA`.
 pub(crate) fn choose_table() -> Result<&'static KernelTable> {
     KernelTable::choose().map_err(|error| Error::config("AQ_ISA", error.to_string()))
 }
 
-/// Tiles must follow each other and cover every row once.
+/// Checks that tiles follow each other and cover every row once.
 fn check_cover(path: &Path, tensor: &Tensor) -> Result<()> {
     let mut next_row = 0;
     for (i, TileRef { tile, .. }) in tensor.tiles.iter().enumerate() {

@@ -2,23 +2,23 @@
 //! multiple-choice knapsack problem. Lagrangian relaxation (Sinha and Zoltners 1979) settles nearly
 //! all tensors; those that it is least sure of are then tried in all combinations that can be better.
 
-/// What one way to store a tensor takes and costs.
+/// Size and error of one way to store a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
-    /// Bytes of its planes.
+    /// Bytes of the planes.
     pub bytes: u64,
-    /// Error, in any unit that adds up; finite and at least 0.
+    /// Error, in any additive unit; finite and at least 0.
     pub error: f64,
 }
 
-/// Tensors whose ways to be stored are tried in all combinations.
+/// The number of tensors whose ways are tried in all combinations.
 const CORE: usize = 48;
 
-/// Combinations that are held at once; of more the most promising ones.
+/// The most combinations held at once; beyond that, the most promising ones are.
 const HELD: usize = 1 << 14;
 
-/// Of the ways to store each tensor, which; `None` if not even the smallest fit. Deterministic: of
-/// equally good ones the first.
+/// Chooses a way for each tensor, or returns `None` if not even the smallest fit. Deterministic: if
+/// several are equally good, the first wins.
 pub fn spend(items: &[Vec<Cost>], limit: u64) -> Option<Vec<usize>> {
     let fronts: Vec<Vec<Way>> = items.iter().map(|ways| front(ways)).collect();
     let smallest = |front: &Vec<Way>| front.first().map_or(0, |way| way.cost.bytes);
@@ -36,15 +36,15 @@ pub fn spend(items: &[Vec<Cost>], limit: u64) -> Option<Vec<usize>> {
     Some(chosen.fronts.iter().zip(&chosen.at).map(index).collect())
 }
 
-/// One of the ways to store a tensor that no other one beats in both bytes and error.
+/// A way to store a tensor that no other one beats in both bytes and error.
 #[derive(Debug, Clone, Copy)]
 struct Way {
     cost: Cost,
-    /// Among those given.
+    /// Index among the given ways.
     index: usize,
 }
 
-/// The ways worth choosing, by rising bytes and falling error.
+/// Returns the ways worth choosing, by rising bytes and falling error.
 fn front(ways: &[Cost]) -> Vec<Way> {
     let mut all: Vec<Way> = ways
         .iter()
@@ -67,12 +67,12 @@ fn front(ways: &[Cost]) -> Vec<Way> {
     front
 }
 
-/// Error saved for each byte from one way to another that takes more.
+/// Returns the error saved per byte by going from one way to a larger one.
 fn saved_per_byte(from: Cost, to: Cost) -> f64 {
     (from.error - to.error) / (to.bytes - from.bytes) as f64
 }
 
-/// The steps along the lower convex hull of a front: from where, to where.
+/// Returns the steps along the lower convex hull of a front, as pairs from, to.
 fn hull_steps(front: &[Way]) -> Vec<(usize, usize)> {
     let mut hull: Vec<usize> = Vec::new();
     for at in 0..front.len() {
@@ -88,13 +88,13 @@ fn hull_steps(front: &[Way]) -> Vec<(usize, usize)> {
     hull.windows(2).map(|pair| (pair[0], pair[1])).collect()
 }
 
-/// What is chosen so far, and what it leaves.
+/// The current choice, and the room it leaves.
 struct Chosen {
-    /// Ways of each tensor.
+    /// The ways of each tensor.
     fronts: Vec<Vec<Way>>,
-    /// Which of them.
+    /// The chosen way of each tensor.
     at: Vec<usize>,
-    /// Bytes that are left.
+    /// Bytes left.
     room: u64,
 }
 
@@ -109,8 +109,8 @@ impl Chosen {
         self.at[item] = at;
     }
 
-    /// Takes steps along the hulls by falling error saved per byte, as far as they fit. Returns what
-    /// the first that did not fit would have saved per byte: the price of a byte.
+    /// Takes steps along the hulls by falling error saved per byte, as far as they fit. Returns the
+    /// error per byte that the first step that did not fit would have saved: the price of a byte.
     fn climb(&mut self) -> f64 {
         let mut steps = Vec::new();
         for (item, front) in self.fronts.iter().enumerate() {
@@ -119,7 +119,8 @@ impl Chosen {
                 steps.push((slope, item, from, to));
             }
         }
-        // Stable, so that those of a tensor stay in order, and the first tensor is first.
+        // The sort is stable: the steps of a tensor stay in order, and the first tensor comes
+        // first.
         steps.sort_by(|a, b| b.0.total_cmp(&a.0));
         let mut price = None;
         for (slope, item, from, to) in steps {
@@ -135,7 +136,7 @@ impl Chosen {
         price.unwrap_or(0.0)
     }
 
-    /// Spends what is left on whatever saves most per byte.
+    /// Spends the remaining bytes on the steps that save most per byte.
     fn fill(&mut self) {
         loop {
             let mut best: Option<(f64, usize, usize)> = None;
@@ -161,7 +162,7 @@ impl Chosen {
     }
 
     /// Tries all combinations of the tensors whose choice costs least to change, at the price of a
-    /// byte. Those that cannot beat what is chosen, whatever the rest becomes, are dropped early.
+    /// byte. Combinations that cannot beat the current choice are dropped early.
     fn settle(&mut self, price: f64) {
         let priced = |cost: Cost| cost.error + price * cost.bytes as f64;
         let mut core: Vec<(f64, usize)> = Vec::new();
@@ -185,7 +186,7 @@ impl Chosen {
         let fronts: Vec<&[Way]> = core.iter().map(|&item| &self.fronts[item][..]).collect();
         if let Some(found) = combinations(&fronts, room, price, known) {
             for (item, at) in core.into_iter().zip(found) {
-                // Smaller ones first is not needed: room is only counted.
+                // The order of steps does not matter here: only the total room counts.
                 self.at[item] = at;
             }
         }
@@ -197,12 +198,12 @@ impl Chosen {
 struct State {
     bytes: u64,
     error: f64,
-    /// The combination that it extends, and by which way.
+    /// The combination that this one extends, and the way that it adds.
     before: u32,
     at: u32,
 }
 
-/// The best combination within `room` bytes, if it has less error than `known`.
+/// Finds the best combination within `room` bytes, if its error is below `known`.
 fn combinations(fronts: &[&[Way]], room: u64, price: f64, known: f64) -> Option<Vec<usize>> {
     let smallest = |front: &[Way]| front.iter().map(|way| way.cost.bytes).min().unwrap_or(0);
     let priced = |front: &[Way]| {
@@ -211,7 +212,7 @@ fn combinations(fronts: &[&[Way]], room: u64, price: f64, known: f64) -> Option<
             .map(|way| way.cost.error + price * way.cost.bytes as f64);
         costs.fold(f64::INFINITY, f64::min)
     };
-    // What the tensors that follow take and cost at least.
+    // Lower bounds on the bytes and the cost of the tensors that follow.
     let (mut bytes_after, mut priced_after) = (vec![0; fronts.len()], vec![0.0; fronts.len()]);
     for i in (1..fronts.len()).rev() {
         bytes_after[i - 1] = bytes_after[i] + smallest(fronts[i]);
@@ -261,13 +262,13 @@ fn combinations(fronts: &[&[Way]], room: u64, price: f64, known: f64) -> Option<
     Some(found)
 }
 
-/// Error that a combination has at least once it is whole: what bytes are left is worth their price
-/// at most.
+/// Returns a lower bound on the error of a completed combination: the bytes left are worth at most
+/// their price.
 fn least_error(bytes: u64, error: f64, priced_after: f64, price: f64, room: u64) -> f64 {
     error + priced_after - price * room.saturating_sub(bytes) as f64
 }
 
-/// Without states that another one beats in bytes and error, and no more than can be held.
+/// Drops states that another one beats in bytes and error, and limits their number.
 fn undominated(mut states: Vec<State>, bound: impl Fn(&State) -> f64) -> Vec<State> {
     states.sort_by(|a, b| a.bytes.cmp(&b.bytes).then(a.error.total_cmp(&b.error)));
     let mut least = f64::INFINITY;
@@ -303,7 +304,7 @@ mod tests {
         )
     }
 
-    /// The least error of all combinations.
+    /// Returns the least error of all combinations.
     fn brute_force(items: &[Vec<Cost>], limit: u64) -> Option<f64> {
         let Some((first, rest)) = items.split_first() else {
             return Some(0.0);
@@ -315,7 +316,7 @@ mod tests {
         each.reduce(f64::min)
     }
 
-    /// Tensors of very unlike sizes, with errors that mostly fall with bytes.
+    /// Makes tensors of very different sizes, with errors that mostly fall with bytes.
     fn instance(random: &mut ChaCha8Rng) -> (Vec<Vec<Cost>>, u64) {
         let items: Vec<Vec<Cost>> = (0..random.random_range(1..=7))
             .map(|_| {
@@ -380,7 +381,7 @@ mod tests {
             let limit = (least as f64 * times) as u64;
             let found = total(&items, &spend(&items, limit).unwrap());
             assert!(found.bytes <= limit);
-            // For any price of a byte this is a lower bound; here the best of a dense grid.
+            // This is a lower bound for any price of a byte; the best of a dense grid is used.
             let bound = |price: f64| -> f64 {
                 let each = items.iter().map(|ways| {
                     let priced = ways.iter().map(|w| w.error + price * w.bytes as f64);
@@ -410,7 +411,7 @@ mod tests {
         assert_eq!(spend(&items, 30), Some(vec![1, 0]));
         assert_eq!(spend(&items, 40), Some(vec![1, 1]));
         assert_eq!(spend(&items, 1000), Some(vec![1, 2]));
-        // A way that is larger and worse is never chosen; of equal ones the first is.
+        // A larger and worse way is never chosen; of equal ways the first is.
         assert_eq!(
             spend(&[vec![way(5, 1.0), way(5, 1.0), way(9, 2.0)]], 9),
             Some(vec![0])

@@ -1,16 +1,16 @@
-//! What a calibration is used for.
+//! How a plan uses a calibration.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::calibrate::{Calibration, TimeWeighting};
 
-/// A calibration as it is given.
+/// A calibration, as given by the caller.
 #[derive(Debug, Clone)]
 pub enum CalibrationInput {
-    /// To be read when the work begins.
+    /// A file, read when the work begins.
     File(PathBuf),
-    /// In memory.
+    /// A calibration in memory.
     Held(Arc<Calibration>),
 }
 
@@ -24,12 +24,12 @@ impl PartialEq for CalibrationInput {
     }
 }
 
-/// What of a calibration counts for a plan.
+/// The properties of a calibration that affect a plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CalibrationInfo {
-    /// Of all that was seen, as text.
+    /// Hash of all observations, as text.
     pub hash: String,
-    /// Whether it has Hessians.
+    /// Whether there are Hessians.
     pub hessians: bool,
 }
 
@@ -38,20 +38,20 @@ pub struct CalibrationInfo {
 pub struct Calibrated {
     /// The calibration; `None` in a plan that was read without it.
     pub input: Option<CalibrationInput>,
-    /// Which one it is.
+    /// The calibration's properties.
     pub info: CalibrationInfo,
-    /// Whether time is told apart.
+    /// Whether timesteps are distinguished.
     pub time_aware: bool,
     /// Groups of timesteps.
     pub time_groups: u32,
-    /// How the groups are weighed; `None` is `snr` where there is a schedule, else `equal`.
+    /// Weights of the groups; `None` is `snr` if there is a schedule, else `equal`.
     pub time_weighting: Option<TimeWeighting>,
     /// Whether smoothing and rotation are tried.
     pub spatial: bool,
 }
 
 impl Calibrated {
-    /// How the groups are weighed, given the schedule of the calibration.
+    /// Returns the weights of the groups, given the calibration's schedule.
     pub fn weighting(&self, schedule: &[f64]) -> TimeWeighting {
         match &self.time_weighting {
             _ if !self.time_aware => TimeWeighting::Rows,

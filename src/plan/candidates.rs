@@ -7,7 +7,7 @@ use super::rules::{parse_group_size, parse_named};
 use crate::error::{Error, Result};
 use crate::format::{Format, GroupSize, Scheme};
 
-/// One way to store a tensor. What is not said is as in the settings.
+/// One way to store a tensor. `None` follows the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Candidate {
     /// Width of the codes; `None` keeps the tensor.
@@ -18,17 +18,17 @@ pub struct Candidate {
     pub scheme: Option<Scheme>,
 }
 
-/// The ways there are.
+/// The candidates to choose from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Candidates {
-    /// The usual ones, but for what the settings fix.
+    /// The usual candidates, restricted by the settings.
     #[default]
     Auto,
-    /// These.
+    /// These candidates.
     These(Vec<Candidate>),
 }
 
-/// Settings that were given, which the usual candidates follow.
+/// Explicit settings, which restrict the usual candidates.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fixed {
     pub(super) format: Option<Format>,
@@ -36,7 +36,7 @@ pub(super) struct Fixed {
     pub(super) scheme: Option<Scheme>,
 }
 
-/// The usual ones, from few bits to many. Biases are worth their bits at 2 bits only.
+/// The usual candidates, from few bits to many. Biases are only worth their bits at 2 bits.
 const USUAL: &[(Format, Scheme, &[u64])] = &[
     (Format::Int2, Scheme::Symmetric, &[0, 256, 128, 64, 32]),
     (Format::Int2, Scheme::Affine, &[128, 64, 32]),
@@ -77,7 +77,7 @@ impl Candidates {
     }
 }
 
-/// `auto`, or `int2:256,int4:128:affine,int8,keep`.
+/// Parses `auto`, or `int2:256,int4:128:affine,int8,keep`.
 impl FromStr for Candidates {
     type Err = Error;
 
@@ -100,7 +100,7 @@ impl FromStr for Candidates {
                 }
             }
             if format.is_none() && (group_size.is_some() || scheme.is_some()) {
-                let reason = format!("'{text}': what is kept has neither groups nor a scheme");
+                let reason = format!("'{text}': keep has neither groups nor a scheme");
                 return Err(Error::config(KEY, reason));
             }
             Ok(Candidate {
@@ -111,14 +111,14 @@ impl FromStr for Candidates {
         };
         let these: Vec<Candidate> = text.split(',').map(one).collect::<Result<_>>()?;
         if these.len() > MOST {
-            let reason = format!("{} are more than {MOST}", these.len());
+            let reason = format!("{} candidates exceed the limit of {MOST}", these.len());
             return Err(Error::config(KEY, reason));
         }
         Ok(Self::These(these))
     }
 }
 
-/// Candidates at most: every tensor is tried with each.
+/// The most candidates: every tensor is tried with each.
 const MOST: usize = 64;
 
 impl fmt::Display for Candidates {
@@ -155,9 +155,9 @@ mod tests {
     fn wrong_candidates_say_what_is_allowed() {
         for (text, part) in [
             ("int3", "format must be one of: int2, int4, int8"),
-            ("int2:100", "'100' is neither a multiple of 16"),
+            ("int2:100", "invalid value '100' (expected a multiple of 16"),
             ("int2:odd", "scheme must be one of"),
-            ("keep:16", "what is kept has neither groups"),
+            ("keep:16", "keep has neither groups"),
             ("", "format must be one of"),
         ] {
             let message = text.parse::<Candidates>().unwrap_err().to_string();

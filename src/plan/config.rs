@@ -1,4 +1,4 @@
-//! What is wanted: every setting by key, from a profile, YAML, the environment and flags.
+//! All settings by key, from a profile, YAML, the environment and flags.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,9 +22,9 @@ use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme
 /// Compression of the planes in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// None: the planes can be used where they lie.
+    /// No compression: the planes can be used in place.
     None,
-    /// Zstandard: smaller, but unpacked on every use.
+    /// Zstandard: smaller, but decompressed on every use.
     Zstd,
 }
 
@@ -52,11 +52,11 @@ pub enum OnNonFinite {
 pub enum OnPacked {
     /// Stop with an error.
     Error,
-    /// Keep them and all that lies beside them as they are, and quantize the rest.
+    /// Keep them and all tensors beside them, and quantize the rest.
     Keep,
 }
 
-/// Every key, with the values it can have.
+/// Every key, with its allowed values.
 pub const KEYS: &[(&str, &str)] = &[
     ("deployment_profile", "edge, local or cloud"),
     ("bit_width", "2, 4 or 8"),
@@ -97,7 +97,7 @@ pub const KEYS: &[(&str, &str)] = &[
     ("modality", "auto, text, code, image, audio or unknown"),
     (
         "num_threads",
-        "a number up to 1024, 0 for all of the machine's",
+        "a number up to 1024, or 0 for all threads of the machine",
     ),
     (
         "rules",
@@ -105,17 +105,17 @@ pub const KEYS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Bytes of a YAML document at most: more than anyone writes.
+/// The most bytes of a YAML document: more than anyone writes.
 const MAX_YAML: usize = 16 << 20;
 
-/// What all patterns of a configuration together may cost (`Pattern::cost`), as each is tried on
-/// each tensor. Rules for single names are looked up and cost nothing.
+/// The most that all patterns of a configuration may cost together (`Pattern::cost`), because each
+/// is tried on each tensor. Rules for single names are looked up and cost nothing.
 const MAX_PATTERNS: usize = 1000;
 
-/// More threads than this are a mistake.
+/// The most threads: more are a mistake.
 const MAX_THREADS: usize = 1024;
 
-/// What is wanted of a run. Settings that were not given follow the profile.
+/// The settings of a run. Settings that were not given follow the profile.
 ///
 /// ```
 /// use arrowquant::plan::Config;
@@ -151,7 +151,7 @@ pub struct Config {
     seed: u64,
     threads: Option<usize>,
     calibration: Option<CalibrationInput>,
-    /// Of the calibration, or of the one that a plan was made with.
+    /// Properties of the calibration, or of the one that a plan was made with.
     calibration_info: Option<CalibrationInfo>,
     time_aware: Option<bool>,
     time_groups: Option<u32>,
@@ -159,33 +159,33 @@ pub struct Config {
     spatial: Option<bool>,
     modality: Option<Modality>,
     rules: Vec<Rule>,
-    /// What the patterns of rules that were read cost.
+    /// The cost of the patterns read so far.
     patterns: usize,
 }
 
 impl Config {
-    /// The defaults of the local profile.
+    /// Makes a configuration with the defaults of the local profile.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes in a YAML document: a mapping of keys. Rules come after those already there.
+    /// Merges a YAML document: a mapping of keys. Rules are added after existing ones.
     ///
     /// # Errors
-    /// The text is no YAML mapping, a key is unknown, or a value is not allowed.
+    /// The text is not a YAML mapping, a key is unknown, or a value is not allowed.
     pub fn merge_yaml(&mut self, text: &str) -> Result<()> {
         if text.trim().is_empty() {
             return Ok(());
         }
         if text.len() > MAX_YAML {
-            let reason = format!("{} bytes are too many", text.len());
+            let reason = format!("too long: {} bytes", text.len());
             return Err(Error::config("YAML", reason));
         }
         let options = yaml_options(text.len());
         let map: Result<BTreeMap<String, Value>, _> =
             serde_saphyr::from_str_with_options(text, options);
         let map = map.map_err(|error| {
-            // The first line says what and where; those after it draw it.
+            // The first line says what and where; the following lines draw it.
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
             Error::config("YAML", line.trim_start_matches("error: "))
@@ -193,16 +193,17 @@ impl Config {
         self.merge_values(&map)
     }
 
-    /// Takes in a YAML file.
+    /// Merges a YAML file.
     ///
     /// # Errors
-    /// The file cannot be read; else as [`Config::merge_yaml`], naming the file.
+    /// The file cannot be read, or its contents are refused as by [`Config::merge_yaml`]; the
+    /// message names the file.
     pub fn merge_yaml_file(&mut self, path: &Path) -> Result<()> {
         let status = std::fs::metadata(path).map_err(Error::io(path, "read"))?;
         if !status.is_file() || status.len() > MAX_YAML as u64 {
             return Err(Error::file(
                 path,
-                "not a YAML file: too large, or not a file at all",
+                "not a YAML file: too large, or not a file",
             ));
         }
         let text = std::fs::read_to_string(path).map_err(Error::io(path, "read"))?;
@@ -210,20 +211,20 @@ impl Config {
         merged.map_err(|error| error.within(&path.display().to_string()))
     }
 
-    /// Takes in the settings that a file records ([`Config::to_json`]).
+    /// Merges the settings recorded in a file ([`Config::to_json`]).
     ///
     /// # Errors
-    /// The value is no object, a key is unknown, or a value is not allowed.
+    /// The value is not an object, a key is unknown, or a value is not allowed.
     pub fn merge_json(&mut self, value: &Value) -> Result<()> {
         let map = BTreeMap::deserialize(value)
-            .map_err(|_| Error::config("config", format!("{value} is no object")))?;
+            .map_err(|_| Error::config("config", format!("{value} is not an object")))?;
         self.merge_values(&map)
     }
 
     fn merge_values(&mut self, map: &BTreeMap<String, Value>) -> Result<()> {
         for (key, value) in map {
             match (key.as_str(), value) {
-                // Recorded is which calibration it was, not where.
+                // The file records which calibration was used, but not its path.
                 ("calibration_hash", Value::String(hash)) => {
                     self.calibration_info = Some(CalibrationInfo {
                         hash: hash.clone(),
@@ -239,15 +240,15 @@ impl Config {
                 (_, Value::Number(_) | Value::Bool(_)) => self.set(key, &value.to_string())?,
                 _ => {
                     check_key(key)?;
-                    return Err(Error::config(key, format!("{value} is no single value")));
+                    return Err(Error::config(key, format!("{value} is not a single value")));
                 }
             }
         }
         Ok(())
     }
 
-    /// Takes in the `AQ_*` variables among `variables` (`AQ_BIT_WIDTH=2`). `AQ_ISA` is not a
-    /// setting of a run and is passed over.
+    /// Merges the `AQ_*` variables among `variables` (`AQ_BIT_WIDTH=2`). `AQ_ISA` is not a setting
+    /// of a run and is skipped.
     ///
     /// # Errors
     /// A variable names no key, or its value is not allowed.
@@ -270,15 +271,15 @@ impl Config {
         Ok(())
     }
 
-    /// Sets `key` from text. `rules` adds rules after those already there.
+    /// Sets `key` from text. `rules` are added after existing ones.
     ///
     /// # Errors
-    /// The key is unknown or the value is not allowed; the message names both and what is.
+    /// The key is unknown or the value is not allowed; the message names both and what is allowed.
     pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
         check_key(key)?;
         let refuse = || {
             let allowed = KEYS.iter().find(|row| row.0 == key).map_or("", |row| row.1);
-            Error::config(key, format!("'{value}' is not {allowed}"))
+            Error::config(key, format!("invalid value '{value}' (expected {allowed})"))
         };
         match key {
             "deployment_profile" => {
@@ -365,7 +366,7 @@ impl Config {
         Ok(())
     }
 
-    /// The value in force for `key`, as text that [`Config::set`] takes.
+    /// Returns the current value of `key`, as text that [`Config::set`] accepts.
     ///
     /// # Errors
     /// The key is unknown.
@@ -405,7 +406,7 @@ impl Config {
             "seed" => self.seed.to_string(),
             "calibration" => match &self.calibration {
                 Some(CalibrationInput::File(path)) => path.display().to_string(),
-                // One in memory is no text.
+                // A calibration in memory has no text.
                 None | Some(CalibrationInput::Held(_)) => "none".to_owned(),
             },
             "enable_time_aware" => self.time_aware().to_string(),
@@ -420,18 +421,18 @@ impl Config {
         })
     }
 
-    /// Adds a rule that was read.
+    /// Adds a rule that was parsed.
     fn add_rule(&mut self, rule: Rule) -> Result<()> {
         self.patterns += rule.pattern.cost();
         if self.patterns > MAX_PATTERNS {
-            let reason = "over 1000 patterns, where a regular expression counts as ten";
+            let reason = "over 1000 patterns (a regular expression counts as ten)";
             return Err(Error::config("rules", reason));
         }
         self.rules.push(rule);
         Ok(())
     }
 
-    /// Adds a rule after those already there.
+    /// Adds a rule after existing ones.
     pub fn push_rule(&mut self, rule: Rule) {
         self.rules.push(rule);
     }
@@ -456,27 +457,27 @@ impl Config {
         self.packed.unwrap_or(OnPacked::Error)
     }
 
-    /// Whether little is held in memory, even where that takes longer.
+    /// Whether to hold little in memory, even where that takes longer.
     pub fn streaming(&self) -> bool {
         self.streaming.unwrap_or(self.profile().streaming())
     }
 
-    /// Bytes that a run may take in memory, all in all.
+    /// The memory limit of a run in bytes.
     pub fn memory_limit(&self) -> Option<u64> {
         self.memory_limit
     }
 
-    /// Whether what a run would rather mend by itself is an error.
+    /// Whether situations that a run normally handles are errors.
     pub fn fail_fast(&self) -> bool {
         self.fail_fast.unwrap_or(false)
     }
 
-    /// Cosine that every tensor must reach, unless a rule says another; [`NO_MIN_COSINE`] for none.
+    /// Cosine that every tensor must reach, unless a rule sets another; [`NO_MIN_COSINE`] for none.
     pub fn min_cosine(&self) -> f64 {
         self.min_cosine.unwrap_or(self.profile().min_cosine())
     }
 
-    /// What formats of tensors are to be chosen by; `None` when all get the same one.
+    /// The budget that formats are chosen by; `None` if all tensors get the same format.
     pub fn budget(&self) -> Option<Budget> {
         let limited = self.max_size.is_some() || self.avg_bits.is_some();
         let mixed = self.mixed.unwrap_or(limited);
@@ -490,19 +491,19 @@ impl Config {
     /// Checks that settings do not contradict each other.
     ///
     /// # Errors
-    /// There is a limit of size, and nothing is to be chosen by it.
+    /// There is a size limit, but choosing formats is switched off.
     pub fn check(&self) -> Result<()> {
         let limited = self.max_size.is_some() || self.avg_bits.is_some();
         match self.mixed == Some(false) && limited {
             true => Err(Error::config(
                 "mixed_precision",
-                "'false' leaves nothing to choose by max_size and avg_bits",
+                "'false' conflicts with max_size and avg_bits",
             )),
             false => Ok(()),
         }
     }
 
-    /// The ways to store a tensor that a budget may choose from, where no rule restricts them.
+    /// The candidates of a budget, where no rule restricts them.
     pub(super) fn candidates(&self) -> Vec<Option<Recipe>> {
         let fixed = Fixed {
             format: self.format,
@@ -525,17 +526,17 @@ impl Config {
             .collect()
     }
 
-    /// Of everything that is drawn by chance: which rows are sampled, how a search varies plans.
+    /// The seed of all random choices: which rows are sampled, how a search varies plans.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Threads of the run; 0 is all of the machine's.
+    /// Threads of the run; 0 means all threads of the machine.
     pub fn threads(&self) -> usize {
         self.threads.unwrap_or(self.profile().threads())
     }
 
-    /// Sets the calibration, or none.
+    /// Sets or removes the calibration.
     pub fn set_calibration(&mut self, input: Option<CalibrationInput>) {
         self.calibration = input;
         self.calibration_info = None;
@@ -546,12 +547,12 @@ impl Config {
         self.calibration.as_ref()
     }
 
-    /// Says what calibration it is, which plans are made by.
+    /// Sets the properties of the calibration, which plans depend on.
     pub fn set_calibration_info(&mut self, info: CalibrationInfo) {
         self.calibration_info = Some(info);
     }
 
-    /// What a calibration is used for; `None` without one.
+    /// How the calibration is used; `None` without one.
     pub fn calibrated(&self) -> Option<Calibrated> {
         let info = self.calibration_info.clone()?;
         Some(Calibrated {
@@ -564,7 +565,7 @@ impl Config {
         })
     }
 
-    /// What the model generates, where that is not left to its names.
+    /// The modality, if it is not detected.
     pub fn modality(&self) -> Option<Modality> {
         self.modality
     }
@@ -581,7 +582,7 @@ impl Config {
         self.spatial.unwrap_or(self.profile().spatial())
     }
 
-    /// The settings that change values, as the file records them: sorted by key.
+    /// Returns the settings that change values, as the file records them: sorted by key.
     pub fn to_json(&self) -> Value {
         let mut json = self.values();
         if let (Some(modality), Value::Object(map)) = (self.modality, &mut json) {
@@ -607,7 +608,7 @@ impl Config {
         json
     }
 
-    /// Those that count without a calibration.
+    /// Returns the settings that matter without a calibration.
     fn values(&self) -> Value {
         let recipe = self.recipe(self.format());
         json!({
@@ -623,10 +624,10 @@ impl Config {
         })
     }
 
-    /// Every setting in force as a YAML document, which [`Config::merge_yaml`] reads back.
+    /// Returns all current settings as a YAML document, which [`Config::merge_yaml`] reads back.
     ///
     /// # Errors
-    /// None that is known: all settings are plain text and numbers.
+    /// None are known: all settings are plain text and numbers.
     pub fn to_yaml(&self) -> Result<String> {
         let setting = |&(key, _): &(&str, &str)| -> Result<(String, Value)> {
             let value = match key {
@@ -643,7 +644,7 @@ impl Config {
         serde_saphyr::to_string(&map).map_err(|error| Error::Internal(error.to_string()))
     }
 
-    /// The recipe of a tensor that gets codes of `format`, before rules.
+    /// Returns the recipe of a tensor with codes of `format`, before rules.
     pub(super) fn recipe(&self, format: Format) -> Recipe {
         let calibrated = self.calibration_info.as_ref();
         let method = self
@@ -676,7 +677,7 @@ impl Config {
     }
 }
 
-/// What a YAML document may expand to: aliases repeat what is anchored.
+/// Limits the expansion of a YAML document: aliases repeat what is anchored.
 fn yaml_options(bytes: usize) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -694,11 +695,11 @@ fn check_key(key: &str) -> Result<()> {
     let names: Vec<&str> = KEYS.iter().map(|row| row.0).collect();
     Err(Error::config(
         key,
-        format!("unknown key; there are {}", names.join(", ")),
+        format!("unknown key (expected one of: {})", names.join(", ")),
     ))
 }
 
-/// A rule as text, or as a mapping with `pattern` and the keys of [`Rule::set`].
+/// Parses a rule given as text, or as a mapping with `pattern` and the keys of [`Rule::set`].
 fn rule_from_yaml(value: &Value) -> Result<Rule> {
     if let Value::String(text) = value {
         return text.parse();

@@ -1,6 +1,6 @@
-//! Evolutionary search over the formats of tensors: for what adds up to no sum, such as the metric of
-//! a sampler. The best fifth of a population are parents; half of their children are crossed, half
-//! mutated; parents stay until children are better.
+//! Evolutionary search over the formats of tensors, for a fitness that is not a sum over tensors,
+//! such as the metric of a sampler. The best fifth of a population are parents; half of their
+//! children are crossed, half mutated; parents stay until children are better.
 
 use std::collections::BTreeMap;
 
@@ -10,19 +10,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 
-/// Which of its ways each tensor gets, by rising bytes.
+/// The index of each tensor's way, by rising bytes.
 pub type Genes = Vec<u16>;
 
-/// How a search goes about it.
+/// Options of a search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evolve {
-    /// Candidates that are tried in each generation, at least 2.
+    /// Candidates tried in each generation, at least 2.
     pub population: usize,
     /// Generations after the first.
     pub generations: usize,
-    /// The same gives the same search.
+    /// The same seed gives the same search.
     pub seed: u64,
-    /// Bytes that a candidate may have; `None` without a limit.
+    /// The most bytes of a candidate; `None` without a limit.
     pub limit: Option<u64>,
 }
 
@@ -37,53 +37,53 @@ impl Default for Evolve {
     }
 }
 
-/// Chance that a gene of a mutated child is drawn anew.
+/// Chance that a gene of a mutated child is redrawn.
 const MUTATION: f64 = 0.1;
 
-/// A candidate and what it is worth.
+/// A candidate and its fitness.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Individual {
-    /// Its genes.
+    /// The genes.
     pub genes: Genes,
-    /// The more the better.
+    /// The fitness; higher is better.
     pub fitness: f64,
 }
 
-/// What a generation came to.
+/// The result of a generation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Generation {
-    /// From 0, the start.
+    /// Number of the generation; 0 is the start.
     pub generation: usize,
     /// The best fitness so far.
     pub best: f64,
-    /// Mean fitness of the parents of the next.
+    /// Mean fitness of the next generation's parents.
     pub mean: f64,
-    /// Bytes of the best one's tensors.
+    /// Bytes of the best candidate's tensors.
     pub bytes: u64,
-    /// Candidates tried so far; those that came again are not.
+    /// Distinct candidates tried so far.
     pub evaluations: usize,
 }
 
-/// Fitness of candidates, in their order; none of those that were not tried any more.
+/// Fitness of candidates, in their order; `None` for those that were not tried before the end.
 pub type Scored = Vec<Option<f64>>;
 
-/// A search under way. It can be written down after any generation and goes on the same.
+/// A search in progress. It can be saved after any generation, and continues identically.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Population {
-    /// What is searched for, as far as it is not said here.
+    /// Identifies the search, beyond the other fields.
     identity: String,
     options: Evolve,
-    /// Bytes of the ways of each tensor, rising.
+    /// Bytes of the ways of each tensor, in rising order.
     ways: Vec<Vec<u64>>,
-    /// The best so far, best first.
+    /// The best candidates so far, best first.
     parents: Vec<Individual>,
     history: Vec<Generation>,
-    /// What was tried, with its fitness.
+    /// All tried candidates, with their fitness.
     #[serde(with = "as_list")]
     known: BTreeMap<Genes, f64>,
 }
 
-/// JSON has no keys but text.
+/// Stores a map as a list, because JSON keys must be text.
 mod as_list {
     use super::*;
     use serde::{Deserializer, Serializer};
@@ -103,8 +103,8 @@ mod as_list {
 }
 
 impl Population {
-    /// A search that has not begun, over tensors whose ways take so many bytes, rising. `identity`
-    /// tells it from others of the same sizes.
+    /// Makes a search that has not begun, over tensors whose ways have these bytes, in rising
+    /// order. `identity` distinguishes it from others with the same sizes.
     pub fn new(ways: Vec<Vec<u64>>, options: Evolve, identity: String) -> Self {
         Self {
             identity,
@@ -116,7 +116,7 @@ impl Population {
         }
     }
 
-    /// Whether this is a search of the same with the same options, but for how long it goes on.
+    /// Whether `other` is the same search with the same options, except its length.
     pub fn is_of(&self, other: &Self) -> bool {
         let options = Evolve {
             generations: self.options.generations,
@@ -126,7 +126,7 @@ impl Population {
         same && self.options == options && self.is_whole()
     }
 
-    /// Whether what was read can have been written.
+    /// Whether a search that was read could have been written.
     fn is_whole(&self) -> bool {
         let fits = |genes: &Genes| {
             let each = genes.iter().zip(&self.ways);
@@ -147,7 +147,7 @@ impl Population {
                 .all(|(genes, fitness)| fits(genes) && fitness.is_finite())
     }
 
-    /// What generations came to.
+    /// The results of all generations.
     pub fn history(&self) -> &[Generation] {
         &self.history
     }
@@ -157,12 +157,12 @@ impl Population {
         self.parents.first()
     }
 
-    /// What a candidate is worth, if it was tried.
+    /// The fitness of a candidate, if it was tried.
     pub fn fitness(&self, genes: &Genes) -> Option<f64> {
         self.known.get(genes).copied()
     }
 
-    /// Bytes of a candidate.
+    /// The bytes of a candidate.
     pub fn bytes(&self, genes: &[u16]) -> u64 {
         let bytes = self
             .ways
@@ -172,12 +172,12 @@ impl Population {
         bytes.fold(0, u64::saturating_add)
     }
 
-    /// Goes on until there have been as many generations, `score` leaves a candidate out, or `told`,
-    /// which is called after each generation, says false. `start` is what the first generation has
-    /// beside what is drawn.
+    /// Continues until this number of generations, or until `score` omits a candidate, or until
+    /// `told`, which is called after each generation, returns false. The first generation has the
+    /// candidates in `start` in addition to random ones.
     ///
     /// # Errors
-    /// Of `score` and `told`.
+    /// Returns the errors of `score` and `told`.
     pub fn run(
         &mut self,
         generations: usize,
@@ -205,7 +205,7 @@ impl Population {
         Ok(())
     }
 
-    /// The first generation: what is given and fits, then children of those.
+    /// Makes the first generation: the given candidates that fit, then their children.
     fn first(&self, start: &[Genes], random: &mut ChaCha8Rng) -> Vec<Genes> {
         let fits = |genes: &&Genes| {
             genes.len() == self.ways.len()
@@ -249,7 +249,7 @@ impl Population {
         (0..count).map(child).collect()
     }
 
-    /// Some genes drawn anew: each with a small chance, or one or two of them.
+    /// Redraws some genes: each with a small chance, or one or two of them.
     fn mutated(&self, mut genes: Genes, random: &mut ChaCha8Rng) -> Genes {
         let open: Vec<usize> = (0..genes.len())
             .filter(|&i| self.ways[i].len() > 1)
@@ -270,15 +270,15 @@ impl Population {
             chosen.extend((0..count).map(|_| open[below(random, open.len())]));
         }
         for i in chosen {
-            // Another one than now.
+            // A different way than the current one.
             let other = below(random, self.ways[i].len() - 1) as u16;
             genes[i] = if other < genes[i] { other } else { other + 1 };
         }
         self.repaired(genes, random)
     }
 
-    /// With fewer bytes for tensors drawn by chance until it fits, and then with more for others as
-    /// long as it does.
+    /// Reduces bytes for random tensors until the candidate fits, then increases others as long as
+    /// it does.
     fn repaired(&self, mut genes: Genes, random: &mut ChaCha8Rng) -> Genes {
         let Some(limit) = self.options.limit else {
             return genes;
@@ -311,8 +311,8 @@ impl Population {
         genes
     }
 
-    /// Finds what children are worth, and lets the best of them and their parents be the next
-    /// parents. False when the search is to end.
+    /// Evaluates children, and makes the best of them and their parents the next parents. False if
+    /// the search is to end.
     fn take(
         &mut self,
         children: &[Genes],
@@ -336,7 +336,7 @@ impl Population {
             });
             self.known.insert(genes, fitness);
         }
-        // Stable: of equally good ones the older stay.
+        // The sort is stable: of equally good candidates the older ones stay.
         self.parents.sort_by(|a, b| b.fitness.total_cmp(&a.fitness));
         self.parents.truncate((self.options.population / 5).max(1));
         Ok(whole)
@@ -348,7 +348,7 @@ impl Population {
         self.history.push(Generation {
             generation: self.history.len(),
             best: best.fitness,
-            // Very low numbers add up to no number that JSON can hold.
+            // Very low numbers would sum to infinity, which JSON cannot represent.
             mean: (sum / self.parents.len() as f64).clamp(f64::MIN, f64::MAX),
             bytes: self.bytes(&best.genes),
             evaluations: self.known.len(),
@@ -369,8 +369,8 @@ mod tests {
     use super::*;
     use crate::plan::{Cost, spend};
 
-    /// Tensors of unlike sizes with four ways each, whose errors are those of 2, 3, 4 and 8 bits
-    /// times how sensitive they are.
+    /// Makes tensors of different sizes with four ways each, whose errors are those of 2, 3, 4 and
+    /// 8 bits times their sensitivity.
     fn tensors(seed: u64) -> Vec<Vec<Cost>> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let tensor = |_| {
@@ -429,7 +429,7 @@ mod tests {
         for seed in 0..3 {
             let items = tensors(seed);
             let options = options(&items, 150);
-            // From the uniform plan alone, not from the solver's answer.
+            // Starting from the uniform plan, not from the solver's answer.
             let found = search(&items, options, &[vec![0; items.len()]], |genes| {
                 -error(&items, genes)
             });
@@ -446,7 +446,7 @@ mod tests {
         let options = options(&items, 40);
         let solved = spend(&items, options.limit.unwrap()).unwrap();
         let solved: Genes = solved.into_iter().map(|at| at as u16).collect();
-        // Errors of layers that follow each other multiply.
+        // Errors of consecutive layers multiply.
         let fitness = |genes: &[u16]| {
             let at = |i: usize| items[i][usize::from(genes[i])].error;
             -(1..items.len()).map(|i| at(i - 1) * at(i)).sum::<f64>()
@@ -491,7 +491,7 @@ mod tests {
         assert_eq!(second, whole);
         assert!(!second.is_of(&empty(Evolve { seed: 4, ..options }, "")));
         assert!(!second.is_of(&empty(options, "another model")));
-        // Nothing that was never written is taken for a search.
+        // A state that was never written is not accepted as a search.
         second.parents.clear();
         second.history.clear();
         assert!(!second.is_of(&empty(options, "")));

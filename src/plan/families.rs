@@ -1,10 +1,10 @@
-//! Families of models: what tells them by, and what they keep. Data files, one a family; a new one
-//! is written beside them and named in [`FILES`].
+//! Families of models: how they are recognized, and which tensors they keep. They are data files,
+//! one per family; to add one, write it beside them and name it in [`FILES`].
 //!
 //! Patterns are regular expressions, in which `{at}` stands for the beginning of a part of a name,
-//! and `{top}` for any place that is in no block, as in a component of a pipeline. Those of marks
-//! are tried on a tensor's line: its name, a space, and its shape (`conv_in.weight [320, 4, 3, 3]`);
-//! those of keep-lists on its name; those of classes must match the whole class name.
+//! and `{top}` for any place outside of blocks, as in a component of a pipeline. Patterns of marks
+//! are matched against a tensor's line: its name, a space, and its shape (`conv_in.weight [320, 4,
+//! 3, 3]`); those of keep-lists against its name; those of classes against the whole class name.
 
 use std::sync::LazyLock;
 
@@ -14,10 +14,11 @@ use serde::Deserialize;
 use super::modality::Modality;
 use crate::tensor::TensorInfo;
 
-/// Kept in every model.
+/// The list of tensors kept in every model.
 const COMMON: &str = include_str!("families/common.yaml");
 
-/// In the order in which they are told; of sound first, as sound is what others are told from.
+/// Family files, in the order of recognition; audio first, because others are distinguished from
+/// it.
 const FILES: &[&str] = &[
     include_str!("families/stable-audio.yaml"),
     include_str!("families/wavegrad.yaml"),
@@ -44,15 +45,15 @@ const FILES: &[&str] = &[
 struct FamilyFile {
     name: String,
     modality: String,
-    /// Marks of which each must be on some tensor.
+    /// Marks, each of which some tensor must have.
     needs: Vec<String>,
-    /// Marks that must be on none.
+    /// Marks that no tensor may have.
     #[serde(default)]
     without: Vec<String>,
-    /// Names of classes that say what it is, whatever its tensors are called.
+    /// Class names that identify the family, whatever its tensors are called.
     #[serde(default)]
     classes: Vec<String>,
-    /// Names of classes that other families share.
+    /// Class names shared with other families.
     #[serde(default)]
     hints: Vec<String>,
     #[serde(default)]
@@ -64,7 +65,7 @@ struct FamilyFile {
 struct KeepFile {
     pattern: String,
     reason: String,
-    /// Whether only matrices with fewer rows than columns are meant.
+    /// Whether only matrices with fewer rows than columns are kept.
     #[serde(default)]
     wide: bool,
 }
@@ -75,11 +76,11 @@ struct CommonFile {
     keep: Vec<KeepFile>,
 }
 
-/// What tells a family, and what it keeps.
+/// How a family is recognized, and what it keeps.
 pub(super) struct Family {
     pub name: String,
     pub modality: Modality,
-    /// Of [`Families::marks`].
+    /// Marks, from [`Families::marks`].
     pub needs: Vec<Mark>,
     pub without: Vec<usize>,
     classes: RegexSet,
@@ -89,28 +90,28 @@ pub(super) struct Family {
 
 /// A mark that a tensor may have.
 pub(super) struct Mark {
-    /// Which of [`Families::marks`].
+    /// Index in [`Families::marks`].
     pub index: usize,
-    /// Whether it says something of the shape.
+    /// Whether it constrains the shape.
     pub of_shape: bool,
 }
 
-/// Name patterns of tensors that are kept, and why.
+/// Name patterns of tensors that are kept, with reasons.
 struct KeepList {
     patterns: RegexSet,
-    /// Why, and whether only matrices with fewer rows than columns are meant.
+    /// The reason, and whether only matrices with fewer rows than columns are kept.
     rows: Vec<(String, bool)>,
 }
 
 /// All families.
 pub(super) struct Families {
     pub all: Vec<Family>,
-    /// Of all families, to be tried at once.
+    /// The marks of all families, matched together.
     pub marks: RegexSet,
     common: KeepList,
 }
 
-/// The families, read when first asked for.
+/// Returns the families, which are read on first use.
 pub(super) fn families() -> &'static Families {
     static FAMILIES: LazyLock<Families> = LazyLock::new(|| Families::read().expect("valid files"));
     &FAMILIES
@@ -149,7 +150,7 @@ impl Families {
         })
     }
 
-    /// Those of these names; others are passed over.
+    /// Returns the families with these names; unknown names are ignored.
     pub fn named(&self, names: &[String]) -> Vec<&Family> {
         let known = |name: &String| self.all.iter().find(|family| family.name == *name);
         names.iter().filter_map(known).collect()
@@ -157,12 +158,12 @@ impl Families {
 }
 
 impl Family {
-    /// Whether a class is of this family, and no other.
+    /// Whether a class identifies this family.
     pub fn has_class(&self, class: &str) -> bool {
         self.classes.is_match(class)
     }
 
-    /// Whether a class may be of this family.
+    /// Whether a class is shared by this family.
     pub fn may_have_class(&self, class: &str) -> bool {
         self.hints.is_match(class)
     }
@@ -185,7 +186,7 @@ impl KeepList {
     }
 }
 
-/// Why a tensor of a model of these families stays as it is, unless a rule gives it bits.
+/// Returns why a tensor of a model of these families is kept, unless a rule gives it bits.
 pub(super) fn built_in_keep<'a>(tensor: &TensorInfo, of: &[&'a Family]) -> Option<&'a str> {
     if let Some(reason) = families().common.reason(tensor) {
         return Some(reason);
@@ -195,7 +196,7 @@ pub(super) fn built_in_keep<'a>(tensor: &TensorInfo, of: &[&'a Family]) -> Optio
     {
         return Some(reason);
     }
-    // What is no layer's weight: tokens that stand for padding, a class or a mask.
+    // Parameters that are not a layer's weight: tokens for padding, a class or a mask.
     let bare = tensor.name.rsplit('.').next() != Some("weight");
     match tensor.shape.dims().len() {
         1 => Some("1-D tensor"),
@@ -205,7 +206,8 @@ pub(super) fn built_in_keep<'a>(tensor: &TensorInfo, of: &[&'a Family]) -> Optio
     }
 }
 
-/// Whether a tensor is of what reads a prompt or looks at images: it says nothing of what is made.
+/// Whether a tensor belongs to a text or image encoder, which says nothing about the model's
+/// output.
 pub(super) fn is_encoder(name: &str) -> bool {
     static ENCODER: LazyLock<Regex> = LazyLock::new(|| {
         let parts = "text_encoders?(_[0-9]+)?|text_model|cond_stage_model|conditioner|image_encoder\
@@ -215,12 +217,12 @@ pub(super) fn is_encoder(name: &str) -> bool {
     ENCODER.is_match(name)
 }
 
-/// The component of a pipeline that a tensor is of; empty where it is of none.
+/// Returns the pipeline component of a tensor, or an empty string.
 pub(super) fn component(name: &str) -> &str {
     static COMPONENT: LazyLock<Regex> = LazyLock::new(|| {
         let parts = "transformer(?:_[0-9]+)?|unet|vae|vqvae|vqgan|vocoder|controlnet\
                      |model\\.diffusion_model|first_stage_model";
-        // Within one more module, as a pipeline may be.
+        // The component may be wrapped in one more module.
         Regex::new(&format!(r"^(?:[^.]+\.)??(?:{parts})\.")).expect("valid")
     });
     COMPONENT.find(name).map_or("", |found| found.as_str())
@@ -230,17 +232,17 @@ fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_saphyr::from_str(text).map_err(|error| error.to_string())
 }
 
-/// Class names, whole.
+/// Compiles patterns that match whole class names.
 fn whole(patterns: &[String]) -> Result<RegexSet, String> {
     set(patterns.iter().map(|pattern| format!("^(?:{pattern})$")))
 }
 
 fn set(patterns: impl Iterator<Item = impl AsRef<str>>) -> Result<RegexSet, String> {
-    // A part that is a number is a block's, or a layer's in it.
+    // A part that is a number belongs to a block, or to a layer in it.
     let top = r"^(?:(?:[^.0-9]+|(?:transformer|unet|model|net|dit)[^.]*)\.)*";
     let expand = |pattern: &str| {
         let pattern = pattern.replace("{at}", r"(?:^|\.)").replace("{top}", top);
-        // Names are ASCII, and what Unicode calls digits takes long to compile.
+        // Names are ASCII, and Unicode digit classes take long to compile.
         pattern
             .replace(r"\d", "[0-9]")
             .replace(r"\w", "[0-9A-Za-z_]")
@@ -341,7 +343,7 @@ mod tests {
                 let name = format!("{prefix}{name}");
                 assert_eq!(kept_by(find(family), &name), reason, "{name}");
             }
-            // What reads the prompt is of another family.
+            // A prompt encoder belongs to another family.
             let name = format!("text_encoder_2.{name}");
             assert_eq!(kept_by(find(family), &name), None, "{name}");
         }
@@ -388,7 +390,7 @@ mod tests {
             ("y_embedder.embedding_table.weight", "class embedding"),
         ] {
             assert_eq!(kept(name), Some(reason), "{name}");
-            // As in a component of a pipeline.
+            // With the prefix of a pipeline component.
             let name = format!("transformer.{name}");
             assert_eq!(kept(&name), Some(reason), "{name}");
         }
@@ -397,7 +399,7 @@ mod tests {
     #[test]
     fn linears_are_quantized() {
         for name in [
-            // As many rows as columns: no router, and no embedding of a few types.
+            // As many rows as columns: neither a router nor an embedding of a few types.
             "blocks.0.mlp.gate.weight",
             "type_embeddings.weight",
             "blocks.0.modulation.lin.weight",

@@ -1,4 +1,4 @@
-//! A plan as JSON, for people and programs to read and edit.
+//! Plans as JSON, for people and programs to read and edit.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 const PLAN_VERSION: u32 = 1;
 
 impl Plan {
-    /// The plan as JSON, from which [`Plan::from_json`] makes the same plan.
+    /// Returns the plan as JSON, from which [`Plan::from_json`] makes the same plan.
     pub fn to_json(&self) -> Value {
         let json = PlanJson {
             arrowquant_plan: PLAN_VERSION,
@@ -41,7 +41,7 @@ impl Plan {
         serde_json::to_value(json).expect("plain data")
     }
 
-    /// The calibration's file, where it is one.
+    /// Returns the path of the calibration, if it is a file.
     fn calibration_file(&self) -> Option<String> {
         match &self.calibrated.as_ref()?.input {
             Some(CalibrationInput::File(path)) => Some(path.to_string_lossy().into_owned()),
@@ -49,19 +49,19 @@ impl Plan {
         }
     }
 
-    /// Reads a plan, whose settings and entries may have been edited. An entry that is not as
-    /// the settings have it becomes a rule for that tensor, so that the settings recorded in the
-    /// file are those it was made with.
+    /// Reads a plan, whose settings and entries may have been edited. An entry that differs from
+    /// the settings becomes a rule for that tensor, so that the settings recorded in the file are
+    /// those it was made with.
     ///
     /// # Errors
-    /// The text is no plan, or an entry is not possible; the message names the tensor.
+    /// The text is not a plan, or an entry is impossible; the message names the tensor.
     pub fn from_json(text: &str) -> Result<Self> {
         let json: PlanJson =
             serde_json::from_str(text).map_err(|error| Error::Plan(error.to_string()))?;
         if json.arrowquant_plan != PLAN_VERSION {
             let version = json.arrowquant_plan;
             return Err(Error::Plan(format!(
-                "version {version} is not version {PLAN_VERSION}, which this program reads"
+                "version {version} is not supported (expected {PLAN_VERSION})"
             )));
         }
         let mut config = restore_config(&json.config, &json.compression)?;
@@ -88,7 +88,7 @@ impl Plan {
         };
         let named =
             || Recognition::new(tensors().map(|(tensor, _)| tensor), &[], config.modality());
-        // Classes may have told more than names do.
+        // Classes may have given more information than names do.
         let model = match (json.families, Modality::from_name(&json.modality)) {
             (Some(families), Some(modality))
                 if config.modality().is_none_or(|wanted| wanted == modality) =>
@@ -126,11 +126,11 @@ impl Plan {
         let (before, after) = (unedited.total_bytes() as u64, plan.total_bytes() as u64);
         plan.room = match (json.room, json.max_size) {
             (Some(room), _) => Some(room.saturating_add(before).saturating_sub(after)),
-            // Nobody knows what is left.
+            // The room left is unknown.
             (None, Some(_)) => Some(0),
             (None, None) => None,
         };
-        // Of those that were not edited.
+        // Rules are only needed for edited entries.
         let same = unedited
             .entries
             .iter()
@@ -160,14 +160,14 @@ impl Plan {
     }
 }
 
-/// What is computed is written for people and other programs, and not read back.
+/// The JSON of a plan. Computed fields are for people and other programs, and are not read back.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PlanJson {
     arrowquant_plan: u32,
     #[serde(default)]
     modality: String,
-    /// None in plans of versions that knew no families.
+    /// None in plans written before there were families.
     #[serde(default)]
     families: Option<Vec<String>>,
     #[serde(default)]
@@ -267,7 +267,7 @@ impl EntryJson {
                     format: rules::parse_named("keep, or a format", &self.format)?,
                     scheme: rules::parse_named("scheme", &field(self.scheme, "scheme")?)?,
                     group_size: GroupSize::new(size)
-                        .ok_or_else(|| refuse(format!("{size} is no group size")))?,
+                        .ok_or_else(|| refuse(format!("{size} is not a group size")))?,
                     method: rules::parse_named("method", &field(self.method, "method")?)?,
                     gain: rules::parse_named("gain", &field(self.gain, "gain")?)?,
                     scales: rules::parse_named(
@@ -296,13 +296,13 @@ impl EntryJson {
         };
         if tensor.bytes().is_none() {
             return Err(refuse(format!(
-                "{dtype} {} has no whole bytes, or too many",
+                "{dtype} {} does not fill whole bytes, or is too large",
                 tensor.shape
             )));
         }
         let min_cosine = self.min_cosine.unwrap_or(NO_MIN_COSINE);
         if self.min_cosine.is_some_and(|c| !(0.0..=1.0).contains(&c)) {
-            return Err(refuse(format!("{min_cosine} is no cosine from 0 to 1")));
+            return Err(refuse(format!("{min_cosine} is not a cosine from 0 to 1")));
         }
         Ok(PlanEntry {
             tensor,

@@ -1,36 +1,36 @@
-//! Which layers read what a norm or another layer writes, as far as the names of tensors tell:
-//! where input channels can be scaled by changing the weights before them.
+//! Finds, from tensor names, the layers that read the output of a norm or another layer: their
+//! input channels can be scaled by changing the preceding weights.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::tensor::TensorInfo;
 
-/// Rows of a tensor (elements of a vector) that make the outputs which layers read.
+/// Rows of a tensor (or elements of a vector) that produce the channels which layers read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
-    /// Its index.
+    /// Index of the tensor.
     pub tensor: usize,
-    /// One for each channel.
+    /// The rows, one for each channel.
     pub rows: Range<usize>,
-    /// Whether 1 is added to them before they multiply, as to the scales of adaLN.
+    /// Whether 1 is added to them before they multiply, as in the scales of adaLN.
     pub one_plus: bool,
 }
 
-/// Layers that read the same channels, and all that these are made by.
+/// Layers that read the same channels, and all tensors that produce these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoldSet {
     /// The module that the channels come from.
     pub before: String,
-    /// What makes them.
+    /// The tensors that produce the channels.
     pub writers: Vec<Writer>,
-    /// The weights of the layers that read them, whose columns they are.
+    /// The weights of the layers that read the channels, as their columns.
     pub readers: Vec<usize>,
-    /// Channels.
+    /// Number of channels.
     pub channels: usize,
 }
 
-/// What would be a set, but for the reason.
+/// A set that cannot be folded, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct NotFolded {
     /// The module that the channels come from.
@@ -39,17 +39,17 @@ pub struct NotFolded {
     pub reason: String,
 }
 
-/// The layouts that are known, for messages.
+/// The known layouts, for messages.
 pub const LAYOUTS: &str =
     "LLaMA-like (input_layernorm), LLaDA's (attn_norm) and DiT's (adaLN_modulation.1)";
 
-/// How blocks of a kind of model are called.
+/// The names in the blocks of a kind of model.
 struct Layout {
-    /// Tensors that every block has and that tell it from others. What comes before the first is
-    /// what the names of all tensors of the block begin with.
+    /// Tensors that every such block has and that identify it. The text before the first mark is
+    /// the prefix of all tensors of the block.
     marks: &'static [&'static str],
-    /// In an order in which rows are scaled before the columns of the same weights: those have
-    /// other maxima then.
+    /// Folds, ordered so that rows are scaled before the columns of the same weights, whose maxima
+    /// then change.
     folds: &'static [Fold],
     /// Other modules and tensors that a block may have. Anything else might read the same channels,
     /// and would then see them scaled.
@@ -61,7 +61,7 @@ struct Fold {
     readers: &'static [&'static str],
 }
 
-/// One section of several, of as many rows each, of a module's weight and bias.
+/// One of several equal sections of rows of a module's weight and bias.
 struct Part {
     module: &'static str,
     section: usize,
@@ -79,7 +79,7 @@ impl Part {
         }
     }
 
-    /// The shift or the scale of an adaLN.
+    /// A shift or scale of adaLN.
     const fn of_six(section: usize, one_plus: bool) -> Self {
         Self {
             module: "adaLN_modulation.1",
@@ -93,7 +93,7 @@ impl Part {
 const KNOWN: &[Layout] = &[
     // LLaMA, Qwen, Dream.
     Layout {
-        // Without the second norm, some models have attention and MLP read the first.
+        // Without the second norm, in some models both attention and MLP read the first.
         marks: &["input_layernorm.weight", "post_attention_layernorm.weight"],
         folds: &[
             Fold {
@@ -142,8 +142,8 @@ const KNOWN: &[Layout] = &[
         ],
         others: &["q_norm", "k_norm", "rotary_emb.inv_freq"],
     },
-    // DiT: rows of adaLN are shift, scale and gate for attention, then for the MLP; those of qkv
-    // are queries, keys and values.
+    // DiT: the rows of adaLN are shift, scale and gate for attention, then for the MLP; those of
+    // qkv are queries, keys and values.
     Layout {
         marks: &["adaLN_modulation.1.weight", "attn.qkv.weight"],
         folds: &[
@@ -169,8 +169,8 @@ const KNOWN: &[Layout] = &[
     },
 ];
 
-/// What can be folded, and what cannot though the block is one of a known layout; in the order in
-/// which scales are to be found.
+/// Returns what can be folded, and what cannot although its block has a known layout, in the order
+/// in which scales must be found.
 pub fn fold_sets(tensors: &[TensorInfo]) -> Vec<Result<FoldSet, NotFolded>> {
     let names = tensors.iter().enumerate();
     let index: BTreeMap<&str, usize> = names.map(|(i, tensor)| (&tensor.name[..], i)).collect();
@@ -195,14 +195,14 @@ pub fn fold_sets(tensors: &[TensorInfo]) -> Vec<Result<FoldSet, NotFolded>> {
     sets
 }
 
-/// The tensors whose names begin alike.
+/// The tensors whose names have the same prefix.
 struct Block<'a> {
     tensors: &'a [TensorInfo],
     index: &'a BTreeMap<&'a str, usize>,
     prefix: &'a str,
 }
 
-/// The module of a weight or bias.
+/// Returns the module of a weight or bias.
 fn module_of(tensor: &str) -> Option<&str> {
     let module = tensor.strip_suffix(".weight");
     module.or_else(|| tensor.strip_suffix(".bias"))
@@ -214,7 +214,7 @@ impl<'a> Block<'a> {
         self.index.get(&name[..]).copied()
     }
 
-    /// The first tensor that the layout does not know.
+    /// Returns the first tensor that the layout does not know.
     fn stranger(&self, layout: &Layout) -> Option<&'a str> {
         let known = |tensor: &str| {
             let module = module_of(tensor).unwrap_or(tensor);
@@ -254,7 +254,7 @@ impl<'a> Block<'a> {
             let TensorInfo { name, shape, .. } = &self.tensors[reader];
             if shape.dims().len() != 2 || shape.cols() != channels || shape.elements() == 0 {
                 return Err(format!(
-                    "'{name}' of shape {shape} is no matrix of {channels} columns"
+                    "'{name}' of shape {shape} is not a matrix of {channels} columns"
                 ));
             }
         }
@@ -263,9 +263,9 @@ impl<'a> Block<'a> {
             let weight = self.find(&format!("{}.weight", part.module));
             let weight = weight.ok_or_else(|| format!("'{before}.weight' is missing"))?;
             let bias = self.find(&format!("{}.bias", part.module));
-            // The 1 that is added is scaled in the bias.
+            // The added 1 is scaled in the bias.
             if bias.is_none() && part.one_plus {
-                return Err("it has no bias to hold what the added 1 becomes".to_owned());
+                return Err("it has no bias to absorb the added 1".to_owned());
             }
             let first = part.section * channels;
             for (tensor, one_plus) in [(Some(weight), false), (bias, part.one_plus)] {
@@ -299,7 +299,7 @@ impl<'a> Block<'a> {
             _ => format!("times {sections} rows"),
         };
         Err(format!(
-            "'{name}' of shape {shape} has not {channels} {what}, one for each channel that is read"
+            "'{name}' of shape {shape} does not have {channels} {what}, as the channels require"
         ))
     }
 
@@ -309,7 +309,7 @@ impl<'a> Block<'a> {
         let tensor = all.find(|&tensor| self.tensors[tensor].dtype.float().is_none());
         match tensor.map(|tensor| &self.tensors[tensor]) {
             Some(TensorInfo { name, dtype, .. }) => {
-                Err(format!("'{name}' is {dtype}, which is not computed with"))
+                Err(format!("'{name}' is {dtype}, which cannot be folded"))
             }
             None => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! A plan whose tensors get different formats, as a budget allows.
+//! Plans whose tensors get different formats, as a budget allows.
 
 use std::collections::HashSet;
 
@@ -11,15 +11,15 @@ use super::{Config, Plan, PlanEntry, Rules};
 use crate::error::{Error, Result};
 use crate::format::Recipe;
 
-/// What formats are chosen by. Without a limit: the smallest size at which every tensor reaches its
-/// `min_cosine`.
+/// The limits that formats are chosen by. Without a limit: the smallest size at which every tensor
+/// reaches its `min_cosine`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Budget {
-    /// Bytes of the file.
+    /// The most bytes of the file.
     pub max_size: Option<u64>,
-    /// Bits of a weight on average, over the tensors that the budget decides on.
+    /// The average bits per weight, over the tensors that the budget decides on.
     pub avg_bits: Option<f64>,
-    /// Bytes of the planes of those tensors.
+    /// The most bytes of the planes of those tensors.
     pub planes: Option<u64>,
 }
 
@@ -28,14 +28,14 @@ pub struct Budget {
 pub struct Open {
     /// Index in the plan.
     pub tensor: usize,
-    /// The ways to store it; `None` keeps it.
+    /// The ways to store the tensor; `None` keeps it.
     pub ways: Vec<Option<Recipe>>,
 }
 
 impl Plan {
-    /// The tensors that `config`, with which the plan was made, leaves open: neither keep-lists nor
-    /// rules decide whether they are kept, or how many bits they get. Groups, scheme and the like
-    /// that a rule sets are those of all ways to store them.
+    /// Returns the tensors that `config`, with which the plan was made, leaves open: neither
+    /// keep-lists nor rules decide whether they are kept, or how many bits they get. Groups, scheme
+    /// and other settings of a rule apply to all ways to store them.
     pub fn open(&self, config: &Config) -> Vec<Open> {
         let all = config.candidates();
         let mut rules = Rules::new(config, &self.families);
@@ -54,14 +54,14 @@ impl Plan {
                 if let Some(recipe) = &mut way {
                     changes.iter().for_each(|rule| rule.change(recipe));
                 }
-                // What is no smaller than kept is no choice.
+                // A way that is not smaller than keeping the tensor is useless.
                 let useful = way.is_none() || entry.bytes_as(way.as_ref()) < entry.source_bytes();
                 if useful && !ways.contains(&way) {
                     ways.push(way);
                 }
             }
             if ways.is_empty() {
-                // Nothing that is allowed is smaller.
+                // None of the allowed ways is smaller.
                 ways.push(None);
             }
             open.push(Open { tensor, ways });
@@ -69,10 +69,10 @@ impl Plan {
         open
     }
 
-    /// Gives each open tensor one of the ways it was measured with: with the least sum of relative
-    /// errors that the budget allows, or the fewest bytes where it sets no limit. All tensors count
-    /// alike, whatever their size: what a layer's output loses goes into the model either way.
-    /// `overhead` is what the file takes beside its planes.
+    /// Gives each open tensor one of the measured ways: the least sum of relative errors that the
+    /// budget allows, or the fewest bytes if it sets no limit. All tensors count equally, whatever
+    /// their size: the loss in a layer's output enters the model either way. `overhead` is the size
+    /// of the file without its planes.
     ///
     /// # Errors
     /// The budget is impossible; the message has the arithmetic.
@@ -91,7 +91,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Notes what a budget leaves of the planes of open tensors.
+    /// Records how much of the budget the planes of open tensors leave.
     pub fn limit(&mut self, budget: Budget, limit: Option<u64>, sensitivities: &[Sensitivity]) {
         let taken = sensitivities
             .iter()
@@ -101,11 +101,11 @@ impl Plan {
         self.room = limit.map(|limit| limit.saturating_sub(taken));
     }
 
-    /// Gives each open tensor one of its ways; `by` whom, for the reasons. `config` is that with
-    /// which the plan was made.
+    /// Gives each open tensor one of its ways; `by` names the chooser, for the reasons. `config` is
+    /// the one with which the plan was made.
     ///
     /// # Errors
-    /// None that is known: a name can always be spelled as a pattern.
+    /// None are known: every name can be spelled as a pattern.
     pub fn choose(
         &mut self,
         config: &Config,
@@ -131,8 +131,8 @@ impl Plan {
         Ok(())
     }
 
-    /// Gives a tensor a recipe, or keeps it. Where the settings say something else they get a rule
-    /// for it, so that the file records what it was made with.
+    /// Gives a tensor a recipe, or keeps it. If the settings differ, they get a rule for the
+    /// tensor, so that the file records what it was made with.
     pub(super) fn give(
         &mut self,
         config: &mut Config,
@@ -159,23 +159,23 @@ impl Plan {
     }
 }
 
-/// What there is to choose from.
+/// The choices of a budget.
 pub struct Choices<'a> {
     plan: &'a Plan,
     budget: Budget,
     sensitivities: &'a [Sensitivity],
-    /// Bytes of planes that are decided already, and of the file's own.
+    /// Bytes of planes that are already decided, and of the file itself.
     fixed: u64,
     overhead: u64,
-    /// For each tensor, its ways with their index.
+    /// The ways of each tensor, with their indexes.
     ways: Vec<Vec<(usize, Cost)>>,
-    /// Of all open tensors.
+    /// Number of weights of all open tensors.
     weights: u64,
 }
 
 impl<'a> Choices<'a> {
-    /// The ways of tensors that a budget for a plan may take: those that reach the tensor's
-    /// `min_cosine`, or the most alike where none does.
+    /// Collects the ways that a budget may choose for each tensor: those that reach its
+    /// `min_cosine`, or the one with the highest cosine if none does.
     pub fn new(
         plan: &'a Plan,
         budget: Budget,
@@ -210,12 +210,12 @@ impl<'a> Choices<'a> {
         let each = sensitivities.iter().map(|s| {
             let passing = ways(true, s);
             match passing.is_empty() {
-                // Without `keep` among the candidates: the most alike.
+                // Without `keep` among the candidates: the one with the highest cosine.
                 true => most_alike(s, &ways(false, s)),
                 false => passing,
             }
         });
-        // Each may get a rule in the settings that the file records.
+        // Each tensor may get a rule in the recorded settings.
         let rules = sensitivities.iter().map(|s| {
             let name = &plan.entries[s.tensor].tensor.name;
             let recipes = s.measured.iter().filter_map(|m| m.recipe.as_ref());
@@ -233,35 +233,35 @@ impl<'a> Choices<'a> {
         }
     }
 
-    /// The ways of each open tensor: index among those that were measured, bytes and error.
+    /// Returns the ways of each open tensor: index among the measured ones, bytes and error.
     pub fn ways(&self) -> &[Vec<(usize, Cost)>] {
         &self.ways
     }
 
-    /// Bytes that the planes of open tensors may take; `None` without a limit.
+    /// Returns the bytes that the planes of open tensors may take; `None` without a limit.
     pub fn limit(&self) -> Option<u64> {
         let size = self.budget.max_size;
         let size = size.map(|size| size.saturating_sub(self.others()));
         let bits = self.budget.avg_bits;
         let bits = bits.map(|bits| self.bytes(bits));
-        // Not as options: what the compiler makes of comparing those looks uninitialised to valgrind.
+        // Not compared as options: valgrind reports the compiled comparison as uninitialized.
         let limits = [size, bits, self.budget.planes].map(|limit| limit.unwrap_or(u64::MAX));
         let least = limits.into_iter().fold(u64::MAX, u64::min);
         (least < u64::MAX).then_some(least)
     }
 
-    /// Bytes that the planes of open tensors take at least.
+    /// Returns the fewest bytes that the planes of open tensors can take.
     pub fn least(&self) -> u64 {
         let least = self.ways.iter().map(|ways| smallest(ways).1.bytes);
         least.fold(0, u64::saturating_add)
     }
 
-    /// Bytes of all but the planes of open tensors.
+    /// Returns the bytes of everything except the planes of open tensors.
     fn others(&self) -> u64 {
         self.fixed.saturating_add(self.overhead)
     }
 
-    /// For each open tensor, which of its ways.
+    /// Returns the index of the chosen way for each open tensor.
     ///
     /// # Errors
     /// The budget is impossible; the message has the arithmetic.
@@ -287,7 +287,7 @@ impl<'a> Choices<'a> {
         }
     }
 
-    /// The arithmetic of why not.
+    /// Explains, with the arithmetic, why the budget is impossible.
     fn refuse(&self) -> Error {
         let sum = |bytes: &mut dyn Iterator<Item = u64>| bytes.fold(0, u64::saturating_add);
         let least = self.least();
@@ -322,15 +322,15 @@ impl<'a> Choices<'a> {
             _ => bits_of(bytes),
         };
         let mut text = format!(
-            "{budget} is too little: the smallest that the formats allowed make is {}",
+            "{budget} is too small: the smallest possible with the allowed formats is {}",
             show_of(least)
         );
         if least > any {
             let without = show_of(any);
-            text += &format!(" where every tensor is to reach its min_cosine, {without} without");
+            text += &format!(" if every tensor must reach its min_cosine, {without} otherwise");
         }
         if self.weights == 0 {
-            return Error::config(key, format!("{text}, as there is nothing left to choose"));
+            return Error::config(key, format!("{text}, because nothing is left to choose"));
         }
         text += &format!(
             " ({} weights to quantize at {} each",
@@ -339,11 +339,11 @@ impl<'a> Choices<'a> {
         );
         if key == "max_size" {
             let (kept, own) = (show(self.fixed), show(self.overhead));
-            text += &format!(", {kept} of other tensors, {own} of the file's own");
+            text += &format!(", {kept} for other tensors, {own} for the file itself");
         }
         let bits = self.bits(room);
         text += &format!(
-            "). The budget leaves {bits:.2} bit a weight, at which iid Gaussian weights cannot pass \
+            "). The budget leaves {bits:.2} bits per weight, at which iid Gaussian weights cannot exceed \
              cosine {:.2} in any format",
             cosine_bound(bits)
         );
@@ -353,22 +353,22 @@ impl<'a> Choices<'a> {
         if wanted > 0.0 && wanted < 1.0 {
             let needed = bits_bound(wanted);
             let bytes = show(self.bytes(needed));
-            text += &format!("; for {wanted:.2} they need {needed:.3} bit, {bytes}");
+            text += &format!("; for {wanted:.2} they need {needed:.3} bits, {bytes}");
         }
         Error::config(key, text)
     }
 
-    /// Bits of a weight if so many bytes are for all open tensors.
+    /// Returns the bits per weight if all open tensors take this many bytes.
     fn bits(&self, bytes: u64) -> f64 {
         bytes as f64 * 8.0 / self.weights as f64
     }
 
-    /// Bytes of all open tensors at so many bits a weight.
+    /// Returns the bytes of all open tensors at this many bits per weight.
     fn bytes(&self, bits: f64) -> u64 {
         (bits * self.weights as f64 / 8.0) as u64
     }
 
-    /// Bytes of the smallest way, whatever its cosine.
+    /// Returns the bytes of the smallest way, whatever its cosine.
     fn smallest_of_all(&self, s: &Sensitivity) -> u64 {
         let entry = &self.plan.entries[s.tensor];
         let bytes = s.measured.iter().map(|m| entry.bytes_as(m.recipe.as_ref()));
@@ -376,11 +376,11 @@ impl<'a> Choices<'a> {
     }
 }
 
-/// Part of the distance to 1 that a cosine on a sample is to leave: that of all rows may be a
-/// little further away.
+/// The part of the distance from `min_cosine` to 1 that a cosine on a sample may leave: the cosine
+/// over all rows may be slightly lower.
 const MARGIN: f64 = 0.97;
 
-/// Bytes of the rule that gives a tensor a recipe, as the file records it.
+/// Returns the bytes of the rule that gives a tensor a recipe, as recorded in the file.
 fn recorded_bytes(name: &str, recipe: &Recipe) -> u64 {
     let rule = Pattern::literal(name).map(|pattern| Rule::recipe(pattern, recipe).to_string());
     serde_json::json!(rule.unwrap_or_default())
@@ -389,7 +389,7 @@ fn recorded_bytes(name: &str, recipe: &Recipe) -> u64 {
         + 1
 }
 
-/// The way that takes fewest bytes; of equal ones that with the least error.
+/// Returns the smallest way; of equally small ones, the one with the least error.
 fn smallest(ways: &[(usize, Cost)]) -> (usize, Cost) {
     let order = |a: &Cost, b: &Cost| a.bytes.cmp(&b.bytes).then(a.error.total_cmp(&b.error));
     let least = ways.iter().copied().min_by(|a, b| order(&a.1, &b.1));
@@ -411,13 +411,13 @@ fn most_alike(s: &Sensitivity, ways: &[(usize, Cost)]) -> Vec<(usize, Cost)> {
     most.into_iter().collect()
 }
 
-/// The largest cosine that a code of so many bits can have on iid Gaussian weights, by the
-/// rate-distortion function of Shannon (1959).
+/// Returns the highest cosine that a code with this many bits can have on iid Gaussian weights, by
+/// the rate-distortion function of Shannon (1959).
 pub fn cosine_bound(bits: f64) -> f64 {
     libm::sqrt(1.0 - libm::exp2(-2.0 * bits))
 }
 
-/// The fewest bits at which iid Gaussian weights can reach a cosine.
+/// Returns the fewest bits with which iid Gaussian weights can reach a cosine.
 pub fn bits_bound(cosine: f64) -> f64 {
     -0.5 * libm::log2(1.0 - cosine * cosine)
 }

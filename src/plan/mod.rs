@@ -1,4 +1,4 @@
-//! What each tensor gets, decided before any work. Pure data and pure functions.
+//! Decides what each tensor gets, before any work. Pure data and pure functions.
 
 mod budget;
 mod calibrated;
@@ -37,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::format::{Method, Recipe};
 use crate::tensor::{Facts, TensorInfo};
 
-/// What evidence begins with that says what was made of the source's tensors.
+/// The prefix of evidence that says how the source's tensors were converted.
 pub const SOURCE: &str = "source: ";
 
 /// What one tensor gets.
@@ -45,24 +45,25 @@ pub const SOURCE: &str = "source: ";
 pub struct PlanEntry {
     /// The tensor.
     pub tensor: TensorInfo,
-    /// How it is quantized, or `None` when it is kept.
+    /// The recipe for quantizing it, or `None` when it is kept.
     pub recipe: Option<Recipe>,
-    /// Cosine that it must reach when it is quantized; [`NO_MIN_COSINE`] for none. Of its outputs
-    /// where a calibration tells of them, else of its weights. If it does not, it gets more bits.
+    /// Cosine that it must reach when quantized; [`NO_MIN_COSINE`] for none. The cosine is of its
+    /// outputs if a calibration covers them, else of its weights. If it does not reach it, it gets
+    /// more bits.
     pub min_cosine: f64,
-    /// The scheme by which another quantizer has packed it, or what it lies beside.
+    /// The scheme by which another quantizer has packed it, or the tensor it belongs to.
     pub packed: Option<String>,
-    /// Why, in a few words.
+    /// The reason, in a few words.
     pub reason: String,
 }
 
 impl PlanEntry {
-    /// Predicted bytes of its planes, f16 scales assumed unless f32 is forced.
+    /// Predicted bytes of the planes, assuming f16 scales unless f32 is forced.
     pub fn bytes(&self) -> usize {
         self.bytes_as(self.recipe.as_ref())
     }
 
-    /// The same if the tensor were stored so.
+    /// Predicted bytes of the planes with another recipe.
     pub fn bytes_as(&self, recipe: Option<&Recipe>) -> usize {
         let shape = &self.tensor.shape;
         match recipe {
@@ -74,23 +75,23 @@ impl PlanEntry {
         }
     }
 
-    /// Bytes of its values in the source.
+    /// Bytes of the values in the source.
     pub fn source_bytes(&self) -> usize {
         self.tensor.bytes().unwrap_or(0)
     }
 
-    /// Keeps it after all.
+    /// Keeps the tensor, because it has non-finite weights.
     pub fn keep_non_finite(&mut self) {
         self.recipe = None;
         self.reason = "has NaN or infinite weights".to_owned();
     }
 
-    /// Whether quantizing makes it no smaller, as with very short rows.
+    /// Whether quantizing does not make it smaller, as with very short rows.
     pub fn is_no_smaller(&self) -> bool {
         self.recipe.is_some() && self.bytes() > 0 && self.bytes() >= self.source_bytes()
     }
 
-    /// The rule that makes this entry that one, of the same tensor.
+    /// Returns the rule that changes this entry to `wanted`, for the same tensor.
     fn rule_to(&self, wanted: &Self) -> Result<Option<Rule>> {
         if self.recipe == wanted.recipe && self.min_cosine == wanted.min_cosine {
             return Ok(None);
@@ -117,39 +118,39 @@ impl PlanEntry {
 pub struct Plan {
     /// What the model generates.
     pub modality: Modality,
-    /// The families of models that it is of, whose lists of what to keep count.
+    /// The model's families, whose keep-lists apply.
     pub families: Vec<String>,
-    /// What says so, a sentence each; those that begin with [`SOURCE`] say what was made of the
-    /// source's tensors.
+    /// Evidence for the modality, one sentence each; sentences that begin with [`SOURCE`] say how
+    /// the source's tensors were converted.
     pub evidence: Vec<String>,
-    /// What the source has to tell whoever quantizes it, a sentence each.
+    /// Warnings from the source, one sentence each.
     pub source_warnings: Vec<String>,
     /// The settings that change values, as the file records them.
     pub config: Value,
     /// Compression of the file.
     pub compression: Compression,
-    /// Whether little is held in memory, even where that takes longer.
+    /// Whether to hold little in memory, even where that takes longer.
     pub streaming: bool,
-    /// Bytes that the run may take in memory, all in all.
+    /// The memory limit of the run in bytes.
     pub memory_limit: Option<u64>,
-    /// Bytes that the file may have.
+    /// The most bytes of the file.
     pub max_size: Option<u64>,
-    /// Bytes that planes may grow by where tensors do not reach their cosine: what a budget leaves.
+    /// Bytes that planes may grow by if tensors do not reach their cosine: the rest of a budget.
     pub room: Option<u64>,
-    /// Whether what the run would rather mend by itself is an error.
+    /// Whether situations that the run normally handles are errors.
     pub fail_fast: bool,
     /// What to do with non-finite weights.
     pub on_nonfinite: OnNonFinite,
-    /// What a calibration is used for, where there is one.
+    /// How the calibration is used, if there is one.
     pub calibrated: Option<Calibrated>,
-    /// One entry a tensor, in the order of the source.
+    /// One entry per tensor, in the order of the source.
     pub entries: Vec<PlanEntry>,
     /// Rules that matched no tensor, as text.
     pub unused_rules: Vec<String>,
 }
 
 impl Plan {
-    /// Decides for every tensor; `tensors` come with the file that holds them, for messages.
+    /// Makes a plan; `tensors` come with the file that contains them, for messages.
     ///
     /// # Errors
     /// A rule gives bits to a tensor whose dtype is never quantized.
@@ -160,11 +161,11 @@ impl Plan {
         Self::with_facts(tensors, &Facts::default(), config)
     }
 
-    /// As [`Plan::new`], with what the source knows of the model: the classes that its files name
-    /// ([`Recognition::new`]), and weights that another quantizer has packed.
+    /// Makes a plan as [`Plan::new`] does, with what the source knows about the model: the classes
+    /// that its files name ([`Recognition::new`]), and weights packed by another quantizer.
     ///
     /// # Errors
-    /// As there; weights are packed, and the settings do not keep them.
+    /// The errors of [`Plan::new`]; or weights are packed, and the settings do not keep them.
     pub fn with_facts<'a>(
         tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)> + Clone,
         facts: &Facts,
@@ -174,7 +175,7 @@ impl Plan {
             let mut all = tensors.clone();
             let path = all.find(|(tensor, _)| tensor.name == *name);
             let path = path.map_or(Path::new("plan"), |(_, path)| path);
-            let keep = "'packed: keep' (--packed keep) keeps such tensors as they are";
+            let keep = "'packed: keep' (--packed keep) keeps such tensors";
             return Err(Error::tensor(path, name, format!("{reason}; {keep}")));
         }
         let infos = tensors.clone().map(|(tensor, _)| tensor);
@@ -186,7 +187,7 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Decides for every tensor of a model that was recognized.
+    /// Makes a plan for a model that was recognized.
     fn of_model<'a>(
         tensors: impl Iterator<Item = (&'a TensorInfo, &'a Path)>,
         model: Recognition,
@@ -248,11 +249,11 @@ impl Plan {
     }
 
     /// Changes what one tensor gets. `settings` are those of a rule, such as `keep` or
-    /// `bits:8,group:64`, and become one for this tensor.
+    /// `bits:8,group:64`, and become a rule for this tensor.
     ///
     /// # Errors
-    /// There is no such tensor, a setting is not allowed, or the tensor's dtype is never
-    /// quantized. The plan is then as it was.
+    /// There is no such tensor, a setting is not allowed, or the tensor's dtype is never quantized.
+    /// The plan is then unchanged.
     pub fn set(&mut self, tensor: &str, settings: &str) -> Result<()> {
         let mut entries = self.entries.iter_mut();
         let Some(entry) = entries.find(|entry| entry.tensor.name == tensor) else {
@@ -261,7 +262,7 @@ impl Plan {
         let rule = Rule::new(Pattern::literal(tensor)?).with_settings(settings);
         let mut config = restore_config(&self.config, self.compression.name())?;
         config.push_rule(rule.map_err(|error| error.within(&format!("tensor '{tensor}'")))?);
-        // The rule is for this tensor alone.
+        // The rule applies to this tensor only.
         let changed = decide(
             (&entry.tensor, entry.packed.as_deref()),
             Path::new("plan"),
@@ -271,7 +272,7 @@ impl Plan {
         if self.calibrated.is_none() {
             check_needs_none(std::slice::from_ref(&changed))?;
         }
-        // What it takes more is not there for others.
+        // The bytes it adds are no longer available for others.
         let (before, after) = (entry.bytes() as u64, changed.bytes() as u64);
         self.room = self
             .room
@@ -281,14 +282,14 @@ impl Plan {
         Ok(())
     }
 
-    /// What the plan does that was hardly meant, a sentence each.
+    /// Returns warnings about the plan, one sentence each.
     pub fn warnings(&self) -> Vec<String> {
         let unused = self.unused_rules.iter();
         let unused = unused.map(|rule| format!("rule {rule} matches no tensor"));
         let mut warnings = self.source_warnings.clone();
         warnings.extend(unused);
         if self.max_size.is_some() && self.entries.iter().all(|entry| entry.recipe.is_none()) {
-            let text = "max_size has room for all tensors as they are: none is quantized";
+            let text = "max_size has room to keep all tensors: none is quantized";
             warnings.push(text.to_owned());
         }
         let mut no_smaller = self.entries.iter().filter(|entry| entry.is_no_smaller());
@@ -305,38 +306,38 @@ impl Plan {
         warnings
     }
 
-    /// Checks that the plan is one for these tensors, in this order.
+    /// Checks that the plan is for these tensors, in this order.
     ///
     /// # Errors
-    /// The first difference, naming the tensor.
+    /// Returns the first difference, naming the tensor.
     pub fn check_matches(&self, tensors: &[TensorInfo]) -> Result<()> {
         for (entry, tensor) in self.entries.iter().zip(tensors) {
             if entry.tensor != *tensor {
                 let describe = |t: &TensorInfo| format!("'{}' {} {}", t.name, t.dtype, t.shape);
                 let (planned, found) = (describe(&entry.tensor), describe(tensor));
                 return Err(Error::Plan(format!(
-                    "has tensor {planned} where the source has {found}"
+                    "has tensor {planned}, but the source has {found}"
                 )));
             }
         }
         if self.entries.len() != tensors.len() {
             let (planned, found) = (self.entries.len(), tensors.len());
             return Err(Error::Plan(format!(
-                "has {planned} tensors, the source {found}"
+                "has {planned} tensors, but the source has {found}"
             )));
         }
         Ok(())
     }
 }
 
-/// Without a calibration no tensor can have a method that takes one.
+/// Checks that no tensor has a method that requires a calibration.
 fn check_needs_none(entries: &[PlanEntry]) -> Result<()> {
     let calibrated = |entry: &&PlanEntry| entry.recipe.is_some_and(|r| r.method == Method::Gptq);
     match entries.iter().find(calibrated) {
         None => Ok(()),
         Some(entry) => {
             let name = &entry.tensor.name;
-            let reason = format!("tensor '{name}' is to have gptq, which takes a calibration");
+            let reason = format!("gptq requires a calibration (tensor '{name}')");
             Err(Error::config("method", reason))
         }
     }
@@ -352,15 +353,15 @@ fn restore_config(values: &Value, compression: &str) -> Result<Config> {
     Ok(config)
 }
 
-/// The rules of a configuration, those for single names by name: a plan that was edited has one
-/// a tensor.
+/// The rules of a configuration, with rules for single names indexed by name: an edited plan has
+/// one rule per tensor.
 struct Rules<'a> {
-    /// Whose lists of what to keep count.
+    /// Families whose keep-lists apply.
     families: Vec<&'static Family>,
     rules: &'a [Rule],
     by_name: HashMap<&'a str, Vec<usize>>,
     others: Vec<usize>,
-    /// Which have matched a tensor.
+    /// Which rules have matched a tensor.
     used: Vec<bool>,
 }
 
@@ -384,7 +385,7 @@ impl<'a> Rules<'a> {
         }
     }
 
-    /// Those that match a name, in order.
+    /// Returns the rules that match a name, in order.
     fn matching(&mut self, name: &str) -> Vec<&'a Rule> {
         let mut found = self.by_name.get(name).cloned().unwrap_or_default();
         let others = self.others.iter().copied();
@@ -397,7 +398,7 @@ impl<'a> Rules<'a> {
     }
 }
 
-/// Decides for a tensor, with the scheme that another quantizer has packed it by.
+/// Decides for a tensor, given the scheme by which another quantizer has packed it.
 fn decide(
     (tensor, packed): (&TensorInfo, Option<&str>),
     path: &Path,
@@ -406,7 +407,7 @@ fn decide(
 ) -> Result<PlanEntry> {
     let mut changes = rules.matching(&tensor.name);
     if packed.is_some() {
-        // A pattern for many tensors was hardly meant for the scales of another quantizer.
+        // A pattern for many tensors was probably not meant for another quantizer's scales.
         changes.retain(|rule| rule.keep || rule.pattern.name().is_some());
     }
     // The last rule that keeps or gives bits decides whether the tensor is kept.

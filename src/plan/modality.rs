@@ -1,5 +1,5 @@
-//! What a model generates: by the classes that its files name, else by its tensors' names and
-//! shapes, and what says so.
+//! Recognizes what a model generates, with evidence: from the classes that its files name, else
+//! from its tensors' names and shapes.
 
 use std::collections::HashMap;
 
@@ -11,20 +11,21 @@ use crate::tensor::TensorInfo;
 pub enum Modality {
     /// Text.
     Text,
-    /// Programs: text whose names do not tell it from other text, so that it has to be said.
+    /// Programs: text whose names do not distinguish it from other text, so it must be set
+    /// explicitly.
     Code,
     /// Images and video: transformers, UNets and VAEs.
     Image,
-    /// Sound.
+    /// Audio.
     Audio,
-    /// Nothing says; an answer like the others.
+    /// No modality was recognized.
     Unknown,
 }
 
-/// What a class that is no class begins with: the modality that a file's metadata say.
+/// The prefix of a pseudo-class: the modality stated by a file's metadata.
 const SAID: &str = "modality: ";
 
-/// Letters of a name that a sentence shows.
+/// The most letters of a name in a sentence.
 const SHOWN: usize = 120;
 
 impl Modality {
@@ -37,8 +38,8 @@ impl Modality {
         Self::Unknown,
     ];
 
-    /// In the order in which they win where a model has marks of several: what makes sound has
-    /// parts named as those of images, and what makes images parts that read text.
+    /// Order of precedence if a model has marks of several: audio models have parts named like
+    /// those of image models, and image models have parts that read text.
     const BY_RANK: &'static [Self] = &[Self::Audio, Self::Image, Self::Text];
 
     /// The name in files and reports.
@@ -52,41 +53,41 @@ impl Modality {
         }
     }
 
-    /// The modality of this name.
+    /// Returns the modality with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         let mut all = Self::ALL.iter().copied();
         all.find(|modality| modality.name() == name)
     }
 
-    /// Whether the lists of a family count where this modality was asked for.
+    /// Whether a family's lists apply if this modality was requested.
     fn takes(self, family: &Family) -> bool {
         family.modality == self || self == Self::Code && family.modality == Self::Text
     }
 }
 
-/// What a model is, and what says so.
+/// A model's modality and families, with evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recognition {
-    /// What it generates.
+    /// What the model generates.
     pub modality: Modality,
-    /// The families that it is of, whose lists of what to keep count.
+    /// The model's families, whose keep-lists apply.
     pub families: Vec<String>,
-    /// Why, a sentence each.
+    /// Reasons, one sentence each.
     pub evidence: Vec<String>,
 }
 
-/// A family that something says the model to be of.
+/// A family that something indicates.
 struct Found {
     family: &'static Family,
-    /// Whether that settles it.
+    /// Whether it is conclusive.
     settles: bool,
     why: String,
 }
 
 impl Recognition {
-    /// Of a model's tensors, and of the names of classes that its files give (`modality: audio`
-    /// where they say that at once). What was `wanted` is taken for granted: then only families
-    /// of that modality count.
+    /// Recognizes a model from its tensors, and from the class names in its files (`modality:
+    /// audio` if they state that directly). A `wanted` modality is accepted as given: then only
+    /// families of that modality count.
     pub fn new<'a>(
         tensors: impl Iterator<Item = &'a TensorInfo>,
         classes: &[String],
@@ -110,20 +111,20 @@ impl Recognition {
             ranked.find(|&modality| has(settles, modality))
         };
         let (modality, why) = match (wanted, said) {
-            (Some(wanted), _) => (wanted, Some("as the settings say")),
-            (None, Some(said)) => (said, Some("as the model's metadata say")),
+            (Some(wanted), _) => (wanted, Some("as set")),
+            (None, Some(said)) => (said, Some("from the model's metadata")),
             (None, None) => match best(true).or(best(false)) {
                 None => (
                     Modality::Unknown,
-                    Some("as it is like no family that is known"),
+                    Some("because it resembles no known family"),
                 ),
                 Some(best) => {
                     let others = found.iter().any(|found| found.family.modality != best);
                     let rank = match best {
                         _ if !others => None,
-                        _ if has(true, best) => Some("as classes count before names"),
-                        Modality::Audio => Some("as sound goes before image and text"),
-                        _ => Some("as image goes before text"),
+                        _ if has(true, best) => Some("because classes take precedence over names"),
+                        Modality::Audio => Some("which takes precedence over image and text"),
+                        _ => Some("which takes precedence over text"),
                     };
                     (best, rank)
                 }
@@ -167,13 +168,13 @@ fn by_classes(classes: &[String]) -> Vec<Found> {
     found
 }
 
-/// Components that are told apart: names of more are no pipeline's.
+/// The most components to distinguish: a pipeline has fewer.
 const MOST_COMPONENTS: usize = 256;
 
-/// Families whose marks are all on tensors of one component.
+/// Finds families whose marks are all on tensors of one component.
 fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
     let families = families();
-    // Of each component, the first tensor with each mark, a matrix if there is one.
+    // The first tensor with each mark, for each component; preferably a matrix.
     let mut components: Vec<Vec<Option<&TensorInfo>>> = Vec::new();
     let mut by_name: HashMap<&str, usize> = HashMap::new();
     for tensor in tensors.filter(|tensor| !is_encoder(&tensor.name)) {
@@ -188,7 +189,7 @@ fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
         });
         for mark in &families.marks.matches(&line) {
             let first = components[index][mark].get_or_insert(tensor);
-            // A weight says more than its bias.
+            // A weight is better evidence than its bias.
             if first.shape.dims().len() < 2 && tensor.shape.dims().len() >= 2 {
                 *first = tensor;
             }
@@ -212,7 +213,7 @@ fn by_tensors<'a>(tensors: impl Iterator<Item = &'a TensorInfo>) -> Vec<Found> {
     found
 }
 
-/// The tensors that are as in a family.
+/// Lists the tensors that match the family's marks.
 fn because(family: &Family, firsts: &[Option<&TensorInfo>]) -> String {
     let mut names: Vec<String> = Vec::new();
     for need in &family.needs {
@@ -235,7 +236,7 @@ fn because(family: &Family, firsts: &[Option<&TensorInfo>]) -> String {
     }
 }
 
-/// A name, or the beginning of a long one.
+/// Returns a name, shortened if it is long.
 fn shown(name: &str) -> String {
     match name.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &name[..end]),
@@ -277,7 +278,7 @@ mod tests {
         assert_eq!(found.evidence, [sentence]);
         let nothing = recognize(&DIT[..1], &[], "");
         assert_eq!(nothing.modality, Modality::Unknown);
-        let sentence = "unknown, as it is like no family that is known";
+        let sentence = "unknown, because it resembles no known family";
         assert_eq!(nothing.evidence, [sentence]);
         assert_eq!(recognize(&[], &[], "").modality, Modality::Unknown);
     }
@@ -287,7 +288,10 @@ mod tests {
         let found = recognize(DIT, &["StableAudioDiTModel"], "");
         assert_eq!(found.modality, Modality::Audio);
         assert_eq!(found.families, ["Stable Audio", "DiT"]);
-        assert_eq!(found.evidence[0], "audio, as classes count before names");
+        assert_eq!(
+            found.evidence[0],
+            "audio, because classes take precedence over names"
+        );
         let sentence = "audio, by the class StableAudioDiTModel, of Stable Audio";
         assert_eq!(found.evidence[1], sentence);
         let vocoder: &[(&str, &[usize])] = &[("vocoder.conv_pre.weight", &[512, 80, 7])];
@@ -295,9 +299,9 @@ mod tests {
         assert_eq!(found.modality, Modality::Audio);
         assert_eq!(
             found.evidence[0],
-            "audio, as sound goes before image and text"
+            "audio, which takes precedence over image and text"
         );
-        // Nobody's, and one that only begins like one.
+        // An unknown class, and one that merely begins like a known one.
         let found = recognize(&[], &["BertModel", "MDLMForImages"], "");
         assert_eq!(found.modality, Modality::Unknown);
         for (class, modality) in [
@@ -331,13 +335,13 @@ mod tests {
         let found = recognize(DIT, &["modality: code"], "");
         assert_eq!(found.modality, Modality::Code);
         assert_eq!(found.families, ["DiT"]);
-        assert_eq!(found.evidence[0], "code, as the model's metadata say");
+        assert_eq!(found.evidence[0], "code, from the model's metadata");
         let found = recognize(DIT, &["modality: unknown", "modality: x"], "");
         assert_eq!(found.modality, Modality::Image);
         let found = recognize(DIT, &["modality: code"], "audio");
         assert_eq!(found.modality, Modality::Audio);
         assert!(found.families.is_empty());
-        assert_eq!(found.evidence, ["audio, as the settings say"]);
+        assert_eq!(found.evidence, ["audio, as set"]);
         assert!(recognize(DIT, &[], "unknown").families.is_empty());
         assert_eq!(recognize(DIT, &[], "image").families, ["DiT"]);
         assert_eq!(recognize(&[], &["SEDD"], "code").families, ["MDLM"]);

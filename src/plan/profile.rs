@@ -2,7 +2,7 @@
 
 use crate::format::{Format, GroupSize};
 
-/// Where the model is to run.
+/// The kind of machine that the model is to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     /// Small devices: 2 bits, groups of 256, 2 threads, streaming.
@@ -50,7 +50,7 @@ impl Profile {
         self == Self::Edge
     }
 
-    /// Groups of timesteps that are told apart.
+    /// Number of timestep groups.
     pub fn time_groups(self) -> u32 {
         match self {
             Self::Edge => 5,
@@ -73,7 +73,7 @@ impl Profile {
         }
     }
 
-    /// Threads of a run; 0 is all of the machine's.
+    /// Threads of a run; 0 means all threads of the machine.
     pub fn threads(self) -> usize {
         match self {
             Self::Edge => 2,

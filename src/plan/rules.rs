@@ -1,4 +1,4 @@
-//! Which tensors are treated otherwise: ordered rules by name.
+//! Ordered rules that give tensors other settings, by name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,16 +9,16 @@ use crate::error::{Error, Result};
 use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
 use crate::tensor::MAX_NAME;
 
-/// Bytes of a pattern for one name at most: each letter may be escaped.
+/// The most bytes of a pattern for one name: each letter may be escaped.
 const MAX_SPELLED: usize = 3 * MAX_NAME;
 
-/// Bytes of any other pattern at most; the plan repeats it for every tensor that it matches.
+/// The most bytes of any other pattern; the plan repeats it for every tensor that it matches.
 const MAX_PATTERN: usize = 4 << 10;
 
-/// `*` in a glob at most: matching takes as much stack.
+/// The most `*` in a glob: matching uses stack for each.
 const MAX_STARS: usize = 100;
 
-/// Bytes that a regular expression may take compiled, and as much again while matching.
+/// The most bytes of a compiled regular expression, and again while matching.
 const MAX_COMPILED: usize = 256 << 10;
 
 /// A tensor name pattern: a glob that must match the whole name, in which `*` also crosses dots
@@ -38,7 +38,7 @@ enum Matcher {
 }
 
 impl Pattern {
-    /// Whether a tensor of this name is meant.
+    /// Whether the pattern matches this name.
     pub fn matches(&self, name: &str) -> bool {
         match &self.matcher {
             Matcher::Name(only) => only == name,
@@ -49,7 +49,7 @@ impl Pattern {
 }
 
 impl Pattern {
-    /// The one name that matches, when the pattern says it.
+    /// Returns the only name that matches, if there is one.
     pub(super) fn name(&self) -> Option<&str> {
         match &self.matcher {
             Matcher::Name(name) => Some(name),
@@ -57,7 +57,7 @@ impl Pattern {
         }
     }
 
-    /// What it takes to match a name with it, in globs. A regular expression may take 5 ms to
+    /// Returns the cost of matching a name, in globs. A regular expression may take 5 ms to
     /// compile.
     pub(super) fn cost(&self) -> usize {
         match &self.matcher {
@@ -68,7 +68,7 @@ impl Pattern {
     }
 }
 
-/// The name that a glob spells out, letter by letter or as `[*]`.
+/// Returns the name that a glob spells out, letter by letter or as `[*]`.
 fn spelled_out(glob: &str) -> Option<String> {
     let mut name = String::new();
     let mut letters = glob.chars();
@@ -92,7 +92,7 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Self> {
         let refuse = |error: String| Error::config("pattern", format!("'{text}': {error}"));
         let too_long = || {
-            let reason = format!("{} bytes are too many", text.len());
+            let reason = format!("too long: {} bytes", text.len());
             Err(Error::config("pattern", reason))
         };
         if text.len() > MAX_SPELLED {
@@ -133,26 +133,26 @@ fn compile(regex: &str) -> std::result::Result<Regex, regex::Error> {
 }
 
 impl Pattern {
-    /// The pattern that matches this name alone.
+    /// Makes the pattern that matches only this name.
     pub fn literal(name: &str) -> Result<Self> {
         if name.is_empty() {
             return "re:^$".parse();
         }
         let glob = glob::Pattern::escape(name);
         match glob.strip_prefix("re:") {
-            // Not to be taken for a regular expression.
+            // Must not be taken for a regular expression.
             Some(rest) => format!("[r]e:{rest}").parse(),
             None => glob.parse(),
         }
     }
 }
 
-/// What a rule changes for the tensors its pattern matches; the rest stays as it was.
+/// What a rule changes for the tensors that its pattern matches; everything else is unchanged.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// Which tensors.
+    /// The pattern.
     pub pattern: Pattern,
-    /// Keep them as they are. Giving bits undoes an earlier keep, built-in ones too.
+    /// Whether to keep the tensors. Giving bits undoes an earlier keep, including built-in ones.
     pub keep: bool,
     /// Width of the codes.
     pub format: Option<Format>,
@@ -166,12 +166,12 @@ pub struct Rule {
     pub gain: Option<Gain>,
     /// How scales are stored.
     pub scales: Option<ScalePolicy>,
-    /// Cosine that they must reach.
+    /// Cosine that the tensors must reach.
     pub min_cosine: Option<f64>,
 }
 
 impl Rule {
-    /// A rule that changes nothing yet.
+    /// Makes a rule that changes nothing yet.
     pub fn new(pattern: Pattern) -> Self {
         Self {
             pattern,
@@ -186,7 +186,7 @@ impl Rule {
         }
     }
 
-    /// A rule that keeps the tensors.
+    /// Makes a rule that keeps the tensors.
     pub fn keep(pattern: Pattern) -> Self {
         Self {
             keep: true,
@@ -194,7 +194,7 @@ impl Rule {
         }
     }
 
-    /// A rule that gives a tensor this recipe.
+    /// Makes a rule that gives a tensor this recipe.
     pub fn recipe(pattern: Pattern, recipe: &Recipe) -> Self {
         Self {
             pattern,
@@ -212,7 +212,7 @@ impl Rule {
     /// Sets one of bits, group, scheme, method, gain, scale_dtype, min_cosine and keep.
     ///
     /// # Errors
-    /// Another key, or a value that it cannot have.
+    /// The key is unknown, or the value is not allowed.
     pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
         match key {
             "bits" | "bit_width" => self.format = Some(parse_bits(key, value)?),
@@ -222,20 +222,27 @@ impl Rule {
             "gain" => self.gain = Some(parse_named(key, value)?),
             "scale_dtype" => self.scales = Some(parse_named(key, value)?),
             "min_cosine" => {
-                let refuse =
-                    || Error::config(key, format!("'{value}' is no cosine from 0 to 1, nor none"));
+                let refuse = || {
+                    Error::config(
+                        key,
+                        format!("invalid value '{value}' (expected a cosine from 0 to 1, or none)"),
+                    )
+                };
                 self.min_cosine = Some(parse_min_cosine(value).ok_or_else(refuse)?);
             }
             "keep" => self.keep = parse_bool(key, value)?,
             _ => {
-                let allowed = "bits, group, scheme, method, gain, scale_dtype, min_cosine and keep";
-                return Err(Error::config(key, format!("unknown; a rule has {allowed}")));
+                let allowed = "bits, group, scheme, method, gain, scale_dtype, min_cosine, keep";
+                return Err(Error::config(
+                    key,
+                    format!("unknown setting (expected one of: {allowed})"),
+                ));
             }
         }
         Ok(())
     }
 
-    /// Changes what the rule says of a recipe, but for its bits.
+    /// Applies the rule to a recipe, except for its bits.
     pub(super) fn change(&self, recipe: &mut Recipe) {
         recipe.group_size = self.group_size.unwrap_or(recipe.group_size);
         recipe.scheme = self.scheme.unwrap_or(recipe.scheme);
@@ -244,7 +251,7 @@ impl Rule {
         recipe.scales = self.scales.unwrap_or(recipe.scales);
     }
 
-    /// The rule with settings as they stand after the `=` of `--rule`.
+    /// Adds settings in the format of `--rule`, after the `=`.
     pub(super) fn with_settings(mut self, settings: &str) -> Result<Self> {
         for setting in settings.split(',') {
             let (key, value) = setting.split_once(':').unwrap_or((setting, "true"));
@@ -254,7 +261,7 @@ impl Rule {
         Ok(self)
     }
 
-    /// A rule must say something, and not two things that exclude each other.
+    /// Checks that the rule changes something, and does not contradict itself.
     pub(super) fn check(&self) -> Result<()> {
         let sets = self.format.is_some()
             || self.group_size.is_some()
@@ -272,14 +279,14 @@ impl Rule {
     }
 }
 
-/// As in `--rule`: `PATTERN=bits:8,group:64`, or `PATTERN=keep`.
+/// Parses the format of `--rule`: `PATTERN=bits:8,group:64`, or `PATTERN=keep`.
 impl FromStr for Rule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let read = || {
             let Some((pattern, settings)) = text.rsplit_once('=') else {
-                return Err(Error::config("", "is not PATTERN=key:value,…"));
+                return Err(Error::config("", "expected PATTERN=key:value,…"));
             };
             Self::new(pattern.parse()?).with_settings(settings)
         };
@@ -312,13 +319,13 @@ pub(super) fn parse_bits(key: &str, value: &str) -> Result<Format> {
         .parse()
         .ok()
         .and_then(Format::from_bits)
-        .ok_or_else(|| Error::config(key, format!("'{value}' is none of 2, 4, 8")))
+        .ok_or_else(|| Error::config(key, format!("invalid value '{value}' (expected 2, 4 or 8)")))
 }
 
 pub(super) fn parse_group_size(key: &str, value: &str) -> Result<GroupSize> {
     value.parse().ok().and_then(GroupSize::new).ok_or_else(|| {
-        let allowed = "is neither a multiple of 16 from 16 to 1024 nor 0 (the whole row)";
-        Error::config(key, format!("'{value}' {allowed}"))
+        let allowed = "expected a multiple of 16 from 16 to 1024, or 0 for the whole row";
+        Error::config(key, format!("invalid value '{value}' ({allowed})"))
     })
 }
 
@@ -339,9 +346,12 @@ pub(super) fn parse_min_cosine(value: &str) -> Option<f64> {
 }
 
 fn parse_bool(key: &str, value: &str) -> Result<bool> {
-    value
-        .parse()
-        .map_err(|_| Error::config(key, format!("'{value}' is neither true nor false")))
+    value.parse().map_err(|_| {
+        Error::config(
+            key,
+            format!("invalid value '{value}' (expected true or false)"),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -405,14 +415,23 @@ mod tests {
     fn wrong_rules_say_what_is_allowed() {
         for (text, part) in [
             ("a", "PATTERN=key:value"),
-            ("a=bits:3", "'3' is none of 2, 4, 8"),
-            ("a=group:100", "'100' is neither a multiple of 16"),
+            ("a=bits:3", "invalid value '3' (expected 2, 4 or 8)"),
+            (
+                "a=group:100",
+                "invalid value '100' (expected a multiple of 16",
+            ),
             (
                 "a=scheme:odd",
                 "'odd': scheme must be one of: symmetric, affine",
             ),
-            ("a=min_cosine:2", "'2' is no cosine from 0 to 1"),
-            ("a=colour:red", "a rule has bits, group"),
+            (
+                "a=min_cosine:2",
+                "invalid value '2' (expected a cosine from 0 to 1",
+            ),
+            (
+                "a=colour:red",
+                "unknown setting (expected one of: bits, group",
+            ),
             ("a=keep,bits:4", "keeps and quantizes"),
             ("a=keep:false", "changes nothing"),
             ("[=keep", "rule '[=keep': pattern: '['"),

@@ -1,10 +1,10 @@
-//! What each tensor loses by each way to store it. Measured elsewhere (`run`); here as data.
+//! The loss of each tensor in each way to store it. Measured in `run`; only data here.
 
 use serde::Serialize;
 
 use crate::format::Recipe;
 
-/// What errors were measured on.
+/// The basis of measured errors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Basis {
@@ -12,14 +12,14 @@ pub enum Basis {
     Weights,
     /// The layer's outputs, on the inputs of a calibration.
     Outputs,
-    /// Gaussian weights: there are no others, only names and shapes.
+    /// Gaussian weights, because there are only names and shapes.
     Gaussian,
 }
 
-/// One way to store a tensor, and what it loses by it.
+/// One way to store a tensor, and its loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// How it is quantized; `None` when it is kept.
+    /// The recipe; `None` when the tensor is kept.
     pub recipe: Option<Recipe>,
     /// `1 - cosine^2`: the relative squared error once the amplitude is right.
     pub error: f64,
@@ -27,21 +27,21 @@ pub struct Measured {
     pub cosine: f64,
 }
 
-/// What one tensor loses by each way to store it.
+/// The loss of one tensor in each way to store it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sensitivity {
     /// Index in the plan.
     pub tensor: usize,
-    /// What errors were measured on.
+    /// The basis of the errors.
     pub basis: Basis,
-    /// Rows that were tried.
+    /// Number of rows tried.
     pub rows: usize,
-    /// One entry a way.
+    /// One entry per way.
     pub measured: Vec<Measured>,
 }
 
 impl Sensitivity {
-    /// What it loses with this recipe, if it was tried.
+    /// Returns the loss with this recipe, if it was tried.
     pub fn of(&self, recipe: Option<&Recipe>) -> Option<&Measured> {
         self.measured.iter().find(|m| m.recipe.as_ref() == recipe)
     }

@@ -186,11 +186,15 @@ fn an_edited_plan_is_checked() {
             "int3".into(),
             "'blocks.0.attn.qkv.weight': keep, or a format: 'int3'",
         ),
-        ("/tensors/1/group_size", 20.into(), "20 is no group size"),
+        ("/tensors/1/group_size", 20.into(), "20 is not a group size"),
         ("/tensors/1/scheme", Value::Null, "scheme is missing"),
         ("/tensors/1/dtype", "i64".into(), "never quantized"),
         ("/tensors/1/dtype", "f12".into(), "unknown dtype 'f12'"),
-        ("/compression", "lzma".into(), "'lzma' is not none or zstd"),
+        (
+            "/compression",
+            "lzma".into(),
+            "invalid value 'lzma' (expected none or zstd)",
+        ),
         ("/arrowquant_plan", 9.into(), "version 9"),
         (
             "/tensors/1/shape",
@@ -221,7 +225,10 @@ fn a_plan_for_another_model_is_refused() {
     );
     assert!(message.contains("[768, 512]"), "{message}");
     let message = plan.check_matches(&model()[..3]).unwrap_err().to_string();
-    assert!(message.contains("has 8 tensors, the source 3"), "{message}");
+    assert!(
+        message.contains("has 8 tensors, but the source has 3"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -248,7 +255,7 @@ fn what_one_tensor_gets_can_be_set() {
         assert!(message.contains(part), "{message}");
     }
     assert_eq!(changed, before);
-    // What is set is recorded, so that the settings in the file are those it was made with.
+    // Changes are recorded, so that the settings in the file are those it was made with.
     let back = Plan::from_json(&changed.to_json().to_string()).unwrap();
     assert_eq!(back, changed);
 }
@@ -299,7 +306,7 @@ fn a_tensor_of_any_name_can_be_set_alone() {
     }
 }
 
-/// [`model`] with what tells it from a plain ViT.
+/// Returns [`model`] with what distinguishes it from a plain ViT.
 fn dit() -> Vec<TensorInfo> {
     let mut tensors = model();
     tensors.push(tensor("t_embedder.mlp.0.weight", Dtype::BF16, &[256, 256]));
@@ -348,11 +355,11 @@ fn what_classes_told_is_read_back_with_a_plan() {
     assert_eq!(plan.entries[0].reason, "patch embedding");
     let mut json = plan.to_json();
     assert_eq!(Plan::from_json(&json.to_string()).unwrap(), plan);
-    // Setting something else leaves it kept.
+    // Setting something else keeps it.
     let mut changed = plan.clone();
     changed.set("x_embedder.proj.weight", "group:64").unwrap();
     assert_eq!(changed.entries[0].recipe, None);
-    // One that was made before there were families is done as it is.
+    // A plan made before there were families is carried out unchanged.
     for key in ["families", "evidence"] {
         json.as_object_mut().unwrap().remove(key);
     }

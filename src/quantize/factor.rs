@@ -1,4 +1,5 @@
-//! The triangular factor of a layer's Hessian, by which columns make up for the errors of others.
+//! The triangular factor of a layer's Hessian, which lets columns compensate for the errors of
+//! others.
 
 use std::io;
 
@@ -8,15 +9,15 @@ use faer::{MatMut, Par, Spec};
 
 use crate::calibrate::{Calibration, Weights};
 
-/// Part of the mean diagonal that is added to it: a Hessian of few samples is singular.
+/// Share of the mean diagonal that is added to it: a Hessian of few samples is singular.
 const DAMPING: f64 = 0.01;
 
-/// Times that damping is raised tenfold before other columns are left out of account altogether.
+/// Number of tenfold increases of damping before correlations between columns are ignored.
 const ATTEMPTS: usize = 12;
 
-/// A layer's damped Hessian H as `R R^T`, R upper triangular, its columns in the order in which
-/// they are quantized: by falling diagonal, so that what matters most is rounded first and made up
-/// for by all others (act-order).
+/// A layer's damped Hessian H as `R R^T`, with R upper triangular, and its columns in the order in
+/// which they are quantized: by falling diagonal, so that the most important ones are rounded first
+/// and all others compensate for them (act-order).
 #[derive(Debug, Clone)]
 pub struct Factor {
     pub(super) cols: usize,
@@ -24,20 +25,22 @@ pub struct Factor {
     pub(super) order: Vec<u32>,
     /// `R_jk / R_kk` in row k and column j < k; zeros from the diagonal on.
     pub(super) matrix: Vec<f32>,
-    /// `H_jk / H_kk` in row k and column j, the damped Hessian's: what is best for column k, given
-    /// the errors of all others.
+    /// `H_jk / H_kk` of the damped Hessian in row k and column j: the optimal change of column k,
+    /// given the errors of all others.
     pub(super) whole: Vec<f32>,
-    /// `R_kk^2`: what is left of a unit error in column k when all later ones have made up for it.
+    /// `R_kk^2`: the remainder of a unit error in column k after all later ones have compensated
+    /// for it.
     pub(super) pivots: Vec<f64>,
     /// The weighted mean square of each input channel.
     pub(super) importance: Vec<f32>,
-    /// What was added to the diagonal, as part of its mean.
+    /// Number added to the diagonal, relative to its mean.
     damping: f64,
 }
 
 impl Factor {
-    /// The factor of a layer's Hessian, weighted over time, or `None` when the calibration has
-    /// none. Any Hessian has one: damping is raised tenfold until it can be factored.
+    /// Computes the factor of a layer's Hessian, weighted over time, or returns `None` if the
+    /// calibration has none. Every Hessian has a factor: damping is raised tenfold until it can be
+    /// factored.
     ///
     /// # Errors
     /// A temporary file of the calibration cannot be read.
@@ -67,7 +70,8 @@ impl Factor {
         Ok(found.then(|| square.factor(order, &importance)))
     }
 
-    /// That of inputs whose channels are divided by `scales`: `R` with its rows divided.
+    /// Returns the factor for inputs whose channels are divided by `scales`: `R` with its rows
+    /// divided.
     pub fn scaled(&self, scales: &[f32]) -> Self {
         let scale: Vec<f32> = self
             .order
@@ -95,7 +99,7 @@ impl Factor {
         self.cols
     }
 
-    /// What was added to the diagonal, as part of its mean.
+    /// Number added to the diagonal, relative to its mean.
     pub fn damping(&self) -> f64 {
         self.damping
     }
@@ -105,18 +109,18 @@ impl Factor {
         &self.importance
     }
 
-    /// Bytes that the factor of so many channels takes, and those while it is made.
+    /// Returns the bytes of the factor for this many channels, and those needed while computing it.
     pub fn bytes(cols: usize) -> (usize, usize) {
         let square = cols.saturating_mul(cols);
         (square.saturating_mul(8), square.saturating_mul(16))
     }
 }
 
-/// Part of the mean importance of channels that all of them have: a group of channels that were
-/// never used would have no scale.
+/// The least importance of a channel, relative to the mean: a group of unused channels would
+/// otherwise have no scale.
 const LEAST_IMPORTANCE: f64 = 1.0e-6;
 
-/// Importance as scales are weighed by it: relative to its mean.
+/// Returns importance relative to its mean, as used for weighting scales.
 pub fn floored(importance: &[f64]) -> Vec<f32> {
     let mean = importance.iter().sum::<f64>() / importance.len() as f64;
     let relative = |&h: &f64| if mean > 0.0 { h / mean } else { 1.0 };
@@ -126,18 +130,18 @@ pub fn floored(importance: &[f64]) -> Vec<f32> {
         .collect()
 }
 
-/// Channels by falling importance; of equal ones the first comes first.
+/// Returns channels by falling importance; if several are equal, the first comes first.
 fn falling(importance: &[f64]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..importance.len() as u32).collect();
     order.sort_by(|&a, &b| importance[b as usize].total_cmp(&importance[a as usize]));
     order
 }
 
-/// A symmetric matrix with its columns in reverse order, of which the lower Cholesky factor is the
-/// upper one of the matrix itself.
+/// A symmetric matrix with its columns in reverse order: its lower Cholesky factor is the upper one
+/// of the original matrix.
 struct Square {
     n: usize,
-    /// Column by column, of which those on and below the diagonal count.
+    /// Column by column; only numbers on and below the diagonal count.
     numbers: Vec<f64>,
     diagonal: Vec<f64>,
 }
@@ -151,7 +155,7 @@ impl Square {
         }
     }
 
-    /// Where each channel is in a matrix that has them in reverse order.
+    /// Returns the position of each channel in a matrix in reverse order.
     fn places(&self, order: &[u32]) -> Vec<usize> {
         let mut places = vec![0; self.n];
         for (k, &column) in order.iter().enumerate() {
@@ -175,11 +179,11 @@ impl Square {
         } else {
             1.0
         };
-        // A channel that was never used says nothing of others, nor they of it.
+        // An unused channel is not correlated with others.
         for x in &mut self.diagonal {
             *x = if *x > 0.0 { *x } else { mean };
         }
-        // The factorization takes the place of the numbers.
+        // The factorization overwrites the numbers.
         let mut whole = self.in_order();
         let mut damping = DAMPING;
         let mut attempts = 0;
@@ -187,7 +191,7 @@ impl Square {
             damping *= 10.0;
             attempts += 1;
             if attempts > ATTEMPTS {
-                // Not even finite: every channel counts alike.
+                // If not even the diagonal is finite, every channel counts equally.
                 self.diagonal.fill(mean);
             }
         }
@@ -219,7 +223,7 @@ impl Square {
         }
     }
 
-    /// The numbers beside the diagonal, columns in order.
+    /// Returns the off-diagonal numbers, columns in order.
     fn in_order(&self) -> Vec<f32> {
         let n = self.n;
         let mut whole = vec![0.0f32; n * n];
@@ -231,7 +235,7 @@ impl Square {
         whole
     }
 
-    /// Factors the matrix with `added` on its diagonal, or that diagonal alone.
+    /// Factors the matrix with `added` on its diagonal, or only that diagonal.
     fn cholesky(&mut self, whole: &[f32], added: f64, all: bool) -> bool {
         let n = self.n;
         each_tile(n, |row, column| {
@@ -252,8 +256,7 @@ impl Square {
     }
 }
 
-/// Goes through all places below the diagonal, in tiles that stay in cache either way they are
-/// read.
+/// Visits all places below the diagonal, in tiles that stay in cache whichever way they are read.
 fn each_tile(n: usize, mut body: impl FnMut(usize, usize)) {
     const TILE: usize = 64;
     for columns in (0..n).step_by(TILE) {
@@ -284,7 +287,7 @@ mod tests {
         square.factor(order, &importance)
     }
 
-    /// `R R^T` in the original order of columns.
+    /// Computes `R R^T` in the original order of columns.
     fn product(factor: &Factor) -> Vec<Vec<f64>> {
         let n = factor.cols;
         let r = |j: usize, k: usize| {
@@ -311,7 +314,7 @@ mod tests {
             let (a, b) = (1.0 + i as f64 % 7.0, 1.0 + j as f64 % 7.0);
             a * b * (-(i as f64 - j as f64).powi(2) / 8.0).exp()
         };
-        // More than the factorization does at once.
+        // More than the factorization processes at once.
         let n = 267;
         let factor = factor(n, h);
         assert_eq!(factor.damping(), 0.01);

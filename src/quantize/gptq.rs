@@ -1,6 +1,6 @@
-//! GPTQ over whole rows: grids are fixed beforehand (static groups), columns are rounded in the
-//! order of their importance and make up for the errors of those before, and of several grids a
-//! row keeps the one with the smallest error in the layer's output.
+//! GPTQ over whole rows: grids are fixed first (static groups), columns are rounded in the order of
+//! their importance and compensate for the errors of those before, and each row keeps the grid with
+//! the smallest error in the layer's output.
 
 use super::factor::Factor;
 use super::{Matrix, Outcome, PlanesMut, Rows, largest_scale, row_mut};
@@ -9,9 +9,9 @@ use crate::kernel::{
     BUNDLE, ErrorRow, Feedback, KernelTable, Planes, Projection, RescaleRow, RowFault,
 };
 
-/// Grids that are tried for each row: scales as multiples of what rounding alone would choose. The
-/// range of a group may be too wide where many columns make up for a clipped weight, and the
-/// least-squares scale is too small where they make up for rounding, but not for clipping.
+/// Grids tried for each row: multiples of the scales that rounding alone would choose. The range of
+/// a group may be too wide if many columns compensate for a clipped weight, and the least-squares
+/// scale is too small if they compensate for rounding, but not for clipping.
 const fn multiples(scheme: Scheme) -> &'static [f32] {
     match scheme {
         Scheme::Affine => &[1.0, 0.9, 0.8, 0.7],
@@ -19,11 +19,11 @@ const fn multiples(scheme: Scheme) -> &'static [f32] {
     }
 }
 
-/// Times that all columns are rounded again. More win nothing that can be measured.
+/// Number of times that all columns are rounded again. More give no measurable gain.
 const PASSES: usize = 2;
 
-/// Rows whose largest weight is outside are so far from 1 that products leave f32: they are rounded
-/// one weight at a time.
+/// Rows with a largest weight outside this range are so far from 1 that products would leave f32:
+/// they are rounded one weight at a time.
 const NEAR: std::ops::Range<f32> = 1.0e-12..1.0e12;
 
 /// Buffers for one bundle of rows; one value for each row and column, in quantizing order.
@@ -38,11 +38,11 @@ pub(super) struct Bundle<'a> {
     errors: Vec<f32>,
     left: Vec<f32>,
     grids: Grids,
-    /// Of each row with the best of its grids.
+    /// Codes of each row with its best grid.
     best_codes: Vec<f32>,
     best_errors: Vec<f32>,
     best_grids: Grids,
-    /// Of one row, as it stands in memory.
+    /// One row, in memory order.
     row: Vec<f32>,
     row_codes: Vec<u8>,
 }
@@ -55,7 +55,7 @@ struct Grids {
     biases: Vec<f32>,
 }
 
-/// What a row came to with the best grid so far.
+/// The results of a row with its best grid so far.
 #[derive(Clone, Copy)]
 struct Best {
     /// `e H e^T`.
@@ -88,13 +88,13 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// Bytes of the buffers for rows of `cols` weights, with groups as short as they can be.
+    /// Returns the bytes of the buffers for rows of `cols` weights, with the smallest groups.
     pub(super) fn bytes(cols: usize) -> usize {
         let values = 7 * BUNDLE + 6 * BUNDLE / 16;
         cols.saturating_mul(values * 4 + 16)
     }
 
-    /// Quantizes up to [`BUNDLE`] rows into planes that hold these rows.
+    /// Quantizes up to [`BUNDLE`] rows into planes for these rows.
     pub(super) fn quantize(
         &mut self,
         rows: &mut Rows<'_>,
@@ -109,7 +109,7 @@ impl<'a> Bundle<'a> {
         } = planes;
         let plane =
             |row: usize, plane: &'_ [u8], bytes: usize| plane[row * bytes..][..bytes].to_vec();
-        // Plain rounding gives the grids, and stands where nothing better is found.
+        // Plain rounding gives the grids, and is kept if nothing better is found.
         let mut total = Outcome::default();
         let mut near = [true; BUNDLE];
         for (row, near) in near.iter_mut().enumerate().take(count) {
@@ -166,7 +166,7 @@ impl<'a> Bundle<'a> {
             let codes = &codes[row * layout.code_bytes(cols)..][..layout.code_bytes(cols)];
             let scales = row_mut(scales, row, layout.scale_bytes(cols));
             let biases = row_mut(biases, row, layout.bias_bytes(cols));
-            // `w H q^T`; of a row that was only rounded nothing is known.
+            // `w H q^T`; unknown for rows that were only rounded.
             let product = signal[row] - best[row].product;
             if rows.recipe.gain == Gain::Unit && near[row] && product > 0.0 {
                 let gain = (signal[row] / product) as f32;
@@ -201,7 +201,7 @@ impl<'a> Bundle<'a> {
         Ok(total)
     }
 
-    /// Takes in the weights, in quantizing order; rows that are not there, or far from 1, are zeros.
+    /// Loads the weights, in quantizing order; missing rows, and rows far from 1, are zeros.
     fn load(&mut self, matrix: Matrix<'_>, near: &[bool; BUNDLE]) {
         self.weights.fill(0.0);
         for row in (0..matrix.rows).filter(|&row| near[row]) {
@@ -213,7 +213,7 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// Takes in the grids of all rows, multiplied around their middles and rounded to storage.
+    /// Loads the grids of all rows, multiplied around their middles and rounded to storage.
     fn load_grids(&mut self, scales: &[Vec<u8>], biases: &[Vec<u8>], multiple: f32) {
         let groups = self.layout.group_size.count(self.factor.cols);
         let dtype = self.layout.scale_dtype;
@@ -282,7 +282,7 @@ impl<'a> Bundle<'a> {
         });
     }
 
-    /// Notes what a row came to.
+    /// Records the results of a row.
     fn keep(&mut self, row: usize) {
         for (best, found) in [
             (&mut self.best_codes, &self.codes),
@@ -295,8 +295,8 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// Rounds all columns once more with the best grids, now that the errors of later columns are
-    /// known, too. (Coordinate descent: no step makes the error larger.)
+    /// Rounds all columns again with the best grids, now that the errors of later columns are known
+    /// as well. (Coordinate descent: no step increases the error.)
     fn refine(&mut self, count: usize, near: &[bool; BUNDLE], best: &mut [Best; BUNDLE]) {
         self.codes.clone_from(&self.best_codes);
         self.errors.clone_from(&self.best_errors);
@@ -315,7 +315,7 @@ impl<'a> Bundle<'a> {
                 left: &mut self.left,
             });
         }
-        // What is left of the errors, times the factor as the weights were.
+        // The remaining errors, multiplied with the factor as the weights were.
         self.table.project(Projection {
             cols: self.factor.cols,
             factor: &self.factor.matrix,
@@ -324,7 +324,7 @@ impl<'a> Bundle<'a> {
         });
         let found = self.results();
         for row in (0..count).filter(|&row| near[row]) {
-            // But for rounding.
+            // Rounding can make it slightly larger.
             if found[row].error < best[row].error {
                 best[row] = found[row];
                 copy_row(row, &self.codes, &mut self.best_codes);
@@ -332,7 +332,7 @@ impl<'a> Bundle<'a> {
         }
     }
 
-    /// `e H e^T` and `w H e^T` of each row.
+    /// Computes `e H e^T` and `w H e^T` of each row.
     fn results(&self) -> [Best; BUNDLE] {
         let mut found = [Best {
             error: 0.0,
@@ -366,7 +366,7 @@ impl<'a> Bundle<'a> {
     }
 }
 
-/// Copies what belongs to one row of a bundle.
+/// Copies the values of one row of a bundle.
 fn copy_row(row: usize, from: &[f32], to: &mut [f32]) {
     let from = from[row..].iter().step_by(BUNDLE);
     for (to, from) in to[row..].iter_mut().step_by(BUNDLE).zip(from) {

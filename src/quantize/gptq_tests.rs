@@ -1,5 +1,5 @@
-//! GPTQ against a plain one by the inverse of the Hessian, in f64, as the paper has it, and plain
-//! coordinate descent after it.
+//! Compares GPTQ with a plain f64 implementation using the inverse of the Hessian, as in the paper,
+//! followed by plain coordinate descent.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -23,7 +23,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 }
 
 impl Case {
-    /// Weights, and inputs whose channels differ in size and go together.
+    /// Makes weights, and correlated inputs whose channels differ in size.
     fn new(rows: usize, cols: usize, format: Format, scheme: Scheme, group: u64) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64((rows * cols) as u64);
         let mut normal = || -> f32 { StandardNormal.sample(&mut rng) };
@@ -124,7 +124,7 @@ impl Case {
         (unpacked, decoded, outcome)
     }
 
-    /// `x x^T`, the mean over the inputs.
+    /// Computes `x x^T`, the mean over the inputs.
     fn hessian(&self) -> Vec<Vec<f64>> {
         let n = self.cols;
         let mut h = vec![vec![0.0; n]; n];
@@ -138,7 +138,7 @@ impl Case {
         h
     }
 
-    /// Squared error of the output.
+    /// Computes the squared error of the output.
     fn output_error(&self, decoded: &[f32]) -> f64 {
         let n = self.cols;
         let mut sum = 0.0;
@@ -154,7 +154,7 @@ impl Case {
     }
 }
 
-/// Inverse by Gauss-Jordan elimination.
+/// Inverts a matrix by Gauss-Jordan elimination.
 fn inverse(mut a: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     let n = a.len();
     let mut b: Vec<Vec<f64>> = (0..n)
@@ -177,7 +177,7 @@ fn inverse(mut a: Vec<Vec<f64>>) -> Vec<Vec<f64>> {
     b
 }
 
-/// Upper `u` with `u^T u = a`.
+/// Computes the upper `u` with `u^T u = a`.
 fn upper(a: &[Vec<f64>]) -> Vec<Vec<f64>> {
     let n = a.len();
     let mut u = vec![vec![0.0; n]; n];
@@ -193,7 +193,7 @@ fn upper(a: &[Vec<f64>]) -> Vec<Vec<f64>> {
     u
 }
 
-/// GPTQ of one row with given grids: the codes.
+/// Computes the codes of one row by GPTQ with given grids.
 fn plain(
     case: &Case,
     h: &[Vec<f64>],
@@ -219,7 +219,7 @@ fn plain(
             w[j] -= error * u[k][j];
         }
     }
-    // Each column twice more, given the errors of all others.
+    // Each column is rounded twice more, given the errors of all others.
     let decode = |j: usize, code: u8| {
         let (scale, bias) = grids[j / span];
         scale * f64::from(code) + bias
@@ -254,8 +254,8 @@ fn codes_are_those_of_the_paper() {
         let table = KernelTable::of(Isa::Scalar).unwrap();
         let factor = case.factor();
         let (codes, decoded, _) = case.quantize(table, Guide::Factor(&factor));
-        // The grids are read off the result: any two codes of a group and what they stand for, and
-        // where there is but one, the group tells nothing.
+        // The grids are derived from the result: any two codes of a group and their values. A group
+        // with a single code does not determine its grid.
         let mut h = case.hessian();
         let mean = (0..cols).map(|i| h[i][i]).sum::<f64>() / cols as f64;
         let mut order: Vec<usize> = (0..cols).collect();
@@ -283,7 +283,7 @@ fn codes_are_those_of_the_paper() {
             }
             let expected = plain(&case, &h, &u, &order, row, &grids);
             let found = &codes[row * cols..(row + 1) * cols];
-            // A tie that falls otherwise changes the codes that follow it.
+            // A tie broken differently changes the codes that follow it.
             differ += usize::from(found != expected);
         }
         assert!(differ * 7 <= rows, "{differ} of {rows} rows differ");
@@ -302,7 +302,7 @@ fn errors_of_the_output_are_far_below_those_of_rounding() {
         let table = KernelTable::of(Isa::Scalar).unwrap();
         let factor = case.factor();
         let guided = case.output_error(&case.quantize(table, Guide::Factor(&factor)).1);
-        // Without a factor it is least squares.
+        // Without a factor the method is least squares.
         let rounded = case.output_error(&case.quantize(table, Guide::None).1);
         assert!(
             guided < part * rounded,

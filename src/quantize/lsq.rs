@@ -1,13 +1,12 @@
-//! Trial scales of the `lsq` method: ratios to the scale that the group's range gives.
+//! Trial scales of the `lsq` method: multiples of the scale given by the group's range.
 //!
-//! Eight are enough: the least-squares scale for a trial's codes corrects what lies between two
-//! trials. They cover where the best scale falls for Gaussian and heavy-tailed groups of 16 to
-//! 1024 weights and whole rows: with 2 bits the best grid clips most of a group's range, with 8
-//! bits hardly any.
+//! Eight are enough: the least-squares scale for a trial's codes corrects differences between
+//! trials. They cover the best scales for Gaussian and heavy-tailed groups of 16 to 1024 weights
+//! and whole rows: with 2 bits the best grid clips most of a group's range, with 8 bits hardly any.
 
 use crate::format::{Format, Scheme};
 
-/// The trials for a format and scheme.
+/// Returns the trials for a format and scheme.
 pub(super) fn ratios(format: Format, scheme: Scheme) -> &'static [f32] {
     match (format, scheme) {
         (Format::Int2, Scheme::Symmetric) => &[0.95, 0.72, 0.56, 0.45, 0.37, 0.3, 0.22, 0.14],

@@ -1,5 +1,5 @@
-//! How codes and scales are chosen, over whole rows: the kernels fit and pack one row, this
-//! room says from which trials, restores the amplitude, and decides how scales are stored.
+//! Chooses codes and scales of whole rows: the kernels fit and pack one row; this room provides the
+//! trials, restores the amplitude, and decides how scales are stored.
 
 mod factor;
 mod gptq;
@@ -34,7 +34,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Where the planes of the rows go: each as long as the layout says for all rows.
+/// The planes of the rows, each with the length given by the layout for all rows.
 #[derive(Debug)]
 pub struct PlanesMut<'a> {
     /// Packed codes.
@@ -45,16 +45,15 @@ pub struct PlanesMut<'a> {
     pub biases: &'a mut [u8],
 }
 
-/// What is known of the inputs that the rows will be multiplied with.
+/// What is known about the inputs that the rows will be multiplied with.
 #[derive(Debug, Clone, Copy)]
 pub enum Guide<'a> {
-    /// Nothing: all weights count alike.
+    /// Nothing: all weights count equally.
     None,
-    /// What errors count for by input channel: `cols` finite numbers >= 0. They weigh the choice of
-    /// scales.
+    /// Weights of errors by input channel: `cols` finite numbers >= 0, used when choosing scales.
     Importance(&'a [f32]),
-    /// How errors of one channel can be made up for by others, for `method: gptq`; of `cols`
-    /// channels. Other methods take its importance.
+    /// The factor that lets channels compensate for each other's errors, for `method: gptq`; of
+    /// `cols` channels. Other methods use its importance.
     Factor(&'a Factor),
 }
 
@@ -67,7 +66,7 @@ impl<'a> Guide<'a> {
         }
     }
 
-    /// Bytes that quantizing rows of `cols` weights takes beside their planes.
+    /// Returns the bytes needed for quantizing rows of `cols` weights, in addition to their planes.
     pub fn scratch_bytes(method: Method, cols: usize) -> usize {
         match method {
             Method::Gptq => gptq::Bundle::bytes(cols),
@@ -76,10 +75,10 @@ impl<'a> Guide<'a> {
     }
 }
 
-/// What quantizing some rows came to.
+/// The results of quantizing some rows.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Outcome {
-    /// Measured on the weights as they decode from the stored planes; zeros if not asked for.
+    /// Error measured on the weights decoded from the stored planes; zeros if not requested.
     pub error: ErrorSums,
     /// Largest magnitude of a stored scale.
     pub largest_scale: f32,
@@ -88,29 +87,29 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Takes in the outcome of the rows that follow.
+    /// Adds the results of the rows that follow.
     pub fn add(&mut self, next: Self) {
         self.error.add(next.error);
         self.largest_scale = self.largest_scale.max(next.largest_scale);
         self.largest_weight = self.largest_weight.max(next.largest_weight);
     }
 
-    /// Whether f16 scales of these rows (a whole tile) lose too much: the largest is subnormal
-    /// or zero. Where all weights are zero there is nothing to lose.
+    /// Whether f16 scales of these rows (a whole tile) lose too much: the largest is subnormal or
+    /// zero. If all weights are zero, nothing is lost.
     pub fn wants_f32_scales(&self) -> bool {
         const SMALLEST_NORMAL_F16: f32 = 1.0 / 16384.0;
         self.largest_weight > 0.0 && self.largest_scale < SMALLEST_NORMAL_F16
     }
 }
 
-/// Why rows cannot be quantized.
+/// The reason why rows cannot be quantized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
     /// A weight is NaN or infinite.
     NonFinite {
-        /// Its row, counted from the first one given.
+        /// Row, counted from the first one given.
         row: usize,
-        /// Its column.
+        /// Column.
         col: usize,
         /// The weight.
         value: f32,
@@ -123,7 +122,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The same fault with rows counted from `rows` further up.
+    /// Returns the same fault with row numbers increased by `rows`.
     pub fn moved_down(self, rows: usize) -> Self {
         match self {
             Self::NonFinite { row, col, value } => Self::NonFinite {
@@ -136,18 +135,18 @@ impl Fault {
     }
 }
 
-/// Quantizes whole rows and, where `measure` is set, measures the result. Allocates nothing, but
-/// with a [`Guide::Factor`] once a call; may be called on disjoint rows from any number of threads,
-/// with the same bytes as in one call.
+/// Quantizes whole rows and, if `measure` is set, measures the result. Allocates nothing, except
+/// once per call with a [`Guide::Factor`]. Any number of threads may call it on disjoint rows; the
+/// bytes are the same as in one call.
 ///
-/// `method: gptq` without a factor is `lsq`, with the importance that there is.
+/// `method: gptq` without a factor is `lsq`, with the importance if there is any.
 ///
 /// # Errors
-/// A weight is not finite, or a scale does not fit `scale_dtype`. The planes then hold nothing
-/// of use.
+/// A weight is not finite, or a scale does not fit `scale_dtype`. The contents of the planes are
+/// then undefined.
 ///
 /// # Panics
-/// If a slice is not as long as the layout says.
+/// Panics if a slice does not have the length given by the layout.
 ///
 /// ```
 /// use arrowquant::format::{Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme};
@@ -208,7 +207,7 @@ pub fn quantize_rows(
     Ok(outcome)
 }
 
-/// Quantizes rows in bundles, each weight making up for the errors of others.
+/// Quantizes rows in bundles, with weights compensating for each other's errors.
 fn feed_back(
     mut rows: Rows<'_>,
     factor: &Factor,
@@ -238,11 +237,11 @@ fn feed_back(
     Ok(outcome)
 }
 
-/// Groups of a row whose moments are held between quantizing and measuring it; those of a row of
-/// more are taken again.
+/// The most groups of a row whose moments are stored between quantizing and measuring it; those of
+/// longer rows are computed again.
 const HELD: usize = 256;
 
-/// What quantizing one row after the other needs.
+/// The state for quantizing one row after the other.
 struct Rows<'a> {
     table: &'a KernelTable,
     recipe: &'a Recipe,
@@ -259,8 +258,8 @@ impl Rows<'_> {
     /// weight.
     fn grid(&self, weights: &[u8], planes: PlanesMut<'_>) -> Result<f32, RowFault> {
         let fit = match self.layout.scheme {
-            // Least squares clips weights for the sake of all others, but here the others make up
-            // for rounding, and not for clipping.
+            // Least squares clips weights in favour of all others, but here the others compensate
+            // for rounding, not for clipping.
             Scheme::Affine => Fit::MinMax,
             Scheme::Symmetric => fit(self.recipe),
         };
@@ -314,7 +313,8 @@ impl Rows<'_> {
             biases,
         })?;
         // Least-squares codes shrink the signal: `<w, q> = |q|^2 < |w|^2`, and the loss of
-        // amplitude adds up from layer to layer. Unit gain gives it back; codes and cosine stay.
+        // amplitude adds up from layer to layer. Unit gain restores it; codes and cosine do not
+        // change.
         if unit_gain && gain.product > 0.0 {
             self.table.rescale_row(RescaleRow {
                 layout,
@@ -345,11 +345,11 @@ impl Rows<'_> {
     }
 }
 
-/// Compares quantized rows with their originals, on the weights as decoded; the sums are those
-/// that quantizing the same rows reported.
+/// Compares quantized rows with their originals, on the decoded weights; the sums are the same as
+/// those reported by quantizing the rows.
 ///
 /// # Panics
-/// If a slice is not as long as the layout says.
+/// Panics if a slice does not have the length given by the layout.
 pub fn measure_rows(
     table: &KernelTable,
     layout: Layout,
@@ -371,7 +371,7 @@ pub fn measure_rows(
     sums
 }
 
-/// The first weight that is NaN or infinite, as row, column and value.
+/// Returns the first weight that is NaN or infinite, as row, column and value.
 pub fn find_non_finite(matrix: Matrix<'_>) -> Option<(usize, usize, f32)> {
     (0..matrix.rows * matrix.cols)
         .map(|i| (i, matrix.float.get(matrix.weights, i)))
@@ -386,7 +386,8 @@ fn fit(recipe: &Recipe) -> Fit<'static> {
     }
 }
 
-/// The largest magnitude in a plane of finite scales: that of the largest bits but the sign.
+/// Returns the largest magnitude in a plane of finite scales: the one with the largest bits,
+/// ignoring the sign.
 fn largest_scale(dtype: ScaleDtype, scales: &[u8]) -> f32 {
     match dtype {
         ScaleDtype::F16 => {

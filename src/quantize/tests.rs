@@ -118,7 +118,7 @@ fn student_t5(count: usize) -> Vec<f32> {
         .collect()
 }
 
-/// Weights in the figures below.
+/// Number of weights for the figures below.
 const MANY: usize = 1 << 22;
 
 fn relative_mse(weights: &[f32], recipe: &Recipe) -> f64 {
@@ -129,7 +129,8 @@ fn relative_mse(weights: &[f32], recipe: &Recipe) -> f64 {
     error.error / error.signal
 }
 
-/// At most `slack` worse than the figures of the prototype, given as relative MSE by group size.
+/// Checks that results are at most `slack` worse than the prototype's, given as relative MSE by
+/// group size.
 fn reproduces(
     weights: &[f32],
     format: Format,
@@ -366,7 +367,7 @@ fn weights_of_any_magnitude_are_quantized_as_well_as_ordinary_ones() {
             for &method in Method::ALL {
                 let mut recipe = recipe(format, scheme, method, 64);
                 recipe.gain = Gain::Unit;
-                // A power of two changes no figure at all.
+                // A power of two changes no figure.
                 let expected = quantize(&ordinary, 256, &recipe, ScaleDtype::F32, None).unwrap();
                 for exponent in [-120, -60, 60, 120] {
                     let scaled: Vec<f32> =
@@ -438,8 +439,8 @@ fn nothing_decodes_to_infinity_near_the_end_of_f32() {
 }
 
 proptest! {
-    /// Any shape, format, scheme and group size: decoding is the formula of the format on the
-    /// codes as unpacked one by one, and minmax errs by no more than about half a step.
+    /// For any shape, format, scheme and group size, decoding equals the formula of the format on
+    /// the unpacked codes, and the error of minmax is at most about half a step.
     #[test]
     fn decoding_follows_the_format(
         rows in 0usize..4,
@@ -489,7 +490,7 @@ proptest! {
         prop_assert!((sums.error - error).abs() <= 1e-4 * error + 1e-12);
     }
 
-    /// Rows may be cut anywhere: the same bytes as in one call.
+    /// Rows may be split anywhere: the bytes are the same as in one call.
     #[test]
     fn rows_are_independent(cut in 0usize..6, cols in 1usize..80, case in 0usize..6) {
         let recipe = Recipe {

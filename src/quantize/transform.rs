@@ -1,15 +1,14 @@
-//! Scales and rotations of the input dimension, around the kernels: weights are transformed
-//! before they are quantized, and what decodes is turned back; or activations are transformed
-//! instead.
+//! Scales and rotations of the input dimension, around the kernels: weights are transformed before
+//! quantization, and either decoded weights are transformed back, or activations are transformed.
 
 use super::{Matrix, measure_rows};
 use crate::format::{Float, Layout, Transform};
 use crate::kernel::{CompareRow, DecodeRow, ErrorSums, KernelTable, Planes, TransformRows, Turn};
 
-/// Makes `(w * s) R` of rows of `cols` weights, little-endian f32, before they are quantized.
+/// Computes `(w * s) R` for rows of `cols` weights, little-endian f32, before quantization.
 ///
 /// # Panics
-/// If the transform does not fit `cols`, or these are no whole rows.
+/// Panics if the transform does not fit `cols`, or the weights are not whole rows.
 pub fn apply_to_weights(
     table: &KernelTable,
     transform: Transform<'_>,
@@ -19,10 +18,10 @@ pub fn apply_to_weights(
     turn(table, (transform, Turn::Weights), cols, weights);
 }
 
-/// Makes `(w R^T) / s` of rows as they decode, little-endian f32: weights as they were.
+/// Computes `(w R^T) / s` for decoded rows, little-endian f32: the original weights.
 ///
 /// # Panics
-/// As [`apply_to_weights`].
+/// Panics as [`apply_to_weights`] does.
 pub fn undo_on_weights(
     table: &KernelTable,
     transform: Transform<'_>,
@@ -32,11 +31,11 @@ pub fn undo_on_weights(
     turn(table, (transform, Turn::Back), cols, weights);
 }
 
-/// Makes `(x / s) R` of vectors of `cols` activations: their products with transformed weights are
-/// those of `x` with the original ones.
+/// Computes `(x / s) R` for vectors of `cols` activations: their products with transformed weights
+/// are those of `x` with the original weights.
 ///
 /// # Panics
-/// As [`apply_to_weights`].
+/// Panics as [`apply_to_weights`] does.
 pub fn apply_to_activations(
     table: &KernelTable,
     transform: Transform<'_>,
@@ -64,11 +63,12 @@ fn turn(
     }
 }
 
-/// Decodes one quantized row as f32, and undoes the transform. False where a weight is not finite,
-/// which only a transform can bring about.
+/// Decodes one quantized row as f32, and undoes the transform. False if a weight is not finite,
+/// which only a transform can cause.
 ///
 /// # Panics
-/// If the transform does not fit `cols`, or a slice is not as long as the layout says.
+/// Panics if the transform does not fit `cols`, or a slice does not have the length given by the
+/// layout.
 pub fn decode_row(
     table: &KernelTable,
     layout: Layout,
@@ -88,12 +88,12 @@ pub fn decode_row(
     transform.is_identity() || is_finite(weights)
 }
 
-/// As [`super::measure_rows`], of weights that were transformed: they are compared with the
-/// originals as they decode, the transform undone, as f32. `None` where one is not finite then.
-/// `decoded` is room for one row of f32.
+/// Measures rows as [`super::measure_rows`] does, for transformed weights: the decoded weights,
+/// with the transform undone, are compared with the originals in f32. `None` if one is not finite
+/// then. `decoded` has room for one row of f32.
 ///
 /// # Panics
-/// As [`decode_row`].
+/// Panics as [`decode_row`] does.
 pub fn measure_transformed_rows(
     table: &KernelTable,
     layout: Layout,
@@ -120,7 +120,7 @@ pub fn measure_transformed_rows(
 
 fn is_finite(weights: &[u8]) -> bool {
     let weights = weights.as_chunks().0.iter();
-    // The largest of all magnitudes, as bits: those of infinity and NaN are larger still.
+    // The largest of all magnitudes, as bits: infinity and NaN have larger ones still.
     let magnitudes = weights.map(|bytes| u32::from_le_bytes(*bytes) & 0x7FFF_FFFF);
     magnitudes.fold(0, u32::max) < f32::INFINITY.to_bits()
 }

@@ -1,26 +1,26 @@
-//! A footer's claims, checked before the parquet crate believes them.
+//! Checks a footer's claims before the parquet crate relies on them.
 //!
-//! The crate allocates by what a footer says: one byte of it can stand for a row group of some
-//! hundred, and a schema's node for any number of children. So the footer is walked before it is
-//! parsed, in time and memory by the bytes that are there.
+//! The crate allocates as much as a footer claims: one byte of it can stand for a row group of
+//! several hundred, and a schema node for any number of children. So the footer is walked before it
+//! is parsed, in time and memory proportional to its actual bytes.
 
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
 use super::thrift::{Fault, Field, Kind, Met, walk};
 
-/// Nodes of a schema; ours has 36.
+/// The most nodes of a schema; ArrowQuant's has 36.
 const MAX_SCHEMA: usize = 1000;
 
-/// Levels of a schema; ours has 5.
+/// The most levels of a schema; ArrowQuant's has 5.
 const MAX_LEVELS: usize = 12;
 
-/// Bytes of a column's name.
+/// The most bytes of a column's name.
 const MAX_COLUMN_NAME: usize = 1024;
 
-/// Entries of the footer's metadata; ours has 7.
+/// The most entries of the footer's metadata; ArrowQuant writes 7.
 const MAX_KEYS: usize = 10_000;
 
-/// Bytes that a row group takes in a footer at least; ours take some 2 KB.
+/// The fewest bytes that a row group takes in a footer; ArrowQuant's take about 2 KB.
 const ROW_GROUP_BYTES: usize = 64;
 
 pub(super) const EMPTY: &[Field] = &[];
@@ -146,10 +146,11 @@ const FILE: &[Field] = &[
     (6, Kind::Bytes),
     (7, Kind::List(&Kind::Struct(TIME_UNIT))), // column orders: a union of the same kind
 ];
-/// Checks the Thrift text of a footer: parsing it takes memory of a small multiple of its length.
+/// Checks the Thrift encoding of a footer: parsing it then takes memory of a small multiple of its
+/// length.
 ///
 /// # Errors
-/// What is wrong with it.
+/// Returns what is wrong with it.
 pub fn check(footer: &[u8]) -> Result<(), String> {
     let row_groups = footer.len() / ROW_GROUP_BYTES;
     let mut children: Vec<i64> = Vec::new();
@@ -173,10 +174,10 @@ pub fn check(footer: &[u8]) -> Result<(), String> {
                 return Err(Fault::Bad(reason));
             }
             ([4, 4], Met::List(len)) if len > MAX_SCHEMA => {
-                return Err(Fault::Bad(format!("{len} columns sorted by")));
+                return Err(Fault::Bad(format!("a sort order of {len} columns")));
             }
             ([5], Met::List(len)) if len > MAX_KEYS => {
-                return Err(Fault::Bad(format!("{len} keys of metadata")));
+                return Err(Fault::Bad(format!("{len} metadata keys")));
             }
             _ => {}
         }
@@ -184,18 +185,18 @@ pub fn check(footer: &[u8]) -> Result<(), String> {
     });
     match walked {
         Ok(_) => check_tree(&children),
-        Err(Fault::Short) => Err("the footer says more than it holds".into()),
+        Err(Fault::Short) => Err("the footer is truncated".into()),
         Err(Fault::Bad(reason)) => Err(format!("a malformed footer: {reason}")),
     }
 }
 
-/// Checks the schema's tree, given as each node's number of children, parents first.
+/// Checks the schema's tree, given as the number of children of each node, parents first.
 fn check_tree(children: &[i64]) -> Result<(), String> {
-    // Children still to come of each open node.
+    // The number of children still to come, for each open node.
     let mut open: Vec<i64> = Vec::new();
     for (i, &count) in children.iter().enumerate() {
         if count < 0 || count > (children.len() - i - 1) as i64 {
-            return Err(format!("a column of {count} columns, which are not there"));
+            return Err(format!("a column has {count} children, which are missing"));
         }
         while open.pop_if(|left| *left == 0).is_some() {}
         if let Some(left) = open.last_mut() {
@@ -205,29 +206,30 @@ fn check_tree(children: &[i64]) -> Result<(), String> {
             open.push(count);
         }
         if open.len() > MAX_LEVELS {
-            return Err("columns nested too deep".into());
+            return Err("columns are nested too deeply".into());
         }
     }
     Ok(())
 }
 
-/// Checks that the column chunks lie in the file without sharing its bytes, and that there are
-/// no more rows than the bytes can hold: each has a checksum of its own, of 8 bytes.
+/// Checks that the column chunks are within the file and do not overlap, and that there are no more
+/// rows than the bytes can hold: each row has a checksum of 8 bytes.
 ///
 /// # Errors
-/// What is wrong.
+/// Returns what is wrong.
 pub fn check_chunks(parquet: &ParquetMetaData, file_bytes: u64) -> Result<(), String> {
     let mut chunk_bytes = 0u64;
     let mut rows = 0u64;
     for row_group in parquet.row_groups() {
         for chunk in row_group.columns() {
-            let (start, bytes) = range(chunk).ok_or("a column starts or ends before the file")?;
+            let (start, bytes) =
+                range(chunk).ok_or("a column starts or ends before the start of the file")?;
             if start > file_bytes || bytes > file_bytes - start {
                 return Err("a column lies outside the file".into());
             }
             chunk_bytes = chunk_bytes.saturating_add(bytes);
         }
-        let count = u64::try_from(row_group.num_rows()).map_err(|_| "fewer than no rows")?;
+        let count = u64::try_from(row_group.num_rows()).map_err(|_| "a negative number of rows")?;
         rows = rows.saturating_add(count);
     }
     if chunk_bytes > file_bytes {
@@ -243,7 +245,7 @@ pub fn check_chunks(parquet: &ParquetMetaData, file_bytes: u64) -> Result<(), St
     Ok(())
 }
 
-/// Start and bytes of a column chunk, as the parquet crate takes them.
+/// Returns the start and length of a column chunk, as the parquet crate computes them.
 pub(super) fn range(chunk: &ColumnChunkMetaData) -> Option<(u64, u64)> {
     let start = chunk.dictionary_page_offset();
     let start = u64::try_from(start.unwrap_or(chunk.data_page_offset())).ok()?;

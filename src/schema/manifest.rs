@@ -1,4 +1,4 @@
-//! `manifest.json`: what a folder of parts holds. Each part is a Parquet file of its own.
+//! `manifest.json`: the contents of a folder of parts. Each part is a separate Parquet file.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,44 +9,45 @@ use serde_json::{Value, json};
 use super::{FORMAT_VERSION, key};
 use crate::error::{Error, Result};
 
-/// Name of the file in its folder.
+/// Name of the manifest in its folder.
 pub const MANIFEST: &str = "manifest.json";
 
 /// Version of the manifest itself.
 const MANIFEST_VERSION: u32 = 1;
 
-/// More bytes than a manifest has for as many tensors as a source may hold.
+/// A size that no manifest reaches, even with as many tensors as a source may have.
 const LARGEST: u64 = 256 << 20;
 
-/// Name of part `index`, from 0.
+/// Returns the name of part `index`, from 0.
 pub fn part_name(index: usize) -> String {
     format!("part-{index:05}.parquet")
 }
 
-/// What decides over the bytes of the parts: parts of another fingerprint do not belong together.
+/// Everything that determines the bytes of the parts: parts with different fingerprints do not
+/// belong together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Fingerprint {
-    /// Of the parts.
+    /// Format version of the parts.
     pub format_version: u32,
     /// Base name, size and header hash of the source.
     pub source: Value,
-    /// XXH3-64 over some of the source's values, in hexadecimal; empty where they are packed.
+    /// XXH3-64 over some of the source's values, in hexadecimal; empty if they are packed.
     pub sample: String,
     /// Settings that change values.
     pub config: Value,
-    /// Of what tensors get beyond that: a hash.
+    /// Hash of the parts of the plan that `config` does not determine.
     #[serde(default)]
     pub tensors: String,
     /// none or zstd.
     pub compression: String,
-    /// In how many shares the work was cut.
+    /// The number of shares of the work.
     pub shares: usize,
     /// Bytes of planes after which a part ends.
     pub part_bytes: usize,
 }
 
 impl Fingerprint {
-    /// The first thing that is another in `there`, in words.
+    /// Describes the first difference from `there`.
     pub fn difference(&self, there: &Self) -> Option<String> {
         fn flatten(prefix: &str, value: &Value, found: &mut BTreeMap<String, Value>) {
             match value {
@@ -72,35 +73,35 @@ impl Fingerprint {
     }
 }
 
-/// A file of the source, as it was when the folder was begun.
+/// A file of the source, as it was when the folder was created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestSource {
-    /// Its base name.
+    /// Base name.
     pub name: String,
-    /// Bytes in it.
+    /// Size in bytes.
     pub bytes: u64,
-    /// When it was last written to, in seconds since 1970 with nine digits after the point.
+    /// Time of the last change, in seconds since 1970 with nine digits after the point.
     pub modified: Option<String>,
 }
 
 /// A part of the folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ManifestPart {
-    /// Its base name.
+    /// Base name.
     pub file: String,
     /// The share it belongs to, from 1.
     pub share: usize,
     /// Number of tensors in it.
     pub tensors: usize,
-    /// Bytes of the file; none until all parts are there.
+    /// Bytes of the file; none until all parts exist.
     pub bytes: Option<u64>,
 }
 
-/// What a folder holds. Unknown keys are passed over.
+/// The contents of a folder. Unknown keys are ignored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     arrowquant_manifest: u32,
-    /// Whether all parts are there.
+    /// Whether all parts exist.
     pub complete: bool,
     /// What all parts have in common.
     pub fingerprint: Fingerprint,
@@ -112,14 +113,14 @@ pub struct Manifest {
     pub source_metadata: BTreeMap<String, String>,
     /// Program and version that wrote it.
     pub generator: String,
-    /// In the order of the tensors.
+    /// Parts in the order of the tensors.
     pub parts: Vec<ManifestPart>,
-    /// Cosine, SQNR and bits per weight, in total and per tensor; null until all parts are there.
+    /// Cosine, SQNR and bits per weight, in total and per tensor; null until all parts exist.
     pub summary: Value,
 }
 
 impl Manifest {
-    /// A manifest of parts that are not there yet.
+    /// Makes a manifest of parts that do not exist yet.
     pub fn new(fingerprint: Fingerprint, parts: Vec<ManifestPart>) -> Self {
         Self {
             arrowquant_manifest: MANIFEST_VERSION,
@@ -134,10 +135,10 @@ impl Manifest {
         }
     }
 
-    /// Reads the manifest of a folder, or `None` where there is none.
+    /// Reads the manifest of a folder, or returns `None` if there is none.
     ///
     /// # Errors
-    /// It cannot be read, is damaged, or of a newer version.
+    /// The manifest cannot be read, is damaged, or has a newer version.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(MANIFEST);
         let status = match std::fs::metadata(&path) {
@@ -145,7 +146,10 @@ impl Manifest {
             status => status.map_err(Error::io(&path, "open"))?,
         };
         if !status.is_file() || status.len() > LARGEST {
-            return Err(Error::file(&path, "not a manifest: too large, or no file"));
+            return Err(Error::file(
+                &path,
+                "not a manifest: too large, or not a file",
+            ));
         }
         let text = std::fs::read(&path).map_err(Error::io(&path, "read"))?;
         Self::parse(&path, &text).map(Some)
@@ -154,7 +158,7 @@ impl Manifest {
     /// Reads the text of a manifest; `path` is for messages.
     ///
     /// # Errors
-    /// It is damaged, or of a newer version.
+    /// The manifest is damaged, or has a newer version.
     pub fn parse(path: &Path, text: &[u8]) -> Result<Self> {
         let damaged = |reason: String| Error::file(path, format!("not a manifest: {reason}"));
         let manifest: Self =
@@ -168,8 +172,7 @@ impl Manifest {
             ),
         ] {
             if found != known {
-                let reason =
-                    format!("{what} version {found} is not {known}, which this program reads");
+                let reason = format!("{what} version {found} is not supported (expected {known})");
                 return Err(Error::file(path, reason));
             }
         }
@@ -182,7 +185,7 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// What the footer of one file would say of the model.
+    /// Returns the metadata that the footer of a single file would have.
     pub fn metadata(&self) -> BTreeMap<String, String> {
         let entries = [
             (
@@ -208,21 +211,21 @@ impl Manifest {
     }
 }
 
-/// What the footer of a part says of it, under [`super::key::PART`].
+/// The footer entry of a part, under [`super::key::PART`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PartInfo {
-    /// Which part it is, from 0.
+    /// Number of this part, from 0.
     pub index: usize,
     /// How many parts there are.
     pub count: usize,
     /// The share it belongs to, from 1.
     pub share: usize,
-    /// What it has in common with all other parts.
+    /// The fingerprint that all parts share.
     pub fingerprint: Fingerprint,
-    /// Of each quantized tensor, what figures over several are made of: squares of the weights,
-    /// of the weights as they decode, and of their difference, summed.
+    /// Sums for errors over several tensors, for each quantized tensor: squares of the weights, of
+    /// the decoded weights, and of their difference.
     pub sums: BTreeMap<String, [f64; 3]>,
-    /// Of each tensor that did not reach its cosine at once, the attempts, as reports have them.
+    /// Attempts for each tensor that did not reach its cosine at first, as in reports.
     #[serde(default)]
     pub ladder: BTreeMap<String, Value>,
 }

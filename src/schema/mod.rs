@@ -1,5 +1,5 @@
 //! The Parquet V2 file: its columns, metadata keys and checksum, defined once for the sink that
-//! writes it and the model that reads it. Described for other readers in `docs/format.md`.
+//! writes it and the model that reads it. `docs/format.md` describes it for other readers.
 
 pub mod footer;
 mod manifest;
@@ -25,7 +25,7 @@ use crate::tensor::{Dtype, Shape};
 /// The version in the footer. Readers refuse a newer one.
 pub const FORMAT_VERSION: u32 = 2;
 
-/// What a reader shows as the writer.
+/// The writer's name and version.
 pub const GENERATOR: &str = concat!("arrowquant ", env!("CARGO_PKG_VERSION"));
 
 /// Keys of the footer metadata.
@@ -38,24 +38,25 @@ pub mod key {
     pub const CONFIG: &str = "arrowquant.config";
     /// JSON object: base name, size and header hash of the source.
     pub const SOURCE: &str = "arrowquant.source";
-    /// JSON object: the source's own metadata, carried along.
+    /// JSON object: the source's own metadata, copied.
     pub const SOURCE_METADATA: &str = "arrowquant.source_metadata";
     /// Program and version that wrote the file.
     pub const GENERATOR: &str = "arrowquant.generator";
     /// JSON object: cosine, SQNR and bits per weight, in total and per tensor.
     pub const SUMMARY: &str = "arrowquant.summary";
-    /// JSON object, in a part of a folder only: which part it is, and what adding the parts up
-    /// takes.
+    /// JSON object, only in a part of a folder: the number of the part, and what is needed to
+    /// combine the parts.
     pub const PART: &str = "arrowquant.part";
 }
 
-/// Name in the `format` column of a tensor kept as it was.
+/// Name in the `format` column of a kept tensor.
 pub const RAW: &str = "raw";
 
 /// The most ranges of timesteps that a tile may have activation parameters for.
 pub const MAX_RANGES: usize = 1 << 16;
 
-/// Long work on bytes looks up after so many: a slow disk takes less than a tenth of a second.
+/// The most bytes that long work processes between callbacks: with a slow disk less than a tenth of
+/// a second.
 pub const STEP: usize = 4 << 20;
 
 /// Columns by the path of their leaf, in file order.
@@ -120,14 +121,14 @@ impl Column {
         (Self::BitsPerWeight, "bits_per_weight"),
     ];
 
-    /// The path of the leaf.
+    /// Returns the path of the leaf.
     pub fn path(self) -> &'static str {
         let row = Self::ALL.iter().find(|row| row.0 == self);
         row.expect("every column has a path").1
     }
 }
 
-/// The Parquet schema.
+/// Builds the Parquet schema.
 pub fn parquet_schema() -> SchemaDescriptor {
     const REQUIRED: Repetition = Repetition::REQUIRED;
     const OPTIONAL: Repetition = Repetition::OPTIONAL;
@@ -207,12 +208,12 @@ pub(crate) fn group(name: &str, repetition: Repetition, fields: Vec<Arc<Type>>) 
     Arc::new(builder.build().expect("a valid group"))
 }
 
-/// What a text is.
+/// Returns the logical type of text.
 pub(crate) fn string() -> Option<LogicalType> {
     Some(LogicalType::String)
 }
 
-/// A list in the three levels of the Parquet specification.
+/// Builds a list in the three levels of the Parquet specification.
 pub(crate) fn list(name: &str, repetition: Repetition, element: Arc<Type>) -> Arc<Type> {
     let builder = Type::group_type_builder(name)
         .with_repetition(repetition)
@@ -222,7 +223,7 @@ pub(crate) fn list(name: &str, repetition: Repetition, element: Arc<Type>) -> Ar
     Arc::new(builder.build().expect("a valid list"))
 }
 
-/// One row of the file, without its planes: some whole rows of one tensor.
+/// A row of the file, without its planes: some whole rows of one tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tile {
     /// Tensor name.
@@ -237,28 +238,29 @@ pub struct Tile {
     pub shape: Shape,
     /// Element type in the source.
     pub source_dtype: Dtype,
-    /// How it is quantized, or `None` when kept as `source_dtype`.
+    /// Layout of the quantized weights, or `None` when kept as `source_dtype`.
     pub layout: Option<Layout>,
-    /// What each column was multiplied by before it was quantized, as in
-    /// [`Transform::input_scale`]; every tile of a tensor has the same. Only when quantized.
+    /// Factor of each column before quantization, as in [`Transform::input_scale`]; the same for
+    /// every tile of a tensor. Only when quantized.
     pub input_scale: Option<Bytes>,
-    /// How columns were rotated then; every tile of a tensor has the same. Only when quantized.
+    /// Rotation of the columns before quantization; the same for every tile of a tensor. Only when
+    /// quantized.
     pub rotation: Option<Rotation>,
-    /// Static parameters of its activations, by rising timesteps that no two share; every tile of
-    /// a tensor has the same.
+    /// Static activation parameters, in order of timesteps and without overlap; the same for every
+    /// tile of a tensor.
     pub activation: Arc<[ActivationRange]>,
     /// See [`checksum`].
     pub checksum: u64,
-    /// Measured; `None` when kept.
+    /// Measured cosine; `None` when kept.
     pub cosine: Option<f32>,
-    /// Measured; `None` when kept or without error.
+    /// Measured SQNR; `None` when kept or without error.
     pub sqnr_db: Option<f32>,
-    /// True bits per weight, scales and biases counted; `None` without weights.
+    /// Bits per weight, including scales and biases; `None` without weights.
     pub bits_per_weight: Option<f32>,
 }
 
 impl Tile {
-    /// What decoding must undo.
+    /// Returns the transform that decoding must undo.
     pub fn transform(&self) -> Transform<'_> {
         Transform {
             input_scale: self.input_scale.as_deref(),
@@ -266,20 +268,20 @@ impl Tile {
         }
     }
 
-    /// Bytes of its planes.
+    /// Returns the bytes of the planes.
     pub fn bytes(&self) -> usize {
         let planes = self.plane_bytes().unwrap_or_default();
         planes.into_iter().fold(0, usize::saturating_add)
     }
 
-    /// Bytes of all that it stores: its planes, and the scales of its input.
+    /// Returns the bytes of the planes and the input scales.
     pub fn stored_bytes(&self) -> usize {
         let scales = self.input_scale.as_ref().map_or(0, Bytes::len);
         self.bytes().saturating_add(scales)
     }
 
-    /// Bytes that the codes, scales and biases of this tile must have, or `None` when a kept
-    /// tensor's rows are no whole bytes or a size overflows.
+    /// Returns the bytes that the codes, scales and biases of this tile must have, or `None` if a
+    /// kept tensor's rows do not fill whole bytes or a size overflows.
     pub fn plane_bytes(&self) -> Option<[usize; 3]> {
         let cols = self.shape.cols();
         match self.layout {
@@ -300,22 +302,22 @@ impl Tile {
     }
 }
 
-/// XXH3-64 over everything that decoding a tile depends on. Every field is preceded by its
-/// length in bytes as u64 (`u64::MAX` and nothing more for an absent one), all numbers are
-/// little-endian: name, tile u32, row start u64, row count u64, shape (u64 each), source dtype,
-/// format, scheme, group size u32, scale dtype, rotation (block u32, seed u64), activation (begin
-/// and end i32, scale and zero point f32, of each range), codes, scales, biases, input scale.
+/// Computes XXH3-64 over everything that decoding a tile depends on. Each field is preceded by its
+/// length in bytes as u64 (an absent field is only `u64::MAX`), and all numbers are little-endian:
+/// name, tile u32, row start u64, row count u64, shape (u64 each), source dtype, format, scheme,
+/// group size u32, scale dtype, rotation (block u32, seed u64), activation (begin and end i32,
+/// scale and zero point f32, of each range), codes, scales, biases, input scale.
 pub fn checksum(tile: &Tile, codes: &[u8], scales: Option<&[u8]>, biases: Option<&[u8]>) -> u64 {
     let planes = [Some(codes), scales, biases];
     let Ok(sum) = checksum_in_steps(tile, planes, |_| Ok::<(), Infallible>(()));
     sum
 }
 
-/// As [`checksum`], of codes, scales and biases. `step` is told the bytes of them that were dealt
-/// with, at most [`STEP`] at once.
+/// Computes [`checksum`] of codes, scales and biases in steps. `step` receives the number of bytes
+/// processed, at most [`STEP`] at once.
 ///
 /// # Errors
-/// That of `step`, which ends it.
+/// Returns the error of `step`, which stops the computation.
 pub fn checksum_in_steps<E>(
     tile: &Tile,
     planes: [Option<&[u8]>; 3],
@@ -332,15 +334,15 @@ pub fn checksum_in_steps<E>(
     Ok(checksum.finish())
 }
 
-/// The same for planes that come in parts.
+/// A [`checksum`] of planes that arrive in parts.
 pub struct Checksum {
     sum: Xxh3,
-    /// Comes after the planes.
+    /// Hashed after the planes.
     input_scale: Option<Bytes>,
 }
 
 impl Checksum {
-    /// Takes in what comes before the planes.
+    /// Hashes the fields before the planes.
     pub fn new(tile: &Tile) -> Self {
         let dims = tile.shape.dims().iter();
         let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
@@ -372,19 +374,19 @@ impl Checksum {
         checksum
     }
 
-    /// Begins the next plane, of `len` bytes; `None` when the tile has not got it. Codes, scales
-    /// and biases come in this order.
+    /// Begins the next plane, of `len` bytes; `None` if the tile does not have it. The order is
+    /// codes, scales, biases.
     pub fn plane(&mut self, len: Option<usize>) {
         let len = len.map_or(u64::MAX, |len| len as u64);
         self.sum.update(&len.to_le_bytes());
     }
 
-    /// Takes in the next bytes of the plane.
+    /// Hashes the next bytes of the plane.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.sum.update(bytes);
     }
 
-    /// The checksum, once all planes have been taken in.
+    /// Returns the checksum, after all planes.
     pub fn finish(mut self) -> u64 {
         let input_scale = self.input_scale.take();
         self.plane(input_scale.as_ref().map(Bytes::len));

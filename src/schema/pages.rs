@@ -1,8 +1,8 @@
-//! The pages of a column chunk, checked before the parquet crate decodes them.
+//! Checks the pages of a column chunk before the parquet crate decodes them.
 //!
-//! The crate allocates by what page headers say: one of 20 bytes can stand for 2 GiB to unpack,
-//! or for a dictionary of as many values. So the headers are walked first, which takes time and
-//! memory by the bytes that are there.
+//! The crate allocates as much as page headers claim: a header of 20 bytes can claim 2 GiB to
+//! decompress, or a dictionary of as many values. So the headers are walked first, in time and
+//! memory proportional to their actual bytes.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use super::footer::{EMPTY, STATISTICS, range};
 use super::thrift::{self, Fault, Field, Kind, Met};
 
-/// Bytes of a page header; statistics make them long.
+/// The most bytes of a page header; statistics make them long.
 const MAX_HEADER: usize = 256 << 10;
 
 const PAGE_HEADER: &[Field] = &[
@@ -50,54 +50,53 @@ const PAGE_HEADER: &[Field] = &[
     ),
 ];
 
-/// What a page holds.
+/// The contents of a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PageKind {
     /// Values that data pages refer to.
     Dictionary,
-    /// Levels, each kind after its length, and values, packed together.
+    /// Levels, each kind preceded by its length, and values, compressed together.
     Data,
-    /// Levels as they are, then values, packed alone.
+    /// Uncompressed levels, then values, compressed separately.
     DataV2,
 }
 
-/// A page of a column chunk, as its header has it.
+/// A page of a column chunk, as described by its header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
-    /// What it holds.
+    /// Kind of contents.
     pub kind: PageKind,
-    /// Where in the file its contents start, after the header.
+    /// Offset in the file of the contents, after the header.
     pub start: u64,
-    /// Bytes of its contents in the file.
+    /// Bytes of the contents in the file.
     pub bytes: usize,
-    /// Bytes of its contents in memory.
+    /// Bytes of the contents in memory.
     pub unpacked: usize,
-    /// Whether they must be unpacked.
+    /// Whether the contents are compressed.
     pub packed: bool,
     /// Bytes of the levels before the values, in version 2.
     pub levels: usize,
-    /// Number of values, nulls among them.
+    /// Number of values, including nulls.
     pub values: usize,
-    /// Whether its values are the bytes of the page, rather than numbers in a dictionary or the
-    /// like.
+    /// Whether the bytes of the page are the values themselves, rather than, for example,
+    /// dictionary indexes.
     pub plain: bool,
 }
 
-/// What the pages of a chunk may hold in all, by what is known of the column.
+/// The most that the pages of a chunk may hold in total, from what is known about the column.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Values, nulls among them.
+    /// Values, including nulls.
     pub values: u64,
-    /// Bytes of what must be unpacked.
+    /// Bytes after decompression.
     pub unpacked: u64,
 }
 
-/// Bytes that any column may unpack to, beside what its values can take.
+/// Bytes that any column may have after decompression, in addition to its values.
 const SMALL: u64 = 64 << 10;
 
 impl Limits {
-    /// What unpacks from a column of numbers: each in a dictionary, its place there, and its
-    /// levels.
+    /// Limits for a column of numbers: each in a dictionary, its index, and its levels.
     pub fn numbers(values: u64) -> Self {
         Self {
             values,
@@ -105,7 +104,7 @@ impl Limits {
         }
     }
 
-    /// What unpacks from a column of names and the like.
+    /// Limits for a column of names and similar text.
     pub fn texts(rows: u64, chunk: &ColumnChunkMetaData) -> Self {
         Self {
             values: rows,
@@ -113,8 +112,8 @@ impl Limits {
         }
     }
 
-    /// What unpacks from a column whose values have `bytes` in all: themselves, or once more in a
-    /// dictionary, their lengths and levels.
+    /// Limits for a column whose values have `bytes` in total: once, again in a dictionary, their
+    /// lengths and levels.
     pub fn bytes(bytes: u64, rows: usize) -> Self {
         let rows = rows as u64;
         Self {
@@ -124,21 +123,22 @@ impl Limits {
     }
 }
 
-/// Fills its buffer from a position in a file.
+/// Fills its buffer from an offset in a file.
 pub type ReadAt<'a> = dyn FnMut(&mut [u8], u64) -> io::Result<()> + 'a;
 
-/// The pages of a column chunk, from their headers. The chunk has been checked to lie in the file
+/// Returns the pages of a column chunk, from their headers. The chunk must be within the file
 /// ([`super::footer::check_chunks`]).
 ///
 /// # Errors
-/// A page is malformed, does not lie in the chunk, is encoded so that its size in memory is not
-/// known beforehand, or holds more than `limits` allow.
+/// A page is malformed, is not within the chunk, has an encoding whose size in memory is not known
+/// in advance, or exceeds `limits`.
 pub fn walk(
     chunk: &ColumnChunkMetaData,
     limits: Limits,
     read: &mut ReadAt<'_>,
 ) -> Result<Vec<Page>, String> {
-    let (mut at, mut left) = range(chunk).ok_or("it starts or ends before the file")?;
+    let (mut at, mut left) =
+        range(chunk).ok_or("it starts or ends before the start of the file")?;
     let mut pages: Vec<Page> = Vec::new();
     let (mut values, mut unpacked) = (0u64, 0u64);
     while left > 0 {
@@ -151,11 +151,11 @@ pub fn walk(
         };
         match page.kind {
             PageKind::Dictionary if !pages.is_empty() => {
-                return Err("a dictionary after other pages".into());
+                return Err("a dictionary follows other pages".into());
             }
             PageKind::Dictionary => {}
             _ if !page.plain && is_dictionary(header.encoding) && !starts_with(&pages) => {
-                return Err("values of a dictionary that is not there".into());
+                return Err("values refer to a missing dictionary".into());
             }
             _ => values += page.values as u64,
         }
@@ -165,12 +165,12 @@ pub fn walk(
         if values > limits.values {
             let most = limits.values;
             return Err(format!(
-                "its pages have {values} values where {most} can be"
+                "its pages have {values} values (at most {most} are possible)"
             ));
         }
         if unpacked > limits.unpacked {
             let most = limits.unpacked;
-            let reason = "its pages unpack to more than the rows can take";
+            let reason = "its pages decompress to more than the rows can hold";
             return Err(format!("{reason}: {unpacked} bytes of {most}"));
         }
         pages.push(page);
@@ -199,13 +199,14 @@ fn is_dictionary(code: i64) -> bool {
     code == encoding::PLAIN_DICTIONARY || code == encoding::RLE_DICTIONARY
 }
 
-/// A page header's fields, -1 where there is none.
+/// The fields of a page header, -1 if absent.
 #[derive(Debug, Clone, Copy)]
 struct Header {
     kind: i64,
     unpacked: i64,
     bytes: i64,
-    /// The struct that says more, by its field; 0 when there is none, -1 when there are several.
+    /// The field number of the struct with the details; 0 if there is none, -1 if there are
+    /// several.
     details: i16,
     values: i64,
     encoding: i64,
@@ -215,10 +216,10 @@ struct Header {
 }
 
 fn page_bytes(header: &Header) -> Result<u64, String> {
-    u64::try_from(header.bytes).map_err(|_| "a page of no size".into())
+    u64::try_from(header.bytes).map_err(|_| "a page without a size".into())
 }
 
-/// A page header and its length.
+/// Reads a page header, and returns it with its length.
 fn read_header(at: u64, left: u64, read: &mut ReadAt<'_>) -> Result<(Header, usize), String> {
     const FIRST: usize = 128;
     let most = usize::try_from(left).unwrap_or(usize::MAX).min(MAX_HEADER);
@@ -228,7 +229,7 @@ fn read_header(at: u64, left: u64, read: &mut ReadAt<'_>) -> Result<(Header, usi
         match parse_header(&bytes) {
             Ok(parsed) => return Ok(parsed),
             Err(Fault::Short) if bytes.len() < most => bytes.resize(most.min(bytes.len() * 4), 0),
-            Err(Fault::Short) => return Err("a page header does not end".into()),
+            Err(Fault::Short) => return Err("a page header is truncated".into()),
             Err(Fault::Bad(reason)) => return Err(format!("a malformed page header: {reason}")),
         }
     }
@@ -268,8 +269,8 @@ fn parse_header(bytes: &[u8]) -> Result<(Header, usize), Fault> {
 }
 
 impl Header {
-    /// The page whose contents start at `start`, where the chunk has `left` more bytes. `None`
-    /// for an index page.
+    /// Returns the page whose contents start at `start`, with `left` more bytes in the chunk.
+    /// `None` for an index page.
     fn page(
         &self,
         chunk: &ColumnChunkMetaData,
@@ -282,7 +283,7 @@ impl Header {
         let bytes = size(self.bytes, "its size")?;
         let unpacked = size(self.unpacked, "its size in memory")?;
         if bytes as u64 > left {
-            return Err(format!("a page of {bytes} bytes where {left} are left"));
+            return Err(format!("a page of {bytes} bytes, but only {left} are left"));
         }
         let (kind, details) = match self.kind {
             0 => (PageKind::Data, 5),
@@ -292,9 +293,9 @@ impl Header {
             other => return Err(format!("a page of unknown type {other}")),
         };
         if self.details != details {
-            return Err("a page header that is not of the page's type".into());
+            return Err("a page header does not match the page's type".into());
         }
-        // Checked with the encoding.
+        // The levels are checked with the encoding.
         let [definition, repetition] = self.levels.map(|len| usize::try_from(len).ok());
         let levels = definition.zip(repetition);
         let levels = levels.and_then(|(definition, repetition)| definition.checked_add(repetition));
@@ -329,13 +330,15 @@ impl Header {
             _ => false,
         };
         if !known {
-            // The lengths of delta encoded text need memory by numbers that only unpacking shows.
+            // Delta-encoded text needs memory for its lengths, which are only known after decoding.
             let encoding = match self.encoding {
                 6 => "DELTA_LENGTH_BYTE_ARRAY".to_owned(),
                 7 => "DELTA_BYTE_ARRAY".to_owned(),
                 other => other.to_string(),
             };
-            return Err(format!("encoding {encoding} of {physical} is not read"));
+            return Err(format!(
+                "encoding {encoding} of {physical} is not supported"
+            ));
         }
         match page.kind {
             PageKind::Dictionary => {
@@ -355,7 +358,7 @@ impl Header {
                 let [definition, repetition] = self.levels;
                 let levels = definition.saturating_add(repetition);
                 if definition < 0 || repetition < 0 || levels > self.unpacked.min(self.bytes) {
-                    return Err(format!("levels of {levels} bytes in a page of fewer"));
+                    return Err(format!("levels of {levels} bytes exceed the page"));
                 }
                 if !(0..=self.values).contains(&self.nulls) {
                     return Err("more nulls than values".into());

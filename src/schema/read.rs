@@ -1,5 +1,5 @@
-//! What all readers of Parquet files do: find the footer, read a checked column, and turn panics
-//! of the parquet crate into errors.
+//! Steps shared by all readers of Parquet files: find the footer, read a checked column, and turn
+//! panics of the parquet crate into errors.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,8 +16,8 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use super::{FORMAT_VERSION, key};
 use crate::error::{self, Error, Result};
 
-/// The parquet crate returns errors for malformed files by policy; where it still panics, that
-/// is an error too.
+/// Calls `read` and turns panics into errors. The parquet crate aims to return errors for malformed
+/// files, but may still panic.
 ///
 /// # Errors
 /// `read` fails or panics.
@@ -32,15 +32,15 @@ pub fn fenced<T>(path: &Path, read: impl FnOnce() -> Result<T, ParquetError>) ->
     }
 }
 
-/// Bytes of the footer, which end 8 bytes before the file does, by the first 4 and last 8 bytes
-/// of a file of `file_bytes`.
+/// Returns the bytes of the footer, which end 8 bytes before the end of the file, from the first 4
+/// and last 8 bytes of a file of `file_bytes`.
 ///
 /// # Errors
-/// It is no Parquet file, or its footer does not lie in it.
+/// The file is not Parquet, or its footer is not within the file.
 pub fn footer_bytes(path: &Path, front: [u8; 4], back: [u8; 8], file_bytes: u64) -> Result<usize> {
     let [a, b, c, d, magic @ ..] = back;
     if front != *b"PAR1" || magic != *b"PAR1" {
-        return Err(Error::file(path, "not a Parquet file, or cut short"));
+        return Err(Error::file(path, "not a Parquet file, or truncated"));
     }
     let length = u32::from_le_bytes([a, b, c, d]);
     if file_bytes < 12 || u64::from(length) > file_bytes - 12 {
@@ -50,7 +50,7 @@ pub fn footer_bytes(path: &Path, front: [u8; 4], back: [u8; 8], file_bytes: u64)
     Ok(length as usize)
 }
 
-/// The footer's metadata by key.
+/// Returns the footer's metadata by key.
 pub fn metadata(parquet: &ParquetMetaData) -> BTreeMap<String, String> {
     let entries = parquet.file_metadata().key_value_metadata();
     let entries = entries.into_iter().flatten();
@@ -59,14 +59,14 @@ pub fn metadata(parquet: &ParquetMetaData) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// Checks that a file with this metadata is of a version that is read.
+/// Checks that the format version in this metadata is supported.
 ///
 /// # Errors
-/// It is not, or no file of ours.
+/// It is not, or the file was not written by ArrowQuant.
 pub fn check_version(path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
     let Some(version) = metadata.get(key::FORMAT_VERSION) else {
         let reason = format!(
-            "not written by ArrowQuant: no {} in its footer",
+            "not written by ArrowQuant: its footer has no {}",
             key::FORMAT_VERSION
         );
         return Err(Error::file(path, reason));
@@ -75,9 +75,7 @@ pub fn check_version(path: &Path, metadata: &BTreeMap<String, String>) -> Result
         Ok(FORMAT_VERSION) => Ok(()),
         Ok(newer) if newer > FORMAT_VERSION => Err(Error::file(
             path,
-            format!(
-                "format version {newer} is newer than {FORMAT_VERSION}, which this program reads"
-            ),
+            format!("format version {newer} is too new (expected at most {FORMAT_VERSION})"),
         )),
         _ => Err(Error::file(
             path,
@@ -93,7 +91,7 @@ pub type Levelled<T> = (Vec<T>, Vec<i16>, Vec<i16>);
 /// ([`super::pages::walk`]).
 ///
 /// # Errors
-/// It cannot be decoded, or has another number of rows.
+/// The column cannot be decoded, or has a different number of rows.
 pub fn column<T: DataType>(
     file: &Arc<impl ChunkReader + 'static>,
     chunk: &ColumnChunkMetaData,

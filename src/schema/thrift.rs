@@ -1,12 +1,12 @@
-//! Walks Thrift's compact encoding, in which Parquet has its footer and page headers, and builds
-//! nothing: so what a reader of it will allocate is known before.
+//! Walks Thrift's compact encoding, which Parquet uses for its footer and page headers, without
+//! building anything: so it is known in advance what a reader will allocate.
 //!
 //! A struct is its fields and a zero byte. A field is a byte `id - last id << 4 | type` and its
-//! value; booleans are in the type. Integers are zigzag varints, byte strings have their length
-//! before them, lists a byte `elements << 4 | type` (15: the number follows as a varint).
+//! value; booleans are part of the type. Integers are zigzag varints, byte strings are preceded by
+//! their length, lists by a byte `elements << 4 | type` (15: the number follows as a varint).
 
-/// What a field must hold. Readers go by the number of a field alone, so one of another type
-/// would be read otherwise than it is walked here.
+/// The required contents of a field. Readers only look at the number of a field, so they would read
+/// a field of another type differently than it is walked here.
 pub(super) enum Kind {
     Bool,
     Byte,
@@ -23,7 +23,7 @@ pub(super) enum Kind {
 pub(super) type Field = (i16, Kind);
 
 impl Kind {
-    /// The type as it is written; that of booleans in a struct may also be 2.
+    /// Returns the encoded type; a boolean in a struct may also be 2.
     fn code(&self) -> u8 {
         match self {
             Self::Bool => 1,
@@ -39,12 +39,12 @@ impl Kind {
     }
 }
 
-/// What was met.
+/// An item found during a walk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Met {
     /// A struct begins.
     Struct,
-    /// A list of so many elements begins.
+    /// A list with this number of elements begins.
     List(usize),
     /// A byte string of this length.
     Bytes(usize),
@@ -57,7 +57,7 @@ pub(super) enum Met {
 pub(super) enum Fault {
     /// The bytes end before the struct does.
     Short,
-    /// They are no such struct, or what was met is refused.
+    /// The bytes are malformed, or the visitor refused something.
     Bad(String),
 }
 
@@ -67,14 +67,14 @@ impl From<&str> for Fault {
     }
 }
 
-/// Told of what is met; it may refuse it.
+/// Receives each item found; it may refuse it.
 pub(super) type Visit<'a> = dyn FnMut(&[i16], Met) -> Result<(), Fault> + 'a;
 
-/// Deeper than anything Parquet writes.
+/// A depth that Parquet never reaches.
 const MAX_DEPTH: usize = 24;
 
-/// Walks one struct. `visit` is told of everything met in known fields, with the numbers of the
-/// fields that lead there; unknown fields are passed over. Returns the length of the struct.
+/// Walks one struct. `visit` receives every item found in known fields, with the numbers of the
+/// fields that lead there; unknown fields are skipped. Returns the length of the struct.
 ///
 /// # Errors
 /// The bytes end early, are malformed, or `visit` refuses something.
@@ -106,7 +106,7 @@ impl Walker<'_, '_> {
     fn fields(&mut self, known: &'static [Field]) -> Result<(), Fault> {
         let mut last = 0;
         while let Some((id, code)) = self.field(last)? {
-            // In order and once, as everyone writes them: a second one would replace the first.
+            // Every writer emits fields in order and once; a second one would replace the first.
             if id <= last {
                 return Err("fields are out of order".into());
             }
@@ -205,7 +205,7 @@ impl Walker<'_, '_> {
     }
 
     fn skip_elements(&mut self, codes: &[u8], len: usize, depth: usize) -> Result<(), Fault> {
-        // Their size in a list is told otherwise by every reader, and nothing here has them.
+        // Readers disagree on the size of booleans in lists, and Parquet has none here.
         if len > 0 && codes.iter().any(|code| (1..=2).contains(code)) {
             return Err("a list of booleans".into());
         }
@@ -217,7 +217,7 @@ impl Walker<'_, '_> {
         Ok(())
     }
 
-    /// Number and type of the next field; `None` at the end of a struct.
+    /// Reads number and type of the next field; `None` at the end of a struct.
     fn field(&mut self, last: i16) -> Result<Option<(i16, u8)>, Fault> {
         let head = self.take(1)?[0];
         let (delta, code) = (head >> 4, head & 15);
@@ -236,7 +236,7 @@ impl Walker<'_, '_> {
         Ok(Some((id, code)))
     }
 
-    /// Type and number of elements. There is no list of more elements than bytes.
+    /// Reads type and number of elements. A list cannot have more elements than bytes.
     fn list(&mut self) -> Result<(u8, usize), Fault> {
         let head = self.take(1)?[0];
         let len = match head >> 4 {

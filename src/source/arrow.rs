@@ -1,4 +1,4 @@
-//! Tensors in an Arrow table, used where they lie.
+//! Tensors in an Arrow table, used in place.
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float16Type, Float32Type, Int32Type, Int64Type};
@@ -12,10 +12,10 @@ use super::MemorySource;
 use crate::error::{Error, Result};
 use crate::tensor::Dtype;
 
-/// What stands for a file name in messages about Arrow tables.
+/// The stand-in for a file name in messages about Arrow tables.
 const PLACE: &str = "(arrow)";
 
-/// Takes in a table with one tensor a row:
+/// Reads a table with one tensor per row:
 ///
 /// | column | type |
 /// |---|---|
@@ -24,11 +24,12 @@ const PLACE: &str = "(arrow)";
 /// | `dtype` | a string: f32, f16, bf16, …; only for binary `data` |
 /// | `data` | binary, little-endian values; or a list of float or half float |
 ///
-/// Strings and binaries of any width, views too, strings by a dictionary; lists with 32 or 64 bit
-/// offsets or of a fixed size. Other columns are passed over, the schema's metadata is the source's. Values are not copied.
+/// Strings and binaries may have any width, including views and dictionary-encoded strings; lists
+/// may have 32 or 64 bit offsets or a fixed size. Other columns are ignored; the schema's metadata
+/// becomes the source's. Values are not copied.
 ///
 /// # Errors
-/// The reader fails, a column is missing or of another type, or a row is no tensor.
+/// The reader fails, a column is missing or has another type, or a row is not a tensor.
 pub fn from_arrow(reader: impl RecordBatchReader) -> Result<MemorySource<'static>> {
     let mut source = MemorySource::new();
     for (key, value) in reader.schema().metadata() {
@@ -58,7 +59,7 @@ fn refuse(reason: String) -> Error {
     Error::file(PLACE.as_ref(), reason)
 }
 
-/// A column of the batch, its offsets and text checked: it may come from anywhere.
+/// Returns a column of the batch, after checking its offsets and text: it may come from anywhere.
 fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     let column = batch
         .column_by_name(name)
@@ -68,7 +69,7 @@ fn column<'a>(batch: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef> {
     Ok(column)
 }
 
-/// The strings of a column; none where it holds nulls or something else.
+/// Returns the strings of a column; `None` for nulls and other values.
 fn texts(column: &ArrayRef) -> Vec<Option<&str>> {
     match column.data_type() {
         DataType::Utf8 => column.as_string::<i32>().iter().collect(),
@@ -96,7 +97,7 @@ fn dims(column: &ArrayRef, row: usize) -> Result<Vec<usize>, String> {
         DataType::FixedSizeList(_, _) => Some(column.as_fixed_size_list().value(row)),
         _ => None,
     };
-    let numbers = numbers.ok_or("its shape is null, or no list")?;
+    let numbers = numbers.ok_or("its shape is null, or not a list")?;
     let numbers: Vec<Option<i64>> = match numbers.data_type() {
         DataType::Int64 => numbers.as_primitive::<Int64Type>().iter().collect(),
         DataType::Int32 => {
@@ -110,7 +111,7 @@ fn dims(column: &ArrayRef, row: usize) -> Result<Vec<usize>, String> {
     dims.ok_or("its shape has a null or a negative number".to_owned())
 }
 
-/// The values of a row, and of what dtype they are.
+/// Returns the values of a row, and their dtype.
 fn values(data: &ArrayRef, dtype: Option<&str>, row: usize) -> Result<(Dtype, Bytes), String> {
     if data.is_null(row) {
         return Err("its data is null".to_owned());
@@ -147,7 +148,7 @@ fn floats(list: ArrayRef) -> Result<(Dtype, Bytes), String> {
     Ok((dtype, values.into()))
 }
 
-/// One value of an array of binaries, which it keeps.
+/// One value of an array of binaries, which it keeps alive.
 struct Cell<A>(A, usize);
 
 macro_rules! cell {

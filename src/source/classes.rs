@@ -1,5 +1,5 @@
-//! What the files of a model say it is: names of classes, of architectures, and its modality.
-//! Nothing depends on it but what is guessed of a model, so what cannot be read is passed over.
+//! What the files of a model call it: class and architecture names, and a modality. This is only
+//! used for recognition, so files that cannot be read are ignored.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,17 +8,17 @@ use serde_json::Value;
 
 use super::file::SourceFile;
 
-/// Bytes of a `config.json` at most. Published ones have some kilobytes.
+/// The most bytes of a `config.json`. Published ones have a few kilobytes.
 const MAX_CONFIG: u64 = 1 << 20;
 
-/// Bytes of a class name at most.
+/// The most bytes of a class name.
 const MAX_CLASS: usize = 200;
 
-/// Class names of a file at most.
+/// The most class names of a file.
 const MAX_CLASSES: usize = 100;
 
-/// Classes of components that have weights but say nothing of what is made: what reads prompts,
-/// judges images, or has no weights.
+/// Classes of components that have weights but say nothing about the output: they read prompts,
+/// judge images, or have no weights.
 const OTHERS: &[&str] = &[
     "Tokenizer",
     "Scheduler",
@@ -31,7 +31,7 @@ const OTHERS: &[&str] = &[
     "SafetyChecker",
 ];
 
-/// What key and value text says.
+/// Returns the classes in key and value text.
 pub(super) fn of_metadata(metadata: &BTreeMap<String, String>) -> Vec<String> {
     let text = |key: &str| metadata.get(key).map(String::as_str);
     let architectures = ["modelspec.architecture", "general.architecture"];
@@ -43,12 +43,12 @@ pub(super) fn of_metadata(metadata: &BTreeMap<String, String>) -> Vec<String> {
     classes
 }
 
-/// A modality, as plans take one for granted.
+/// Returns a modality, in the form that plans accept as given.
 pub(super) fn modality(name: &str) -> Option<String> {
     self::name(name).map(|name| format!("modality: {name}"))
 }
 
-/// What the `config.json` beside weights says.
+/// Returns the classes in the `config.json` beside weights.
 pub(super) fn of_config(weights: &Path) -> Vec<String> {
     let Some(config) = read(&weights.with_file_name("config.json")) else {
         return Vec::new();
@@ -59,7 +59,7 @@ pub(super) fn of_config(weights: &Path) -> Vec<String> {
     classes.filter_map(name).take(MAX_CLASSES).collect()
 }
 
-/// What the index of a pipeline says of it and of its components, but for some.
+/// Returns the classes of a pipeline and its components from its index, except some.
 pub(super) fn of_index(text: &[u8], without: &[String]) -> Vec<String> {
     let Ok(Value::Object(index)) = serde_json::from_slice(text) else {
         return Vec::new();
@@ -78,12 +78,12 @@ pub(super) fn of_index(text: &[u8], without: &[String]) -> Vec<String> {
     index.iter().filter_map(class).take(MAX_CLASSES).collect()
 }
 
-/// A name that can be one of a class.
+/// Returns a name that could be a class name.
 fn name(text: &str) -> Option<String> {
     (!text.is_empty() && text.len() <= MAX_CLASS).then(|| text.to_owned())
 }
 
-/// A `config.json`, where there is a readable one.
+/// Reads a `config.json`, if there is a readable one.
 pub(super) fn read(path: &Path) -> Option<Value> {
     let file = SourceFile::open(path).ok()?;
     if file.bytes() > MAX_CONFIG {

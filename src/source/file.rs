@@ -1,4 +1,4 @@
-//! A file that weights are read from by position, and watched meanwhile.
+//! Files that weights are read from by position, and that are checked for changes.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -8,18 +8,18 @@ use std::time::SystemTime;
 use super::what;
 use crate::error::{Error, Result};
 
-/// A file as it was when it was opened.
+/// The state of a file when it was opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileState {
-    /// Where it was opened.
+    /// Path used to open it.
     pub path: PathBuf,
-    /// Bytes in it.
+    /// Size in bytes.
     pub bytes: u64,
-    /// When it was last written to, where the system knows.
+    /// Time of the last change, if the system knows it.
     pub modified: Option<SystemTime>,
 }
 
-/// An open file. It is never mapped: one that shrinks is an error, not a signal.
+/// An open file. It is never memory-mapped: if it shrinks, that is an error, not a signal.
 #[derive(Debug)]
 pub(super) struct SourceFile {
     file: File,
@@ -30,9 +30,9 @@ impl SourceFile {
     /// Opens a regular file.
     ///
     /// # Errors
-    /// There is none, or it cannot be opened.
+    /// There is no regular file, or it cannot be opened.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        // Before opening it, which would wait on a pipe.
+        // Checked before opening, which would block on a pipe.
         let status = std::fs::metadata(path).map_err(what::cannot_open(path))?;
         if !status.is_file() {
             return Err(Error::file(path, "not a file"));
@@ -43,17 +43,17 @@ impl SourceFile {
         Ok(Self { file, state })
     }
 
-    /// As it was when opened.
+    /// Returns its state when it was opened.
     pub(super) fn state(&self) -> &FileState {
         &self.state
     }
 
-    /// Where it was opened.
+    /// Returns the path used to open it.
     pub(super) fn path(&self) -> &Path {
         &self.state.path
     }
 
-    /// Bytes in it when it was opened.
+    /// Returns its size when it was opened.
     pub(super) fn bytes(&self) -> u64 {
         self.state.bytes
     }
@@ -72,7 +72,7 @@ impl SourceFile {
         })
     }
 
-    /// As [`SourceFile::read`], of what belongs to no tensor.
+    /// Reads like [`SourceFile::read`], for bytes that belong to no tensor.
     ///
     /// # Errors
     /// The read fails or ends early.
@@ -80,10 +80,10 @@ impl SourceFile {
         read_exact_at(&self.file, out, offset).map_err(Error::io(self.path(), "read"))
     }
 
-    /// Checks that nobody has written to the file since it was opened.
+    /// Checks that the file has not changed since it was opened.
     ///
     /// # Errors
-    /// Somebody has.
+    /// It has.
     pub(super) fn check_unchanged(&self) -> Result<()> {
         let status = self.file.metadata();
         let now = status.map_err(Error::io(self.path(), "look at"))?;
@@ -91,7 +91,7 @@ impl SourceFile {
             true => Ok(()),
             false => Err(Error::file(
                 self.path(),
-                "was changed while it was read: its size or time of change is another",
+                "was changed while it was read: its size or modification time changed",
             )),
         }
     }

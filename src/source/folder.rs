@@ -1,4 +1,4 @@
-//! Which files of a folder are the model: one safetensors file or index, or those of every
+//! Finds the files of a folder that are the model: one safetensors file or index, or those of every
 //! component of a diffusers pipeline.
 
 use std::path::{Path, PathBuf};
@@ -13,26 +13,26 @@ use crate::error::{Error, Result};
 /// The file that names the components of a pipeline.
 pub(super) const MODEL_INDEX: &str = "model_index.json";
 
-/// Names that diffusers and transformers give the weights in a folder, which they look for before
-/// any other.
+/// Names that diffusers and transformers give the weights in a folder, which take precedence over
+/// all others.
 const OWN: [&str; 2] = [DIFFUSERS, TRANSFORMERS];
 const DIFFUSERS: &str = "diffusion_pytorch_model";
 const TRANSFORMERS: &str = "model";
 
-/// Weights that are not read.
+/// Extensions of weights that are not supported.
 const OTHER_WEIGHTS: &[&str] = &["bin", "ckpt", "h5", "msgpack", "onnx", "pt", "pth"];
 
-/// Whether a file tells which tensor is in which shard: `*.safetensors.index.json`, or with a
-/// variant, `*.safetensors.index.fp16.json`.
+/// Whether a file is an index that says which tensor is in which shard: `*.safetensors.index.json`,
+/// or with a variant, `*.safetensors.index.fp16.json`.
 pub(super) fn is_index(path: &Path) -> bool {
     let name = name_of(path);
     name.contains(".safetensors.") && name.contains(".index.") && name.ends_with(".json")
 }
 
-/// The folder of a pipeline, of which a path names that or its index.
+/// Returns the folder of a pipeline, if the path is that folder or its index.
 pub(super) fn pipeline(path: &Path, is_folder: bool) -> Option<PathBuf> {
     if is_folder {
-        // A link to nowhere is an index that is missing.
+        // A broken link is an index that is missing.
         return what::is_there(&path.join(MODEL_INDEX)).then(|| path.to_owned());
     }
     if name_of(path) != MODEL_INDEX {
@@ -47,14 +47,14 @@ pub(super) fn pipeline(path: &Path, is_folder: bool) -> Option<PathBuf> {
 pub(super) struct Weights {
     /// A safetensors file or an index of several.
     pub(super) path: PathBuf,
-    /// What to tell of what lies beside it.
+    /// A warning about other files beside it.
     pub(super) warning: Option<String>,
 }
 
 /// A file of weights, or an index of several.
 struct Found {
     path: PathBuf,
-    /// What its name says between dots, without what says that it is a safetensors file or index.
+    /// Parts of the name between dots, without those that mark a safetensors file or index.
     parts: Vec<String>,
     is_index: bool,
 }
@@ -80,7 +80,7 @@ impl Found {
         })
     }
 
-    /// Whether it is named as another with one more part between two dots: its variant.
+    /// Whether the name equals another with one more part between two dots: its variant.
     fn varies(&self, other: &[String]) -> bool {
         let without = |i: usize| {
             let (before, after) = (&self.parts[..i], &self.parts[i + 1..]);
@@ -89,7 +89,7 @@ impl Found {
         self.parts.len() == other.len() + 1 && (1..self.parts.len()).any(without)
     }
 
-    /// The number of shards that its name says it is one of: `model-00001-of-00002`.
+    /// Returns the number of shards in a name such as `model-00001-of-00002`.
     fn shards(&self) -> Option<usize> {
         if self.is_index {
             return None;
@@ -104,12 +104,12 @@ impl Found {
     }
 }
 
-/// The weights of a folder; `None` without any. What diffusers and transformers call them comes
-/// before other names, those of `library` first; and what has no variant before what has one
-/// (`model.fp16.safetensors`). Of other names an index comes first.
+/// Finds the weights of a folder; `None` without any. Names used by diffusers and transformers take
+/// precedence over other names, those of `library` first; and names without a variant over those
+/// with one (`model.fp16.safetensors`). Among other names an index comes first.
 ///
 /// # Errors
-/// The folder cannot be listed, holds several, or shards without their index.
+/// The folder cannot be listed, contains several models, or shards without their index.
 pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<Weights>> {
     let found = list(folder)?.into_iter().filter_map(Found::new);
     let (shards, found): (Vec<_>, Vec<_>) = found.partition(|file| file.shards().is_some());
@@ -130,7 +130,7 @@ pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<
         let plain = format!("{name}-");
         let is_plain =
             |shard: &&Found| shard.parts.len() == 1 && shard.parts[0].starts_with(&plain);
-        // Shards of a variant may be called so, too.
+        // Shards of a variant may have such names, too.
         let indexes = variants.iter().filter(|variant| variant.is_index);
         let joined = indexes.filter_map(|index| shards_of(&index.path).ok());
         let joined: Vec<String> = joined.flatten().collect();
@@ -160,12 +160,12 @@ pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<
     }
 }
 
-/// Shards without an index, of which a single one is a model if it says that it is all.
+/// Handles shards without an index; a single one is a model if its name says that it is complete.
 fn unjoined(folder: &Path, shards: &[&Found]) -> Result<Weights> {
     match shards {
         [only] if only.shards().is_some_and(|count| count > 1) => {
             let reason = format!(
-                "holds {}, which is one of {} shards, and no index to join them",
+                "contains {}, which is one of {} shards, and no index to join them",
                 name_of(&only.path),
                 only.shards().unwrap_or_default()
             );
@@ -175,7 +175,7 @@ fn unjoined(folder: &Path, shards: &[&Found]) -> Result<Weights> {
     }
 }
 
-/// One of files of which none is another's variant.
+/// Chooses among files that are not variants of each other.
 fn choose(folder: &Path, found: &[&Found]) -> Result<Weights> {
     match found {
         [only] => Ok(Weights {
@@ -193,8 +193,8 @@ fn choose(folder: &Path, found: &[&Found]) -> Result<Weights> {
     }
 }
 
-/// An index, or a file of the same name that holds all: transformers reads the latter, diffusers
-/// the former. One that names shards of which none is there was left behind when they were joined.
+/// Chooses between an index and a whole file with the same name: transformers reads the file,
+/// diffusers the index. An index without any of its shards was left behind when they were joined.
 fn index_or_whole(folder: &Path, index: &Found, whole: &Found) -> Result<Weights> {
     let (index_name, whole_name) = (name_of(&index.path), name_of(&whole.path));
     let chosen = |file: &Found, warning: Option<String>| {
@@ -212,60 +212,58 @@ fn index_or_whole(folder: &Path, index: &Found, whole: &Found) -> Result<Weights
             .iter()
             .any(|shard| what::is_there(&folder.join(shard)))
         {
-            let stale = format!(
-                "none of the shards that {index_name} names is there; {whole_name} is read"
-            );
+            let stale = format!("none of the shards in {index_name} exist; {whole_name} is read");
             return chosen(whole, Some(stale));
         }
     }
     if whole.parts.first().is_some_and(|name| name == TRANSFORMERS) {
         let warning = format!(
-            "holds {whole_name} and shards with {index_name}; the former is read, as transformers \
-             does: name the index for the latter"
+            "contains {whole_name} and shards with {index_name}; the former is read, as transformers \
+             does: to read the latter, use the index"
         );
         return chosen(whole, Some(warning));
     }
     shards?;
     let warning = format!(
-        "holds {whole_name} and shards with {index_name}; the latter are read, as diffusers does: \
-         name the file for the former"
+        "contains {whole_name} and shards with {index_name}; the latter are read, as diffusers does: \
+         to read the former, use the file"
     );
     chosen(index, Some(warning))
 }
 
 fn ambiguous(folder: &Path, several: &[&Found]) -> Error {
     let reason = match several.iter().all(|file| file.is_index) {
-        true => "holds several indexes, name one",
-        false => "holds several safetensors files and no index to join them, name one",
+        true => "contains several indexes, use one of them",
+        false => "contains several safetensors files and no index to join them, use one of them",
     };
     let names: Vec<String> = several.iter().map(|file| name_of(&file.path)).collect();
     Error::file(folder, format!("{reason}: {}", names.join(", ")))
 }
 
-/// The weights of a folder that is no pipeline.
+/// Finds the weights of a folder that is not a pipeline.
 ///
 /// # Errors
-/// As [`weights_in`], or it holds none.
+/// The errors of [`weights_in`], or there are none.
 pub(super) fn only_weights(folder: &Path) -> Result<Weights> {
     if let Some(weights) = weights_in(folder, None)? {
         return Ok(weights);
     }
     let reason = match (what::cache(folder), other_weights(folder)?) {
         (Some(cache), _) => cache,
-        (None, Some(other)) => format!("holds {other}, but safetensors are needed"),
-        (None, None) => "holds no *.safetensors.index.json, no *.safetensors, no *.gguf and no \
+        (None, Some(other)) => format!("contains {other}, but safetensors are needed"),
+        (None, None) => "contains no *.safetensors.index.json, no *.safetensors, no *.gguf and no \
              model_index.json"
             .to_owned(),
     };
     Err(Error::file(folder, reason))
 }
 
-/// Name and weights of every component of a pipeline that has weights, sorted by name, but for
-/// those to be left out. `text` is that of the folder's [`MODEL_INDEX`].
+/// Finds name and weights of every component of a pipeline that has weights, sorted by name, except
+/// those in `without`. `text` is the contents of the folder's [`MODEL_INDEX`].
 ///
 /// # Errors
-/// The text is malformed; a component's weights are missing, ambiguous or not safetensors; or one
-/// to be left out is none.
+/// The text is malformed; a component's weights are missing, ambiguous or not safetensors; or a
+/// component in `without` does not exist.
 pub(super) fn components(
     folder: &Path,
     text: &[u8],
@@ -286,7 +284,7 @@ pub(super) fn components(
     {
         let names: Vec<&str> = parts.iter().map(|part| part.0).collect();
         let reason = format!(
-            "'{other}' is no component of {}, which has {}",
+            "'{other}' is not a component of {}, which has {}",
             folder.display(),
             names.join(", ")
         );
@@ -294,7 +292,7 @@ pub(super) fn components(
     }
     let (mut found, mut missing) = (Vec::new(), Vec::new());
     for (name, value) in parts {
-        // A component is `[library, class]`, `[null, null]` where it is left out; the rest are
+        // A component is `[library, class]`, or `[null, null]` if it is left out; other entries are
         // settings of the pipeline.
         let [Value::String(library), Value::String(class), ..] = value else {
             continue;
@@ -304,7 +302,7 @@ pub(super) fn components(
         }
         if name_of(Path::new(name)) != name {
             return Err(refuse(format!(
-                "component '{name}' is no plain folder name"
+                "component '{name}' is not a plain folder name"
             )));
         }
         match weights_of_component(&folder.join(name), name, library, class)? {
@@ -323,24 +321,24 @@ pub(super) fn components(
     Ok(found)
 }
 
-/// What to say of components whose folders are missing.
+/// Describes components whose folders are missing.
 fn not_there(missing: &[&str]) -> String {
     let flags: Vec<String> = missing.iter().map(|n| format!("--without {n}")).collect();
-    let (noun, are) = match missing {
-        [_] => ("component", "is"),
-        _ => ("components", "are"),
+    let (noun, are, them) = match missing {
+        [_] => ("component", "is", "it"),
+        _ => ("components", "are", "them"),
     };
     let missing = missing.join(", ");
     format!(
-        "names {noun} {missing}, which {are} not there: download what is missing, leave it out \
-         ({}), or name the folder of one component alone",
+        "{noun} {missing} {are} missing: download {them}, leave {them} out ({}), or use the folder \
+         of a single component",
         flags.join(" ")
     )
 }
 
 enum Component {
     Weights(Weights),
-    /// A tokenizer, scheduler or the like.
+    /// A component without weights, such as a tokenizer or scheduler.
     Weightless,
     Missing,
 }
@@ -368,13 +366,13 @@ fn weights_of_component(
     }
     let hint = format!("convert its weights, or leave it out with --without {name}");
     if let Some(other) = other_weights(folder)? {
-        let reason = format!("holds {other}, but safetensors are needed: {hint}");
+        let reason = format!("contains {other}, but safetensors are needed: {hint}");
         return Err(Error::file(folder, reason));
     }
     // Every model has its settings there; one without weights was copied in part.
     if !weightless && folder.join("config.json").exists() {
         let reason = format!(
-            "holds no weights of its {class}, safetensors are needed: download them, or leave it \
+            "contains no weights of its {class}, safetensors are needed: download them, or leave it \
              out with --without {name}"
         );
         return Err(Error::file(folder, reason));
@@ -382,7 +380,7 @@ fn weights_of_component(
     Ok(Component::Weightless)
 }
 
-/// The name of a file of weights that are not read.
+/// Returns the name of a file of unsupported weights.
 fn other_weights(folder: &Path) -> Result<Option<String>> {
     let is_other = |file: &&PathBuf| {
         let extension = file.extension().unwrap_or_default();
@@ -394,8 +392,8 @@ fn other_weights(folder: &Path) -> Result<Option<String>> {
         .map(|file| name_of(file)))
 }
 
-/// The files of a folder, sorted, but for hidden ones: a Mac leaves `._NAME` beside a file on disks
-/// of others.
+/// Lists the files of a folder, sorted, except hidden ones: macOS leaves `._NAME` beside a file on
+/// foreign disks.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let refuse = || Error::io(folder, "list");
     let entries = std::fs::read_dir(folder).map_err(refuse())?;
@@ -408,7 +406,7 @@ pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// The last part of a path; empty for one like `..`.
+/// Returns the last part of a path; empty for one like `..`.
 pub(super) fn name_of(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()

@@ -1,10 +1,10 @@
 //! GGUF files, versions 2 and 3.
 //!
-//! Layout, all little-endian: `GGUF`, u32 version, u64 number of tensors, u64 number of keys;
-//! the keys, each a string (u64 length, text), u32 type and its value; the tensors, each a name,
-//! u32 number of dimensions, these as u64 with the innermost first, u32 type, u64 offset of its
-//! values from the end of all this, which is rounded up to the alignment. Nothing is allocated by
-//! what a file says before it is checked against the file's size.
+//! Layout, all little-endian: `GGUF`, u32 version, u64 number of tensors, u64 number of keys; the
+//! keys, each a string (u64 length, text), u32 type and its value; the tensors, each a name, u32
+//! number of dimensions, these as u64 with the innermost first, u32 type, u64 offset of its values
+//! from the end of the header, which is rounded up to the alignment. Sizes in a file are checked
+//! against the file's size before anything is allocated.
 
 mod blocks;
 mod header;
@@ -23,30 +23,30 @@ use super::{Source, SourceId};
 use crate::error::{Error, Result};
 use crate::tensor::{MAX_TENSORS, Shape, TensorInfo};
 
-/// Bytes of packed blocks that are read at once.
+/// Bytes of packed blocks read at once.
 const BLOCK_BYTES: usize = 64 * MAX_BLOCK;
 
-/// A GGUF file, or all parts of one that was split. Packed tensors are f32 here, and decoded as
-/// they are read.
+/// A GGUF file, or all parts of a split one. Packed tensors appear as f32, and are decoded while
+/// reading.
 #[derive(Debug)]
 pub struct GgufSource {
     path: PathBuf,
     files: Vec<SourceFile>,
     id: SourceId,
     tensors: Vec<TensorInfo>,
-    /// File of each tensor, and where it is in that.
+    /// File index of each tensor, and its place in that file.
     places: Vec<(usize, Place)>,
     metadata: BTreeMap<String, String>,
 }
 
 impl GgufSource {
-    /// Opens a file, and with one part of a split model (`NAME-00001-of-00003.gguf`) all others.
-    /// Text, numbers and truth values of its keys are carried along, lists are not. A tensor
-    /// whose true shape is in a key `comfy.gguf.orig_shape.NAME` has that shape.
+    /// Opens a file; for one part of a split model (`NAME-00001-of-00003.gguf`) also all others.
+    /// Text, numbers and booleans in its keys are preserved, lists are not. A tensor whose true
+    /// shape is in a key `comfy.gguf.orig_shape.NAME` has that shape.
     ///
     /// # Errors
-    /// The file cannot be read or is malformed, a part is missing or does not belong to the
-    /// others, or a tensor is of a type that is not read.
+    /// The file cannot be read or is malformed, a part is missing or does not belong to the others,
+    /// or a tensor has an unsupported type.
     pub fn open(path: &Path) -> Result<Self> {
         let (parts, hash) = parts::open_all(path)?;
         let id = SourceId {
@@ -79,7 +79,7 @@ impl GgufSource {
             if source.tensors.len() > MAX_TENSORS {
                 return Err(Error::file(path, format!("over {MAX_TENSORS} tensors")));
             }
-            // The first part has those of the model, the others may have none.
+            // The first part has the keys of the model, the others may have none.
             for (key, value) in header.metadata {
                 source.metadata.entry(key).or_insert(value);
             }
@@ -183,8 +183,8 @@ impl Source for GgufSource {
     }
 }
 
-/// Fills `out` with the values of a packed tensor from byte `offset` on. Its blocks begin at byte
-/// `start` of the file.
+/// Fills `out` with the values of a packed tensor from byte `offset` on. `start` is the position of
+/// its blocks in the file.
 fn read_packed(
     file: &SourceFile,
     packed: &Packed,

@@ -1,4 +1,4 @@
-//! The header of a safetensors file, and objects of JSON whose keys are names of tensors.
+//! The header of a safetensors file, and JSON objects whose keys are tensor names.
 
 use std::collections::{BTreeMap, HashSet};
 use std::marker::PhantomData;
@@ -12,13 +12,13 @@ use super::{MAX_HEADER, what};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 
-/// Letters of what a file holds instead of a dtype or the like that a message shows.
+/// The most letters of an invalid dtype or similar text that a message shows.
 const SHOWN: usize = 40;
 
-/// One tensor of a header, checked.
+/// One tensor of a header, after checks.
 pub(super) struct Entry {
     pub(super) info: TensorInfo,
-    /// Offset of its values from the end of the header.
+    /// Offset of the values from the end of the header.
     pub(super) start: u64,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Header {
     pub(super) file: SourceFile,
     pub(super) text: Vec<u8>,
     pub(super) data_start: u64,
-    /// In the order of their values.
+    /// Entries in the order of their values.
     pub(super) entries: Vec<Entry>,
     pub(super) metadata: BTreeMap<String, String>,
 }
@@ -39,15 +39,15 @@ impl Header {
         let refuse = |reason: String| what::refuse(&file, "a safetensors file", || reason);
         let mut length = [0; 8];
         if file_bytes < 8 {
-            return Err(refuse(format!("{file_bytes} bytes are too few")));
+            return Err(refuse(format!("{file_bytes} bytes are too short")));
         }
         file.read_header(&mut length, 0)?;
         let length = u64::from_le_bytes(length);
         if length <= MAX_HEADER && length > file_bytes - 8 && what::is(&file)?.is_none() {
             let least = 8 + length;
             let reason = format!(
-                "a header of {length} bytes in a file of {file_bytes}: the download is incomplete, \
-                 {file_bytes} of more than {least} bytes are there"
+                "a header of {length} bytes in a file of {file_bytes}: the download is incomplete \
+                 ({file_bytes} of more than {least} bytes)"
             );
             return Err(refuse(reason));
         }
@@ -59,7 +59,7 @@ impl Header {
         let mut text = vec![0; length as usize];
         file.read_header(&mut text, 8)?;
         let data_start = 8 + length;
-        // What is something else is told as that, and not by what is wrong with its header.
+        // If the file is something else, the message says so instead of describing its header.
         if !text.starts_with(b"{")
             && let Some(what) = what::is(&file)?
         {
@@ -80,7 +80,7 @@ impl Header {
     }
 }
 
-/// The tensors of a header by name, and its metadata.
+/// The tensors of a header, with names, and its metadata.
 type RawHeader = (Vec<(String, RawEntry)>, BTreeMap<String, String>);
 
 fn parse_header(path: &Path, text: &[u8]) -> Result<RawHeader> {
@@ -103,7 +103,7 @@ fn parse_header(path: &Path, text: &[u8]) -> Result<RawHeader> {
     Ok((raw, metadata))
 }
 
-/// The start of a text that may be of any length.
+/// Returns the start of a text of any length.
 pub(super) fn shown(text: &str) -> String {
     let mut letters = text.chars();
     let start: String = letters.by_ref().take(SHOWN).collect();
@@ -113,7 +113,7 @@ pub(super) fn shown(text: &str) -> String {
     }
 }
 
-/// Checks dtypes, shapes and places: values follow each other without gap or overlap and fill
+/// Checks dtypes, shapes and offsets: values must follow each other without gap or overlap and fill
 /// the file.
 fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> Result<Vec<Entry>> {
     let mut entries = Vec::with_capacity(raw.len());
@@ -143,7 +143,7 @@ fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> 
         }
         if !fits {
             return refuse(format!(
-                "bytes {start} to {end} do not hold shape {} of {dtype}",
+                "bytes {start} to {end} do not match shape {} of {dtype}",
                 info.shape
             ));
         }
@@ -171,8 +171,8 @@ fn check_entries(path: &Path, raw: Vec<(String, RawEntry)>, data_bytes: u64) -> 
     let cut = |entry: &&Entry| entry.start + entry.info.bytes().unwrap_or(0) as u64 > data_bytes;
     if let Some(entry) = entries.iter().find(cut) {
         let reason = format!(
-            "its values are cut: the download is incomplete, {data_bytes} of {end} bytes of values \
-             are there"
+            "its values are truncated: the download is incomplete ({data_bytes} of {end} bytes \
+             of values)"
         );
         return Err(Error::tensor(path, &entry.info.name, reason));
     }
@@ -190,7 +190,7 @@ struct RawEntry {
     data_offsets: [u64; 2],
 }
 
-/// The entries of a JSON object, in which every key may stand once.
+/// The entries of a JSON object, in which every key may appear once.
 pub(super) struct UniqueEntries<V>(pub(super) Vec<(String, V)>);
 
 impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueEntries<V> {

@@ -1,11 +1,12 @@
-//! Importance matrices: what llama.cpp and stable-diffusion.cpp gather of a model's activations.
-//! Of every layer they have, for each input channel, the sum of the squares that were seen.
+//! Importance matrices: statistics of a model's activations, collected by llama.cpp or
+//! stable-diffusion.cpp. For each input channel of each layer they have the sum of the observed
+//! squares.
 //!
-//! There are two kinds of file. A GGUF file has tensors `NAME.in_sum2` and `NAME.counts` (f32): sums,
-//! and how many were added, one count for each matrix where a layer has several (experts). The
-//! older kind, all little-endian: i32 number of entries; each an i32 length of its name, the name,
-//! i32 number of calls, i32 number of values and these, sums times calls over counts, as f32. What
-//! may follow, the number of chunks and the data set's name, is passed over.
+//! There are two formats. A GGUF file has tensors `NAME.in_sum2` and `NAME.counts` (f32): sums, and
+//! the number of summands, one count per matrix if a layer has several (experts). The older format,
+//! all little-endian: i32 number of entries; for each an i32 length of its name, the name, i32
+//! number of calls, i32 number of values and these, sums times calls over counts, as f32. The
+//! number of chunks and the data set's name may follow and are ignored.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,24 +16,24 @@ use super::{GgufSource, Source};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, MAX_NAME, MAX_TENSORS};
 
-/// Ends of tensors' names.
+/// Suffixes of tensor names.
 const SUMS: &str = ".in_sum2";
 const COUNTS: &str = ".counts";
 
 /// Mean squares of the inputs of a model's layers.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Imatrix {
-    /// By the name of the layer's weight as the file has it: for each input channel the mean square,
-    /// finite and not negative. A layer of several matrices (experts) has those of one after the
+    /// The mean square of each input channel, finite and not negative, by the name of the layer's
+    /// weight in the file. A layer of several matrices (experts) has those of one matrix after the
     /// other.
     pub layers: BTreeMap<String, Vec<f32>>,
 }
 
 impl Imatrix {
-    /// Reads a file of either kind.
+    /// Reads a file of either format.
     ///
     /// # Errors
-    /// The file cannot be read, is no importance matrix, or a layer's values are none.
+    /// The file cannot be read, is not an importance matrix, or has invalid values.
     pub fn read(path: &Path) -> Result<Self> {
         let file = SourceFile::open(path)?;
         let mut magic = [0; 4];
@@ -46,8 +47,8 @@ impl Imatrix {
         Ok(Self { layers })
     }
 
-    /// The mean squares for a tensor of this name, given with or without `.weight` at its end.
-    /// Nothing else is guessed.
+    /// Returns the mean squares for a tensor with this name, with or without `.weight` at the end.
+    /// Only exact names match.
     pub fn find(&self, tensor: &str) -> Option<&[f32]> {
         const WEIGHT: &str = ".weight";
         let found = self
@@ -70,7 +71,7 @@ fn read_gguf(source: &GgufSource) -> Result<BTreeMap<String, Vec<f32>>> {
     {
         return Err(Error::file(
             path,
-            format!("of type '{kind}', no importance matrix"),
+            format!("of type '{kind}', not an importance matrix"),
         ));
     }
     let names = source.tensors().iter().map(|info| info.name.as_str());
@@ -98,7 +99,7 @@ fn read_gguf(source: &GgufSource) -> Result<BTreeMap<String, Vec<f32>>> {
         for (values, count) in values.chunks_exact_mut(cols).zip(counts) {
             // Counts are integers.
             let count = libm::rintf(count);
-            // Nothing was seen of this one: all its channels matter the same.
+            // Without observations, all channels count equally.
             let mean = |sum: f32| if count > 0.0 { sum / count } else { 1.0 };
             values.iter_mut().for_each(|value| *value = mean(*value));
         }
@@ -108,17 +109,17 @@ fn read_gguf(source: &GgufSource) -> Result<BTreeMap<String, Vec<f32>>> {
     match layers.is_empty() {
         true => Err(Error::file(
             path,
-            "no importance matrix: it has no sums of squares",
+            "not an importance matrix: it has no sums of squares",
         )),
         false => Ok(layers),
     }
 }
 
-/// The values of a tensor, which the source has found to be all in the file.
+/// Reads the values of a tensor, which the source has checked to be within the file.
 fn read_f32(source: &GgufSource, index: usize) -> Result<Vec<f32>> {
     let info = &source.tensors()[index];
     if info.dtype != Dtype::F32 {
-        let reason = format!("sums and counts are f32, not {}", info.dtype);
+        let reason = format!("sums and counts must be f32, not {}", info.dtype);
         return Err(Error::tensor(source.path(), &info.name, reason));
     }
     let mut bytes = vec![0; info.shape.elements() * 4];
@@ -131,7 +132,7 @@ fn numbers(bytes: &[u8]) -> Vec<f32> {
     numbers.map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
-/// A layer's values must be what squares can be.
+/// Checks that a layer's values can be mean squares.
 fn check(path: &Path, layer: &str, values: &[f32]) -> Result<()> {
     match values
         .iter()
@@ -148,7 +149,7 @@ fn check(path: &Path, layer: &str, values: &[f32]) -> Result<()> {
 fn read_legacy(file: &SourceFile) -> Result<BTreeMap<String, Vec<f32>>> {
     let mut reader = Reader { file, position: 0 };
     let count = reader.number("its number of layers")?;
-    // A name of one byte, two numbers and a value, each.
+    // Each has at least a name of one byte, two numbers and a value.
     if count < 1 || count > MAX_TENSORS as i32 || reader.rest() / 17 < count as u64 {
         let reason = "neither a calibration nor an importance matrix, by its first bytes";
         return Err(Error::file(file.path(), reason));
@@ -184,7 +185,7 @@ fn read_legacy(file: &SourceFile) -> Result<BTreeMap<String, Vec<f32>>> {
     Ok(layers)
 }
 
-/// Reads from the beginning on.
+/// Reads a file from the beginning.
 struct Reader<'a> {
     file: &'a SourceFile,
     position: u64,
@@ -200,7 +201,7 @@ impl Reader<'_> {
         self.file.bytes() - self.position
     }
 
-    /// So many bytes, which are allocated only if the file has them.
+    /// Reads this number of bytes, which are allocated only if the file has them.
     fn take(&mut self, count: u64, what: &str) -> Result<Vec<u8>> {
         let len = usize::try_from(count).ok().filter(|_| count <= self.rest());
         let Some(len) = len else {

@@ -1,6 +1,6 @@
-//! Lists of tensors without their weights, for plans of models that are not there: a JSON object
-//! `{"model": …, "dtype": "bf16", "tensors": {name: shape}}`, in which a tensor of another dtype
-//! is `{"shape": [2, 3], "dtype": "i64"}`.
+//! Lists of tensors without their weights, for planning models that are not available: a JSON
+//! object `{"model": …, "dtype": "bf16", "tensors": {name: shape}}`, in which a tensor with another
+//! dtype is `{"shape": [2, 3], "dtype": "i64"}`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,10 +16,10 @@ use super::{MAX_HEADER, Source, SourceId};
 use crate::error::{Error, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
 
-/// Letters of what is no dtype that a message shows.
+/// The most letters of an unknown dtype that a message shows.
 const SHOWN: usize = 40;
 
-/// A list of tensors, of which none can be read.
+/// A list of tensors, which have no values to read.
 #[derive(Debug)]
 pub struct ListingSource {
     file: SourceFile,
@@ -31,12 +31,12 @@ pub struct ListingSource {
 #[derive(Deserialize)]
 struct ListingFile {
     model: Option<String>,
-    /// Of tensors that do not say theirs.
+    /// Dtype of tensors without their own.
     dtype: Option<String>,
     tensors: Option<Box<RawValue>>,
 }
 
-/// A tensor that says its dtype.
+/// A tensor with its own dtype.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Described {
@@ -45,11 +45,11 @@ struct Described {
 }
 
 impl ListingSource {
-    /// Opens a file; `None` if it is an object of JSON without `tensors`.
+    /// Opens a file; `None` if it is a JSON object without `tensors`.
     ///
     /// # Errors
-    /// The file cannot be read or is malformed, a name stands there twice, or a tensor's shape or
-    /// dtype is none.
+    /// The file cannot be read or is malformed, a name appears twice, or a tensor's shape or dtype
+    /// is invalid.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         let file = SourceFile::open(path)?;
         let refuse = |reason: String| Error::file(path, format!("not a list of tensors: {reason}"));
@@ -86,7 +86,7 @@ impl ListingSource {
     }
 }
 
-/// A tensor as it is listed.
+/// Makes a tensor from its entry in the list.
 fn tensor(
     name: &str,
     text: &str,
@@ -113,7 +113,7 @@ fn tensor(
     match info.bytes() {
         Some(_) => Ok(info),
         None => Err(format!(
-            "{known} {} has no whole bytes, or too many",
+            "{known} {} does not fill whole bytes, or is too large",
             info.shape
         )),
     }
@@ -126,7 +126,7 @@ impl Source for ListingSource {
 
     fn read(&self, index: usize, _offset: usize, _out: &mut [u8]) -> Result<()> {
         let name = &self.tensors[index].name;
-        let reason = "is only listed here, its weights are elsewhere";
+        let reason = "is only listed here, without its weights";
         Err(Error::tensor(self.path(), name, reason))
     }
 
@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(listed.collect::<Vec<_>>(), expected);
         assert!(!source.has_weights());
         assert_eq!(source.metadata()["model"], "m");
-        // What the file says of the modality is for those who check it.
+        // The modality in the file is for those who check it.
         assert!(source.classes().is_empty());
         let message = source.read(0, 0, &mut [0; 2]).unwrap_err().to_string();
         assert!(
@@ -235,7 +235,7 @@ mod tests {
             ),
             (
                 r#"{"dtype": "f4", "tensors": {"a": [3]}}"#,
-                "no whole bytes",
+                "does not fill whole bytes",
             ),
         ] {
             let message = open(text).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! Tensors that are in memory already.
+//! Tensors in memory.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -9,9 +9,9 @@ use super::{Source, SourceId};
 use crate::error::{Error, MEMORY, Result};
 use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
 
-/// A source of tensors given by the caller, borrowed or owned, in the order they were added. Where
-/// there are f8 weights with scales among them, or weights that were packed, quantize what
-/// [`resolve`](super::resolve) makes of it.
+/// A source of tensors given by the caller, borrowed or owned, in the order they were added. If
+/// they include f8 weights with scales, or packed weights, quantize the source returned by
+/// [`resolve`](super::resolve).
 ///
 /// ```
 /// use arrowquant::{plan::Config, run, source::MemorySource, tensor::Dtype};
@@ -33,7 +33,7 @@ pub struct MemorySource<'a> {
     metadata: BTreeMap<String, String>,
 }
 
-/// The values of a tensor: borrowed, or kept by whoever made them.
+/// The values of a tensor: borrowed, or kept alive by their owner.
 #[derive(Debug, Clone)]
 pub struct Values<'a>(Inner<'a>);
 
@@ -71,7 +71,7 @@ impl From<Bytes> for Values<'_> {
 }
 
 impl<'a> MemorySource<'a> {
-    /// No tensors yet.
+    /// Makes a source without tensors.
     pub fn new() -> Self {
         Self::default()
     }
@@ -79,8 +79,8 @@ impl<'a> MemorySource<'a> {
     /// Adds a tensor of little-endian values.
     ///
     /// # Errors
-    /// The name is taken or too long, the shape overflows, or `values` has another length than shape and
-    /// dtype say.
+    /// The name is taken or too long, the shape overflows, or the length of `values` does not match
+    /// shape and dtype.
     pub fn add(
         &mut self,
         name: &str,
@@ -110,14 +110,14 @@ impl<'a> MemorySource<'a> {
                 Ok(())
             }
             _ => refuse(format!(
-                "{} bytes do not make shape {} of {dtype}",
+                "{} bytes do not match shape {} of {dtype}",
                 values.get().len(),
                 info.shape
             )),
         }
     }
 
-    /// Adds key and value text, to be carried along.
+    /// Adds key and value text, which is preserved.
     pub(super) fn add_metadata(&mut self, key: String, value: String) {
         self.metadata.insert(key, value);
     }

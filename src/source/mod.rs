@@ -1,5 +1,5 @@
 //! Where weights come from. A [`Source`] lists tensors and reads any part of one by position;
-//! nothing is mapped and no file is read whole.
+//! nothing is memory-mapped and no file is read completely.
 
 mod arrow;
 mod classes;
@@ -36,23 +36,23 @@ use self::folder::MODEL_INDEX;
 use crate::error::{Error, Result};
 use crate::tensor::{Facts, TensorInfo};
 
-/// Of a header in bytes: the limit that safetensors itself has.
+/// The most bytes of a header: the limit of safetensors itself.
 const MAX_HEADER: u64 = 100_000_000;
 
 /// What identifies a source in the files made from it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct SourceId {
-    /// Base name of the file (of the index, when sharded; of the folder, when a pipeline): no
-    /// more, so that the output does not depend on where the input lies.
+    /// Base name of the file (of the index, when sharded; of the folder, when a pipeline), without
+    /// its folder, so that the output does not depend on the location of the input.
     pub name: String,
-    /// Bytes of all its files.
+    /// Total bytes of all files.
     pub bytes: u64,
     /// XXH3-64 over the headers (the footer of Parquet), in hexadecimal.
     pub header_hash: String,
 }
 
-/// What files record of a source: its [`SourceId`], and in `notes` what was made of its tensors
-/// before they were quantized, if anything was.
+/// Returns what files record about a source: its [`SourceId`], and `notes` on how its tensors were
+/// converted before quantization, if any were.
 pub fn record(source: &dyn Source) -> serde_json::Value {
     let mut record = serde_json::json!(source.id());
     let notes = source.facts().map(Facts::notes).unwrap_or_default();
@@ -64,7 +64,7 @@ pub fn record(source: &dyn Source) -> serde_json::Value {
 
 /// Tensors that can be read in parts, from several threads at once.
 pub trait Source: Send + Sync {
-    /// All tensors, in the order in which they are best read.
+    /// All tensors, in the best order for reading.
     fn tensors(&self) -> &[TensorInfo];
 
     /// Fills `out` with the bytes of tensor `index` from byte `offset` on.
@@ -79,48 +79,47 @@ pub trait Source: Send + Sync {
     /// The file that holds tensor `index`, for messages.
     fn path_of(&self, index: usize) -> &Path;
 
-    /// The file or folder that was opened, for messages.
+    /// The path that was opened, for messages.
     fn path(&self) -> &Path;
 
-    /// What to record of this source.
+    /// The record of this source in files.
     fn id(&self) -> SourceId;
 
     /// Key and value text that came with the tensors, sorted by key.
     fn metadata(&self) -> &std::collections::BTreeMap<String, String>;
 
-    /// What its files call the model: names of classes and architectures, and `modality: audio`
-    /// where they say it outright.
+    /// What its files call the model: class and architecture names, and `modality: audio` if they
+    /// state it directly.
     fn classes(&self) -> Vec<String> {
         classes::of_metadata(self.metadata())
     }
 
-    /// What to tell whoever quantizes these tensors: a sentence each.
+    /// Warnings for the user, one sentence each.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// How its files say that weights were quantized before.
+    /// Previous quantization of the weights, as stated by its files.
     fn quantization(&self) -> Vec<QuantizationConfig> {
         Vec::new()
     }
 
-    /// What is known of the tensors beside their descriptions; `None` before [`resolve`] has found
-    /// out what they mean together.
+    /// What is known about the tensors beyond their descriptions; `None` before [`resolve`].
     fn facts(&self) -> Option<&Facts> {
         None
     }
 
-    /// Whether its tensors can be read, and are not just listed.
+    /// Whether its tensors can be read, rather than only listed.
     fn has_weights(&self) -> bool {
         true
     }
 
-    /// The files behind it, as they were when they were opened; none when it is in memory.
+    /// The state of its files when they were opened; none when it is in memory.
     fn files(&self) -> Vec<FileState> {
         Vec::new()
     }
 
-    /// Checks that no file has been written to since it was opened.
+    /// Checks that no file has changed since it was opened.
     ///
     /// # Errors
     /// One has; the error names it.
@@ -128,34 +127,34 @@ pub trait Source: Send + Sync {
         Ok(())
     }
 
-    /// Bytes of memory that reading takes at most, beside the caller's: where values are packed
-    /// in the file, those that are held unpacked.
+    /// The most bytes of memory that reading takes, in addition to the caller's: values held
+    /// decompressed.
     fn held_bytes(&self) -> usize {
         0
     }
 
-    /// Whether tensors are better read one after the other: when what they are unpacked from is
-    /// not held for all of them, each would drop what the others need.
+    /// Whether tensors are better read one after the other: if only some decompressed values fit
+    /// into memory, parallel reads would evict each other's.
     fn in_turn(&self) -> bool {
         false
     }
 }
 
-/// What to open of a path.
+/// Options for opening a path.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenOptions {
-    /// Components to leave out, where the path is that of a pipeline.
+    /// Components to leave out, if the path is a pipeline.
     pub without: Vec<String>,
 }
 
-/// Opens what weights come in, and finds out what its tensors mean together ([`resolve`]):
+/// Opens a source, and resolves tensors that belong together ([`resolve`]):
 ///
 /// - a safetensors file, or the `*.safetensors.index.json` of its shards;
-/// - a GGUF file, or any part of one that was split ([`GgufSource`]): tensors of f32, f16, bf16,
-///   Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS;
+/// - a GGUF file, or any part of a split one ([`GgufSource`]): tensors of f32, f16, bf16, Q4_0,
+///   Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K, IQ4_NL and IQ4_XS;
 /// - a folder with one of these;
 /// - the folder of a diffusers pipeline, with its `model_index.json`: all its components;
-/// - a Parquet file: a table of tensors, or one of ours whose tensors were kept;
+/// - a Parquet file: a table of tensors, or an ArrowQuant file of kept tensors;
 /// - a JSON file that lists tensors without their weights ([`ListingSource`]), for plans.
 ///
 /// # Errors
@@ -164,10 +163,11 @@ pub fn open(path: &Path) -> Result<Box<dyn Source>> {
     open_with(path, &OpenOptions::default())
 }
 
-/// Opens what [`open`] does, but not all of it.
+/// Opens a source as [`open`] does, with options.
 ///
 /// # Errors
-/// As [`open`]; or components are to be left out of what is no pipeline, or has none of that name.
+/// The errors of [`open`]; or a component to be left out does not exist, or the path is not a
+/// pipeline.
 pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
     open_files(path, options).map(resolve)
 }
@@ -181,7 +181,7 @@ fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
     }
     if !options.without.is_empty() {
         let reason = format!(
-            "'{}' is no pipeline with a {MODEL_INDEX}: it has no components to leave out",
+            "'{}' is not a pipeline with a {MODEL_INDEX}: it has no components to leave out",
             path.display()
         );
         return Err(Error::config("without", reason));
@@ -213,7 +213,7 @@ fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
     }
 }
 
-/// Kinds of files.
+/// The kind of a file.
 enum Kind {
     Safetensors,
     Gguf,
@@ -222,7 +222,7 @@ enum Kind {
     Unknown,
 }
 
-/// What a file begins as, or else is called.
+/// Detects the kind of a file from its first bytes, or else its name.
 fn kind(path: &Path) -> Result<Kind> {
     let file = SourceFile::open(path)?;
     let mut start = [0; 9];
@@ -232,7 +232,7 @@ fn kind(path: &Path) -> Result<Kind> {
     Ok(match (&start, extension.as_ref()) {
         ([b'G', b'G', b'U', b'F', ..], _) => Kind::Gguf,
         ([b'P', b'A', b'R', b'1', ..], _) => Kind::Parquet,
-        // The length before a safetensors header has zeros, as it is nowhere near 2^64.
+        // The length before a safetensors header has zeros, because it is far below 2^64.
         ([.., b'{'], _) if start.contains(&0) => Kind::Safetensors,
         (_, "safetensors") => Kind::Safetensors,
         (_, "gguf" | "parquet") if let Some(what) = what::is(&file)? => {

@@ -1,4 +1,4 @@
-//! Tensors in a Parquet file: in a table with one a row, or kept ones in a file of ours.
+//! Tensors in a Parquet file: in a table with one per row, or kept ones in an ArrowQuant file.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::error::{Error, Result};
 use crate::schema::{RAW, key, read};
 use crate::tensor::{Dtype, Shape, TensorInfo, check_limits};
 
-/// Bytes of row groups that are held unpacked; one is, whatever it takes.
+/// The most bytes of decompressed row groups in memory; a single one is always held.
 const HELD: u64 = 256 << 20;
 
-/// Of metadata that is carried along; longer ones are passed over.
+/// The most bytes of a metadata value that is preserved; longer ones are ignored.
 const MAX_VALUE: usize = 64 << 10;
 
 /// A Parquet file of tensors.
@@ -28,14 +28,14 @@ pub struct ParquetSource {
     column: usize,
     id: SourceId,
     tensors: Vec<TensorInfo>,
-    /// Of each tensor, in order.
+    /// Parts of each tensor, in order.
     parts: Vec<Vec<Part>>,
     metadata: BTreeMap<String, String>,
-    /// That a file of ours was made with.
+    /// Modality recorded in an ArrowQuant file.
     modality: Option<String>,
-    /// What each row group takes that must be unpacked.
+    /// Decompressed size of each row group that must be decompressed.
     packed: Vec<Option<u64>>,
-    /// Those unpacked last, first the newest.
+    /// The most recently decompressed row groups, newest first.
     unpacked: Mutex<VecDeque<(usize, Vec<ByteArray>)>>,
 }
 
@@ -45,7 +45,7 @@ struct Part {
     tile: usize,
     row_start: usize,
     row_count: usize,
-    /// First byte and number of bytes in the tensor.
+    /// Offset and number of bytes in the tensor.
     offset: usize,
     bytes: usize,
     place: Place,
@@ -53,25 +53,25 @@ struct Part {
 
 #[derive(Debug)]
 enum Place {
-    /// In the file from this byte on.
+    /// Stored in the file at this position.
     Plain(u64),
-    /// In row group and row.
+    /// Compressed, at this row group and row.
     Packed(usize, usize),
 }
 
 impl ParquetSource {
     /// Opens a file that is either
     ///
-    /// - a table with one tensor a row, in columns as [`super::from_arrow`] takes them: `name`
-    ///   text, `shape` lists of int64 or int32, `dtype` text, `data` binary; or
-    /// - a file of ours whose tensors were all kept.
+    /// - a table with one tensor per row, with the columns of [`super::from_arrow`]: `name` text,
+    ///   `shape` lists of int64 or int32, `dtype` text, `data` binary; or
+    /// - an ArrowQuant file whose tensors were all kept.
     ///
-    /// Values are read where they lie if they are neither compressed nor in a dictionary; else a
-    /// row group is unpacked at once.
+    /// Values are read in place if they are neither compressed nor dictionary-encoded; otherwise a
+    /// whole row group is decompressed.
     ///
     /// # Errors
-    /// The file cannot be read, is malformed or none of these, a tensor is quantized, or a row is
-    /// no tensor.
+    /// The file cannot be read, is malformed or neither of these, a tensor is quantized, or a row
+    /// is not a tensor.
     pub fn open(path: &Path) -> Result<Self> {
         let table = Table::open(path)?;
         let id = SourceId {
@@ -120,8 +120,8 @@ impl ParquetSource {
         Ok(source)
     }
 
-    /// Takes in the rows of a plain table. Returns the tensor of each, and its number of parts
-    /// before it.
+    /// Reads the rows of a plain table. Returns the tensor of each, and its number of preceding
+    /// parts.
     fn read_rows(
         &mut self,
         group: usize,
@@ -147,7 +147,7 @@ impl ParquetSource {
         Ok(rows)
     }
 
-    /// As [`Self::read_rows`], of a file of ours.
+    /// Reads the rows of an ArrowQuant file, as [`Self::read_rows`] does.
     fn read_tiles(
         &mut self,
         group: usize,
@@ -192,7 +192,7 @@ impl ParquetSource {
         Ok(rows)
     }
 
-    /// A tensor's description, of what a row says; an unknown dtype is as it is spelled.
+    /// Makes a tensor's description from a row; an unknown dtype is given as spelled.
     fn info(
         &self,
         name: &Option<ByteArray>,
@@ -201,7 +201,7 @@ impl ParquetSource {
     ) -> Result<TensorInfo> {
         let name = name.as_ref().and_then(|name| name.as_utf8().ok());
         let name =
-            name.ok_or_else(|| Error::file(self.path(), "a row's name is null, or no text"))?;
+            name.ok_or_else(|| Error::file(self.path(), "a row's name is null, or not text"))?;
         let dim_count = dims.as_ref().map_or(0, Vec::len);
         let limits = check_limits(name, dim_count);
         limits.map_err(|reason| Error::file(self.path(), reason))?;
@@ -219,11 +219,11 @@ impl ParquetSource {
         };
         match info.bytes() {
             Some(_) => Ok(info),
-            None => Err(refuse("it has no whole bytes, or too many")),
+            None => Err(refuse("it does not fill whole bytes, or is too large")),
         }
     }
 
-    /// Adds a part of a tensor, and the tensor with its first. Its place is not known yet.
+    /// Adds a part of a tensor, and with its first part the tensor. The place is set later.
     fn push(
         &mut self,
         info: TensorInfo,
@@ -262,7 +262,7 @@ impl ParquetSource {
         Ok((index, self.parts[index].len() - 1))
     }
 
-    /// Finds out where the values of a row group are, whose rows are these.
+    /// Locates the values of a row group with these rows.
     fn locate(&mut self, group: usize, rows: &[(usize, usize)]) -> Result<()> {
         let expected = rows
             .iter()
@@ -272,11 +272,11 @@ impl ParquetSource {
             Values::Packed { longest, held } => {
                 self.packed[group] = Some(held);
                 for (row, &(tensor, part)) in rows.iter().enumerate() {
-                    // Its own length is only seen when it is unpacked, but others make room for
-                    // it before.
+                    // The actual length is only known after decompression, but memory is reserved
+                    // before that.
                     let bytes = self.parts[tensor][part].bytes;
                     if bytes as u64 > longest {
-                        let what = format!("its row group unpacks to {longest} bytes");
+                        let what = format!("its row group decompresses to {longest} bytes");
                         let reason = format!("null or too short: {what}, it alone takes {bytes}");
                         return Err(Error::tensor(
                             self.path(),
@@ -302,11 +302,11 @@ impl ParquetSource {
             return Ok(());
         }
         let TensorInfo { name, dtype, shape } = &self.tensors[tensor];
-        let reason = format!("{found} bytes, where shape {shape} of {dtype} takes {expected}");
+        let reason = format!("{found} bytes, but shape {shape} of {dtype} takes {expected}");
         Err(Error::tensor(self.path(), name, reason))
     }
 
-    /// Parts must follow each other and be the whole.
+    /// Checks that parts follow each other and cover the tensor.
     fn check_cover(&mut self, tensor: usize) -> Result<()> {
         let parts = &mut self.parts[tensor];
         parts.sort_by_key(|part| part.tile);
@@ -329,13 +329,13 @@ impl ParquetSource {
         }
     }
 
-    /// What all row groups take that must be unpacked.
+    /// Returns the decompressed size of all row groups that must be decompressed.
     fn packed_bytes(&self) -> u64 {
         let packed = self.packed.iter().flatten();
         packed.fold(0, |sum, &bytes| sum.saturating_add(bytes))
     }
 
-    /// Calls `body` with a value that is packed in the file.
+    /// Calls `body` with a compressed value.
     fn with_unpacked(
         &self,
         (group, row): (usize, usize),
@@ -343,7 +343,7 @@ impl ParquetSource {
         body: impl FnOnce(&[u8]) -> Result<()>,
     ) -> Result<()> {
         let bytes = |group: usize| self.packed[group].unwrap_or(0);
-        // Others wait, as two may not unpack at once.
+        // Other threads wait: only one may decompress at a time.
         let mut unpacked = self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         if !unpacked.iter().any(|held| held.0 == group) {
             while !unpacked.is_empty() {
@@ -366,7 +366,7 @@ impl ParquetSource {
     }
 }
 
-/// A text; empty when null or not UTF-8.
+/// Returns a text; empty when null or not UTF-8.
 fn text(value: &Option<ByteArray>) -> &str {
     let text = value.as_ref().and_then(|value| value.as_utf8().ok());
     text.unwrap_or_default()

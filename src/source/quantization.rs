@@ -1,5 +1,5 @@
-//! How files say that weights were quantized before: the `quantization_config` of a `config.json`,
-//! or of key and value text.
+//! Statements in files that weights were quantized before: the `quantization_config` of a
+//! `config.json`, or of key and value text.
 
 use std::path::Path;
 
@@ -7,19 +7,19 @@ use serde_json::Value;
 
 use super::classes;
 
-/// What is said for the tensors whose names begin with `prefix`.
+/// A statement about the tensors whose names begin with `prefix`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuantizationConfig {
-    /// Beginning of names; empty for all.
+    /// Prefix of names; empty for all.
     pub prefix: String,
     /// The method, in lower case: `gptq`, `fp8`.
     pub method: String,
-    /// Sizes of the blocks that share a scale, along the last dimensions; empty if not said.
+    /// Sizes of the blocks that share a scale, along the last dimensions; empty if not stated.
     pub block: Vec<usize>,
 }
 
 impl QuantizationConfig {
-    /// Reads a `quantization_config`; `None` where it names no method.
+    /// Reads a `quantization_config`; `None` if it names no method.
     pub(super) fn from_json(value: &Value, prefix: &str) -> Option<Self> {
         let keys = [
             "quant_method",
@@ -28,7 +28,7 @@ impl QuantizationConfig {
             "quantization_format",
         ];
         let named = keys.iter().find_map(|key| value[*key].as_str());
-        // MLX does not name itself.
+        // MLX does not state its name.
         let mlx = || value["bits"].is_u64() && value["group_size"].is_u64();
         let method = match value {
             Value::String(method) => method.as_str(),
@@ -43,7 +43,7 @@ impl QuantizationConfig {
         })
     }
 
-    /// What the `config.json` beside weights says.
+    /// Reads the `config.json` beside weights.
     pub(super) fn beside(weights: &Path, prefix: &str) -> Option<Self> {
         let config = classes::read(&weights.with_file_name("config.json"))?;
         let keys = ["quantization_config", "quantization", "compression_config"];
@@ -53,7 +53,7 @@ impl QuantizationConfig {
     }
 }
 
-/// A method's name, of which messages show no more.
+/// Returns a method's name, shortened for messages.
 fn shortened(method: &str) -> String {
     method.chars().take(40).collect()
 }

@@ -1,4 +1,4 @@
-//! safetensors files, alone, sharded, or those of a pipeline.
+//! safetensors files: single, sharded, or in a pipeline.
 //!
 //! Layout: u64 little-endian header length, a JSON object `{name: {dtype, shape,
 //! data_offsets}, "__metadata__": {…}}`, then the values without gaps. The header is parsed
@@ -17,8 +17,8 @@ use super::{MAX_HEADER, QuantizationConfig, Source, SourceId, classes, what};
 use crate::error::{Error, Result};
 use crate::tensor::{MAX_TENSORS, TensorInfo, check_limits};
 
-/// Shards of a model at most, which are all open at once. The largest that are published have
-/// some 200.
+/// The most shards of a model, which are all open at once. The largest published models have about
+/// 200.
 const MAX_SHARDS: usize = 1000;
 
 /// One safetensors file, all shards of an index, or all components of a pipeline.
@@ -28,12 +28,12 @@ pub struct SafetensorsSource {
     id: SourceId,
     shards: Vec<SourceFile>,
     tensors: Vec<TensorInfo>,
-    /// Shard and position in that shard's file of each tensor.
+    /// Shard of each tensor, and position in that shard's file.
     places: Vec<(usize, u64)>,
     metadata: BTreeMap<String, String>,
-    /// That files beside the weights name.
+    /// Class names in the files beside the weights.
     classes: Vec<String>,
-    /// As files beside the weights have it.
+    /// Statements in the files beside the weights.
     quantization: Vec<QuantizationConfig>,
     warnings: Vec<String>,
 }
@@ -51,11 +51,12 @@ impl SafetensorsSource {
         Ok(builder.finish())
     }
 
-    /// Opens the shards of an index (`{"weight_map": {tensor: file}}`), which lie beside it.
+    /// Opens the shards of an index (`{"weight_map": {tensor: file}}`), which are in the same
+    /// folder.
     ///
     /// # Errors
-    /// The index or a shard cannot be read or is malformed, a tensor is not where the index
-    /// says, or two shards hold a name that it does not.
+    /// The index or a shard cannot be read or is malformed, a tensor is not where the index says,
+    /// or two shards contain a name that the index does not.
     pub fn open_sharded(index: &Path) -> Result<Self> {
         let mut builder = Builder::new(index);
         builder.add_index(index, "")?;
@@ -64,10 +65,11 @@ impl SafetensorsSource {
         Ok(builder.finish())
     }
 
-    /// Opens the one file or index of a folder, which `diffusers` and `transformers` would take.
+    /// Opens the file or index of a folder that `diffusers` and `transformers` would read.
     ///
     /// # Errors
-    /// The folder holds none or several, or as [`Self::open_file`] and [`Self::open_sharded`].
+    /// The folder contains none or several; or the errors of [`Self::open_file`] and
+    /// [`Self::open_sharded`].
     pub fn open_folder(folder: &Path) -> Result<Self> {
         let Weights { path, warning } = folder::only_weights(folder)?;
         let mut source = match folder::is_index(&path) {
@@ -78,13 +80,13 @@ impl SafetensorsSource {
         Ok(source)
     }
 
-    /// Opens all components of a diffusers pipeline, a folder with a `model_index.json`, but for
-    /// some. Names begin with that of the component and a dot
+    /// Opens all components of a diffusers pipeline, a folder with a `model_index.json`, except
+    /// those in `without`. Names begin with the name of the component and a dot
     /// (`transformer.blocks.0.attn.qkv.weight`).
     ///
     /// # Errors
     /// The index is malformed, a component's weights are missing, ambiguous, malformed or not
-    /// safetensors, or one to be left out is none.
+    /// safetensors, or a component in `without` does not exist.
     pub fn open_pipeline(folder: &Path, without: &[String]) -> Result<Self> {
         let mut builder = Builder::new(folder);
         let text = builder.add_json(&folder.join(MODEL_INDEX), "pipeline's index")?;
@@ -103,31 +105,31 @@ impl SafetensorsSource {
     }
 }
 
-/// The shards that an index names.
+/// Returns the shards that an index names.
 ///
 /// # Errors
-/// It cannot be read or is malformed.
+/// The index cannot be read or is malformed.
 pub(super) fn shards_of(index: &Path) -> Result<BTreeSet<String>> {
     let text = Builder::new(index).add_json(index, "safetensors index")?;
     let weight_map = parse_index(index, &text)?;
     Ok(weight_map.into_iter().map(|(_, shard)| shard).collect())
 }
 
-/// The shard that an index names for each tensor.
+/// Maps each tensor of an index to its shard.
 type ShardOf<'a> = HashMap<&'a str, &'a str>;
 
-/// A source that files are added to.
+/// A source under construction, to which files are added.
 struct Builder {
     source: SafetensorsSource,
     hash: Xxh3,
-    /// The file of every tensor.
+    /// File of every tensor.
     seen: HashMap<String, PathBuf>,
-    /// Tensors of shards that an index has in others.
+    /// Tensors skipped in a shard, because an index has them in another one.
     passed_over: Vec<String>,
 }
 
 impl Builder {
-    /// Of `path`, which gives it its name.
+    /// Starts a source named after `path`.
     fn new(path: &Path) -> Self {
         let name = match folder::name_of(path) {
             // `.` has a name, too.
@@ -156,13 +158,13 @@ impl Builder {
         }
     }
 
-    /// Takes in what the `config.json` beside weights says of their quantization.
+    /// Reads what the `config.json` beside weights says about their quantization.
     fn add_quantization(&mut self, weights: &Path, prefix: &str) {
         let found = QuantizationConfig::beside(weights, prefix);
         self.source.quantization.extend(found);
     }
 
-    /// Takes in a file of JSON, and returns its text.
+    /// Reads a JSON file, and returns its text.
     fn add_json(&mut self, path: &Path, what: &str) -> Result<Vec<u8>> {
         let file = SourceFile::open(path)?;
         if file.bytes() > MAX_HEADER {
@@ -172,7 +174,7 @@ impl Builder {
         let mut text = vec![0; file.bytes() as usize];
         file.read_header(&mut text, 0)?;
         if !text.trim_ascii_start().starts_with(b"{") {
-            let reason = || "no object of JSON".to_owned();
+            let reason = || "not a JSON object".to_owned();
             return Err(what::refuse(&file, &format!("a {what}"), reason));
         }
         self.hash.update(&text);
@@ -180,8 +182,8 @@ impl Builder {
         Ok(text)
     }
 
-    /// Takes in a safetensors file, whose names get the prefix, but for tensors that an index has
-    /// in another shard.
+    /// Adds a safetensors file with a prefix for its names, except tensors that an index has in
+    /// another shard.
     fn add_file(&mut self, path: &Path, prefix: &str, index: Option<&ShardOf<'_>>) -> Result<()> {
         if self.source.shards.len() == MAX_SHARDS {
             let reason = format!("over {MAX_SHARDS} files, which would all be open at once");
@@ -219,7 +221,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Takes in an index and its shards.
+    /// Adds an index and its shards.
     fn add_index(&mut self, index: &Path, prefix: &str) -> Result<()> {
         let text = self.add_json(index, "safetensors index")?;
         let weight_map = parse_index(index, &text)?;
@@ -229,7 +231,7 @@ impl Builder {
         }
         if first_of_shard.len() > MAX_SHARDS {
             let shards = first_of_shard.len();
-            let reason = format!("{shards} shards, at most {MAX_SHARDS} are read");
+            let reason = format!("{shards} shards exceed the limit of {MAX_SHARDS}");
             return Err(Error::file(index, reason));
         }
 
@@ -251,7 +253,7 @@ impl Builder {
             match self.seen.get(&format!("{prefix}{tensor}")) {
                 Some(path) if path.file_name() == Some(shard.as_ref()) => {}
                 _ => {
-                    let reason = format!("the index says {shard}, which does not hold it");
+                    let reason = format!("the index says {shard}, which does not contain it");
                     return Err(Error::tensor(index, tensor, reason));
                 }
             }
@@ -260,7 +262,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Says once what shards hold beside what their index says.
+    /// Warns once about tensors that are in more shards than their index says.
     fn tell_passed_over(&mut self, index: &Path) {
         let passed_over = std::mem::take(&mut self.passed_over);
         let Some(first) = passed_over.iter().min() else {
@@ -336,7 +338,7 @@ impl Source for SafetensorsSource {
     }
 }
 
-/// Tensors and the shards that hold them, which are plain file names.
+/// Parses tensors and their shards, which are plain file names.
 fn parse_index(path: &Path, text: &[u8]) -> Result<Vec<(String, String)>> {
     let parsed: IndexFile = serde_json::from_slice(text)
         .map_err(|error| Error::file(path, format!("not a safetensors index: {error}")))?;

@@ -1,5 +1,5 @@
-//! A Parquet file as a table: small columns are read whole, of a column of values it is found out
-//! where each one is.
+//! A Parquet file as a table: small columns are read completely; in a column of values, each value
+//! is located.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read};
@@ -22,10 +22,10 @@ use crate::schema::pages::{self, Limits, Page, PageKind};
 use crate::schema::read::{self, fenced};
 use crate::tensor::{MAX_DIMS, MAX_TENSORS};
 
-/// Bytes that the values of a row group may take unpacked, all at once.
+/// The most bytes of the decompressed values of a row group, all together.
 const MAX_UNPACKED: u64 = 4 << 30;
 
-/// Those that the parquet crate is built with.
+/// The codecs that the parquet crate is built with.
 const CODECS: [CompressionCodec; 3] = [
     CompressionCodec::UNCOMPRESSED,
     CompressionCodec::SNAPPY,
@@ -41,13 +41,13 @@ pub(super) struct Table {
     parquet: ParquetMetaData,
 }
 
-/// Where the values of a row group are.
+/// The location of a row group's values.
 pub(super) enum Values {
-    /// In the file: position and length of each.
+    /// Values in the file: position and length of each.
     Plain(Vec<(u64, usize)>),
-    /// Compressed or in a dictionary.
+    /// Compressed or dictionary-encoded values.
     Packed {
-        /// Bytes that no value is longer than.
+        /// Upper bound on the length of a value.
         longest: u64,
         /// Bytes of memory that reading them takes.
         held: u64,
@@ -104,19 +104,19 @@ impl Table {
         self.parquet.row_group(group).num_rows() as usize // checked when opened
     }
 
-    /// The column called `name`, of text or binary values.
+    /// Returns the column called `name`, of text or binary values.
     pub(super) fn bytes_column(&self, name: &str) -> Result<usize> {
         self.find(name, &[Physical::BYTE_ARRAY], 0)
             .ok_or_else(|| self.lacks(name, "text or binary values"))
     }
 
-    /// The column called `name`, of whole numbers.
+    /// Returns the column called `name`, of whole numbers.
     pub(super) fn numbers_column(&self, name: &str) -> Result<usize> {
         self.find(name, &[Physical::INT32, Physical::INT64], 0)
             .ok_or_else(|| self.lacks(name, "whole numbers"))
     }
 
-    /// The column called `name`, of lists of whole numbers.
+    /// Returns the column called `name`, of lists of whole numbers.
     pub(super) fn lists_column(&self, name: &str) -> Result<usize> {
         self.find(name, &[Physical::INT32, Physical::INT64], 1)
             .ok_or_else(|| self.lacks(name, "lists of whole numbers"))
@@ -137,14 +137,14 @@ impl Table {
         Error::file(self.file().path(), reason)
     }
 
-    /// The values of a column of texts in a row group.
+    /// Reads a text column of a row group.
     pub(super) fn texts(&self, group: usize, column: usize) -> Result<Vec<Option<ByteArray>>> {
         let chunk = self.chunk(group, column);
         self.pages(group, column, Limits::texts(self.rows(group) as u64, chunk))?;
         self.decoded::<ByteArrayType>(group, column)
     }
 
-    /// The values of a column of numbers in a row group.
+    /// Reads a number column of a row group.
     pub(super) fn numbers(&self, group: usize, column: usize) -> Result<Vec<Option<i64>>> {
         self.pages(group, column, Limits::numbers(self.rows(group) as u64))?;
         Ok(match self.chunk(group, column).column_type() {
@@ -159,8 +159,7 @@ impl Table {
         })
     }
 
-    /// The values of a column of lists in a row group; those that are null, or have a null in
-    /// them, are `None`.
+    /// Reads a list column of a row group; lists that are null, or contain a null, are `None`.
     pub(super) fn lists(&self, group: usize, column: usize) -> Result<Vec<Option<Vec<i64>>>> {
         let rows = self.rows(group);
         let most = (rows * MAX_DIMS) as u64;
@@ -177,7 +176,7 @@ impl Table {
             _ => fenced(path, || read::column::<Int64Type>(&self.file, chunk, rows))?,
         };
         let schema = self.parquet.file_metadata().schema_descr();
-        // Below it, the list itself is null; at it, it is empty.
+        // At a lower level the list itself is null; at this level it is empty.
         let root = schema.get_column_root(column).get_basic_info();
         let empty = i16::from(root.repetition() == Repetition::OPTIONAL);
         let full = chunk.column_descr().max_def_level();
@@ -215,7 +214,7 @@ impl Table {
         Ok(values)
     }
 
-    /// Finds out where the values of a row group are, which have `expected` bytes in all.
+    /// Locates the values of a row group, which have `expected` bytes in total.
     pub(super) fn locate(&self, group: usize, column: usize, expected: u64) -> Result<Values> {
         let chunk = self.chunk(group, column);
         let pages = self.pages(group, column, Limits::bytes(expected, self.rows(group)))?;
@@ -236,7 +235,7 @@ impl Table {
         let largest = pages.iter().map(|page| page.bytes as u64).max();
         if unpacked > MAX_UNPACKED {
             let reason = format!(
-                "row group {group} unpacks to {unpacked} bytes, at most {MAX_UNPACKED} are held: \
+                "row group {group} decompresses to {unpacked} bytes, over the limit of {MAX_UNPACKED}: \
                  write smaller row groups, or without compression and dictionary"
             );
             return Err(Error::file(self.file().path(), reason));
@@ -247,7 +246,8 @@ impl Table {
         })
     }
 
-    /// Position and length of each value of a page: its length in 4 bytes goes before it.
+    /// Returns position and length of each value of a page; each is preceded by its length in 4
+    /// bytes.
     fn values_in(&self, page: &Page, optional: bool, found: &mut Vec<(u64, usize)>) -> Result<()> {
         let end = page.start + page.bytes as u64;
         let mut at = page.start + page.levels as u64;
@@ -281,14 +281,15 @@ impl Table {
         }
     }
 
-    /// All values of a row group, unpacked; `None` when some are null.
+    /// Reads all values of a row group, decompressed; `None` if some are null.
     pub(super) fn unpack(&self, group: usize, column: usize) -> Result<Option<Vec<ByteArray>>> {
         self.file().check_unchanged()?;
         let values = self.decoded::<ByteArrayType>(group, column)?;
         Ok(values.into_iter().collect())
     }
 
-    /// The pages of a column, by their headers, which are checked against all that is known.
+    /// Returns the pages of a column from their headers, which are checked against everything
+    /// known.
     fn pages(&self, group: usize, column: usize, limits: Limits) -> Result<Vec<Page>> {
         let chunk = self.chunk(group, column);
         let mut read =
@@ -302,7 +303,9 @@ impl Table {
         };
         let codec = chunk.compression_codec();
         if !CODECS.contains(&codec) {
-            return Err(refuse(format!("{codec:?} is not read: {CODECS:?} are")));
+            return Err(refuse(format!(
+                "{codec:?} is not supported (expected one of {CODECS:?})"
+            )));
         }
         let pages = pages::walk(chunk, limits, &mut read).map_err(refuse)?;
         let data = pages
@@ -340,7 +343,7 @@ impl ChunkReader for Chunks {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
-        // Checked by its page's header.
+        // The page's header has been checked.
         let mut bytes = vec![0; length];
         let read = self.0.read_header(&mut bytes, start);
         read.map_err(|error| ParquetError::External(Box::new(error)))?;
@@ -348,7 +351,7 @@ impl ChunkReader for Chunks {
     }
 }
 
-/// A file from a position on.
+/// A view of the file from a position on.
 struct From {
     file: Arc<SourceFile>,
     position: u64,

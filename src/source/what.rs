@@ -1,5 +1,5 @@
-//! What a file is that holds no weights where some were expected, and where they are instead:
-//! told by its first bytes, as names are what was wrong.
+//! Identifies files that are not weights although weights were expected, and says where the weights
+//! are: by the first bytes, because the name was misleading.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -8,16 +8,16 @@ use super::MAX_HEADER;
 use super::file::SourceFile;
 use crate::error::{Error, Result};
 
-/// First bytes that are looked at.
+/// Number of first bytes that are examined.
 const START: usize = 4096;
 
-/// Letters of a text that a message shows.
+/// The most letters of a text that a message shows.
 const SHOWN: usize = 60;
 
-/// Models of a Hugging Face cache that a message names.
+/// The most models of a Hugging Face cache that a message lists.
 const NAMED: usize = 5;
 
-/// What a file of this beginning is, and how to get weights from it.
+/// Files identified by their beginning, with advice on how to get weights.
 const MAGICS: &[(&[u8], &str)] = &[
     (
         b"version https://git-lfs.github.com/",
@@ -28,8 +28,8 @@ const MAGICS: &[(&[u8], &str)] = &[
     (b"PAR1", "a Parquet file: quantize it by itself"),
     (
         &[0x00, 0x05, 0x16, 0x07],
-        "an AppleDouble file, in which a Mac keeps what it knows of the file called the same \
-         without ._: name that one",
+        "an AppleDouble file, which has macOS metadata for the file with the same name \
+         without ._: use that one",
     ),
     (b"\x1f\x8b", "compressed by gzip: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it first"),
@@ -44,18 +44,18 @@ const MAGICS: &[(&[u8], &str)] = &[
     ),
 ];
 
-/// What the file is that is no safetensors, GGUF or Parquet file; `None` where nothing tells, and
-/// where it begins as a safetensors file does.
+/// Identifies a file that is not safetensors, GGUF or Parquet; `None` if nothing matches, or if it
+/// begins like a safetensors file.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub(super) fn is(file: &SourceFile) -> Result<Option<String>> {
     let mut start = vec![0; file.bytes().min(START as u64) as usize];
     file.read_header(&mut start, 0)?;
     Ok(told_by(&start, file.bytes()))
 }
 
-/// An error for a file that is none of what was `expected`: what it is, or else `reason`.
+/// Makes an error for a file that is not as `expected`: what it is, or else `reason`.
 pub(super) fn refuse(file: &SourceFile, expected: &str, reason: impl FnOnce() -> String) -> Error {
     match is(file) {
         Ok(Some(what)) => Error::file(file.path(), format!("not {expected} but {what}")),
@@ -66,7 +66,7 @@ pub(super) fn refuse(file: &SourceFile, expected: &str, reason: impl FnOnce() ->
 
 fn told_by(start: &[u8], bytes: u64) -> Option<String> {
     if bytes == 0 {
-        return Some("an empty file: nothing of it was downloaded".to_owned());
+        return Some("an empty file: download it again".to_owned());
     }
     if let Some((length, [b'{', ..])) = start.split_first_chunk()
         && (2..=MAX_HEADER).contains(&u64::from_le_bytes(*length))
@@ -77,12 +77,12 @@ fn told_by(start: &[u8], bytes: u64) -> Option<String> {
         return Some((*what).to_owned());
     }
     if start.iter().all(|&byte| byte == 0) {
-        let zeros = "a file that begins with zeros: room was made for it, but its download is \
+        let zeros = "a file that begins with zeros: space was allocated for it, but its download is \
                      incomplete";
         return Some(zeros.to_owned());
     }
     if start.starts_with(b"PK\x03\x04") || start.starts_with(b"PK\x05\x06") {
-        // The first name of a checkpoint is `archive/data.pkl` or the like.
+        // The first name in a checkpoint is `archive/data.pkl` or similar.
         let pickled = start.windows(8).any(|name| name == b"data.pkl");
         let pickles = "a zip archive of pickles, which is a checkpoint of PyTorch (.ckpt, .pt, \
                        .bin): convert it to safetensors first";
@@ -95,15 +95,16 @@ fn told_by(start: &[u8], bytes: u64) -> Option<String> {
             "a pickle, which is a checkpoint of PyTorch (.ckpt, .pt, .bin): convert it to \
              safetensors first"
         }
-        // The version of its format, and the name of the program that wrote it.
-        [0x08, 1..=32, 0x12, ..] => "an ONNX model, as it seems: start from safetensors",
+        // The version of the format, and the name of the writer.
+        [0x08, 1..=32, 0x12, ..] => "an ONNX model: start from safetensors",
         _ if start.get(257..262) == Some(b"ustar") => "a tar archive: unpack it first",
         _ => return text(start).map(kind_of_text),
     };
     Some(what.to_owned())
 }
 
-/// The beginning of a file as text, without what is cut at its end; `None` if it is none.
+/// Returns the beginning of a file as text, without a character cut at its end; `None` if it is not
+/// text.
 fn text(start: &[u8]) -> Option<&str> {
     let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
     let text = match std::str::from_utf8(start) {
@@ -124,11 +125,11 @@ fn kind_of_text(text: &str) -> String {
         start.is_some_and(|start| start.eq_ignore_ascii_case(with))
     };
     let kind = if begins("<!doctype html") || begins("<html") || begins("<head") {
-        "an HTML page, perhaps one that asks to log in: download the file again"
+        "an HTML page, perhaps a login page: download the file again"
     } else if begins("<?xml") || begins("<Error>") {
-        "XML text, perhaps what a server said instead of sending the file"
+        "XML text, perhaps a server's reply instead of the file"
     } else if begins("{") || begins("[") {
-        "JSON text, perhaps what a server said instead of sending the file"
+        "JSON text, perhaps a server's reply instead of the file"
     } else {
         "text"
     };
@@ -140,12 +141,12 @@ fn kind_of_text(text: &str) -> String {
     format!("{kind}; it begins: {shown}{more}")
 }
 
-/// Whether there is something at a path, be it a link that leads nowhere.
+/// Whether something exists at a path, even a broken link.
 pub(super) fn is_there(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok()
 }
 
-/// Where a link leads, if what is there is missing, as a message says it.
+/// Describes the target of a broken link, for messages.
 pub(super) fn broken_link(path: &Path) -> Option<String> {
     let target = std::fs::read_link(path).ok()?;
     let there = path.parent().unwrap_or(Path::new("")).join(&target);
@@ -155,15 +156,15 @@ pub(super) fn broken_link(path: &Path) -> Option<String> {
     let mut part = there.into_os_string();
     part.push(".incomplete");
     let more = match PathBuf::from(part).exists() {
-        true => "; an .incomplete file is: download it again to its end",
+        true => "; there is an .incomplete file: finish the download",
         false => "",
     };
     let target = target.display();
-    Some(format!("a link to {target}, which is not there{more}"))
+    Some(format!("a link to {target}, which does not exist{more}"))
 }
 
-/// An error of the system when a file of weights was to be opened, which names where a link leads
-/// that leads nowhere.
+/// Makes the error for a file of weights that could not be opened, which names the target of a
+/// broken link.
 pub(super) fn cannot_open(path: &Path) -> impl FnOnce(io::Error) -> Error {
     move |error| match broken_link(path) {
         Some(link) if error.kind() == ErrorKind::NotFound => Error::file(path, link),
@@ -171,7 +172,7 @@ pub(super) fn cannot_open(path: &Path) -> impl FnOnce(io::Error) -> Error {
     }
 }
 
-/// Where the weights are, of a folder of a Hugging Face cache that is above them.
+/// Finds the weights of a Hugging Face cache, given a folder above them.
 pub(super) fn cache(folder: &Path) -> Option<String> {
     let snapshots = folder.join("snapshots");
     if snapshots.is_dir() && (folder.join("blobs").is_dir() || folder.join("refs").is_dir()) {
@@ -182,7 +183,7 @@ pub(super) fn cache(folder: &Path) -> Option<String> {
             (Some(main), _) => main,
             (None, [only]) => only.clone(),
             (None, []) => {
-                let reason = "the cache of a repository, of which no snapshot was downloaded";
+                let reason = "the cache of a repository without a downloaded snapshot";
                 return Some(reason.to_owned());
             }
             (None, several) => {
@@ -190,13 +191,13 @@ pub(super) fn cache(folder: &Path) -> Option<String> {
                 let names: Vec<String> = names.take(NAMED).collect();
                 let names = names.join(", ");
                 return Some(format!(
-                    "the cache of a repository, not a snapshot of it: name one of {names}"
+                    "the cache of a repository, not a snapshot of it: use one of {names}"
                 ));
             }
         };
         let weights = weights.display();
         return Some(format!(
-            "the cache of a repository; its weights are in {weights}: name that"
+            "the cache of a repository; its weights are in {weights}: use that"
         ));
     }
     let repositories = subfolders(folder).into_iter().filter_map(|path| {
@@ -206,7 +207,7 @@ pub(super) fn cache(folder: &Path) -> Option<String> {
     let repositories: Vec<String> = repositories.take(NAMED).collect();
     let first = repositories.first()?;
     Some(format!(
-        "a cache of repositories ({}): name a snapshot of one, such as {}",
+        "a cache of repositories ({}): use a snapshot of one, such as {}",
         repositories.join(", "),
         folder.join(first).join("snapshots").display()
     ))
@@ -244,7 +245,7 @@ mod tests {
             (b"<?xml version=\"1.0\"?><Error>", "XML text"),
             (
                 b"{\"error\":\n \"Unauthorized\"}",
-                "JSON text, perhaps what a server said instead of sending the file; it begins: \
+                "JSON text, perhaps a server's reply instead of the file; it begins: \
                  {\"error\": \"Unauthorized\"}",
             ),
             (b"Entry not found", "text; it begins: Entry not found"),
@@ -277,14 +278,14 @@ mod tests {
 
     #[test]
     fn what_may_be_a_safetensors_file_is_told_as_nothing() {
-        // Headers whose lengths begin as a pickle, gzip and an ONNX model do.
+        // Headers whose lengths begin like a pickle, gzip or an ONNX model.
         for length in [0x280u64, 0x8b1f, 0x120808] {
             let file = [&length.to_le_bytes(), b"{\"a\": 1}".as_slice()].concat();
             assert_eq!(told(&file), None, "{length:x}");
         }
         assert_eq!(told(&[0xFF; 100]), None);
         assert_eq!(told(b"\x01\x02 text with odd letters"), None);
-        // Most of it is zeros, but not the first bytes.
+        // Mostly zeros, but not the first bytes.
         assert_eq!(told(&[7, 0, 0, 0, 0, 0, 0, 0, 0, 0]), None);
     }
 }

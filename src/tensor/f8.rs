@@ -1,19 +1,19 @@
-//! Floats of 8 bits: a sign, an exponent, a mantissa. Each value of each kind is exact in bf16,
-//! so a table of 256 bf16 is all there is to reading them.
+//! 8-bit floats: a sign, an exponent, a mantissa. bf16 represents each value of each kind exactly,
+//! so a table of 256 bf16 values is enough to read them.
 
 use super::Dtype;
 
-/// Which codes are no finite numbers.
+/// Codes that are not finite numbers.
 enum Special {
-    /// As in IEEE 754: the largest exponent, infinity with mantissa 0, else NaN.
+    /// The largest exponent, as in IEEE 754: infinity with mantissa 0, else NaN.
     LargestExponent,
-    /// All ones is NaN, there is no infinity: "fn".
+    /// All ones is NaN, and there is no infinity: "fn".
     AllOnes,
-    /// Negative zero is NaN, there is no infinity: "fnuz".
+    /// Negative zero is NaN, and there is no infinity: "fnuz".
     NegativeZero,
 }
 
-/// The bits of the bf16 of every f8 of `dtype`, or `None` when it is no such float.
+/// Returns the bf16 bits of every f8 code of `dtype`, or `None` if it is not such a float.
 pub(super) fn table(dtype: Dtype) -> Option<&'static [u16; 256]> {
     static E4M3: [u16; 256] = make(3, 7, Special::AllOnes);
     static E5M2: [u16; 256] = make(2, 15, Special::LargestExponent);
@@ -36,7 +36,7 @@ const fn make(mantissa_bits: u32, bias: i32, special: Special) -> [u16; 256] {
     while code < table.len() {
         let exponent = (code & 0x7F) >> mantissa_bits;
         let mantissa = code & ((1 << mantissa_bits) - 1);
-        // Exponent 0 is that of 1, without the leading one.
+        // Exponent 0 has the scale of exponent 1, without the leading one.
         let (shift, significand) = match exponent {
             0 => (1, mantissa),
             _ => (exponent as i32, mantissa | 1 << mantissa_bits),
@@ -66,7 +66,7 @@ mod tests {
         dtype.value(&[code], 0)
     }
 
-    /// From the tables of the OCP specification, and of the fnuz paper (arXiv 2206.02915).
+    /// Values from the tables of the OCP specification, and of the fnuz paper (arXiv 2206.02915).
     #[test]
     fn values_of_the_specifications() {
         let two = |power| 2f32.powi(power);

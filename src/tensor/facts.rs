@@ -1,34 +1,33 @@
-//! What is known of a model's tensors beside their descriptions.
+//! What is known about a model's tensors beyond their descriptions.
 
 use std::collections::BTreeMap;
 
-/// Letters of a sentence that notes have at most; sentences may list thousands of names.
+/// The most letters of a sentence in notes; sentences may list thousands of names.
 const SHOWN: usize = 160;
 
-/// What a source knows of its tensors. Plans are made with it.
+/// What a source knows about its tensors. Plans take it into account.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Names of classes and architectures that files give.
+    /// Class and architecture names in the model's files.
     pub classes: Vec<String>,
-    /// Tensors of weights that another quantizer has packed, and what lies beside them, by name:
-    /// the scheme.
+    /// Weights packed by another quantizer, and the tensors beside them: tensor name to scheme.
     pub packed: BTreeMap<String, String>,
-    /// The tensor that tells best why such weights cannot be quantized, and the reason.
+    /// The tensor that best shows why packed weights cannot be quantized, and the reason.
     pub refusal: Option<(String, String)>,
-    /// What was made of the source's tensors, in sentences that name all of them.
+    /// Sentences that say how tensors were converted or combined, and name all of them.
     pub evidence: Vec<String>,
-    /// What to tell whoever quantizes them, a sentence each.
+    /// Warnings for the user, one sentence each.
     pub warnings: Vec<String>,
 }
 
 impl Facts {
-    /// The evidence with sentences cut short.
+    /// Returns the evidence with long sentences shortened.
     pub fn notes(&self) -> Vec<String> {
         self.evidence.iter().map(|text| shortened(text)).collect()
     }
 }
 
-/// A sentence without the last of the names that it lists, where it is long.
+/// Shortens a long sentence by leaving out the last of the names that it lists.
 pub fn shortened(sentence: &str) -> String {
     let Some((end, _)) = sentence.char_indices().nth(SHOWN) else {
         return sentence.to_owned();

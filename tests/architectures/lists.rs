@@ -1,10 +1,10 @@
-//! A few tensors each of models beside those in `tests/data/architectures`, written down from their
-//! public code: with what tells them, and with what could mislead.
+//! A few tensors of each model that is not in `tests/data/architectures`, from its public code:
+//! some that identify it, and some that could mislead.
 
 /// Names and shapes.
 pub type List = &'static [(&'static str, &'static [usize])];
 
-/// It reads and writes text from left to right; names cannot tell it from Dream.
+/// An autoregressive model, which names cannot distinguish from Dream.
 pub const LLAMA: List = &[
     ("model.embed_tokens.weight", &[32000, 4096]),
     ("model.layers.0.self_attn.q_proj.weight", &[4096, 4096]),
@@ -13,7 +13,7 @@ pub const LLAMA: List = &[
     ("lm_head.weight", &[32000, 4096]),
 ];
 
-/// Model, modality, tensors.
+/// Name, modality and tensors of each model.
 pub const LISTS: &[(&str, &str, List)] = &[
     ("LLaMA", "text", LLAMA),
     (

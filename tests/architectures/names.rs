@@ -1,5 +1,5 @@
-//! Models that have two sets of names, their publisher's and those of diffusers: a weight gets the
-//! same under both.
+//! Models with two sets of names, their publisher's and those of diffusers: a weight gets the same
+//! under both.
 
 use std::collections::BTreeMap;
 
@@ -159,18 +159,18 @@ const Z_IMAGE: Names = &[
     (r"\.attention\.norm_([qk])\.", ".attention.${1}_norm."),
 ];
 
-/// Lists in diffusers' names, in the publisher's, and how names become others.
+/// Lists with diffusers' names, with the publisher's, and the mapping between them.
 const LISTS: &[(&str, &str, Names)] = &[
     ("flux-dev", "flux-dev-original", FLUX),
     ("sd35-medium", "sd35-medium-original", SD3),
     ("wan21-t2v-1.3b", "wan21-t2v-1.3b-original", WAN),
     ("wan21-i2v-14b", "wan21-i2v-14b-original", WAN),
     ("z-image-turbo", "z-image-turbo-original", Z_IMAGE),
-    // Published in the names of diffusers.
+    // Published with the names of diffusers.
     ("qwen-image", "qwen-image", &[]),
 ];
 
-/// Entries of a plan by their publisher's names.
+/// Returns the entries of a plan by their publisher's names.
 fn by_name(plan: &Plan, names: Names) -> BTreeMap<String, Vec<&PlanEntry>> {
     let compile = |(pattern, name): &(&str, &'static str)| (Regex::new(pattern).unwrap(), *name);
     let names: Vec<_> = names.iter().map(compile).collect();
@@ -192,7 +192,7 @@ fn both_names_of_a_model_get_the_same() {
         let plans = [ours, theirs].map(|name| plan(&list(name).1, &[("bit_width", "4")]));
         let diffusers = by_name(&plans[0], names);
         let publisher = by_name(&plans[1], &[]);
-        // The maps leave no weight over on either side.
+        // The mappings cover every weight on both sides.
         let all = |names: &BTreeMap<String, _>| names.keys().cloned().collect::<Vec<_>>();
         assert_eq!(all(&diffusers), all(&publisher), "{ours}");
         let mut quantized = 0;
@@ -215,7 +215,7 @@ fn both_names_of_a_model_get_the_same() {
         if !names.is_empty() {
             continue;
         }
-        // The other names of such a model have a prefix.
+        // Other files of such a model have a prefix.
         let prefixed = with_prefix(&list(ours).1, "model.diffusion_model.");
         let prefixed = plan(&prefixed, &[("bit_width", "4")]);
         for (bare, prefixed) in plans[0].entries.iter().zip(&prefixed.entries) {
@@ -224,7 +224,7 @@ fn both_names_of_a_model_get_the_same() {
     }
 }
 
-/// Parts of models, written down by hand; the file says how.
+/// Parts of models, written by hand; the file explains how.
 const WEIGHTS: &str = include_str!("weights.txt");
 
 fn tensor(name: &str, dims: &[usize]) -> TensorInfo {
@@ -280,7 +280,7 @@ fn what_is_small_and_delicate_is_kept_under_both_names() {
     }
 }
 
-/// Of a model that nothing tells.
+/// An unrecognized model.
 #[test]
 fn bare_rows_tokens_types_and_routers_are_kept_in_any_model() {
     let kept = [

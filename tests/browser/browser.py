@@ -1,4 +1,4 @@
-"""A headless Chromium that tells what a page said and asked for."""
+"""A headless Chromium that reports the console messages and requests of a page."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ FLAGS = [
 
 
 def waited(holds, what):
-    """Waits until something holds."""
+    """Waits until a condition holds."""
     end = time.monotonic() + 10
     while not holds():
         assert time.monotonic() < end, f"still not so: {what}"
@@ -47,14 +47,14 @@ class Browser:
         self.driver.quit()
 
     def look(self, scheme, width, height, mobile):
-        """Sets colour scheme and window."""
+        """Sets colour scheme and window size."""
         feature = {"name": "prefers-color-scheme", "value": scheme}
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def open(self, page):
-        """Opens a file; seconds until it is laid out."""
+        """Opens a file, and returns the seconds until its layout is done."""
         begun = time.perf_counter()
         self.driver.get(page.as_uri())
         self.run("return document.body.offsetHeight")
@@ -70,11 +70,11 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def click(self, element):
-        """With the mouse, in the middle of what is drawn."""
+        """Clicks with the mouse, in the middle of the element."""
         webdriver.ActionChains(self.driver).move_to_element(element).click().perform()
 
     def screenshot(self):
-        """The whole page as PNG."""
+        """Returns the whole page as PNG."""
         width, height = self.run("return [innerWidth, document.documentElement.scrollHeight]")
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         taken = self.driver.execute_cdp_cmd(
@@ -83,7 +83,7 @@ class Browser:
         return base64.b64decode(taken["data"])
 
     def said(self):
-        """Messages on the console, and addresses that were asked for, since the last call."""
+        """Returns console messages and requested addresses since the last call."""
         messages = [entry["message"] for entry in self.driver.get_log("browser")]
         requests = []
         for entry in self.driver.get_log("performance"):

@@ -1,4 +1,4 @@
-"""Opens reports' pages in a headless Chromium and uses them as people do.
+"""Opens report pages in a headless Chromium and uses them like a person.
 
     python tests/browser/check_report.py target/release/arrowquant SCREENSHOTS
 
@@ -50,7 +50,7 @@ NUMBERS = {
 
 
 def many_tensors(path, count=2000, rows=16, columns=48):
-    """A model of many small tensors, of which every third has a name that would do harm."""
+    """Makes a model of many small tensors, every third of which has a harmful name."""
     draw = random.Random(7)
     header, parts, offset = {}, [], 0
     for i in range(count):
@@ -72,7 +72,7 @@ def many_tensors(path, count=2000, rows=16, columns=48):
 
 
 def quantized(program, model, folder, name, *flags):
-    """The report of a run, and its page."""
+    """Returns the report of a run, and its page."""
     page, data = folder / f"{name}.html", folder / f"{name}.json"
     run = [program, "quantize", model, folder / f"{name}.parquet", *flags, "--quiet"]
     subprocess.run([*run, "--report", page, "--report", data], check=True)
@@ -80,7 +80,7 @@ def quantized(program, model, folder, name, *flags):
 
 
 def with_more(report, page, target):
-    """A page with what a calibration and a gate add: a ladder and errors of outputs."""
+    """Returns a page with the effects of a calibration and min_cosine: a ladder and output errors."""
     draw = random.Random(3)
     report = json.loads(json.dumps(report))
     order = ["int2", "int4", "int8", "raw"]
@@ -136,7 +136,7 @@ def head(browser, title):
 
 
 def ordered(values, down):
-    """Places in order of value; what has none at the end, equal ones as they were."""
+    """Returns places in order of value; missing values at the end, equal ones in their order."""
     known = [i for i, value in enumerate(values) if value is not None]
     missing = [i for i, value in enumerate(values) if value is None]
     return sorted(known, key=lambda i: (-values[i] if down else values[i], i)) + missing
@@ -147,7 +147,7 @@ def natural(name):
 
 
 def check_sorting(browser, report):
-    """Each column of numbers, both ways; names; and the keyboard."""
+    """Sorts by each column of numbers, both ways; by names; and with the keyboard."""
     tensors = report["tensors"]
     titles = [cell.text.strip() for cell in browser.all("#tensor-table thead th")]
     plan = list(range(len(tensors)))
@@ -293,7 +293,7 @@ def check_ladder(browser, report):
 
 
 def check_hostile_names(browser, report):
-    """They stand in the table as text, and did nothing."""
+    """Harmful names appear in the table as text, and have no effect."""
     assert browser.run("return window.hacked") is None
     assert browser.run("return document.scripts.length") == 2
     assert browser.run("return document.images.length") == 0
@@ -305,7 +305,7 @@ def check_hostile_names(browser, report):
 
 
 def check_the_checks(browser, folder):
-    """What the checks look for, they find."""
+    """The checks find what they look for."""
     page = folder / "bad.html"
     page.write_text('<script>console.warn("odd")</script><img src="http://127.0.0.1:9/x.png">')
     browser.open(page)

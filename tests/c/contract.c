@@ -285,7 +285,7 @@ static void calibrations(void) {
   char bytes[25];
   memcpy(bytes + 1, x, 24);
   OK(aq_calibration_observe(calibration, "a.weight", 999, bytes + 1, 24, AQ_DTYPE_F32, 2, 3, &err));
-  REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 2 channels, where 3",
+  REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 2 channels, but 3",
              OBSERVE(calibration, "a", 0, x, 8, AQ_DTYPE_F32, 1, 2));
 
   aq_layer_info info = {.struct_size = sizeof info};
@@ -744,7 +744,7 @@ static void budgets(void) {
   aq_config_free(config);
   plan = NULL;
   config = config_with("max_size", "9kB");
-  REFUSED_AS(AQ_ERROR_CONFIG, "max_size: 9.0 kB is too little",
+  REFUSED_AS(AQ_ERROR_CONFIG, "max_size: 9.0 kB is too small",
              aq_plan_create_with(source, config, NULL, &plan, err));
   aq_config_free(config);
 

@@ -1,4 +1,4 @@
-//! Programs whose system calls fail or last, by a library that is loaded before all others.
+//! Programs whose system calls fail or hang, through a preloaded library.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use super::native::{compiler, succeed};
 use super::root;
 
-/// Which calls, on files whose paths hold this text.
+/// The affected calls, on files whose paths contain a text.
 #[derive(Debug, Clone, Copy)]
 pub enum Call<'a> {
     Read(&'a str),
@@ -15,7 +15,7 @@ pub enum Call<'a> {
     Sync(&'a str),
 }
 
-/// How much goes as usual before.
+/// The number of calls or bytes that succeed first.
 #[derive(Debug, Clone, Copy)]
 pub enum After {
     Calls(u64),
@@ -29,7 +29,7 @@ pub enum Then {
     LastsMs(u64),
 }
 
-/// Has the calls of a program fail or last; `fired` is a file that appears when the first does.
+/// Makes the calls of a program fail or hang; `fired` is a file that appears with the first fault.
 pub fn spoil(command: &mut Command, call: Call<'_>, after: After, then: Then, fired: &Path) {
     let (call, path) = match call {
         Call::Read(path) => ("read", path),
@@ -51,12 +51,12 @@ pub fn spoil(command: &mut Command, call: Call<'_>, after: After, then: Then, fi
     };
 }
 
-/// tests/c/faults.c, compiled.
+/// Returns the path of tests/c/faults.c, compiled.
 fn library() -> &'static Path {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
     LIBRARY.get_or_init(|| {
         let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("faults.so");
-        // Another process may be using the one that is there.
+        // Another process may be using the existing one.
         let fresh = library.with_extension(std::process::id().to_string());
         let mut compile = compiler("gnu11");
         compile.args(["-shared", "-fPIC", "-o"]).arg(&fresh);

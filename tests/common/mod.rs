@@ -1,4 +1,4 @@
-//! What several subjects need: files to quantize, and the program.
+//! Shared helpers: files to quantize, and the program.
 
 #[cfg(target_os = "linux")]
 pub mod faults;
@@ -34,7 +34,7 @@ pub fn bf16_tensor(name: &str, dims: &[usize], values: &[f32]) -> RawTensor {
     (name.to_owned(), "BF16", dims.to_vec(), bytes)
 }
 
-/// Repeatable numbers between -1 and 1, more of them near 0.
+/// Returns repeatable numbers between -1 and 1, more of them near 0.
 pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = move || {
@@ -46,7 +46,7 @@ pub fn noise(seed: u64, count: usize) -> Vec<f32> {
     (0..count).map(|_| next() * next().abs()).collect()
 }
 
-/// The bytes of a safetensors file.
+/// Returns the bytes of a safetensors file.
 pub fn safetensors(tensors: &[RawTensor]) -> Vec<u8> {
     let mut header = Map::new();
     let mut end = 0;
@@ -60,7 +60,7 @@ pub fn safetensors(tensors: &[RawTensor]) -> Vec<u8> {
     with_header(&Value::Object(header).to_string(), &values.concat())
 }
 
-/// A safetensors file with this header, right or wrong.
+/// Returns a safetensors file with this header, valid or not.
 pub fn with_header(header: &str, values: &[u8]) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
@@ -68,7 +68,7 @@ pub fn with_header(header: &str, values: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A folder with a small model of every kind of tensor, `model.safetensors`.
+/// Makes a folder with a small model that has every kind of tensor, `model.safetensors`.
 pub fn small_model() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let ids: Vec<u8> = (0..10i64).flat_map(i64::to_le_bytes).collect();
@@ -89,7 +89,7 @@ pub fn small_model() -> TempDir {
     folder
 }
 
-/// A configuration with these settings.
+/// Returns a configuration with these settings.
 pub fn config(settings: &[(&str, &str)]) -> Config {
     let mut config = Config::new();
     for (key, value) in settings {
@@ -109,7 +109,7 @@ pub fn quantize(input: &Path, output: &Path, settings: &[(&str, &str)]) -> Resul
     run::quantize(source.as_ref(), &plan, output, options)
 }
 
-/// The program, free of settings from the environment.
+/// Returns the program, without settings from the environment.
 pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_arrowquant"));
     for (name, _) in std::env::vars_os() {
@@ -137,23 +137,23 @@ pub fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
-/// The repository.
+/// Returns the root of the repository.
 pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A file of tensors that were scaled and rotated before they were quantized. Which ones is said
-/// where it is made: src/run/transform_tests.
+/// Returns the path of a file whose tensors were scaled and rotated before quantization. It is made
+/// in src/run/transform_tests.
 pub fn transformed_model() -> PathBuf {
     root().join("tests/data/transformed.parquet")
 }
 
-/// A model shipped with the repository.
+/// Returns the path of a model in the repository.
 pub fn demo_model(name: &str) -> PathBuf {
     root().join("examples/models").join(name)
 }
 
-/// The names in a folder, sorted.
+/// Returns the names in a folder, sorted.
 pub fn names_in(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).unwrap();
     let mut names: Vec<String> = entries
@@ -163,7 +163,7 @@ pub fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The values of a tensor.
+/// Returns the values of a tensor.
 pub fn values_of(source: &dyn source::Source, tensor: usize) -> Vec<u8> {
     let mut values = vec![0; source.tensors()[tensor].bytes().unwrap()];
     source.read(tensor, 0, &mut values).unwrap();
@@ -184,7 +184,7 @@ pub fn check_parts(source: &dyn source::Source, tensor: usize, cuts: &[usize]) {
     }
 }
 
-/// Quantizes to 8 bits by the program, which then finds the result to be of its input.
+/// Quantizes to 8 bits with the program, which then verifies the result against its input.
 pub fn quantized_and_verified(input: &Path, output: &Path) -> Model {
     let (input, path) = (input.as_os_str(), output.as_os_str());
     arrowquant_ok(["quantize".as_ref(), input, path, "--bits=8".as_ref()]);

@@ -1,4 +1,4 @@
-//! C and C++ programs, compiled against the library this build made.
+//! C and C++ programs, compiled and linked with the library of this build.
 
 use std::env::consts::{DLL_PREFIX, DLL_SUFFIX};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use super::root;
 
-/// How a program gets the library.
+/// How a program is linked with the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     Shared,
@@ -16,24 +16,24 @@ pub enum Link {
 
 pub const LINKS: [Link; 2] = [Link::Shared, Link::Static];
 
-/// The folder of what was built.
+/// Returns the build folder.
 pub fn built() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_arrowquant"))
         .parent()
         .unwrap()
 }
 
-/// A library as it was built for the tests; one folder up is what `cargo build` made some time.
+/// Returns the path of a library built for the tests; the one in the parent folder may be older.
 pub fn library(name: &str) -> PathBuf {
     built().join("deps").join(name)
 }
 
-/// The name of the shared library as it was built.
+/// Returns the file name of the shared library.
 pub fn shared() -> String {
     format!("{DLL_PREFIX}arrowquant{DLL_SUFFIX}")
 }
 
-/// Cargo as it made this build: what it has built already it does not build again.
+/// Returns cargo with the options of this build, so that it rebuilds nothing.
 pub fn cargo(command: &str) -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.arg(command).arg("--quiet").current_dir(root());
@@ -45,7 +45,7 @@ pub fn cargo(command: &str) -> Command {
     cargo
 }
 
-/// A folder where the shared library is found by the name that it gives itself.
+/// Returns a folder where the shared library is found by its SONAME.
 pub fn library_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
@@ -68,7 +68,7 @@ pub fn library_folder() -> &'static Path {
     })
 }
 
-/// The C or C++ compiler, warnings being errors.
+/// Returns the C or C++ compiler, with warnings as errors.
 pub fn compiler(standard: &str) -> Command {
     let cpp = standard.starts_with("c++");
     let found = cc::Build::new()
@@ -90,7 +90,7 @@ pub fn compiler(standard: &str) -> Command {
     command
 }
 
-/// Runs a tool that comes with the compiler or the system.
+/// Runs a tool that belongs to the compiler or the system.
 pub fn run(command: &mut Command, package: &str) -> Output {
     let output = command.output();
     output.unwrap_or_else(|error| {
@@ -99,7 +99,7 @@ pub fn run(command: &mut Command, package: &str) -> Output {
     })
 }
 
-/// Expects success, and returns what was printed.
+/// Expects success, and returns the output.
 pub fn succeed(command: &mut Command, package: &str) -> String {
     let output = run(command, package);
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -114,7 +114,7 @@ pub fn succeed(command: &mut Command, package: &str) -> String {
     stdout
 }
 
-/// Compiles a program of one file and links the library to it.
+/// Compiles a program of one file and links it with the library.
 pub fn build(source: &Path, standard: &str, link: Link, program: &Path) {
     let mut command = compiler(standard);
     command.arg("-g").arg(source).arg("-o").arg(program);

@@ -1,4 +1,4 @@
-//! A model, what was made of it before, and commands that are to leave that or replace it.
+//! A model, earlier outputs made from it, and commands that must preserve or replace these.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::faults::*;
 use super::*;
 
-/// Every file under a folder, and what is in it.
+/// Returns every file in a folder, with its contents.
 pub fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut files = BTreeMap::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -24,13 +24,13 @@ pub fn snapshot(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     files
 }
 
-/// A model, what was made of it some time, and what is to be made now.
+/// A model, its earlier outputs, and the paths for new ones.
 pub struct Place {
     pub folder: TempDir,
     pub input: PathBuf,
-    /// Quantized to 8 bits once, and to be to 4.
+    /// Quantized to 8 bits before, to be replaced by 4 bits.
     pub output: PathBuf,
-    /// Decoded once, and to be again.
+    /// Decoded before, to be replaced.
     pub back: PathBuf,
     pub before: BTreeMap<PathBuf, Vec<u8>>,
 }
@@ -38,7 +38,7 @@ pub struct Place {
 impl Place {
     pub fn new(output: &str) -> Self {
         let folder = small_model();
-        // The path that the system shows of an open file.
+        // The path that the system shows for an open file.
         let root = folder.path().canonicalize().unwrap();
         let input = root.join("model.safetensors");
         let out = root.join("out");
@@ -89,7 +89,8 @@ impl Place {
         assert!(snapshot(self.out()) == self.before, "the output changed");
     }
 
-    /// A command fails in one line that holds these parts, and leaves all as it was.
+    /// Expects a command to fail with a one-line message that contains these parts, and to change
+    /// nothing.
     #[track_caller]
     pub fn fails(&self, mut command: Command, parts: &[&str]) {
         let done = command.output().unwrap();
@@ -102,7 +103,7 @@ impl Place {
         self.assert_intact();
     }
 
-    /// The same, of a command for which system calls fail.
+    /// Expects failure as `fails` does, for a command whose system calls fail.
     #[cfg(target_os = "linux")]
     #[track_caller]
     pub fn fails_by(
@@ -120,7 +121,7 @@ impl Place {
     }
 }
 
-/// What a quantized file of these settings would be.
+/// Returns the quantized file that these settings give.
 pub fn expected(input: &Path, settings: &[(&str, &str)]) -> Vec<u8> {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("expected.parquet");
@@ -128,7 +129,7 @@ pub fn expected(input: &Path, settings: &[(&str, &str)]) -> Vec<u8> {
     std::fs::read(output).unwrap()
 }
 
-/// A model of two shards and their index, in a new folder.
+/// Makes a model of two shards and their index, in a new folder.
 pub fn shards(folder: &Path) -> PathBuf {
     std::fs::create_dir(folder).unwrap();
     let index = r#"{"weight_map": {"a": "a.safetensors", "b": "b.safetensors"}}"#;

@@ -8,7 +8,7 @@ use super::PAGES;
 use super::page::Page;
 use crate::common::root;
 
-/// What headings of a page can be linked by: as GitHub makes them.
+/// Returns the anchors of a page's headings, as GitHub makes them.
 fn anchors(text: &str) -> HashSet<String> {
     let mut found = HashSet::new();
     let mut inside = false;
@@ -25,7 +25,7 @@ fn anchors(text: &str) -> HashSet<String> {
             _ => None,
         });
         let anchor: String = kept.collect();
-        // The second of one name, and so on.
+        // The second one with the same name, and so on.
         let numbered = (1..).map(|i| format!("{anchor}-{i}"));
         let mut names = std::iter::once(anchor.clone()).chain(numbered);
         let free = names.find(|name| !found.contains(name));
@@ -70,7 +70,7 @@ fn links_lead_somewhere() {
     assert!(followed > 50, "{followed} links");
 }
 
-/// Functions that the page about the code names, each with its file behind it.
+/// The functions named in docs/architecture.md exist in the files linked behind them.
 #[test]
 fn the_architecture_names_what_there_is() {
     let page = Page::read("docs/architecture.md");
@@ -92,7 +92,7 @@ fn the_architecture_names_what_there_is() {
     assert!(named > 50, "{named} names");
 }
 
-/// Files that the page about changes sends its readers to. NAME stands for one to be written.
+/// The files named in CONTRIBUTING.md exist. NAME stands for a file to be written.
 #[test]
 fn contributing_leads_to_what_there_is() {
     let page = Page::read("CONTRIBUTING.md");

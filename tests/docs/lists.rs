@@ -1,4 +1,4 @@
-//! What the documentation lists completely.
+//! Lists in the documentation are complete.
 
 use std::collections::HashSet;
 use std::process::Command;
@@ -9,7 +9,7 @@ use regex::Regex;
 use super::page::Page;
 use crate::common::*;
 
-/// The cells of a table between two marks, without its head.
+/// Returns the cells of a table between two markers, without its head.
 fn table(page: &Page, mark: &str) -> Vec<Vec<String>> {
     let begin = format!("<!-- {mark}: begin -->");
     let end = format!("<!-- {mark}: end -->");
@@ -38,7 +38,7 @@ fn every_key_has_a_row_and_a_section() {
         let heading = format!("### {key}\n");
         assert!(page.text.contains(&heading), "no section {heading}");
     }
-    // Every flag that is named is one of the program's.
+    // Every listed flag is a flag of the program.
     let help = arrowquant_ok(["quantize", "--help"]);
     for row in &rows {
         for flag in row[1].split(',') {
@@ -48,7 +48,7 @@ fn every_key_has_a_row_and_a_section() {
     }
 }
 
-/// What the page says of defaults by profile is what plans are made with.
+/// The defaults by profile on the page are those of plans.
 #[test]
 fn defaults_by_profile() {
     let page = Page::read("docs/configuration.md");
@@ -91,13 +91,13 @@ fn every_name_of_the_python_package_is_in_its_guide() {
     }
 }
 
-/// What the README's tables say is what benchmarks wrote.
+/// The figures in the README are those of the benchmarks.
 #[test]
 fn figures_are_those_of_the_benchmarks() {
     let benchmarks = Page::read("docs/benchmarks.md");
     let measured: HashSet<&str> = benchmarks.text.lines().collect();
     let page = Page::read("README.md");
-    let text = page.text.split_once("## Against others").unwrap().1;
+    let text = page.text.split_once("## What you get").unwrap().1;
     let text = text.split_once("\n## ").unwrap().0;
     let rows: Vec<&str> = text.lines().filter(|line| line.starts_with("| ")).collect();
     assert!(rows.len() > 10, "{rows:?}");
@@ -122,7 +122,7 @@ fn one_version_everywhere() {
     let printed = native::succeed(python.args(["-c", text]), "python3");
     assert_eq!(printed.trim(), [version; 2].join(" "));
 
-    // Pages that tell CMake and Cargo what to ask for.
+    // Pages that give a version for CMake and Cargo.
     let minor = version.rsplit_once('.').unwrap().0;
     let asked = Regex::new(
         r#"find_package\(ArrowQuant (\d+\.\d+)|arrowquant = \{? ?(?:version = )?"(\d+\.\d+)"#,

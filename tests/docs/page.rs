@@ -1,17 +1,17 @@
-//! Pages of the documentation, as the blocks of code in them.
+//! Pages of the documentation, and the code blocks in them.
 //!
 //! | block | is |
 //! |---|---|
-//! | `console` | commands after `$ `, and what they print; `…` stands for any lines |
-//! | `sh` | commands that succeed |
+//! | `console` | commands after `$ `, and their output; `…` stands for any lines |
+//! | `sh` | commands that must succeed |
 //! | `python` | a part of the page's one script |
 //! | `c`, `cpp` | a whole program |
 //! | `yaml` | a configuration |
 //! | `sql` | a query for DuckDB |
-//! | `rust` | in the documentation of the crate, whose examples are compiled |
-//! | `text` | no code |
+//! | `rust` | must be in the documentation of the crate, whose examples are compiled |
+//! | `text` | not code |
 //! | any, and a name: `c program.c` | a file to write |
-//! | `sh elsewhere` | commands of `.ci/`, of the workflows, or of the benchmarks |
+//! | `sh elsewhere` | commands in `.ci/`, the workflows, or the benchmarks |
 //! | `c elsewhere` | a part of the header |
 //!
 //! A comment `<!-- run: COMMAND -->` is a command that is not shown.
@@ -19,17 +19,17 @@
 use crate::common::root;
 
 pub struct Page {
-    /// Its path, from the root.
+    /// Path from the root.
     pub path: &'static str,
     pub text: String,
 }
 
 pub struct Block {
     pub language: String,
-    /// After the language: the file it is, or `elsewhere`.
+    /// The word after the language: a file name, or `elsewhere`.
     pub name: Option<String>,
     pub lines: Vec<String>,
-    /// Where it begins.
+    /// Line number of the fence.
     pub line: usize,
 }
 
@@ -39,7 +39,7 @@ impl Block {
     }
 }
 
-/// A command and what it is said to print.
+/// A command and its expected output.
 #[derive(Debug, PartialEq)]
 pub struct Shown {
     pub command: String,
@@ -52,7 +52,7 @@ impl Page {
         Self { path, text }
     }
 
-    /// Lines outside of blocks, with their numbers.
+    /// Returns the lines outside of code blocks, with their numbers.
     pub fn prose(&self) -> impl Iterator<Item = (usize, &str)> {
         let mut inside = false;
         self.text.lines().enumerate().filter_map(move |(i, line)| {
@@ -62,7 +62,7 @@ impl Page {
         })
     }
 
-    /// The blocks in order; hidden commands are `sh`.
+    /// Returns the blocks in order; hidden commands are `sh`.
     pub fn blocks(&self) -> Vec<Block> {
         let mut blocks: Vec<Block> = Vec::new();
         let mut inside = false;
@@ -97,7 +97,8 @@ impl Page {
     }
 }
 
-/// The commands of a `console` block. One that ends in a backslash goes on in the next line.
+/// Returns the commands of a `console` block. A command that ends in a backslash continues in the
+/// next line.
 pub fn shown(block: &Block) -> Vec<Shown> {
     let mut shown: Vec<Shown> = Vec::new();
     let mut goes_on = false;
@@ -121,7 +122,7 @@ pub fn shown(block: &Block) -> Vec<Shown> {
     shown
 }
 
-/// Whether lines are those expected, in which `…` may be any number of them.
+/// Whether lines are as expected, where `…` may be any number of lines.
 pub fn alike(expected: &[String], found: &[&str]) -> bool {
     match expected.split_first() {
         None => found.is_empty(),

@@ -1,12 +1,13 @@
-//! docs/c-reference.md is the header, as a page. `UPDATE_DOCS=1 cargo test --release docs` writes it.
+//! docs/c-reference.md is the header as a page. `UPDATE_DOCS=1 cargo test --release docs` writes
+//! it.
 
 use std::fmt::Write;
 
 use crate::common::root;
 
-/// What the header declares, in order.
+/// A declaration or comment in the header, in order.
 enum Item {
-    /// A comment about all that follows.
+    /// A comment about everything that follows.
     Section(Vec<String>),
     Constant {
         name: String,
@@ -20,7 +21,7 @@ enum Item {
     },
 }
 
-/// The text of a comment, without its stars.
+/// Returns the text of a comment, without its stars.
 fn stripped(comment: &[&str]) -> Vec<String> {
     let lines = comment.iter().map(|line| {
         let line = line
@@ -38,8 +39,8 @@ fn stripped(comment: &[&str]) -> Vec<String> {
     lines.split_off(start)
 }
 
-/// The name that a declaration gives: after `} ` of a struct, before `(` of a function, at the end of
-/// another type.
+/// Returns the name in a declaration: after `} ` of a struct, before `(` of a function, at the end
+/// of another type.
 fn name_of(code: &[&str]) -> String {
     let text = code.join(" ");
     let end = match (code[0].ends_with('{'), text.find("(*"), text.find('(')) {
@@ -99,7 +100,7 @@ fn items(header: &str) -> Vec<Item> {
     items
 }
 
-/// Text for Markdown: what would be taken for markup there is not.
+/// Escapes text for Markdown.
 fn escaped(line: &str) -> String {
     let parts = line.split('`').enumerate().map(|(i, part)| match i % 2 {
         0 => part.replace('*', "\\*").replace('<', "&lt;"),
@@ -108,11 +109,11 @@ fn escaped(line: &str) -> String {
     parts.collect::<Vec<_>>().join("`")
 }
 
-/// The heading of a section, and how many lines of it that takes.
+/// Returns the heading of a section, and its number of lines.
 fn heading(text: &[String]) -> (&str, usize) {
     match text[0].strip_suffix('.') {
         Some(title) => (title, 1),
-        // Its first sentence is long: what that begins with.
+        // If the first sentence is long, its beginning is the heading.
         None => (text[0].split(':').next().unwrap(), 0),
     }
 }
@@ -182,7 +183,7 @@ fn the_reference_is_the_header() {
         stored == made,
         "docs/c-reference.md is not that of the header: UPDATE_DOCS=1 cargo test --release docs"
     );
-    // Every function has its place.
+    // The page has every function.
     let function = regex::Regex::new(r"(?m)^[a-z].*?\b(aq_[a-z0-9_]+)\(").unwrap();
     let mut count = 0;
     for found in function.captures_iter(&header) {

@@ -1,4 +1,4 @@
-//! Runs what a page shows, in a folder that looks like the repository's root.
+//! Runs the commands and snippets of a page, in a folder that looks like the repository's root.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -11,7 +11,7 @@ use super::page::{Block, Page, alike, shown};
 use crate::common::native::library_folder;
 use crate::common::*;
 
-/// A page on its way from top to bottom.
+/// The state while a page is followed from top to bottom.
 pub struct Reader<'a> {
     page: &'a Page,
     folder: TempDir,
@@ -44,7 +44,7 @@ impl<'a> Reader<'a> {
             ("CPLUS_INCLUDE_PATH", include),
             ("LIBRARY_PATH", library.clone()),
             ("LD_LIBRARY_PATH", library),
-            // Where programs install to, and look for what is installed.
+            // Programs are installed to, and looked up in, the home folder.
             ("HOME", folder.path().as_os_str().to_owned()),
             ("OPENBLAS_NUM_THREADS", "1".into()),
         ]);
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
         self.succeed(block, &mut self.command(program));
     }
 
-    /// Runs all Python of the page, which is one script.
+    /// Runs all Python code of the page as one script.
     fn script(&mut self, block: &Block) {
         if std::mem::replace(&mut self.scripted, true) {
             return;
@@ -176,7 +176,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// All text files of folders, as one.
+/// Returns all text files of folders, concatenated.
 fn texts(folders: &[&str]) -> String {
     let mut all = String::new();
     for folder in folders {
@@ -188,7 +188,7 @@ fn texts(folders: &[&str]) -> String {
     all
 }
 
-/// Commands that are run by others: those of CI, and of benchmarks.
+/// Checks commands that others run: those of CI and of benchmarks.
 fn elsewhere(place: &str, block: &Block) {
     let (ci, benches) = (texts(&[".ci", ".github/workflows"]), texts(&["benches"]));
     for line in &block.lines {
@@ -207,7 +207,7 @@ fn elsewhere(place: &str, block: &Block) {
     }
 }
 
-/// The documentation of the crate, whose examples are compiled, has the block.
+/// Checks that the crate's documentation, whose examples are compiled, contains the block.
 fn in_the_crate(place: &str, block: &Block) {
     let library = std::fs::read_to_string(root().join("src/lib.rs")).unwrap();
     let lines = library.lines().filter_map(|line| line.strip_prefix("//!"));

@@ -87,7 +87,7 @@ def check_shapes(folder):
 
 
 def check_figures(tile, w, y, case):
-    """Cosine, SQNR and bits per weight, computed anew in double precision."""
+    """Computes cosine, SQNR and bits per weight independently, in double precision."""
     w, y = w.astype(np.float64), y.astype(np.float64)
     planes = [tile["codes"], tile["scales"], tile["biases"] or b""]
     if w.size:
@@ -144,7 +144,7 @@ GIVEN = {
 
 
 def check_transformed(folder):
-    """Columns that were scaled and rotated, read by pyarrow and DuckDB and undone by numpy."""
+    """Reads scaled and rotated columns with pyarrow and DuckDB, and undoes them with numpy."""
     columns = "name, tile, input_scale, rotation, activation"
     table = pq.read_table(TRANSFORMED)
     tiles = table.to_pylist()

@@ -1,4 +1,4 @@
-"""What several tests need: files to quantize, and readers that know the format from docs/format.md
+"""Shared helpers: files to quantize, and readers that know the format from docs/format.md
 alone."""
 
 import json
@@ -22,7 +22,7 @@ def noise(seed, *shape):
 
 
 def to_bf16(x):
-    """Upper halves: the bits of bf16, rounded down."""
+    """The upper halves: the bits of bf16, rounded down."""
     return (np.ascontiguousarray(x, "<f4").view("<u4") >> 16).astype("<u2")
 
 
@@ -122,7 +122,7 @@ def rotate(x, block, seed, back=False):
 
 
 def undo(weights, input_scale, rotation):
-    """What f32 [rows, cols] were before they were scaled and rotated."""
+    """Undoes the scaling and rotation of f32 [rows, cols]."""
     if rotation:
         weights = rotate(weights, rotation["block"], rotation["seed"], back=True)
     if input_scale is not None:
@@ -131,7 +131,7 @@ def undo(weights, input_scale, rotation):
 
 
 def decode_tile(tile):
-    """As `decode`, of an arrowquant.Tile or Quantized."""
+    """Decodes an arrowquant.Tile or Quantized, as `decode` does."""
     recipe = tile.recipe
     return decode(
         bytes(tile.codes), bytes(tile.scales), tile.biases and bytes(tile.biases), tile.rows,
@@ -140,7 +140,7 @@ def decode_tile(tile):
 
 
 def minmax(w, format, scheme, group, dtype="<f2"):
-    """Codes one a byte, and scales and biases of `dtype`, by the formulas of docs/format.md."""
+    """Returns codes, one per byte, and scales and biases of `dtype`, by the formulas of docs/format.md."""
     rows, cols = w.shape
     bits, z = BITS[format], np.float32(ZERO_POINT[format])
     group = group or max(cols, 1)
@@ -177,5 +177,5 @@ def sqnr_db(w, y):
 
 
 def address(view):
-    """Where a buffer lies."""
+    """Returns the address of a buffer."""
     return np.asarray(view).ctypes.data

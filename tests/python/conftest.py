@@ -89,14 +89,14 @@ def tensors():
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory, tensors):
-    """Its safetensors file."""
+    """The safetensors file of the small model."""
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
     return write_safetensors(path, tensors, metadata={"architecture": "test"})
 
 
 @pytest.fixture(scope="session")
 def packed(tmp_path_factory, small):
-    """The same, quantized."""
+    """The small model, quantized."""
     path = tmp_path_factory.mktemp("packed") / "small.parquet"
     arrowquant.quantize(small, path, bits=4, group_size=64)
     return path

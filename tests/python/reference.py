@@ -1,5 +1,5 @@
-"""What the engine does with calibrations, written again from the papers in plain numpy and f64: what
-tests compare it with. A layer's Hessian h is the sum of x x^T over its inputs x."""
+"""An independent implementation of what the engine does with calibrations, from the papers, in plain
+numpy and f64, which tests compare it with. A layer's Hessian h is the sum of x x^T over its inputs x."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ def to_f16(x):
 
 
 def spread(plane, group, cols):
-    """A value a group as a value a weight."""
+    """Expands a value per group to a value per weight."""
     return np.repeat(plane, group, axis=1)[:, :cols]
 
 
@@ -54,7 +54,7 @@ def symmetric_grid(w, bits, group, importance=None, trials=64):
 
 
 def gptq(w, h, scales, biases, bits, group, damping=0.01, act_order=True, block=128):
-    """Codes for fixed grids; each column's error is made up for by those after it (Frantar et al.,
+    """Codes for fixed grids; later columns compensate for each column's error (Frantar et al.,
     GPTQ, 2023)."""
     w, h = np.array(w, np.float64), np.array(h, np.float64)
     rows, cols = w.shape
@@ -96,7 +96,7 @@ def decode(codes, scales, biases, group):
 
 
 def unit_gain(w, decoded, h=None):
-    """What each row's scales and biases are multiplied by, to restore its amplitude."""
+    """The factor of each row's scales and biases that restores its amplitude."""
     seen = w if h is None else w @ h
     power, product = (seen * w).sum(axis=1), (seen * decoded).sum(axis=1)
     return np.divide(power, product, out=np.ones_like(power), where=product > 0)[:, None]
@@ -109,7 +109,7 @@ def output_error(w, decoded, h):
 
 
 def smoothing(inputs, w, alpha):
-    """What input channels are divided by, and columns of w multiplied with (Xiao et al., SmoothQuant,
+    """The factors that input channels are divided by and columns of w multiplied by (Xiao et al., SmoothQuant,
     2023); 1 where either has nothing. `inputs` are the largest magnitudes by channel."""
     largest = np.abs(w).max(axis=0)
     usable = (inputs > 0) & (largest > 0)
@@ -118,7 +118,7 @@ def smoothing(inputs, w, alpha):
 
 
 def hadamard(size):
-    """Of a power of two, normalized: its own inverse."""
+    """The Hadamard matrix of a power of two, normalized: its own inverse."""
     matrix = np.ones((1, 1))
     while len(matrix) < size:
         matrix = np.block([[matrix, matrix], [matrix, -matrix]])
@@ -126,7 +126,7 @@ def hadamard(size):
 
 
 def rotated(x, block, signs=None):
-    """Rows of x, in blocks of columns: signs first, then the Hadamard matrix."""
+    """Rotates rows of x in blocks of columns: signs first, then the Hadamard matrix."""
     x = x if signs is None else x * signs
     blocks = x.reshape(len(x), -1, block) @ hadamard(block)
     return blocks.reshape(x.shape)

@@ -1,4 +1,4 @@
-"""Activations quantized bit for bit as numpy does it from the header's words."""
+"""Quantized activations equal, bit for bit, a numpy implementation of the header's description."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ F32 = np.float32
 
 
 def dynamic(x, bits, group_size):
-    """Values and scales of f32 [rows, cols]."""
+    """Returns values and scales of f32 [rows, cols]."""
     top = F32(127 if bits == 8 else 7)
     rows, cols = x.shape
     starts = range(0, cols, group_size or max(cols, 1))
@@ -31,7 +31,7 @@ def static(x, bits, scale, zero_point):
 
 
 def inputs(rows, cols):
-    """As given, the dtype to name, and the f32 it stands for."""
+    """Returns the values to pass, the dtype to name, and their f32 values."""
     x = noise(rows * 1000 + cols, rows, cols) * F32(30)
     x[rows // 2] = 0
     half = x.astype("<f2")

@@ -215,7 +215,7 @@ _new_capsule = ctypes.PYFUNCTYPE(
 
 
 def counting(release, told):
-    """A release callback that counts, and calls the one that was there; and what keeps it."""
+    """Returns a release callback that counts and calls the previous one, and the object that keeps it."""
     original = RELEASE(release)
 
     def count(pointer):

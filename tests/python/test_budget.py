@@ -1,4 +1,4 @@
-"""Budgets, what they go by, and the ladder: what settings promise, held against numpy and files."""
+"""Budgets, sensitivities, and the ladder: the promises of settings, checked with numpy and files."""
 
 import json
 import os
@@ -16,7 +16,7 @@ NAMES = [f"layers.{i}.weight" for i in range(6)]
 
 @pytest.fixture(scope="module")
 def model():
-    """Matrices of unlike sizes and tails."""
+    """Makes matrices of different sizes and tails."""
     random = np.random.default_rng(5)
     tensors = {}
     for i, name in enumerate(NAMES):
@@ -28,7 +28,7 @@ def model():
 
 
 def plane_bytes(entry, shape):
-    """By the format's description: rows of codes from a byte on, a f16 a group, two where affine."""
+    """Returns bytes by the format's description: rows of codes starting at a byte, an f16 per group, two if affine."""
     rows, cols = shape
     if entry.format == "raw":
         return rows * cols * 4
@@ -74,16 +74,16 @@ def test_max_size_is_obeyed_by_the_file(size, model, tmp_path):
 
 def test_an_impossible_budget_is_refused_with_the_arithmetic(model):
     weights = sum(model[name].size for name in NAMES)
-    with pytest.raises(aq.ConfigError, match="max_size: 10.0 kB is too little") as refused:
+    with pytest.raises(aq.ConfigError, match="max_size: 10.0 kB is too small") as refused:
         aq.Plan.create(model, max_size="10kB")
     assert f"{weights} weights to quantize" in str(refused.value)
-    with pytest.raises(aq.ConfigError, match="avg_bits: 1.5 bits is too little"):
+    with pytest.raises(aq.ConfigError, match="avg_bits: 1.5 bits is too small"):
         aq.quantize_to_bytes(model, avg_bits=1.5)
 
 
 def test_file_bytes_are_of_the_plans_own_source(model):
     plan = aq.Plan.create(model)
-    with pytest.raises(aq.PlanError, match="where the source has 'a'"):
+    with pytest.raises(aq.PlanError, match="but the source has 'a'"):
         plan.file_bytes({"a": noise(1, 4, 32)})
 
 
@@ -101,7 +101,7 @@ def test_mixed_precision_takes_the_fewest_bits_that_reach_the_cosine(model, tmp_
 
 
 def measured(model, name, **settings):
-    """What numpy makes of one tensor quantized so."""
+    """Returns the result of numpy for one tensor quantized like this."""
     data, _ = aq.quantize_to_bytes({name: model[name]}, min_cosine=None, **settings)
     with aq.open(data) as opened:
         return cosine(opened[name].dequantize(), model[name])
@@ -289,8 +289,8 @@ def test_module_takes_budgets_as_the_command_line_does(module, cli, saved, tmp_p
     text = module("plan", saved, "--max-size", "300kB").stdout
     assert re.search(r"a file of 29\d{4} bytes", text) or re.search(r"a file of 30\d{4} bytes", text)
     done = module("plan", saved, "--max-size", "1kB", check=False)
-    assert done.returncode == 2 and "error: --max-size: 1.0 kB is too little" in done.stderr or (
-        "error: max_size: 1.0 kB is too little" in done.stderr
+    assert done.returncode == 2 and "error: --max-size: 1.0 kB is too small" in done.stderr or (
+        "error: max_size: 1.0 kB is too small" in done.stderr
     )
     output = tmp_path / "m.parquet"
     done = module("quantize", saved, output, "--bits", "2", "--min-cosine", "0.98")

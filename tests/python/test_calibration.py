@@ -1,4 +1,4 @@
-"""What a model's layers see: against numpy, read back by pyarrow and DuckDB from files that
+"""Calibrations: compared with numpy, read back by pyarrow and DuckDB from files that
 docs/calibration.md alone describes."""
 
 import json
@@ -50,7 +50,7 @@ def bin_begin(t, count, timesteps):
 
 
 def bucket(x):
-    """As docs/calibration.md has it, by logarithms."""
+    """Returns the bucket as in docs/calibration.md, by logarithms."""
     counts = np.zeros(641, int)
     magnitude = np.abs(np.float64(x).ravel())
     exponent = np.floor(np.log2(np.maximum(magnitude, 1e-300)))
@@ -62,7 +62,7 @@ def bucket(x):
 
 
 def check(cal, path, seen, timesteps, bins, groups):
-    """Holds what was stored against numpy, over all that was seen: (layer, timestep, f32 rows)."""
+    """Compares the stored statistics with numpy, over all observations: (layer, timestep, f32 rows)."""
     header, found, hessians = stored(cal, path)
     assert header["timesteps"] == timesteps and header["bins"] == bins
     by_bin, by_group = {}, {}
@@ -94,7 +94,7 @@ def check(cal, path, seen, timesteps, bins, groups):
 
 
 def activity(seed, timesteps=40):
-    """Calls with what a model's layers would see, of differing counts of rows."""
+    """Makes observations as of a model's layers, with different numbers of rows."""
     rng = np.random.default_rng(seed)
     for t in [*range(timesteps), 0, timesteps - 1, 7]:
         for layer, cols in (("blocks.0.qkv", 40), ("blocks.0.out", 7), ("head", 300)):
@@ -218,7 +218,7 @@ def test_schedule(tmp_path):
 
 
 def same(one, other, exact):
-    """Two results of `stored`; sums to rounding, or all exactly."""
+    """Compares two results of `stored`: sums up to rounding, or everything exactly."""
     # The hash is of all bits.
     headers = [{k: v for k, v in h.items() if exact or k != "hash"} for h in (one[0], other[0])]
     assert headers[0] == headers[1] and set(one[1]) == set(other[1]) and set(one[2]) == set(other[2])
@@ -330,7 +330,7 @@ def test_what_cannot_be_observed_is_refused_and_not_taken_in(tmp_path):
         (("w", 5, spoilt(0, 0, -np.inf)), aq.ConfigError, "layer 'w': row 0, channel 0 is -inf"),
         (("w", 5, spoilt(300, 5, np.inf, "<f2")), aq.ConfigError, "row 300, channel 5 is inf"),
         (("w", 5, spoilt(256, 1, 2e18)), aq.ConfigError, "row 256, channel 1 is 2"),
-        (("w", 5, x[:, :5].copy()), aq.ConfigError, "layer 'w': 5 channels, where 6 were seen"),
+        (("w", 5, x[:, :5].copy()), aq.ConfigError, "layer 'w': 5 channels, but 6 were observed"),
         (("w", 40, x), aq.ConfigError, "layer 'w': timestep 40 is not from 0 to 39"),
         (("w", -1, x), aq.ArgumentError, "layer 'w': -1 is no timestep"),
         (("w", 0.5, x), aq.ArgumentError, "layer 'w': 0.5 is no timestep"),
@@ -405,7 +405,7 @@ def test_damaged_files_are_errors(tmp_path):
 
 
 def rewrite(source, target, change):
-    """The same file with other rows."""
+    """Returns the file with other rows."""
     table = pq.read_table(source)
     rows = change(table.to_pylist())
     pq.write_table(type(table).from_pylist(rows, table.schema), target)
@@ -429,13 +429,13 @@ def test_files_that_contradict_themselves_are_errors(tmp_path):
         (lambda rows: [rows[0], rows[2]], "does not fit"),
         (lambda rows: [rows[0], rows[2], rows[1]], "does not fit"),
         (lambda rows: [*rows, rows[1]], "does not fit"),
-        (lambda rows: [*rows, rows[0]], "comes twice"),
+        (lambda rows: [*rows, rows[0]], "appears twice"),
         (put(0, channels=299), "missing"),
         (put(1, channels=299), "299 channels, and 300 before"),
         (put(0, channels=-1), "impossible"),
         (put(0, rows=-1), "impossible"),
-        (put(0, t_begin=4), "no bin is from 4"),
-        (put(1, t_end=11), "no bin is from 0 to 11"),
+        (put(0, t_begin=4), "there is no bin from 4"),
+        (put(1, t_end=11), "there is no bin from 0 to 11"),
         (put(0, low=[0.0] * 299), "missing"),
         (put(0, high=[np.inf] * 300), "not finite"),
         (put(0, squares=[-1.0] * 300), "not finite"),
@@ -479,7 +479,7 @@ def test_saving_all_or_nothing(tmp_path):
 
 
 class Tensor:
-    """What is used of a tensor of PyTorch."""
+    """The used subset of a PyTorch tensor."""
 
     def __init__(self, array, dtype):
         self._array, self.dtype, self.shape = np.ascontiguousarray(array), f"torch.{dtype}", array.shape
@@ -626,7 +626,7 @@ def test_hooks_are_removed_and_errors_name_the_layer():
 
 
 def unfolded(x, kernel, stride, padding, dilation, mode):
-    """By the definition: for each output all its inputs, one by one."""
+    """Unfolds by definition: for each output all its inputs, one by one."""
     (kh, kw), (sh, sw), (dh, dw) = kernel, stride, dilation
     numpy_mode = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     x = np.pad(x, [(0, 0), (0, 0), *padding], numpy_mode[mode])

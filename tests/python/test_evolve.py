@@ -1,4 +1,4 @@
-"""Searches for plans: what they find, held against all there is; and callbacks that end them."""
+"""Searches for plans: their results, compared with exhaustive search; and callbacks that end them."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ def plane_bytes(format):
 
 
 def worth(formats):
-    """Layers that follow each other are as good as the worse of them: no sum over them."""
+    """Consecutive layers are as good as the worst of them: not a sum."""
     bits = [BITS[format] for format in formats]
     pairs = zip(bits, bits[1:])
     return sum(10 * min(a, b) for a, b in pairs) + sum((i + 1) * b for i, b in enumerate(bits))
@@ -202,7 +202,7 @@ def test_exceptions_end_the_search_and_are_raised(where, kind, parallel, model):
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_ctrl_c_ends_the_search(parallel, model):
-    """At once, also where other threads work."""
+    """A search ends at once, even if other threads are working."""
     done = threading.Event()
 
     def interrupt(plan):

@@ -1,4 +1,4 @@
-"""Smoothing folded into the weights of the example models, which then predict what they did."""
+"""Smoothing folded into the weights of the example models, whose predictions do not change."""
 
 import sys
 
@@ -87,7 +87,7 @@ def test_rounded_to_its_dtypes_a_model_stays_close(model, networks, tmp_path):
 
 
 def test_inputs_are_evened_out(model, networks, tmp_path):
-    """With all of the exponent on inputs, every channel's largest is the same, up to the precision
+    """With the whole exponent on inputs, the largest value of every channel is the same, up to the precision
     of scales."""
     path = tmp_path / "folded.safetensors"
     report = aq.fold(model.path, path, model.calibration, alpha=1, dtype="f32")

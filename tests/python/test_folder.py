@@ -1,4 +1,4 @@
-"""Folders of parts, as Python makes them and as other programs read them."""
+"""Folders of parts, made by Python and read by other programs."""
 
 import arrowquant as aq
 import duckdb

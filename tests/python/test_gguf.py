@@ -1,4 +1,4 @@
-"""GGUF, against the package `gguf`."""
+"""GGUF, compared with the package `gguf`."""
 
 import json
 
@@ -34,12 +34,12 @@ def write_gguf(path, tensors, shapes={}, keys={}, **options):
 
 
 def quantized(kind, values):
-    """As `write_gguf` takes it."""
+    """Returns the tensor in the form that `write_gguf` takes."""
     return kind, gguf.quants.quantize(values, kind)
 
 
 def random_blocks(seed, kind, rows, blocks):
-    """Any bits, so that factors are of any size, subnormal, infinite and NaN."""
+    """Makes random bits, so that factors have any size, including subnormal, infinite and NaN."""
     _, size = gguf.GGML_QUANT_SIZES[kind]
     return kind, np.random.default_rng(seed).integers(0, 256, (rows, blocks * size), dtype="u1")
 
@@ -50,7 +50,7 @@ def decoded(kind, data):
 
 
 def assert_same_bits(found, expected, name=""):
-    """Except that any NaN is as any other."""
+    """Whether values are equal; all NaNs are equal."""
     assert found.shape == expected.shape, name
     nan = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(found), nan, name)

@@ -1,4 +1,4 @@
-"""Quantizing with a calibration, against plain numpy."""
+"""Quantizing with a calibration, compared with plain numpy."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,13 @@ COLS, ROWS = 96, 40
 
 
 def inputs(rng: np.random.Generator, rows: int) -> np.ndarray:
-    """Channels go together, and differ in size."""
+    """Makes correlated channels of different sizes."""
     own, common = rng.standard_normal((rows, COLS)), rng.standard_normal((rows, 1))
     return ((1 + np.arange(COLS) % 7) * (0.4 * own + common)).astype("f4")
 
 
 def descend(w, codes, h, scales, biases, bits, group, damping=0.01):
-    """Two passes of coordinate descent over the codes, by falling importance."""
+    """Does two passes of coordinate descent over the codes, by falling importance."""
     h = h + damping * np.diag(h).mean() * np.eye(len(h))
     scales, biases = reference.spread(scales, group, COLS), reference.spread(biases, group, COLS)
     codes = codes.copy()

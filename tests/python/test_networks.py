@@ -1,4 +1,4 @@
-"""The forward passes that accuracy is measured with give what is stored with the models."""
+"""The forward passes used for accuracy reproduce the results stored with the models."""
 
 import sys
 

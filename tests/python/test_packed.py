@@ -1,4 +1,4 @@
-"""Models that another quantizer has packed, as their files are: refused, or kept byte for byte."""
+"""Models packed by another quantizer: refused, or kept byte for byte."""
 
 import json
 import os
@@ -27,12 +27,12 @@ def integers(dtype, *shape):
 
 
 def small(dtype, *shape):
-    """Scales: small and positive."""
+    """Makes scales: small and positive."""
     return (np.abs(RNG.normal(size=shape)) * 0.003 + 0.001).astype(dtype)
 
 
 def half(array):
-    """As safetensors has bf16, which numpy lacks."""
+    """Makes bf16 as in safetensors, because numpy lacks it."""
     return ("BF16", np.asarray(array).astype(ml_dtypes.bfloat16).view("<u2"))
 
 
@@ -181,7 +181,7 @@ NUMPY |= {"I8": "i1", "I32": "<i4", "U32": "<u4", "F64": "<f8"}
 
 @pytest.fixture(params=SCHEMES, ids=lambda scheme: scheme.__name__)
 def model(request, tmp_path):
-    """The scheme's name, and a folder with a packed and an unpacked layer."""
+    """Returns the scheme's name, and a folder with a packed and an unpacked layer."""
     name, tensors, metadata, config = request.param()
     folder = tmp_path / "model"
     folder.mkdir()

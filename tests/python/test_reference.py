@@ -1,4 +1,4 @@
-"""What the engine is compared with must itself be right: against figures that follow by hand."""
+"""The reference implementation is right: compared with figures computed by hand."""
 
 import numpy as np
 import pytest

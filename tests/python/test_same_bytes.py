@@ -1,4 +1,4 @@
-"""The package, cffi with the header alone, and the command line write the same bytes."""
+"""The package, cffi with only the header, and the command line write the same bytes."""
 
 import ctypes
 import json

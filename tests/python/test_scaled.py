@@ -33,7 +33,7 @@ def save(path, tensors, metadata=None):
 
 
 def blocked(seed, shape, block, dtype=E4M3):
-    """Weights, their f8 values, and the scales of blocks."""
+    """Makes weights, their f8 values, and the scales of blocks."""
     rng = np.random.default_rng(seed)
     counts = [-(-n // b) for n, b in zip(shape, block)]
     spread = expand(np.exp(rng.normal(size=counts) * SPREAD), shape, block)
@@ -61,7 +61,7 @@ def alike(found, true, cosine=0.9999):
 
 
 def exact(values, scales):
-    """What a source presents: the product in f32, rounded to bf16."""
+    """The values of a source: the product in f32, rounded to bf16."""
     product = values.astype("f4") * scales.astype("f4")
     return product.astype(ml_dtypes.bfloat16).astype("f4")
 

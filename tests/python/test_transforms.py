@@ -1,4 +1,4 @@
-"""Tensors that were scaled and rotated before they were quantized: what the package says of them,
+"""Tensors scaled and rotated before quantization: what the package reports about them,
 and what it makes of them, against numpy. tests/data/transformed.parquet is described where it is
 made, in src/run/transform_tests."""
 

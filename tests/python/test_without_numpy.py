@@ -1,4 +1,4 @@
-"""The package needs no other."""
+"""The package works without numpy and other packages."""
 
 import base64
 import json

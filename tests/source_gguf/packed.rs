@@ -1,5 +1,5 @@
-//! Packed types. Every bit pattern of their blocks is compared with what the package `gguf` reads
-//! in `tests/python/test_gguf.py`; here are blocks whose values can be told by hand.
+//! Packed types. `tests/python/test_gguf.py` compares every bit pattern of their blocks with the
+//! package `gguf`; here are blocks whose values can be computed by hand.
 
 use super::*;
 
@@ -23,12 +23,12 @@ fn f16(value: f32) -> Vec<u8> {
     half::f16::from_f32(value).to_le_bytes().to_vec()
 }
 
-/// A file with one tensor `w`.
+/// Makes a file with one tensor `w`.
 fn file_of(kind: u32, dims: &[u64], blocks: &[u8]) -> Vec<u8> {
     gguf(&[], &[tensor("w", dims, kind, 0)], blocks)
 }
 
-/// The values of one row of blocks.
+/// Returns the values of one row of blocks.
 fn decoded(kind: u32, blocks: &[u8]) -> Vec<f32> {
     let &(_, _, weights, bytes) = TYPES.iter().find(|row| row.0 == kind).unwrap();
     let row = (blocks.len() / bytes * weights) as u64;
@@ -36,7 +36,7 @@ fn decoded(kind: u32, blocks: &[u8]) -> Vec<f32> {
     floats(source.as_ref(), 0)
 }
 
-/// Checks each value of a block against `value`, which is given its place.
+/// Checks each value of a block against `value`, which receives its position.
 fn check(kind: u32, block: &[Vec<u8>], value: impl Fn(usize) -> f32) {
     let values = decoded(kind, &block.concat());
     assert!(!values.is_empty());
@@ -49,7 +49,7 @@ fn check(kind: u32, block: &[Vec<u8>], value: impl Fn(usize) -> f32) {
     }
 }
 
-/// `count` bytes whose low halves count up from 0 to 15 and whose high halves count down.
+/// Returns `count` bytes whose low halves count up from 0 to 15 and whose high halves count down.
 fn up_and_down(count: u8) -> Vec<u8> {
     (0..count)
         .map(|i| (i % 16) | ((15 - i % 16) << 4))
@@ -82,7 +82,7 @@ fn blocks_of_32() {
     });
 }
 
-/// The 12 bytes of scales and minima of Q4_K and Q5_K.
+/// Returns the 12 bytes of scales and minima of Q4_K and Q5_K.
 fn six_bits(scales: [u8; 8], mins: [u8; 8]) -> Vec<u8> {
     let low = |of: [u8; 8]| [0, 1, 2, 3].map(|i| of[i] | of[i + 4] >> 4 << 6);
     let both = [4, 5, 6, 7].map(|i: usize| scales[i] & 15 | mins[i] << 4);
@@ -91,13 +91,13 @@ fn six_bits(scales: [u8; 8], mins: [u8; 8]) -> Vec<u8> {
 
 #[test]
 fn blocks_of_256() {
-    // Four codes of 2 bits a byte: rows of 32 weights have the codes 0, 1, 2, 3, 0, 1, 2, 3.
+    // Four codes of 2 bits per byte: rows of 32 weights have the codes 0, 1, 2, 3, 0, 1, 2, 3.
     let scales = (0..16).map(|s| s | (15 - s) << 4).collect();
     check(10, &[scales, vec![0xE4; 64], f16(1.0), f16(0.5)], |i| {
         let (scale, code) = ((i / 16) as f32, (i / 32 % 4) as f32);
         scale * code - 0.5 * (15.0 - scale)
     });
-    // Scale `s` is 4 * s - 32; every code is 3, less 4 in even rows.
+    // Scale `s` is 4 * s - 32; every code is 3, reduced by 4 in even rows.
     let low = [0x00, 0x44, 0x88, 0xCC].repeat(2);
     let high = vec![0xE4; 4];
     check(
@@ -131,7 +131,7 @@ fn blocks_of_256() {
     let block = [d, dmin, factors, vec![0x42; 32], qs];
     check(13, &block, |i| value(i, code(i) + fifth(i)));
 
-    // Of each half, rows 0 and 1 are in low halves of bytes, rows 2 and 3 in high ones; the high
+    // In each half, rows 0 and 1 are in low halves of bytes, rows 2 and 3 in high ones; the high
     // bits of row `r` are `r`.
     let scales: Vec<u8> = (0..16).map(|s| (s - 8i8) as u8).collect();
     check(
@@ -144,7 +144,7 @@ fn blocks_of_256() {
         },
     );
 
-    // Scale `b` is 9 * b, less 32; rows of 32 are as blocks of IQ4_NL.
+    // Scale `b` is 9 * b - 32; rows of 32 are like blocks of IQ4_NL.
     let scale = |b: usize| 9 * b as u16;
     let high: u16 = (0..8).map(|b| (scale(b) >> 4) << (2 * b)).sum();
     let low = (0..4).map(|b| (scale(2 * b) & 15 | (scale(2 * b + 1) & 15) << 4) as u8);
@@ -160,7 +160,7 @@ fn blocks_of_256() {
     });
 }
 
-/// What is undefined is the same NaN on every machine, whatever NaN the file has.
+/// Undefined values are the same NaN on every machine, whatever NaN the file has.
 #[test]
 fn factors_that_are_not_finite() {
     let mut codes = [3; 32];

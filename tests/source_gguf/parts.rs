@@ -1,4 +1,4 @@
-//! Split models, and folders that GGUF files are found in.
+//! Split models, and folders with GGUF files.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::shapes::shape;
 use super::*;
 
-/// Keys of part `no` (from 0 on) of `count` with `tensors` tensors together.
+/// Makes the keys of part `no` (from 0) of `count`, with `tensors` tensors in total.
 fn split(no: u16, count: u16, tensors: i32) -> Vec<Vec<u8>> {
     vec![
         key("split.no", 2, &no.to_le_bytes()),
@@ -17,7 +17,7 @@ fn split(no: u16, count: u16, tensors: i32) -> Vec<Vec<u8>> {
     ]
 }
 
-/// A file with the f32 tensors that are named, each [2, 4] of numbers from `first` on.
+/// Makes a file with the named f32 tensors, each [2, 4] of numbers from `first` on.
 fn part(keys: &[Vec<u8>], names: &[&str], first: f32) -> Vec<u8> {
     let infos = names.iter().enumerate();
     let infos: Vec<Vec<u8>> = infos
@@ -31,7 +31,7 @@ fn name(number: usize) -> String {
     format!("m-{number:05}-of-00003.gguf")
 }
 
-/// Three parts, as they should be: the keys of the model are in the first, which has no tensors.
+/// Makes three valid parts: the keys of the model are in the first, which has no tensors.
 fn files() -> [Vec<u8>; 3] {
     let mut keys = split(0, 3, 3);
     keys.push(key("general.architecture", 8, &text("flux")));
@@ -81,7 +81,7 @@ fn any_part_opens_all() {
     assert_eq!(ids[0].name, name(1));
     let bytes: usize = files().iter().map(Vec::len).sum();
     assert_eq!(ids[0].bytes, bytes as u64);
-    // Every header counts: here one letter of a name in the last.
+    // Every header counts: here one letter of a name in the last one differs.
     let mut renamed = files();
     renamed[2] = part(&split(2, 3, 3), &["d.weight"], 16.0);
     let renamed = folder_of(&renamed);
@@ -136,7 +136,7 @@ fn parts_that_do_not_belong_together_are_refused() {
         ),
         (
             second(&split(1, 3, -1)),
-            &["m-00002-of", "split.tensors.count -1 is no count"],
+            &["m-00002-of", "split.tensors.count -1 is not a count"],
         ),
         (
             with(3, part(&split(2, 3, 3), &["b.weight"], 0.0)),
@@ -210,7 +210,7 @@ fn names_and_keys_that_disagree() {
         (
             "m.gguf",
             &split(0, 1001, 1),
-            "one of 1001 parts of a model, at most 1000",
+            "one of 1001 parts of a model, over the limit of 1000",
         ),
     ] {
         let message = open(name, keys).err().expect("refused");
@@ -219,7 +219,7 @@ fn names_and_keys_that_disagree() {
             "{message}"
         );
     }
-    // Whole files, whatever they are called.
+    // Whole files, whatever their names.
     for count in [0, 1] {
         for name in ["m.gguf", "m-00001-of-00001.gguf", "m-00002-of-00003.gguf"] {
             let source = open(name, &split(0, count, 1)).unwrap();
@@ -269,7 +269,7 @@ fn a_folder_with_one_model_is_that_model() {
         std::fs::write(at(&name(i + 1)), file).unwrap();
     }
     let message = open(folder.path()).err().expect("two models");
-    let names = "holds several GGUF files, name one: m-00001-of-00003.gguf, m.gguf";
+    let names = "contains several GGUF files, use one of them: m-00001-of-00003.gguf, m.gguf";
     assert!(message.contains(names), "{message}");
     std::fs::remove_file(at("m.gguf")).unwrap();
     std::fs::remove_file(at(&name(1))).unwrap();
@@ -279,7 +279,7 @@ fn a_folder_with_one_model_is_that_model() {
         "{message}"
     );
 
-    // Where there are safetensors, these are meant.
+    // If there are safetensors, they take precedence.
     let weights = safetensors(&[f32_tensor("w", &[2], &[1.0, 2.0])]);
     std::fs::write(at("model.safetensors"), weights).unwrap();
     assert_eq!(open(folder.path()).unwrap().id().name, "model.safetensors");

@@ -1,8 +1,8 @@
-//! True shapes of tensors that are stored in others.
+//! True shapes of tensors that are stored in other shapes.
 
 use super::*;
 
-/// A key with a list of numbers of 4 bytes.
+/// Makes a key with a list of numbers of 4 bytes.
 fn list(name: &str, kind: u32, numbers: &[i32]) -> Vec<u8> {
     let mut value = kind.to_le_bytes().to_vec();
     value.extend((numbers.len() as u64).to_le_bytes());
@@ -10,7 +10,7 @@ fn list(name: &str, kind: u32, numbers: &[i32]) -> Vec<u8> {
     key(name, 9, &value)
 }
 
-/// The key with the shape of tensor `name`, outermost dimension first.
+/// Makes the key with the shape of tensor `name`, outermost dimension first.
 pub fn shape(name: &str, dims: &[i32]) -> Vec<u8> {
     list(&format!("comfy.gguf.orig_shape.{name}"), 5, dims)
 }
@@ -37,7 +37,7 @@ fn tensors_have_their_true_shapes() {
     let source = opened(&file).unwrap();
     let shapes: Vec<&[usize]> = source.tensors().iter().map(|t| t.shape.dims()).collect();
     assert_eq!(shapes, [&[2, 4, 3, 1][..], &[4, 24], &[], &[3, 2]]);
-    // The order of the values stays.
+    // The order of the values is unchanged.
     let counted = |end: u8| -> Vec<f32> { (0..end).map(f32::from).collect() };
     assert_eq!(floats(source.as_ref(), 0), counted(24));
     assert_eq!(floats(source.as_ref(), 1), counted(96));
@@ -71,11 +71,14 @@ fn wrong_shapes_are_refused() {
         ),
         (shape("w", &[i32::MAX; 5]), "does not have the elements"),
         (shape("w", &[-2, -4]), "has a dimension of -2"),
-        (shape("w", &[1; 65]), "has 65 dimensions, at most 64 can be"),
-        (list(name, 4, &[2, 4]), "is no list of i32"),
-        (list(name, 10, &[8, 0, 0, 0]), "is no list of i32"),
-        (key_of_f32, "is no list of i32"),
-        (key(name, 8, &text("[2, 4]")), "is no list of i32"),
+        (
+            shape("w", &[1; 65]),
+            "has 65 dimensions, which exceed the limit of 64",
+        ),
+        (list(name, 4, &[2, 4]), "is not a list of i32"),
+        (list(name, 10, &[8, 0, 0, 0]), "is not a list of i32"),
+        (key_of_f32, "is not a list of i32"),
+        (key(name, 8, &text("[2, 4]")), "is not a list of i32"),
     ] {
         let info = tensor("w", &[4, 2], 0, 0);
         let refused = opened(&gguf(&[key], &[info], &[0; 32])).err();
@@ -88,7 +91,7 @@ fn wrong_shapes_are_refused() {
     let refused = opened(&gguf(&twice, &[tensor("w", &[4, 2], 0, 0)], &[0; 32]));
     let message = refused.err().expect("refused").to_string();
     assert!(
-        message.contains(&format!("key '{name}' is there twice")),
+        message.contains(&format!("key '{name}' appears twice")),
         "{message}"
     );
 }

@@ -8,7 +8,7 @@ use arrowquant::source::{self, OpenOptions, Source};
 use bytesize::ByteSize;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-/// Quantizes the weights of diffusion models to INT2, INT4 and INT8.
+/// Quantizes diffusion-model weights to INT2, INT4 or INT8.
 #[derive(Parser)]
 #[command(name = "arrowquant", version, max_term_width = 100)]
 pub struct Args {
@@ -20,7 +20,7 @@ pub struct Args {
 pub enum Command {
     /// Quantize a model: safetensors, a folder of shards, a diffusers folder, GGUF or Parquet
     Quantize(Quantize),
-    /// Show what each tensor would get, and the size, before any work
+    /// Show what each tensor would get, and the file size, before any work
     Plan {
         /// A safetensors file, a folder of shards with their index, a diffusers folder, a GGUF file
         /// (or one part of a split one), or a Parquet file of unquantized tensors
@@ -29,110 +29,109 @@ pub enum Command {
         without: Without,
         #[command(flatten)]
         plan: PlanArgs,
-        /// As JSON, which `quantize --plan` takes
+        /// Print JSON, which `quantize --plan` takes
         #[arg(long)]
         json: bool,
     },
-    /// Measure what each tensor would lose by each format, on a sample of its rows
+    /// Measure what each tensor would lose in each format, on a sample of its rows
     Analyze {
-        /// What `plan` takes
+        /// Any input that `plan` takes
         input: PathBuf,
         #[command(flatten)]
         without: Without,
         #[command(flatten)]
         plan: PlanArgs,
-        /// Draw it
+        /// Draw a chart
         #[arg(long, value_name = "FILE.png")]
         chart: Option<PathBuf>,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Search for the plan that is worth most, within a budget or the size of the settings' own plan
+    /// Search for the best plan by a fitness, within a budget or the size of the settings' plan
     Evolve(EvolveArgs),
-    /// Fold smoothing into the weights before layers: a model that computes the same, in which a few
-    /// channels carry less of the range
+    /// Fold smoothing into the preceding weights: an equivalent model with large input channels
+    /// evened out
     Fold {
         /// A safetensors file, a folder of shards with their index, a diffusers folder, or a Parquet
-        /// file of unquantized tensors, called as in LLaMA, LLaDA or DiT
+        /// file of unquantized tensors, with names as in LLaMA, LLaDA or DiT
         input: PathBuf,
         /// The safetensors file to write
         output: PathBuf,
         #[command(flatten)]
         without: Without,
-        /// What the inputs of its layers are like. The model that is written needs one of its own
+        /// A calibration of the model. The written model needs a new one
         #[arg(long, value_name = "FILE")]
         calibration: PathBuf,
         /// Channels are divided by absmax(X)^ALPHA / absmax(W)^(1-ALPHA)
         #[arg(long, value_name = "ALPHA", default_value_t = 0.5)]
         alpha: f64,
-        /// Float type of all float tensors: f32, f16 or bf16 [default: each as it was, to which it
-        /// is rounded]
+        /// Float type of all float tensors: f32, f16 or bf16 [default: each keeps its type]
         #[arg(long, value_name = "DTYPE")]
         dtype: Option<String>,
-        /// Threads; 0 is all of the machine's
+        /// Threads; 0 means all threads of the machine
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
         threads: usize,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Show the tensors of a quantized file
     Inspect {
-        /// A file or folder that `quantize` wrote
+        /// A file or folder written by `quantize`
         file: PathBuf,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Check a quantized file's checksums, and its error against the original
     Verify {
-        /// A file or folder that `quantize` wrote
+        /// A file or folder written by `quantize`
         file: PathBuf,
         /// The model it was made from
         #[arg(long, value_name = "ORIGINAL")]
         against: Option<PathBuf>,
-        /// Leave a component out of an ORIGINAL that is a pipeline; may be given several times
+        /// Leave out a component if ORIGINAL is a pipeline (repeatable)
         #[arg(long, value_name = "COMPONENT", requires = "against")]
         without: Vec<String>,
         /// Fail tensors whose measured cosine is below this
         #[arg(long, value_name = "X", requires = "against", value_parser = cosine)]
         min_cosine: Option<f64>,
-        /// Threads; 0 is all of the machine's
+        /// Threads; 0 means all threads of the machine
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
         threads: usize,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Make one model of a folder of parts that several runs with --part made
+    /// Combine a folder of parts from several runs with --part into one model
     Merge {
-        /// The folder that all parts are in
+        /// The folder with all parts
         folder: PathBuf,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
     /// Decode a quantized file to safetensors
     Dequantize {
-        /// A file or folder that `quantize` wrote
+        /// A file or folder written by `quantize`
         file: PathBuf,
         /// The safetensors file to write
         output: PathBuf,
-        /// Float type of all float tensors: f32, f16 or bf16 [default: each as in the original, but
+        /// Float type of all float tensors: f32, f16 or bf16 [default: as in the original, but
         /// bf16 for quantized f8]
         #[arg(long, value_name = "DTYPE")]
         dtype: Option<String>,
-        /// Threads; 0 is all of the machine's
+        /// Threads; 0 means all threads of the machine
         #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
         threads: usize,
     },
-    /// Print what a shell needs to complete commands and flags
+    /// Print shell completions for commands and flags
     Completions {
         /// bash, zsh, fish, elvish or powershell
         shell: clap_complete::Shell,
     },
-    /// Write the manual's pages
+    /// Write manual pages
     Man {
         /// The folder to write them to, such as ~/.local/share/man/man1
         folder: PathBuf,
@@ -150,10 +149,10 @@ pub struct Quantize {
     pub without: Without,
     #[command(flatten)]
     pub plan_args: PlanArgs,
-    /// Go on with the parts that an earlier run left in the folder, which is the default
+    /// Resume with the parts that an earlier run left in the folder (the default)
     #[arg(long)]
     pub resume: bool,
-    /// Make all parts of the folder anew, and remove those of an earlier run before, whatever it was of
+    /// Remove the parts of an earlier run, whatever it was, and make all parts again
     #[arg(long, conflicts_with = "resume")]
     pub restart: bool,
     /// Do the K-th of N shares of the work into a folder, for `merge`
@@ -162,7 +161,7 @@ pub struct Quantize {
     /// Bytes of planes after which a part of a folder ends [default: 128MiB]
     #[arg(long, value_name = "SIZE")]
     pub part_size: Option<ByteSize>,
-    /// Do this plan, which `plan --json` printed, as it is; settings do not change it
+    /// Carry out this plan, printed by `plan --json`; it cannot be combined with settings
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "profile", "config", "bits", "group_size", "scheme", "method", "gain", "scale_dtype",
         "on_nonfinite", "keep", "rule", "compression", "time_aware", "time_groups", "time_weighting",
@@ -170,17 +169,17 @@ pub struct Quantize {
         "modality",
     ])]
     pub plan: Option<PathBuf>,
-    /// Write what was measured: a page where FILE ends in .html, else JSON; may be given twice
+    /// Write the measurements: a page if FILE ends in .html, else JSON (repeatable)
     #[arg(long, value_name = "FILE")]
     pub report: Vec<PathBuf>,
-    /// Print nothing but errors
+    /// Print only errors
     #[arg(long)]
     pub quiet: bool,
 }
 
 #[derive(clap::Args)]
 pub struct EvolveArgs {
-    /// What `plan` takes
+    /// Any input that `plan` takes
     pub input: PathBuf,
     /// The plan to write, which `quantize --plan` takes
     pub output: PathBuf,
@@ -188,46 +187,46 @@ pub struct EvolveArgs {
     pub without: Without,
     #[command(flatten)]
     pub plan: PlanArgs,
-    /// What a plan is worth: the last number that this prints, run by the shell with {} standing for
-    /// the plan's file; the more the better [default: less the errors of tensors]
+    /// A shell command, with {} for the plan file; the last number it prints is the fitness of the
+    /// plan, higher is better [default: minus the errors of tensors]
     #[arg(long, value_name = "COMMAND")]
     pub fitness: Option<String>,
-    /// Plans that are tried in each generation
+    /// Plans tried in each generation
     #[arg(long, value_name = "N", default_value_t = 50)]
     pub population: usize,
     /// Generations after the first
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub generations: usize,
-    /// Write the search down after each generation
+    /// Save the search after each generation
     #[arg(long, value_name = "FILE")]
     pub checkpoint: Option<PathBuf>,
-    /// Go on where the checkpoint ended
+    /// Continue from the checkpoint
     #[arg(long, requires = "checkpoint")]
     pub resume: bool,
-    /// Draw what the generations came to
+    /// Draw the results of the generations
     #[arg(long, value_name = "FILE.png")]
     pub chart: Option<PathBuf>,
-    /// What the generations came to, as JSON
+    /// Print the results of the generations as JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// Components of a pipeline.
+/// Components of a pipeline to leave out.
 #[derive(clap::Args)]
 pub struct Without {
-    /// Leave a component out of a pipeline, which may then be missing; may be given several times
+    /// Leave out a component of a pipeline, which may then be missing (repeatable)
     #[arg(long = "without", value_name = "COMPONENT")]
     components: Vec<String>,
 }
 
 impl Without {
-    /// Opens an input without them.
+    /// Opens an input without these components.
     pub fn open(&self, input: &Path) -> Result<Box<dyn Source>, Error> {
         open_without(input, &self.components)
     }
 }
 
-/// Opens an input, but for some components of a pipeline.
+/// Opens an input, except some components of a pipeline.
 pub fn open_without(input: &Path, components: &[String]) -> Result<Box<dyn Source>, Error> {
     let without = components.to_vec();
     source::open_with(input, &OpenOptions { without }).map_err(|error| match error {
@@ -241,13 +240,13 @@ pub fn open_without(input: &Path, components: &[String]) -> Result<Box<dyn Sourc
 
 #[derive(clap::Args)]
 pub struct PlanArgs {
-    /// Defaults for where the model is to run: edge, local or cloud
+    /// Defaults for the target machine: edge, local or cloud
     #[arg(long)]
     profile: Option<String>,
-    /// Settings in YAML
+    /// A YAML file of settings
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Bits of a weight: 2, 4 or 8
+    /// Bits per weight: 2, 4 or 8
     #[arg(long)]
     bits: Option<String>,
     /// Weights per scale: a multiple of 16 up to 1024, or 0 for the whole row
@@ -256,25 +255,25 @@ pub struct PlanArgs {
     /// symmetric or affine
     #[arg(long)]
     scheme: Option<String>,
-    /// How codes and scales are chosen: minmax, lsq, or gptq, which takes a calibration
+    /// How codes and scales are chosen: minmax, lsq, or gptq, which requires a calibration
     #[arg(long)]
     method: Option<String>,
-    /// What activations say of the weights: a calibration file [default method with it: gptq]
+    /// A calibration file [default method with it: gptq]
     #[arg(long, value_name = "FILE")]
     calibration: Option<String>,
-    /// Whether timesteps are told apart, with a calibration
+    /// Whether timesteps are distinguished, with a calibration
     #[arg(long, value_name = "true|false")]
     time_aware: Option<String>,
-    /// Groups of timesteps that are told apart
+    /// Number of timestep groups
     #[arg(long, value_name = "N")]
     time_groups: Option<String>,
-    /// How they are weighed: auto, rows, equal, snr, relative, or a number for each
+    /// How timestep groups are weighted: auto, rows, equal, snr, relative, or a number for each
     #[arg(long, value_name = "HOW")]
     time_weighting: Option<String>,
     /// Whether smoothing and rotation are tried, with a calibration
     #[arg(long, value_name = "true|false")]
     spatial: Option<String>,
-    /// What the model generates: text, code, image, audio, unknown, or auto (by its names)
+    /// What the model generates: text, code, image, audio, unknown, or auto (detected)
     #[arg(long)]
     modality: Option<String>,
     /// Whether amplitude is restored: unit (yes), lsq (no), auto (yes for 2 and 4 bits)
@@ -283,55 +282,55 @@ pub struct PlanArgs {
     /// How scales are stored: auto (f16, or f32 for tiles that need it), f16 or f32
     #[arg(long, value_name = "DTYPE")]
     scale_dtype: Option<String>,
-    /// What to do with tensors that hold NaN or infinity: error or keep
+    /// What to do with tensors that contain NaN or infinity: error or keep
     #[arg(long, value_name = "ACTION")]
     on_nonfinite: Option<String>,
-    /// What to do with weights that another quantizer has packed: error or keep
+    /// What to do with weights packed by another quantizer: error or keep
     #[arg(long, value_name = "ACTION")]
     packed: Option<String>,
     /// Keep tensors whose name matches: a glob, or a regular expression after re:
     #[arg(long, value_name = "PATTERN")]
     keep: Vec<String>,
-    /// Treat tensors whose name matches otherwise; later rules win
+    /// Use other settings for tensors whose name matches; later rules win
     #[arg(long, value_name = "PATTERN=bits:8,group:64")]
     rule: Vec<String>,
     /// none or zstd
     #[arg(long)]
     compression: Option<String>,
-    /// Hold little in memory, even where that takes longer
+    /// Keep memory use low, even if that takes longer
     #[arg(long)]
     streaming: bool,
-    /// The most memory that the whole program may take, such as 256MB; implies --streaming
+    /// Memory limit for the whole program, such as 256MB; implies --streaming
     #[arg(long, value_name = "SIZE")]
     memory_limit: Option<String>,
-    /// Stop with an error where the run would otherwise mend by itself, as by streaming
+    /// Stop with an error in situations that a run normally handles, such as by streaming
     #[arg(long)]
     fail_fast: bool,
-    /// Cosine that every tensor must reach, or none: one that does not gets more bits, or is kept
-    /// [default: as the profile says, 0.85]
+    /// Cosine that every tensor must reach, or none: a tensor that does not gets more bits, or is
+    /// kept [default: from the profile, 0.85]
     #[arg(long, value_name = "X")]
     min_cosine: Option<String>,
-    /// Choose the format of each tensor by what it loses: as few bytes as --min-cosine allows, or as
-    /// little loss as --max-size and --avg-bits do, which imply it
+    /// Choose the format of each tensor by its loss: as few bytes as --min-cosine allows, or as
+    /// little loss as --max-size and --avg-bits allow, which imply it
     #[arg(long)]
     mixed: bool,
-    /// The most bytes that the file may have, such as 2GB
+    /// Maximum size of the file, such as 2GB
     #[arg(long, value_name = "SIZE")]
     max_size: Option<String>,
-    /// Bits of a weight on average, scales counted
+    /// Average bits per weight, including scales
     #[arg(long, value_name = "BITS")]
     avg_bits: Option<String>,
     /// Formats to choose from, such as int2:256,int4:128:affine,int8,keep [default: int2, int4, int8
-    /// with several group sizes, and keep, but for what --bits, --group-size and --scheme fix]
+    /// with several group sizes, and keep, restricted by --bits, --group-size and --scheme]
     #[arg(long, value_name = "FORMATS")]
     candidates: Option<String>,
-    /// Of what is drawn by chance: rows that are sampled, plans that are tried
+    /// Seed for sampling rows and for the plans that a search tries
     #[arg(long, value_name = "N")]
     seed: Option<String>,
-    /// Threads; 0 is all of the machine's [default: as the profile says]
+    /// Threads; 0 means all threads of the machine [default: from the profile]
     #[arg(long, value_name = "N")]
     threads: Option<String>,
-    /// `--keep` and `--rule`, as rules in the order they were given.
+    /// Rules from `--keep` and `--rule`, in the order they were given.
     #[arg(skip)]
     pub rules_in_order: Vec<String>,
 }
@@ -433,6 +432,6 @@ fn cosine(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     match (-1.0..=1.0).contains(&value) {
         true => Ok(value),
-        false => Err("a cosine lies between -1 and 1".to_owned()),
+        false => Err("a cosine is between -1 and 1".to_owned()),
     }
 }

@@ -13,10 +13,10 @@ use embedded_graphics::prelude::*;
 use embedded_graphics::primitives::{Circle, Line, PrimitiveStyle, Rectangle};
 use embedded_graphics::text::{Alignment, Text};
 
-/// Pixels of a picture.
+/// Size of a picture in pixels.
 const SIZE: Size = Size::new(1200, 640);
 
-/// The first pixel of the plot, and that after the last one.
+/// The first pixel of the plot, and the one after the last.
 const LEFT: i32 = 90;
 const RIGHT: i32 = 1170;
 const TOP: i32 = 90;
@@ -25,7 +25,7 @@ const BOTTOM: i32 = 570;
 const INK: Rgb888 = Rgb888::new(0x22, 0x26, 0x2e);
 const GRID: Rgb888 = Rgb888::new(0xdd, 0xe1, 0xe8);
 
-/// Told apart by those who do not see all colours, too (Okabe and Ito 2008).
+/// Colours that colour-blind readers can distinguish (Okabe and Ito 2008).
 const COLOURS: &[Rgb888] = &[
     Rgb888::new(0xd5, 0x5e, 0x00),
     Rgb888::new(0x00, 0x72, 0xb2),
@@ -35,21 +35,21 @@ const COLOURS: &[Rgb888] = &[
     Rgb888::new(0x56, 0xb4, 0xe9),
 ];
 
-/// Numbers that belong together.
+/// A named series of numbers.
 pub struct Series {
     pub name: String,
-    /// One for each place of the axis; where there is none, nothing is drawn.
+    /// One value for each place of the axis; missing ones are not drawn.
     pub values: Vec<Option<f64>>,
-    /// Whether neighbours are joined.
+    /// Whether neighbouring points are connected.
     pub line: bool,
 }
 
-/// What a chart shows.
+/// The contents of a chart.
 pub struct Chart {
     pub title: String,
-    /// Under the axis.
+    /// Label below the axis.
     pub places: String,
-    /// Above the plot: what is measured.
+    /// Label above the plot: what is measured.
     pub measure: String,
     pub series: Vec<Series>,
 }
@@ -83,7 +83,7 @@ impl DrawTarget for Picture {
     }
 }
 
-/// Where numbers are on a side of the plot.
+/// The mapping of numbers to positions on one side of the plot.
 struct Axis {
     low: f64,
     high: f64,
@@ -91,7 +91,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// One that holds these, with a handful of round numbers on it.
+    /// Makes an axis that covers these, with a few round numbers.
     fn around(low: f64, high: f64) -> Self {
         let span = if high > low {
             high - low
@@ -114,7 +114,7 @@ impl Axis {
         .holding(high)
     }
 
-    /// Rounding may have left the last number out.
+    /// Extends the axis if rounding has left out the last number.
     fn holding(mut self, high: f64) -> Self {
         if self.high < high {
             self.high = (self.high + self.step).max(high);
@@ -127,7 +127,7 @@ impl Axis {
         (0..=count).map(|i| self.low + i as f64 * self.step)
     }
 
-    /// How many digits tell its numbers apart.
+    /// Returns the number of digits that distinguishes its numbers.
     fn digits(&self) -> usize {
         (-self.step.log10().floor()).max(0.0) as usize
     }
@@ -151,7 +151,7 @@ impl Picture {
 }
 
 impl Chart {
-    /// Draws it into a PNG file, which appears whole at its path.
+    /// Draws the chart into a PNG file, which appears complete at its path.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -242,7 +242,7 @@ impl Chart {
     }
 }
 
-/// Where a place of so many is.
+/// Returns the position of a place, out of this many.
 fn x(place: usize, count: usize) -> i32 {
     let share = (place as f64 + 0.5) / count.max(1) as f64;
     LEFT + (share * f64::from(RIGHT - LEFT)).round() as i32

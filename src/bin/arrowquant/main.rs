@@ -1,7 +1,6 @@
 //! The command line, over the crate's public Rust surface only.
 //!
-//! Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage, 130 stopped by
-//! Ctrl-C.
+//! Exit codes: 0 success, 1 an error or a failed check, 2 wrong usage, 130 stopped by Ctrl-C.
 
 mod args;
 mod chart;
@@ -25,7 +24,7 @@ use arrowquant::run::{self, Fold, Level, Options, Progress};
 use arrowquant::source::{self, Source};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Bytes of a calibration's Hessians that are held in memory where nothing needs them.
+/// The most bytes of a calibration's Hessians in memory if no command uses them.
 const HELD_HESSIANS: usize = 1 << 20;
 
 fn main() -> ExitCode {
@@ -39,10 +38,10 @@ fn main() -> ExitCode {
     match execute(args) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
-        // `with_bar` has said it.
+        // `with_bar` has printed the message.
         Err(Error::Cancelled) => ExitCode::from(stop::EXIT_CODE),
         Err(error) => {
-            // One line, whatever a name or a nested message holds.
+            // One line, even if a name or a nested message has several.
             let message = error.to_string();
             let lines: Vec<&str> = message.lines().map(str::trim).collect();
             complain(&format!("error: {}", show::printable(&lines.join(" "))));
@@ -54,7 +53,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Does one command; false when a check did not hold.
+/// Runs one command; false if a check failed.
 fn execute(args: Args) -> Result<bool> {
     run::check_environment()?;
     match args.command {
@@ -188,7 +187,7 @@ fn execute(args: Args) -> Result<bool> {
     }
 }
 
-/// The float that `--dtype` names.
+/// Parses the float type in `--dtype`.
 fn float(dtype: Option<String>) -> Result<Option<Float>> {
     let parse = |text: String| {
         text.parse().map_err(|error| Error::Config {
@@ -210,7 +209,7 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
                 Error::Plan(reason) => Error::Plan(format!("{}: {reason}", path.display())),
                 other => other,
             })?;
-            // These change nothing of what tensors get.
+            // These do not change what tensors get.
             plan.streaming |= config.streaming();
             plan.memory_limit = config.memory_limit().or(plan.memory_limit);
             plan.fail_fast |= config.fail_fast();
@@ -220,7 +219,7 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
     if !args.quiet {
         show::source_notes(&plan).lines().for_each(complain);
     }
-    // Begun before the work, so that hours are not lost to a mistyped folder.
+    // Created before the work, so that a mistyped folder does not cost hours.
     let report_files = report::create(&args.report, source.as_ref(), &args.output)?;
     let doing = format!("quantizing {}", args.input.display());
     let report = with_bar(&doing, config.threads(), args.quiet, |mut options| {
@@ -239,30 +238,30 @@ fn quantize_command(args: &args::Quantize) -> Result<bool> {
     Ok(true)
 }
 
-/// Opens a quantized model; says so where a path is that of weights.
+/// Opens a quantized model; if the path has weights instead, the error says so.
 fn open_model(path: &Path) -> Result<Model> {
     Model::open(path).map_err(|error| match error {
         Error::File { path: file, .. } if source::open(path).is_ok() => Error::File {
             path: file,
-            reason: "not a quantized model but weights; `plan` shows what would become of them"
+            reason: "not a quantized model but weights; `plan` shows how they would be quantized"
                 .to_owned(),
         },
         error => error,
     })
 }
 
-/// The plan for a source, with a bar where there is something to measure.
+/// Makes the plan for a source, with a progress bar while measuring.
 fn make_plan(input: &Path, source: &dyn Source, config: &Config, quiet: bool) -> Result<Plan> {
     let doing = format!("planning for {}", input.display());
     with_bar(&doing, config.threads(), quiet, |mut options| {
-        // Whoever does the plan is told.
+        // Messages are printed when the plan is carried out.
         options.log = None;
         run::plan_with(source, config, options)
     })
 }
 
 impl PlanArgs {
-    /// The settings, later ones over earlier: profile, YAML, environment, flags.
+    /// Merges the settings; later ones win: profile, YAML, environment, flags.
     fn config(&self) -> Result<Config> {
         let mut config = Config::new();
         if let Some(path) = &self.config {
@@ -291,7 +290,7 @@ impl PlanArgs {
 
 /// Reads a plan, which may come from a pipe.
 fn read(path: &Path) -> Result<String> {
-    /// More than a plan of the most tensors there can be.
+    /// A size that no plan reaches, even with the most tensors.
     const MOST: u64 = 256 << 20;
     let failed = |source| Error::Io {
         path: path.to_owned(),
@@ -309,15 +308,15 @@ fn read(path: &Path) -> Result<String> {
     }
 }
 
-/// Says on standard error what the plan does that was hardly meant.
+/// Prints warnings about the plan to standard error.
 fn warn(plan: &Plan) {
     for warning in plan.warnings() {
         complain(&format!("warning: {}", show::printable(&warning)));
     }
 }
 
-/// Calls `work` with options whose progress draws a bar, on a terminal, whose warnings are printed,
-/// and which Ctrl-C stops; it is then said what was `doing`.
+/// Calls `work` with options that draw a progress bar on a terminal, print warnings, and stop on
+/// Ctrl-C; then `doing` is printed as stopped.
 fn with_bar<R>(
     doing: &str,
     threads: usize,
@@ -362,12 +361,12 @@ fn with_bar<R>(
     result
 }
 
-/// Writes a line to standard error, where failing to is nobody's business.
+/// Writes a line to standard error; failures are ignored.
 fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Writes to standard output. A reader that stops reading is no failure; a full disk is.
+/// Writes to standard output. A closed pipe is not an error; a full disk is.
 fn print(text: &str) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout

@@ -1,4 +1,4 @@
-//! What shells and `man` want to know of the command line, made of its definition.
+//! Shell completions and manual pages, generated from the definition of the command line.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use clap_complete::Shell;
 
 use super::args::Args;
 
-/// The completions of a shell.
+/// Returns the completions for a shell.
 pub fn completions(shell: Shell) -> String {
     let mut text = Vec::new();
     let mut command = Args::command();
@@ -17,7 +17,8 @@ pub fn completions(shell: Shell) -> String {
     String::from_utf8_lossy(&text).into_owned()
 }
 
-/// Writes the manual into a folder that is there or not: `arrowquant.1`, and a page for each command.
+/// Writes the manual into a folder, creating it if necessary: `arrowquant.1`, and a page for each
+/// command.
 pub fn manual(folder: &Path) -> Result<()> {
     let failed = |source| Error::Io {
         path: folder.to_owned(),

@@ -1,4 +1,4 @@
-//! Files of what a run measured: `quantize --report`.
+//! Report files of a run: `quantize --report`.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
@@ -12,7 +12,7 @@ use arrowquant::source::Source;
 
 use super::show;
 
-/// Begins the files of a run's reports, none of which may be another file of the run.
+/// Creates the report files of a run, none of which may be another file of the run.
 pub fn create(paths: &[PathBuf], source: &dyn Source, output: &Path) -> Result<Vec<StagedFile>> {
     let refused = |path: &Path, reason: &str| Error::Config {
         key: "--report".into(),
@@ -34,7 +34,7 @@ pub fn create(paths: &[PathBuf], source: &dyn Source, output: &Path) -> Result<V
     files.collect()
 }
 
-/// Writes the report into each: as a page where the name ends in .html, else as JSON.
+/// Writes the report into each file: a page if the name ends in .html, else JSON.
 pub fn write(files: Vec<StagedFile>, report: &Report) -> Result<()> {
     for mut file in files {
         let text = match is_page(file.target()) {
@@ -57,7 +57,7 @@ fn is_page(path: &Path) -> bool {
     ending.eq_ignore_ascii_case("html") || ending.eq_ignore_ascii_case("htm")
 }
 
-/// Whether a path is that of a part or of the manifest of an output that is a folder.
+/// Whether a path is a part or the manifest of an output folder.
 fn is_of_folder(path: &Path, output: &Path) -> bool {
     let name = as_compared(path.file_name().unwrap_or_default());
     let name = name.to_string_lossy();
@@ -68,7 +68,7 @@ fn is_of_folder(path: &Path, output: &Path) -> bool {
             .is_some_and(|folder| same_file(folder, output))
 }
 
-/// Whether two paths, which may not exist yet, are one file.
+/// Whether two paths, which may not exist yet, are the same file.
 pub fn same_file(a: &Path, b: &Path) -> bool {
     let resolved = |path: &Path| {
         if let Ok(path) = path.canonicalize() {
@@ -84,7 +84,7 @@ pub fn same_file(a: &Path, b: &Path) -> bool {
     resolved(a).is_some_and(|a| Some(a) == resolved(b))
 }
 
-/// A name as file systems compare it: those of Windows and macOS know no case.
+/// Returns a name as file systems compare it: on Windows and macOS they ignore case.
 fn as_compared(name: &OsStr) -> OsString {
     match cfg!(any(windows, target_os = "macos")) {
         true => name.to_ascii_lowercase(),

@@ -1,4 +1,4 @@
-//! `evolve`: searching for a plan, by the errors of tensors or by what a command prints.
+//! `evolve`: searches for a plan, by the errors of tensors or by a command's output.
 
 use std::io::{IsTerminal, Write};
 use std::process::{Command, Stdio};
@@ -31,7 +31,7 @@ pub fn evolve(args: &EvolveArgs) -> Result<bool> {
     let mut output = StagedFile::create(&args.output)?;
     let mut failure = None;
     let mut by_command = |plan: &Plan| match args.fitness.as_deref() {
-        // Ctrl-C reaches the command, too, and is no failure of it.
+        // Ctrl-C also reaches the command; that is not a failure.
         Some(_) if stop::asked() => f64::NEG_INFINITY,
         Some(command) => worth(command, plan).unwrap_or_else(|error| {
             if !stop::asked() {
@@ -65,7 +65,7 @@ pub fn evolve(args: &EvolveArgs) -> Result<bool> {
         resume: args.resume,
         told: Some(&mut told),
     };
-    let doing = format!("searching a plan for {}", args.input.display());
+    let doing = format!("searching for a plan for {}", args.input.display());
     let found = with_bar(&doing, config.threads(), false, |options| {
         run::evolve(source.as_ref(), &config, search, options)
     });
@@ -93,7 +93,7 @@ pub fn evolve(args: &EvolveArgs) -> Result<bool> {
     Ok(true)
 }
 
-/// The last number that a command prints for a plan.
+/// Returns the last number that a command prints for a plan.
 fn worth(command: &str, plan: &Plan) -> Result<f64> {
     let refuse = |reason: String| Error::Plan(format!("--fitness '{command}' {reason}"));
     let failed = |error: std::io::Error| refuse(format!("cannot be run: {error}"));
@@ -104,7 +104,7 @@ fn worth(command: &str, plan: &Plan) -> Result<f64> {
         .map_err(failed)?;
     let text = show::json(&plan.to_json());
     file.write_all(text.as_bytes()).map_err(failed)?;
-    // Closed: Windows may refuse others a file that is open for writing.
+    // Closed, because on Windows others may be unable to open a file that is open for writing.
     let path = file.into_temp_path();
     let output = shell(&command.replace("{}", &path.to_string_lossy()))
         .stderr(Stdio::inherit())
@@ -120,7 +120,7 @@ fn worth(command: &str, plan: &Plan) -> Result<f64> {
         .ok_or_else(|| refuse("printed no number".to_owned()))
 }
 
-/// A line as the system's shell takes it.
+/// Makes a command for the system's shell.
 #[cfg(not(windows))]
 fn shell(line: &str) -> Command {
     let mut shell = Command::new("sh");
@@ -128,7 +128,7 @@ fn shell(line: &str) -> Command {
     shell
 }
 
-/// A line as the system's shell takes it: between quotes, within which others stay as they are.
+/// Makes a command for the system's shell: in quotes, within which other quotes are unchanged.
 #[cfg(windows)]
 fn shell(line: &str) -> Command {
     use std::os::windows::process::CommandExt;

@@ -17,10 +17,10 @@ use super::chart::{Chart, Series};
 
 pub use plans::{analysis, analysis_chart, evolution, evolution_chart};
 
-/// Tensors named at the end of a run.
+/// Number of tensors listed at the end of a run.
 const WORST: usize = 5;
 
-/// A table of these columns, of which some are numbers.
+/// Makes a table with these columns, some of which are numbers.
 fn table(columns: &[&str], numbers: std::ops::Range<usize>) -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING);
@@ -52,7 +52,7 @@ fn ratio(whole: usize, part: usize) -> String {
     }
 }
 
-/// Text with control characters escaped, as names in a file may hold any.
+/// Escapes control characters, because names in a file may contain any.
 pub fn printable(text: &str) -> String {
     let escaped = |c: char| match c.is_control() {
         true => c.escape_default().to_string(),
@@ -61,17 +61,17 @@ pub fn printable(text: &str) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// `1 tensor`, `2 tensors`.
+/// Formats a count: `1 tensor`, `2 tensors`.
 fn tensors(count: usize) -> String {
     format!("{count} tensor{}", if count == 1 { "" } else { "s" })
 }
 
-/// JSON with a line end.
+/// Formats JSON, with a line end.
 pub fn json(value: &Value) -> String {
     format!("{value:#}\n")
 }
 
-/// What each tensor would get.
+/// Formats what each tensor would get.
 pub fn plan(plan: &Plan, file_bytes: usize) -> String {
     let columns = [
         "tensor",
@@ -115,7 +115,7 @@ pub fn plan(plan: &Plan, file_bytes: usize) -> String {
     )
 }
 
-/// How often the ladder was climbed, in a line; empty when it was not.
+/// Summarizes the steps of the ladder in a line; empty without any.
 fn ladder(report: &Report) -> String {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
     let mut least: Vec<f64> = Vec::new();
@@ -140,7 +140,7 @@ fn ladder(report: &Report) -> String {
         .collect();
     let below = report.tensors.iter().filter(|t| t.below_min_cosine).count();
     if below > 0 {
-        parts.push(format!("{} left below for want of room", tensors(below)));
+        parts.push(format!("{} left below for lack of room", tensors(below)));
     }
     if parts.is_empty() {
         return String::new();
@@ -152,7 +152,7 @@ fn ladder(report: &Report) -> String {
     format!("ladder: {}{least}\n", parts.join(", "))
 }
 
-/// What tells the modality, and what was made of the source's tensors, a line each.
+/// Formats the evidence for the modality and the notes on the source's tensors, one line each.
 fn sentences(evidence: &[String]) -> String {
     let line = |line: &String| match line.starts_with(SOURCE) {
         true => format!("{}\n", printable(&shortened(line))),
@@ -161,13 +161,13 @@ fn sentences(evidence: &[String]) -> String {
     evidence.iter().map(line).collect()
 }
 
-/// What was made of the source's tensors, a line each.
+/// Formats the notes on the source's tensors, one line each.
 pub fn source_notes(plan: &Plan) -> String {
     let notes = plan.evidence.iter().filter(|line| line.starts_with(SOURCE));
     sentences(&notes.cloned().collect::<Vec<_>>())
 }
 
-/// The figures over all quantized tensors.
+/// Formats the figures over all quantized tensors.
 pub fn totals(total: &Totals) -> String {
     match total.quantized {
         0 => format!("nothing quantized, {} kept\n", tensors(total.kept)),
@@ -182,7 +182,7 @@ pub fn totals(total: &Totals) -> String {
     }
 }
 
-/// What a run came to, and its worst tensors.
+/// Formats the results of a run, and its worst tensors.
 pub fn report(report: &Report) -> String {
     let mut text = format!(
         "{}: {} of {} ({}) in {:.2} s\n",
@@ -195,7 +195,7 @@ pub fn report(report: &Report) -> String {
     text += &totals(&report.total);
     if let Some(Parts { count, resumed }) = report.parts {
         let parts = if count == 1 { "part" } else { "parts" };
-        text += &format!("{count} {parts}, of which {resumed} were there already\n");
+        text += &format!("{count} {parts}, {resumed} from an earlier run\n");
     }
     if let Some(because) = &report.streaming_because {
         text += &format!("streamed, since {because}\n");
@@ -205,14 +205,14 @@ pub fn report(report: &Report) -> String {
         .iter()
         .filter(|t| t.cosine.is_some())
         .collect();
-    // Of outputs where they were measured: gptq trades the cosine of weights for it.
+    // The cosine of outputs if measured: gptq improves it at the expense of that of weights.
     let output = |t: &TensorReport| t.output.as_ref().map(|output| output.cosine);
     let cosine = |t: &TensorReport| output(t).or(t.cosine).unwrap_or(1.0);
     worst.sort_by(|a, b| cosine(a).total_cmp(&cosine(b)));
     worst.truncate(WORST);
     if !worst.is_empty() {
         let columns = [
-            "least alike",
+            "lowest cosine",
             "format",
             "bits/weight",
             "cosine",
@@ -240,7 +240,7 @@ pub fn report(report: &Report) -> String {
     }
     for tensor in report.tensors.iter().filter(|t| t.kept_non_finite) {
         let name = printable(&tensor.name);
-        text += &format!("kept, since it has NaN or infinite weights: {name}\n");
+        text += &format!("kept because it has NaN or infinite weights: {name}\n");
     }
     let outputs: Vec<f64> = (report.tensors.iter())
         .filter_map(|tensor| tensor.output.as_ref().map(|output| output.error))
@@ -256,12 +256,12 @@ pub fn report(report: &Report) -> String {
     text += &ladder(report);
     let widened: usize = report.tensors.iter().map(|t| t.f32_scale_tiles.len()).sum();
     if widened > 0 {
-        text += &format!("tiles with f32 scales, since f16 does not hold them: {widened}\n");
+        text += &format!("tiles with f32 scales, which do not fit f16: {widened}\n");
     }
     text
 }
 
-/// What was folded, and what could not be.
+/// Formats what was folded, and what could not be.
 pub fn fold(report: &FoldReport) -> String {
     let mut table = table(
         &["folded into", "layers", "smallest", "largest scale"],
@@ -283,7 +283,7 @@ pub fn fold(report: &FoldReport) -> String {
         text += &format!("{}\n", printable(&line));
     }
     text += &format!(
-        "{}: inputs of {} sets of layers scaled with exponent {}; gather a calibration of it anew\n",
+        "{}: inputs of {} sets of layers scaled with exponent {}; collect a new calibration for it\n",
         report.output,
         report.folded.len(),
         report.alpha
@@ -291,7 +291,7 @@ pub fn fold(report: &FoldReport) -> String {
     text
 }
 
-/// A layer's name without what it and the module before it begin with.
+/// Returns a layer's name without the prefix that it shares with the module before it.
 fn own_name<'a>(layer: &'a str, before: &str) -> &'a str {
     let common = layer.split_inclusive('.').zip(before.split_inclusive('.'));
     let same = common.take_while(|(a, b)| a == b);
@@ -299,7 +299,7 @@ fn own_name<'a>(layer: &'a str, before: &str) -> &'a str {
     own.strip_suffix(".weight").unwrap_or(own)
 }
 
-/// A tensor's layout and figures, as far as it has them, under the keys of `inspect --json`.
+/// Returns a tensor's layout and available figures, under the keys of `inspect --json`.
 fn tensor_json(tensor: &Tensor, summary: &Value) -> Value {
     let layout = tensor.tiles.first().and_then(|tile| tile.tile.layout);
     let scale_dtypes = tensor.tiles.iter().filter_map(|tile| tile.tile.layout);
@@ -328,9 +328,9 @@ fn tensor_json(tensor: &Tensor, summary: &Value) -> Value {
     })
 }
 
-/// The tensors and totals of a file, for programs.
+/// Returns the tensors and totals of a file, for programs.
 pub fn inspect_json(model: &Model) -> Value {
-    // Anything but JSON, as the modality, is text.
+    // Values that are not JSON, such as the modality, are text.
     let metadata = |name: &str| {
         let text = model.metadata().get(name).cloned().unwrap_or_default();
         serde_json::from_str(&text).unwrap_or(Value::String(text))
@@ -354,17 +354,17 @@ pub fn inspect_json(model: &Model) -> Value {
     })
 }
 
-/// What tells the modality that a file has recorded, and what was made of its source.
+/// Returns the evidence for the modality in a file, and the notes on its source.
 fn evidence(model: &Model, file: &Value) -> Vec<String> {
     let mut config = Config::new();
-    // One of another version may have settings that this one does not know.
+    // A file of another version may have unknown settings.
     let _ = config.merge_json(&file["config"]);
     let tensors = || model.tensors().iter().map(|tensor| &tensor.info);
     let found = Recognition::new(tensors(), &[], config.modality());
     let recorded = file["modality"].as_str().unwrap_or_default();
     let mut evidence = match found.modality.name() == recorded {
         true => found.evidence,
-        // Files beside the source have told it.
+        // The modality came from files beside the source.
         false => Recognition::new(tensors(), &[format!("modality: {recorded}")], None).evidence,
     };
     let notes = file["source"]["notes"].as_array().into_iter().flatten();
@@ -373,7 +373,7 @@ fn evidence(model: &Model, file: &Value) -> Vec<String> {
     evidence
 }
 
-/// The same as a table.
+/// Formats the tensors and totals of a file as a table.
 pub fn inspect(model: &Model) -> String {
     let file = inspect_json(model);
     let columns = [
@@ -402,7 +402,10 @@ pub fn inspect(model: &Model) -> String {
         table.add_row([
             printable(&tensor.info.name),
             text("dtype"),
-            text("format"),
+            match text("format") {
+                format if format == RAW => "keep".to_owned(),
+                format => format,
+            },
             text("scheme"),
             tensor.info.shape.to_string(),
             text("group_size"),
@@ -434,7 +437,7 @@ pub fn inspect(model: &Model) -> String {
     )
 }
 
-/// What checking a file found.
+/// Formats the results of checking a file.
 pub fn verification(verification: &Verification, against: bool) -> String {
     let all = tensors(verification.tensors.len());
     let mut text = String::new();

@@ -1,8 +1,8 @@
-//! Ctrl-C: the first asks the work to stop, the second ends the program.
+//! Ctrl-C: the first one asks the work to stop, the second one ends the program.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What shells give a program that Ctrl-C ended.
+/// The exit code that shells report for a program ended by Ctrl-C.
 pub const EXIT_CODE: u8 = 130;
 
 static WORKING: AtomicBool = AtomicBool::new(false);
@@ -13,12 +13,12 @@ pub fn asked() -> bool {
     ASKED.load(Ordering::Relaxed)
 }
 
-/// Calls `work`, which looks at [`asked`] now and then. Meanwhile Ctrl-C, or being told to end
-/// in another way, no longer ends the program; a second time does.
+/// Calls `work`, which checks [`asked`] regularly. Meanwhile the first Ctrl-C or other termination
+/// signal does not end the program; the second one does.
 pub fn listening<R>(work: impl FnOnce() -> R) -> R {
     let ignored = ignored_signals();
     WORKING.store(true, Ordering::SeqCst);
-    // Without it the work is done all the same, and dies as any program.
+    // If this fails, the work is done anyway, and signals end it like any program.
     let _ = ctrlc::set_handler(heard);
     ignore(&ignored);
     let result = work();
@@ -26,16 +26,16 @@ pub fn listening<R>(work: impl FnOnce() -> R) -> R {
     result
 }
 
-/// Called on a thread of its own.
+/// Handles a signal, on a separate thread.
 fn heard() {
-    // Before and after the work nobody would look.
+    // Before and after the work, nothing would check the flag.
     if ASKED.swap(true, Ordering::SeqCst) || !WORKING.load(Ordering::SeqCst) {
         std::process::exit(EXIT_CODE.into());
     }
 }
 
-/// Signals that whoever started us has us ignore: nohup those of a closed terminal, a shell
-/// Ctrl-C for what runs in its background.
+/// Returns signals that the parent process had this program ignore: nohup ignores those of a closed
+/// terminal, a shell ignores Ctrl-C for background jobs.
 #[cfg(unix)]
 fn ignored_signals() -> Vec<libc::c_int> {
     let ignored = |signal: &libc::c_int| {
@@ -53,7 +53,7 @@ fn ignored_signals() -> Vec<libc::c_int> {
 #[cfg(unix)]
 fn ignore(signals: &[libc::c_int]) {
     for &signal in signals {
-        // SAFETY: runs no code of ours.
+        // SAFETY: runs no code of this program.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }

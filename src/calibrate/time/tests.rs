@@ -12,7 +12,7 @@ fn bin(t: Range<i32>, count: u64, min: f32, max: f32) -> BinRange<'static> {
     }
 }
 
-/// One timestep each.
+/// Makes bins of one timestep each.
 fn bins(ranges: &[(u64, f32, f32)]) -> Vec<BinRange<'static>> {
     let bins = (0..).zip(ranges);
     bins.map(|(t, &(count, min, max))| bin(t..t + 1, count, min, max))
@@ -58,7 +58,7 @@ fn scales_are_as_computed_by_hand() {
     assert_eq!((affine.scale, affine.zero_point), (0.02, -(-1.0 / 0.02f32)));
     let affine = Affine::new(0.0, 7.5, 4);
     assert_eq!((affine.scale, affine.zero_point.to_bits()), (0.5, 0));
-    // The range need not hold 0.
+    // The range need not contain 0.
     let affine = Affine::new(3.0, 3.0 + 15.0, 4);
     assert_eq!((affine.scale, affine.zero_point), (1.0, -3.0));
 }
@@ -68,7 +68,7 @@ fn without_a_range_the_scale_is_one() {
     for (low, high) in [(0.0, 0.0), (5.0, 5.0), (-2.5, -2.5), (0.0, 1e-44)] {
         let affine = Affine::new(low, high, 8);
         assert_eq!((affine.scale, affine.zero_point), (1.0, -low));
-        // Which stands for the value exactly.
+        // The level represents the value exactly.
         assert_eq!(affine.mean_error(low, low), 0.0);
     }
     let widest = Affine::new(-f32::MAX, f32::MAX, 4);
@@ -86,7 +86,7 @@ fn boundaries_stand_where_ranges_change() {
     assert_eq!(groups(1), vec![0..6; 1]);
     assert_eq!(groups(2), [0..3, 3..6]);
     assert_eq!(groups(3), [0..3, 3..5, 5..6]);
-    // More than are needed: the earliest boundaries.
+    // More groups than needed: the earliest boundaries win.
     assert_eq!(groups(4), [0..1, 1..3, 3..5, 5..6]);
     assert_eq!(groups(99).len(), 6);
     assert_eq!(groups(0), vec![0..6; 1]);
@@ -101,7 +101,7 @@ fn bins_of_several_timesteps_stay_whole() {
         bin(300..1000, 5, 0.0, 1.1),
     ];
     assert_eq!(optimal(&bins, 2, RangeFit::MinMax, 8), [0..50, 50..1000]);
-    // Uniform groups take what overlaps them.
+    // Uniform groups use all bins that overlap them.
     let found = ranges(&bins, &uniform(1000, 4), RangeFit::MinMax, 8);
     let highs: Vec<f32> = found.iter().map(|group| group.high).collect();
     assert_eq!(highs, [9.0, 1.1, 1.1, 1.1]);
@@ -148,7 +148,7 @@ fn a_search_leaves_outliers_out() {
         histogram.squared_error(&Affine::new(range.low, range.high, bits), -1.0, 3.0)
     };
     assert!(error(searched, 4) < 0.35 * error(found(RangeFit::MinMax, 4), 4));
-    // With one bin that lacks its histogram there is nothing to search in.
+    // If one bin lacks its histogram, there is no search.
     let both = [seen, bin(1..2, 1, 0.0, 0.0)];
     let range = ranges(
         &both,
@@ -178,7 +178,7 @@ fn ranges_go_over_at_boundaries() {
         assert_eq!((curve.weight(0.0), curve.weight(1.0)), (0.0, 1.0));
         assert!((curve.weight(0.5) - 0.5).abs() < 1e-12);
     }
-    // Out of time.
+    // Timesteps outside the range.
     assert_eq!(at(Curve::Linear, -5), (-1.0, 1.0));
     assert_eq!(at(Curve::Linear, 99), (-3.0, 5.0));
     assert_eq!(range_at(&groups, None, 9), Some((-1.0, 1.0)));
@@ -228,7 +228,7 @@ fn tables_have_a_row_for_each_change() {
     assert_eq!(smoothness(&[row(0..1, 2.0, 0.0)]), 1.0);
 }
 
-/// Every way to cut `n` bins into `groups`.
+/// Returns every way to divide `n` bins into `groups`.
 fn cuts(n: usize, groups: usize) -> Vec<Vec<usize>> {
     if groups == 1 {
         return vec![vec![n]];
@@ -241,7 +241,7 @@ fn cuts(n: usize, groups: usize) -> Vec<Vec<usize>> {
     (groups - 1..n).flat_map(last).collect()
 }
 
-/// The expected error of a group, as it is defined.
+/// Returns the expected error of a group, by definition.
 fn cost(bins: &[BinRange<'_>], fit: RangeFit) -> f64 {
     let t = bins[0].t_begin..bins[bins.len() - 1].t_end;
     let seen: Vec<&BinRange<'_>> = bins.iter().filter(|bin| bin.count > 0).collect();

@@ -107,13 +107,16 @@ fn wrong_settings_name_key_value_and_what_is_allowed() {
             "bit_with: 4",
             [
                 "bit_with",
-                "unknown key; there are deployment_profile, bit_width",
+                "unknown key (expected one of: deployment_profile, bit_width",
             ],
         ),
-        ("bit_width: 3", ["bit_width", "'3' is none of 2, 4, 8"]),
+        (
+            "bit_width: 3",
+            ["bit_width", "invalid value '3' (expected 2, 4 or 8)"],
+        ),
         (
             "group_size: 8",
-            ["group_size", "'8' is neither a multiple of 16"],
+            ["group_size", "invalid value '8' (expected a multiple of 16"],
         ),
         (
             "method: best",
@@ -121,25 +124,37 @@ fn wrong_settings_name_key_value_and_what_is_allowed() {
         ),
         (
             "modality: smell",
-            ["modality", "'smell' is not auto, text, code, image"],
+            [
+                "modality",
+                "invalid value 'smell' (expected auto, text, code, image",
+            ],
         ),
         (
             "compression: gzip",
-            ["compression", "'gzip' is not none or zstd"],
+            [
+                "compression",
+                "invalid value 'gzip' (expected none or zstd)",
+            ],
         ),
         (
             "on_nonfinite: drop",
-            ["on_nonfinite", "'drop' is not error or keep"],
+            [
+                "on_nonfinite",
+                "invalid value 'drop' (expected error or keep)",
+            ],
         ),
         (
             "num_threads: -1",
-            ["num_threads", "'-1' is not a number up to 1024"],
+            [
+                "num_threads",
+                "invalid value '-1' (expected a number up to 1024",
+            ],
         ),
         (
             "deployment_profile: moon",
             ["deployment_profile", "edge, local or cloud"],
         ),
-        ("bit_width: [4]", ["bit_width", "no single value"]),
+        ("bit_width: [4]", ["bit_width", "not a single value"]),
         ("rules: [{bits: 2}]", ["rules", "has no pattern"]),
         ("rules: [7]", ["rules", "neither text nor a mapping"]),
         ("- 1", ["YAML", ""]),

@@ -47,7 +47,11 @@ fn norms_and_products_of_llama_are_found() {
     };
     let refused = values.as_ref().unwrap_err();
     assert_eq!(refused.before, "model.layers.0.self_attn.v_proj");
-    assert!(refused.reason.contains("shape [4, 28] has not 28 rows"));
+    assert!(
+        refused
+            .reason
+            .contains("shape [4, 28] does not have 28 rows")
+    );
     let up = up.as_ref().unwrap();
     assert_eq!(names(&tensors, &up.readers), ["mlp.down_proj.weight"]);
     assert_eq!(up.channels, 60);
@@ -143,9 +147,9 @@ fn what_is_not_understood_is_left_alone() {
             assert!(reason.contains(stranger), "{reason}");
         }
     }
-    // Those of other blocks are none of its business.
+    // Unknown tensors in other blocks do not matter.
     assert!(with(&[("model.layers.01.x.weight", &[8])])[1].is_ok());
-    // Attention and MLP both read the first norm where there is no second.
+    // Without a second norm, attention and MLP both read the first.
     let parallel: Vec<_> = (DREAM.iter().copied())
         .filter(|(name, _)| !name.contains("post_attention"))
         .collect();
@@ -155,7 +159,7 @@ fn what_is_not_understood_is_left_alone() {
         .collect();
     let reason = fold_sets(&model(&without))[2].clone().unwrap_err().reason;
     assert!(reason.contains("k_proj' is missing"), "{reason}");
-    // A DiT of which the bias, or some of the rows, are missing.
+    // A DiT without the bias, or without some of the rows.
     let dit = |rows: usize, bias: &'static str| {
         let rows = [rows, 5];
         let all: &[(&str, &[usize])] = &[

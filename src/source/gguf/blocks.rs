@@ -1,19 +1,18 @@
-//! Blocks of weights that GGUF files hold packed, and the f32 values that they stand for.
+//! Packed blocks of weights in GGUF files, and their f32 values.
 //!
 //! A block is 32 or 256 weights of one row. Its fields follow each other without gaps, all
-//! little-endian: `d`, `m` and `dmin` are f16 factors, `qs` are codes of 2 or 4 bits, `qh` and
-//! `ql` the high and low bits of codes that are longer, `scales` small integers that each belong
-//! to a sub-block of 16 or 32 weights.
+//! little-endian: `d`, `m` and `dmin` are f16 factors, `qs` are codes of 2 or 4 bits, `qh` and `ql`
+//! the high and low bits of longer codes, `scales` small integers that each belong to a sub-block
+//! of 16 or 32 weights.
 //!
-//! Products and sums are rounded one by one, to f32 each time, as the package `gguf` and the
-//! scalar code of ggml do it.
+//! Products and sums are each rounded to f32, as in the package `gguf` and the scalar code of ggml.
 
 use half::f16;
 
 /// One packed type.
 #[derive(Debug)]
 pub(super) struct Packed {
-    /// Its number in files.
+    /// Type number in files.
     pub(super) id: u32,
     pub(super) name: &'static str,
     /// Weights of a block.
@@ -24,11 +23,11 @@ pub(super) struct Packed {
     decode: fn(blocks: &[u8], values: &mut [u8]),
 }
 
-/// Most bytes of a block, and of its values.
+/// The most bytes of a block, and of its values.
 pub(super) const MAX_BLOCK: usize = 210;
 const MAX_VALUES: usize = 4 * 256;
 
-/// Rows of the table; the decoder's type has to agree with the sizes.
+/// Makes rows of the table; the decoder's type must agree with the sizes.
 macro_rules! packed {
     ($($id:literal $name:ident $weights:literal $bytes:literal $decode:ident;)*) => {
         &[$({
@@ -44,7 +43,7 @@ macro_rules! packed {
     };
 }
 
-/// The packed types that are decoded: number, name, weights and bytes of a block, decoder.
+/// The supported packed types: number, name, weights and bytes of a block, decoder.
 pub(super) const PACKED: &[Packed] = packed! {
     2  Q4_0   32  18  q4_0;
     3  Q4_1   32  20  q4_1;
@@ -93,7 +92,7 @@ impl Packed {
     }
 }
 
-/// Decodes block after block by `one`.
+/// Decodes block after block with `one`.
 #[inline(always)]
 fn each<const BYTES: usize, const WEIGHTS: usize>(
     blocks: &[u8],
@@ -105,7 +104,7 @@ fn each<const BYTES: usize, const WEIGHTS: usize>(
     for (block, values) in blocks.iter().zip(values.chunks_exact_mut(4 * WEIGHTS)) {
         one(block, &mut floats);
         for (bytes, value) in values.as_chunks_mut::<4>().0.iter_mut().zip(floats) {
-            // Which NaN an infinite or undefined factor leads to differs by machine.
+            // The bits of a NaN from an infinite or undefined factor differ between machines.
             let value = if value.is_nan() { f32::NAN } else { value };
             *bytes = value.to_le_bytes();
         }
@@ -118,32 +117,32 @@ const IQ4: [f32; 16] = [
     89.0, 113.0,
 ];
 
-/// The f16 at byte `at` of a block.
+/// Returns the f16 at byte `at` of a block.
 #[inline(always)]
 fn factor(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes(field(block, at)).to_f32()
 }
 
-/// A field that begins at byte `at` of a block.
+/// Returns the field at byte `at` of a block.
 #[inline(always)]
 fn field<const N: usize>(block: &[u8], at: usize) -> [u8; N] {
     let field = block[at..].first_chunk();
     *field.expect("a block has all its fields")
 }
 
-/// `d`, `qs[16]`: `d * (q - 8)`.
+/// Decodes `d`, `qs[16]`: `d * (q - 8)`.
 fn q4_0(block: &[u8; 18], out: &mut [f32; 32]) {
     let d = factor(block, 0);
     nibbles(field(block, 2), out, |_, q| d * f32::from(q as i8 - 8));
 }
 
-/// `d`, `m`, `qs[16]`: `d * q + m`.
+/// Decodes `d`, `m`, `qs[16]`: `d * q + m`.
 fn q4_1(block: &[u8; 20], out: &mut [f32; 32]) {
     let (d, m) = (factor(block, 0), factor(block, 2));
     nibbles(field(block, 4), out, |_, q| d * f32::from(q) + m);
 }
 
-/// `d`, `qh` of 32 bits, `qs[16]`: `d * (q - 16)`.
+/// Decodes `d`, `qh` of 32 bits, `qs[16]`: `d * (q - 16)`.
 fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     let d = factor(block, 0);
     let high = fifth_bits(field(block, 2));
@@ -152,14 +151,14 @@ fn q5_0(block: &[u8; 22], out: &mut [f32; 32]) {
     });
 }
 
-/// `d`, `m`, `qh` of 32 bits, `qs[16]`: `d * q + m`.
+/// Decodes `d`, `m`, `qh` of 32 bits, `qs[16]`: `d * q + m`.
 fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     let (d, m) = (factor(block, 0), factor(block, 2));
     let high = fifth_bits(field(block, 4));
     nibbles(field(block, 8), out, |i, q| d * f32::from(q | high[i]) + m);
 }
 
-/// `d`, `qs[32]` of i8: `d * q`.
+/// Decodes `d`, `qs[32]` of i8: `d * q`.
 fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = factor(block, 0);
     let qs: [u8; 32] = field(block, 2);
@@ -168,13 +167,13 @@ fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     }
 }
 
-/// `d`, `qs[16]`: `d` times the value of the code.
+/// Decodes `d`, `qs[16]`: `d` times the value of the code.
 fn iq4_nl(block: &[u8; 18], out: &mut [f32; 32]) {
     let d = factor(block, 0);
     nibbles(field(block, 2), out, |_, q| d * IQ4[usize::from(q)]);
 }
 
-/// Codes of 4 bits of a block of 32: the low ones of all bytes, then the high ones.
+/// Returns the 4-bit codes of a block of 32: the low halves of all bytes, then the high halves.
 #[inline(always)]
 fn nibbles(qs: [u8; 16], out: &mut [f32; 32], value: impl Fn(usize, u8) -> f32) {
     for (i, q) in qs.into_iter().enumerate() {
@@ -183,14 +182,14 @@ fn nibbles(qs: [u8; 16], out: &mut [f32; 32], value: impl Fn(usize, u8) -> f32) 
     }
 }
 
-/// The bits of a word, each as the fifth bit of a code.
+/// Returns the bits of a word, each as the fifth bit of a code.
 #[inline(always)]
 fn fifth_bits(word: [u8; 4]) -> [u8; 32] {
     std::array::from_fn(|i| (word[i / 8] >> (i % 8) & 1) << 4)
 }
 
-/// `scales[16]`, `qs[64]`, `d`, `dmin`. A sub-block of 16 has the factor `d` times the low half of
-/// its scale, and `dmin` times the high half is subtracted.
+/// Decodes `scales[16]`, `qs[64]`, `d`, `dmin`. The factor of a sub-block of 16 is `d` times the
+/// low half of its scale, and `dmin` times the high half is subtracted.
 fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     let (d, dmin) = (factor(block, 80), factor(block, 82));
     let qs: [[u8; 32]; 2] = [field(block, 16), field(block, 48)];
@@ -207,8 +206,8 @@ fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     }
 }
 
-/// `hmask[32]`, `qs[64]`, `scales[12]`, `d`. A sub-block of 16 has the factor `d * (scale - 32)`;
-/// where its bit of `hmask` is not set, a code is less by 4.
+/// Decodes `hmask[32]`, `qs[64]`, `scales[12]`, `d`. The factor of a sub-block of 16 is `d * (scale
+/// - 32)`; if a code's bit in `hmask` is not set, the code is reduced by 4.
 fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     let d = factor(block, 108);
     let high: [u8; 32] = field(block, 0);
@@ -229,8 +228,8 @@ fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     }
 }
 
-/// `d`, `dmin`, `scales[12]`, `qs[128]`. A sub-block of 32 has the factor `d` times its scale, and
-/// `dmin` times its minimum is subtracted.
+/// Decodes `d`, `dmin`, `scales[12]`, `qs[128]`. The factor of a sub-block of 32 is `d` times its
+/// scale, and `dmin` times its minimum is subtracted.
 fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let factors = scales_and_mins(block);
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
@@ -242,8 +241,8 @@ fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     }
 }
 
-/// `d`, `dmin`, `scales[12]`, `qh[32]`, `qs[128]`: as Q4_K, and bit `i` of `qh` is the fifth bit of
-/// a code in sub-block `i`.
+/// Decodes `d`, `dmin`, `scales[12]`, `qh[32]`, `qs[128]`: like Q4_K, with bit `i` of `qh` as the
+/// fifth bit of a code in sub-block `i`.
 fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let factors = scales_and_mins(block);
     let high: [u8; 32] = field(block, 16);
@@ -257,9 +256,9 @@ fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     }
 }
 
-/// The factor of each sub-block of Q4_K and Q5_K, and what is subtracted: `d` and `dmin` times
-/// integers of 6 bits. The first four are whole in the low bits of a byte each; of the others the
-/// low 4 bits share a byte, and the high 2 are above those of the first four.
+/// Returns the factor and the subtrahend of each sub-block of Q4_K and Q5_K: `d` and `dmin` times
+/// integers of 6 bits. Each of the first four is in the low bits of a byte; the low 4 bits of the
+/// others share a byte, and their high 2 bits are above those of the first four.
 #[inline(always)]
 fn scales_and_mins(block: &[u8]) -> [(f32, f32); 8] {
     let (d, dmin) = (factor(block, 0), factor(block, 2));
@@ -277,8 +276,8 @@ fn scales_and_mins(block: &[u8]) -> [(f32, f32); 8] {
     })
 }
 
-/// `ql[128]`, `qh[64]`, `scales[16]` of i8, `d`: codes of 6 bits, `d * scale * (q - 32)` with a scale
-/// for each 16.
+/// Decodes `ql[128]`, `qh[64]`, `scales[16]` of i8, `d`: codes of 6 bits, `d * scale * (q - 32)`
+/// with a scale for each 16.
 fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let d = factor(block, 208);
     let scales: [u8; 16] = field(block, 192);
@@ -295,7 +294,7 @@ fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     }
 }
 
-/// `d`, `scales_h` of 16 bits, `scales_l[4]`, `qs[128]`. A sub-block of 32 has the factor
+/// Decodes `d`, `scales_h` of 16 bits, `scales_l[4]`, `qs[128]`. The factor of a sub-block of 32 is
 /// `d * (scale - 32)`, whose scale has 4 bits in `scales_l` and 2 in `scales_h`.
 fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let d = factor(block, 0);

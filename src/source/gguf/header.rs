@@ -1,4 +1,4 @@
-//! What one GGUF file says of itself and of its tensors.
+//! The header of one GGUF file, and the descriptions of its tensors.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -10,11 +10,11 @@ use crate::error::{Error, Result};
 use crate::source::file::SourceFile;
 use crate::tensor::{Dtype, MAX_DIMS, MAX_TENSORS, Shape, TensorInfo};
 
-/// Of keys and values that are carried along, together.
+/// The most bytes of keys and values that are preserved, together.
 const MAX_METADATA: usize = 4 << 20;
 
-/// What a key begins with that has a tensor's true shape, before its name. Tools for ComfyUI
-/// store tensors in other shapes where theirs does not fill blocks.
+/// The prefix of keys with a tensor's true shape, followed by its name. ComfyUI tools store tensors
+/// in other shapes if theirs does not fill blocks.
 pub(super) const SHAPE_KEY: &str = "comfy.gguf.orig_shape.";
 
 /// The types that are not packed, by their number in the file.
@@ -29,7 +29,7 @@ const PLAIN: &[(u32, Dtype)] = &[
     (30, Dtype::BF16),
 ];
 
-/// Names of types that are not read, for messages.
+/// Names of unsupported types, for messages.
 const OTHER_TYPES: &[(u32, &str)] = &[
     (9, "Q8_1"),
     (15, "Q8_K"),
@@ -51,25 +51,25 @@ const OTHER_TYPES: &[(u32, &str)] = &[
 /// The header of one file, checked against the file's size.
 #[derive(Debug)]
 pub(super) struct Header {
-    /// In the order of their values.
+    /// Tensors in the order of their values.
     pub(super) tensors: Vec<(TensorInfo, Place)>,
     pub(super) metadata: BTreeMap<String, String>,
-    /// True shapes of tensors that are stored in others, by name.
+    /// True shapes of tensors that are stored in other shapes, by name.
     pub(super) shapes: BTreeMap<String, Vec<usize>>,
     pub(super) split: Split,
 }
 
-/// What a file's keys say of the parts of its model.
+/// A file's keys about the parts of its model.
 #[derive(Debug)]
 pub(super) struct Split {
-    /// Which part this is, from 0 on.
+    /// Number of this part, from 0.
     pub(super) no: Option<u64>,
     pub(super) count: Option<u64>,
-    /// Tensors of all parts.
+    /// Number of tensors in all parts.
     pub(super) tensors: Option<u64>,
 }
 
-/// Where a tensor's values are in its file.
+/// Location of a tensor's values in its file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub(super) start: u64,
@@ -97,8 +97,8 @@ impl Header {
         if !(2..=3).contains(&version) {
             let big_endian = (1..=3).contains(&version.swap_bytes());
             let reason = match big_endian {
-                true => "big-endian, only little-endian is read".to_owned(),
-                false => format!("version {version}, 2 and 3 are read"),
+                true => "big-endian, which is not supported".to_owned(),
+                false => format!("version {version} is not supported (expected 2 or 3)"),
             };
             return Err(reader.refuse(&reason));
         }
@@ -110,13 +110,13 @@ impl Header {
             Some(text) => {
                 let alignment = text.parse().ok().filter(|n: &u32| n.is_power_of_two());
                 u64::from(alignment.ok_or_else(|| {
-                    reader.refuse(&format!("general.alignment {text} is no power of two"))
+                    reader.refuse(&format!("general.alignment {text} is not a power of two"))
                 })?)
             }
         };
         let mut number = |key: &str| {
             let text = metadata.remove(key);
-            let refuse = |text: &str| reader.refuse(&format!("{key} {text} is no count"));
+            let refuse = |text: &str| reader.refuse(&format!("{key} {text} is not a count"));
             text.map(|text| text.parse().map_err(|_| refuse(&text)))
                 .transpose()
         };
@@ -150,11 +150,11 @@ impl Header {
     }
 }
 
-/// What is taken from the keys: text, numbers and truth values as text, and shapes by tensor.
+/// Values of the keys: text, numbers and booleans as text, and shapes by tensor.
 type Keys = (BTreeMap<String, String>, BTreeMap<String, Vec<usize>>);
 
 fn read_keys(reader: &mut Reader<'_>, count: u64) -> Result<Keys> {
-    // A key, a type and a byte.
+    // Each has at least a key, a type and a byte.
     reader.check_count(count, 13, "keys")?;
     let mut metadata = BTreeMap::new();
     let mut shapes = BTreeMap::new();
@@ -176,13 +176,13 @@ fn read_keys(reader: &mut Reader<'_>, count: u64) -> Result<Keys> {
             return Err(reader.refuse(&format!("over {MAX_METADATA} bytes of keys")));
         }
         if !is_new {
-            return Err(reader.refuse(&format!("key '{key}' is there twice")));
+            return Err(reader.refuse(&format!("key '{key}' appears twice")));
         }
     }
     Ok((metadata, shapes))
 }
 
-/// One tensor's description; its place is counted from the end of the header yet.
+/// Reads one tensor's description; its place is still relative to the end of the header.
 fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, Place)> {
     let name = reader.text("a tensor's name")?;
     let path = reader.file.path();
@@ -190,7 +190,7 @@ fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, P
     let dim_count = reader.u32()?;
     if dim_count > MAX_DIMS as u32 {
         return Err(refuse(format!(
-            "{dim_count} dimensions, at most {MAX_DIMS} can be"
+            "{dim_count} dimensions exceed the limit of {MAX_DIMS}"
         )));
     }
     let mut dims = Vec::new();
@@ -222,7 +222,7 @@ fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, P
     let shape = shape.ok_or_else(|| refuse(format!("shape {dims:?} is too large")))?;
     if !start.is_multiple_of(alignment) {
         return Err(refuse(format!(
-            "offset {start} is no multiple of {alignment}"
+            "offset {start} is not a multiple of {alignment}"
         )));
     }
     let info = TensorInfo { name, dtype, shape };
@@ -233,22 +233,24 @@ fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, P
     Ok((info, Place { start, packed }))
 }
 
-/// Why a tensor of type `kind` is refused.
+/// Explains why a tensor of type `kind` is refused.
 fn unread(kind: u32) -> String {
     let known = OTHER_TYPES.iter().find(|row| row.0 == kind);
     let kind = known.map_or(format!("of type {kind}"), |row| row.1.to_owned());
     let packed: Vec<&str> = PACKED.iter().map(|row| row.name).collect();
     let packed = packed.join(", ");
-    format!("it is {kind}: of GGUF, f32, f16, bf16, {packed}, i8 to i64 and f64 are read")
+    format!(
+        "it is {kind}, which is not supported (GGUF types that are: f32, f16, bf16, {packed}, i8 to i64, f64)"
+    )
 }
 
-/// Puts tensors in the order of their values, and checks that these lie in the file and apart.
+/// Sorts tensors by their values, and checks that these are within the file and do not overlap.
 fn place(
     file: &SourceFile,
     mut found: Vec<(TensorInfo, Place)>,
     data_start: u64,
 ) -> Result<Vec<(TensorInfo, Place)>> {
-    // One without values overlaps nothing.
+    // A tensor without values overlaps nothing.
     found.sort_by_key(|(info, place)| (place.start, place.bytes(info)));
     let data_bytes = file.bytes().saturating_sub(data_start);
     let mut free = 0;

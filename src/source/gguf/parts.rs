@@ -1,5 +1,5 @@
 //! Models that are split into several GGUF files, `NAME-00001-of-00003.gguf` and so on. Each part
-//! has a header of its own, and says in its keys which one of how many it is.
+//! has its own header, whose keys give its number and how many parts there are.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::source::file::SourceFile;
 use crate::source::folder::{list, name_of};
 
-/// Parts of a model at most, which are all open at once.
+/// The most parts of a model, which are all open at once.
 const MAX_PARTS: u64 = 1000;
 
 /// One file of a model.
@@ -28,8 +28,8 @@ impl Part {
     }
 }
 
-/// Opens all parts of the model that the file `path` belongs to, in their order, and returns the
-/// hash of their headers with them.
+/// Opens all parts of the model that the file `path` belongs to, in order, and returns them with
+/// the hash of their headers.
 pub(super) fn open_all(path: &Path) -> Result<(Vec<Part>, Xxh3)> {
     let mut hash = Xxh3::new();
     let given = Part::open(path, &mut hash)?;
@@ -37,14 +37,14 @@ pub(super) fn open_all(path: &Path) -> Result<(Vec<Part>, Xxh3)> {
         return Ok((vec![given], hash));
     };
     drop(given);
-    // Anew from the first on, so that any part gives the same hash of all headers.
+    // All headers are hashed again from the first one, so that any part gives the same hash.
     let mut hash = Xxh3::new();
     let mut parts = Vec::new();
     let count = paths.len() as u64;
     for (i, part_path) in paths.iter().enumerate() {
         if matches!(part_path.try_exists(), Ok(false)) {
             let given = name_of(path);
-            let reason = format!("is missing: {given} is one of {count} parts, all are needed");
+            let reason = format!("is missing: {given} is one of {count} parts, and all are needed");
             return Err(Error::file(part_path, reason));
         }
         let part = Part::open(part_path, &mut hash)?;
@@ -66,7 +66,7 @@ pub(super) fn open_all(path: &Path) -> Result<(Vec<Part>, Xxh3)> {
     Ok((parts, hash))
 }
 
-/// Checks that a part says of itself what its name says.
+/// Checks that a part's keys agree with its name.
 fn check(split: &Split, i: u64, count: u64) -> std::result::Result<(), String> {
     if split.count != Some(count) {
         return Err(match split.count {
@@ -87,7 +87,7 @@ fn check(split: &Split, i: u64, count: u64) -> std::result::Result<(), String> {
     }
 }
 
-/// All parts of the model that a file with these keys is one of; `None` when it is a whole one.
+/// Returns the paths of all parts of a split model; `None` if the file is a whole one.
 fn paths(path: &Path, split: &Split) -> Result<Option<Vec<PathBuf>>> {
     let file_name = name_of(path);
     let name = PartName::parse(&file_name);
@@ -101,7 +101,7 @@ fn paths(path: &Path, split: &Split) -> Result<Option<Vec<PathBuf>>> {
         )),
         (None, _) => Ok(None),
         (Some(count), _) if count > MAX_PARTS => refuse(format!(
-            "one of {count} parts of a model, at most {MAX_PARTS} can be"
+            "one of {count} parts of a model, over the limit of {MAX_PARTS}"
         )),
         (Some(count), Some(name)) if name.count == count => {
             let part = |number| path.with_file_name(PartName { number, ..name }.to_string());
@@ -118,11 +118,11 @@ fn paths(path: &Path, split: &Split) -> Result<Option<Vec<PathBuf>>> {
     }
 }
 
-/// What the name of a part says.
+/// The numbers in the name of a part.
 #[derive(Clone, Copy, PartialEq)]
 struct PartName<'a> {
     model: &'a str,
-    /// From 1 on.
+    /// Number of the part, from 1.
     number: u64,
     count: u64,
 }
@@ -153,10 +153,10 @@ impl std::fmt::Display for PartName<'_> {
     }
 }
 
-/// The one GGUF file of a folder, or one part of its one split model; `None` without any.
+/// Finds the one GGUF file of a folder, or one part of its one split model; `None` without any.
 ///
 /// # Errors
-/// The folder cannot be listed, or holds several models.
+/// The folder cannot be listed, or contains several models.
 pub(in crate::source) fn weights_in(folder: &Path) -> Result<Option<PathBuf>> {
     let mut models: Vec<(String, PathBuf)> = Vec::new();
     for path in list(folder)? {
@@ -177,7 +177,10 @@ pub(in crate::source) fn weights_in(folder: &Path) -> Result<Option<PathBuf>> {
         [(_, path)] => Ok(Some(path.clone())),
         _ => {
             let names: Vec<&str> = models.iter().map(|(name, _)| name.as_str()).collect();
-            let reason = format!("holds several GGUF files, name one: {}", names.join(", "));
+            let reason = format!(
+                "contains several GGUF files, use one of them: {}",
+                names.join(", ")
+            );
             Err(Error::file(folder, reason))
         }
     }

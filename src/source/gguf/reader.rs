@@ -1,4 +1,4 @@
-//! A GGUF header, read from its beginning on.
+//! Reads a GGUF header from its beginning.
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -8,19 +8,19 @@ use crate::source::MAX_HEADER;
 use crate::source::file::SourceFile;
 use crate::tensor::{MAX_DIMS, MAX_NAME};
 
-/// Of a text that is carried along; longer ones are passed over.
+/// The most bytes of a text value that is preserved; longer ones are ignored.
 const MAX_VALUE: u64 = 64 << 10;
 
-/// Types of values.
+/// Type numbers of values.
 const I32: u32 = 5;
 const LIST: u32 = 9;
 
-/// Reads a header from its beginning on, and hashes it.
+/// Reads a header from its beginning, and hashes it.
 pub(super) struct Reader<'a> {
     pub(super) file: &'a SourceFile,
-    /// In the file, of what is taken next.
+    /// Position in the file of the next byte.
     pub(super) position: u64,
-    /// Read ahead; `used` bytes of it are taken.
+    /// Bytes read ahead, of which `used` have been consumed.
     buffer: Vec<u8>,
     used: usize,
     hash: &'a mut Xxh3,
@@ -44,12 +44,12 @@ impl<'a> Reader<'a> {
         )
     }
 
-    /// Bytes that a header may have after those taken.
+    /// Returns the most bytes that the header may still have.
     fn rest(&self) -> u64 {
         self.file.bytes().min(MAX_HEADER) - self.position
     }
 
-    /// Checks that so many things of at least `least` bytes may follow.
+    /// Checks that there is room for this many items of at least `least` bytes.
     pub(super) fn check_count(&self, count: u64, least: u64, what: &str) -> Result<()> {
         match count.checked_mul(least) {
             Some(bytes) if bytes <= self.rest() => Ok(()),
@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Gives the next `count` bytes to `body`, piece by piece.
+    /// Passes the next `count` bytes to `body`, piece by piece.
     fn each_piece(&mut self, count: u64, mut body: impl FnMut(&[u8])) -> Result<()> {
         const AHEAD: u64 = 1 << 16;
         self.check_count(count, 1, "bytes more")?;
@@ -97,7 +97,7 @@ impl<'a> Reader<'a> {
         self.take().map(u64::from_le_bytes)
     }
 
-    /// A key or name.
+    /// Reads a key or name.
     pub(super) fn text(&mut self, what: &str) -> Result<String> {
         let len = self.u64()?;
         if len > MAX_NAME as u64 {
@@ -112,7 +112,7 @@ impl<'a> Reader<'a> {
         String::from_utf8(text).map_err(|_| self.refuse(&format!("{what} is not UTF-8")))
     }
 
-    /// A value of type `kind` as text; `None` when it is a list, or a text too long to carry.
+    /// Reads a value of type `kind` as text; `None` for a list, or a text that is too long.
     pub(super) fn value(&mut self, kind: u32, depth: u32) -> Result<Option<String>> {
         Ok(Some(match kind {
             0 => u8::from_le_bytes(self.take()?).to_string(),
@@ -138,7 +138,7 @@ impl<'a> Reader<'a> {
         }))
     }
 
-    /// The dimensions of `tensor` in a value of type `kind`, outermost first.
+    /// Reads the dimensions of `tensor` from a value of type `kind`, outermost first.
     pub(super) fn shape(&mut self, kind: u32, tensor: &str) -> Result<Vec<usize>> {
         let path = self.file.path();
         let refuse = |reason: String| {
@@ -147,11 +147,13 @@ impl<'a> Reader<'a> {
         };
         let element = if kind == LIST { self.u32()? } else { kind };
         if (kind, element) != (LIST, I32) {
-            return refuse("is no list of i32".to_owned());
+            return refuse("is not a list of i32".to_owned());
         }
         let count = self.u64()?;
         if count > MAX_DIMS as u64 {
-            return refuse(format!("has {count} dimensions, at most {MAX_DIMS} can be"));
+            return refuse(format!(
+                "has {count} dimensions, which exceed the limit of {MAX_DIMS}"
+            ));
         }
         let mut dims = Vec::new();
         for _ in 0..count {

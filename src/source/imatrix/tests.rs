@@ -11,7 +11,7 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
 }
 
-/// A GGUF file of f32 tensors, dimensions innermost first.
+/// Makes a GGUF file of f32 tensors, dimensions innermost first.
 fn gguf(kind: Option<&str>, tensors: &[(&str, &[u64], &[f32])]) -> Vec<u8> {
     let mut file = b"GGUF\x03\0\0\0".to_vec();
     file.extend((tensors.len() as u64).to_le_bytes());
@@ -39,7 +39,7 @@ fn int(value: i32) -> Vec<u8> {
     value.to_le_bytes().to_vec()
 }
 
-/// The older kind; name, calls and values of each layer.
+/// Makes a file in the older format; name, calls and values of each layer.
 fn legacy(layers: &[(&str, i32, &[f32])]) -> Vec<u8> {
     let mut file = int(layers.len() as i32);
     for (name, calls, values) in layers {
@@ -74,7 +74,7 @@ fn gguf_files_are_read() {
         &[
             ("blk.0.attn_q.weight.in_sum2", &[3], &[2.0, 8.0, 0.0]),
             ("blk.0.attn_q.weight.counts", &[1], &[4.0]),
-            // Three experts with two channels each, of which the second saw nothing.
+            // Three experts with two channels each; the second one was not used.
             (
                 "blk.0.ffn_up_exps.weight.in_sum2",
                 &[2, 3],
@@ -85,7 +85,7 @@ fn gguf_files_are_read() {
                 &[1, 3],
                 &[2.0, 0.0, 10.0],
             ),
-            // Of another statistic.
+            // Another statistic.
             ("blk.0.attn_q.weight.in_sum", &[3], &[0.0, -1.0, 5.0]),
         ],
     );
@@ -102,7 +102,7 @@ fn gguf_files_are_read() {
     let experts = [0.5, 1.0, 1.0, 1.0, 3.0, 6.0];
     assert_eq!(imatrix.find("blk.0.ffn_up_exps.weight"), Some(&experts[..]));
     assert_eq!(imatrix.find("0.attn_q.weight"), None);
-    // Files of before the type was written.
+    // Files written before the type was recorded.
     let untyped = gguf(
         None,
         &[("a.in_sum2", &[1], &[3.0]), ("a.counts", &[1], &[2.0])],
@@ -119,7 +119,7 @@ fn legacy_files_are_read() {
     let expected = |file: &[u8]| {
         let imatrix = read(file).unwrap();
         assert_eq!(imatrix.find("blk.1.ffn_down.weight"), Some(&[0.5, 2.0][..]));
-        // Not divided where nothing was counted.
+        // Not divided if nothing was counted.
         assert_eq!(imatrix.find("out"), Some(&[3.0][..]));
         assert_eq!(imatrix.layers.len(), 2);
     };
@@ -211,7 +211,7 @@ fn what_is_no_importance_matrix_is_refused() {
             [int(1), int(1), b"a".to_vec(), int(1), int(-2), vec![0; 9]].concat(),
             "it has -2 values",
         ),
-        // Two billion values that are not there.
+        // Two billion values that do not exist.
         (
             [
                 int(1),
@@ -241,7 +241,7 @@ fn no_piece_of_a_file_is_taken_for_all_of_it() {
         Some("imatrix"),
         &[("a.in_sum2", &[1], &[3.0]), ("a.counts", &[1], &[2.0])],
     );
-    // But for the padding at its end.
+    // Except for the padding at its end.
     for len in 0..whole.len() - 28 {
         assert!(read(&whole[..len]).is_err(), "{len} bytes");
     }

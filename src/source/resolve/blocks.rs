@@ -1,32 +1,32 @@
-//! How scales lie over a weight: which weights share one, told from the two shapes.
+//! Finds which weights share a scale, from the shapes of weights and scales.
 
 use std::collections::BTreeSet;
 
-/// The blocks of weights that share a scale. A block has a size along each dimension of the
-/// weight; the last block along a dimension may be short.
+/// Blocks of weights that share a scale. A block has a size along each dimension of the weight; the
+/// last block along a dimension may be shorter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Blocks {
     /// Dimensions of the weight, at least one.
     dims: Vec<usize>,
-    /// Size of a block along each of them.
+    /// Size of a block along each dimension.
     sizes: Vec<usize>,
-    /// Scales between a block and the next one along each dimension.
+    /// Distance in scales between neighbouring blocks along each dimension.
     strides: Vec<usize>,
 }
 
-/// Sizes of blocks along one dimension that its two lengths allow.
+/// Possible block sizes along one dimension, from its two lengths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Size {
-    /// Only this one makes sense.
+    /// Only this size makes sense.
     Certain(usize),
-    /// Either a power of two with a short last block, or this one that divides the dimension.
+    /// Either a power of two with a short last block, or this size, which divides the dimension.
     Either(usize, usize),
-    /// Any from the first to the second, none of which is a likely one.
+    /// Any size in this range, none of which is more likely.
     Range(usize, usize),
 }
 
-/// The sizes of blocks of which `scales` cover `weights`. Kernels for scaled matrices take blocks
-/// of 16, 32, 64 or 128, so a power of two is likelier than its neighbours.
+/// Returns the possible block sizes if `scales` cover `weights`. Kernels for scaled matrices use
+/// blocks of 16, 32, 64 or 128, so a power of two is more likely than its neighbours.
 fn size(weights: usize, scales: usize) -> Result<Size, ()> {
     if scales == 0 || scales > weights {
         return Err(());
@@ -51,22 +51,22 @@ fn size(weights: usize, scales: usize) -> Result<Size, ()> {
     })
 }
 
-/// A shape of scales over a weight whose blocks may not be told yet.
+/// Scales over a weight, whose block sizes may still be ambiguous.
 #[derive(Debug)]
 pub(super) struct Fit {
     dims: Vec<usize>,
-    /// Scales along each dimension.
+    /// Number of scales along each dimension.
     counts: Vec<usize>,
     sizes: Vec<Size>,
 }
 
 impl Fit {
-    /// Lays `scales` over `weights`: one scale for all; a vector with one for each row; as many
-    /// dimensions, of which each is divided into blocks; or one dimension more, of length 1, where
-    /// rows are divided into groups of one size.
+    /// Fits `scales` to `weights`: one scale for all; a vector with one for each row; as many
+    /// dimensions, each divided into blocks; or one dimension more, of length 1, if rows are
+    /// divided into groups of one size.
     ///
     /// # Errors
-    /// The shapes do not fit, in words.
+    /// Says that the shapes do not fit.
     pub(super) fn new(weights: &[usize], scales: &[usize]) -> Result<Self, String> {
         let refuse = || format!("scales of shape {scales:?} do not fit weights of {weights:?}");
         let dims = match weights {
@@ -109,7 +109,7 @@ impl Fit {
         })
     }
 
-    /// The sizes of blocks that are beyond doubt.
+    /// Returns the block sizes that are certain.
     pub(super) fn certain(&self) -> impl Iterator<Item = usize> {
         let places = self.sizes.iter().zip(self.dims.iter().zip(&self.counts));
         places.filter_map(|(size, (&dim, &count))| match *size {
@@ -118,19 +118,19 @@ impl Fit {
         })
     }
 
-    /// The blocks, where `said` are sizes along the last dimensions that the model's files give,
+    /// Returns the blocks. `said` are sizes along the last dimensions given in the model's files,
     /// and `known` those of its other weights.
     ///
     /// # Errors
-    /// Several sizes are possible, in words.
+    /// Says that several sizes are possible.
     pub(super) fn blocks(&self, said: &[usize], known: &BTreeSet<usize>) -> Result<Blocks, String> {
         let mut sizes = Vec::with_capacity(self.dims.len());
         for (i, size) in self.sizes.iter().enumerate() {
             let (dim, count) = (self.dims[i], self.counts[i]);
             let doubt = |sizes: String| {
                 Err(format!(
-                    "{count} scales over {dim} weights may be those of blocks of {sizes}, which \
-                     weight_block_size in config.json would tell"
+                    "{count} scales over {dim} weights may belong to blocks of {sizes}; set \
+                     weight_block_size in config.json"
                 ))
             };
             let place = (i + said.len()).checked_sub(self.dims.len());
@@ -168,22 +168,22 @@ impl Fit {
 }
 
 impl Blocks {
-    /// Weights of a row: the last dimension.
+    /// Returns the number of weights in a row: the last dimension.
     pub(super) fn cols(&self) -> usize {
         *self.dims.last().expect("a dimension")
     }
 
-    /// Neighbouring weights of a row that share a scale.
+    /// Returns the number of neighbouring weights in a row that share a scale.
     pub(super) fn run(&self) -> usize {
         *self.sizes.last().expect("a dimension")
     }
 
-    /// Size of a block along each dimension.
+    /// Returns the size of a block along each dimension.
     pub(super) fn sizes(&self) -> &[usize] {
         &self.sizes
     }
 
-    /// The first scale of a row, of all rows of the weight counted one after the other.
+    /// Returns the index of the first scale of a row; rows are counted over the whole weight.
     pub(super) fn first_scale(&self, row: usize) -> usize {
         let (mut row, mut scale) = (row, 0);
         for i in (0..self.dims.len() - 1).rev() {
@@ -193,7 +193,7 @@ impl Blocks {
         scale
     }
 
-    /// The blocks in words: `one per tensor`, `one per row`, `one per 128x128 block`.
+    /// Describes the blocks: `one per tensor`, `one per row`, `one per 128x128 block`.
     pub(super) fn describe(&self) -> String {
         let whole = |i: usize| self.sizes[i] == self.dims[i];
         let all = 0..self.dims.len();
@@ -230,7 +230,7 @@ mod tests {
             (&[512, 640], &[4, 5], &[128, 128]),
             (&[303, 130], &[5, 3], &[64, 64]),
             (&[576, 7168], &[5, 56], &[128, 128]),
-            // One of these alone would leave the choice.
+            // One of these alone would be ambiguous.
             (&[64, 96], &[64, 3], &[1, 32]),
             (&[7, 96], &[7, 3, 1], &[1, 32]),
             (&[7, 300], &[7, 3, 1], &[1, 100]),
@@ -283,7 +283,7 @@ mod tests {
         assert_eq!(sizes(&[200, 8], &[2, 1], &[], &known), one([128, 8]));
         let known = BTreeSet::from([96]);
         assert_eq!(sizes(&[250, 8], &[3, 1], &[], &known), one([96, 8]));
-        // What the files say counts where it is possible.
+        // Sizes given in the files count if they are possible.
         let none = BTreeSet::new();
         assert_eq!(sizes(&[200, 8], &[2, 1], &[100, 8], &none), one([100, 8]));
         assert_eq!(sizes(&[512, 8], &[4, 1], &[64, 64], &none), one([128, 8]));

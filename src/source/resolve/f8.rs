@@ -1,5 +1,5 @@
-//! What an f8 tensor is: a weight with a scale that is certain, one with a scale that may mean
-//! anything, a part of another quantizer's scheme, or plain values.
+//! The meaning of f8 tensors: a weight with a scale, a weight whose scale is ambiguous, a part of
+//! another quantizer's scheme, or plain values.
 
 use std::collections::BTreeSet;
 
@@ -9,29 +9,29 @@ use super::said::Said;
 use super::scaled::is_scale;
 use crate::tensor::{Dtype, TensorInfo};
 
-/// Weights of a scale in MX formats.
+/// Number of weights that share a scale in MX formats.
 const MX: usize = 32;
 
-/// Whether values are floats of 8 bits.
+/// Whether values are 8-bit floats.
 pub(super) fn is_f8(dtype: Dtype) -> bool {
     dtype.float().is_some() && dtype.bits() == 8
 }
 
-/// What an f8 tensor is.
+/// The meaning of an f8 tensor.
 pub(super) enum Meaning {
-    /// No weight at all: the marker of files whose f8 weights have scales.
+    /// Not a weight: the marker of files whose f8 weights have scales.
     Marker,
-    /// Values as they are.
+    /// Plain values.
     Plain,
-    /// A weight whose scale has this index and lies so.
+    /// A weight, with the index and layout of its scale.
     Scaled(usize, Fit),
-    /// A part of a scheme, as these tensors are.
+    /// A part of a packing scheme, like these other tensors.
     Packed(String, Vec<usize>),
-    /// Nothing certain, with these tensors, for this reason.
+    /// An uncertain meaning, shared with these tensors, and the reason.
     Uncertain(Vec<usize>, String),
 }
 
-/// The meaning of tensor `weight`; `None` if it is none of f8, or lies beside a weight.
+/// Returns the meaning of tensor `weight`; `None` if it is not f8, or lies beside a weight.
 pub(super) fn meaning(names: &Names<'_>, said: &Said, weight: usize) -> Option<Meaning> {
     let info = &names.tensors[weight];
     let (module, leaf) = split(&info.name);
@@ -54,7 +54,7 @@ pub(super) fn meaning(names: &Names<'_>, said: &Said, weight: usize) -> Option<M
     unknown.retain(|tensor| !known.contains(tensor));
     if let Some(&first) = unknown.first() {
         let reason = format!(
-            "it is f8, with '{}' beside it, of no known meaning",
+            "it is f8, with '{}' beside it, whose meaning is unknown",
             name(first)
         );
         let all = [weight].into_iter().chain(scales).chain(unknown);
@@ -76,7 +76,7 @@ pub(super) fn meaning(names: &Names<'_>, said: &Said, weight: usize) -> Option<M
                 Some(method) if matrix => {
                     let reason = format!(
                         "it is f8 without a scale, and the model's files say that it was quantized \
-                         by {method}: its scale, such as '{module}.weight_scale', is not here"
+                         by {method}: its scale, such as '{module}.weight_scale', is missing"
                     );
                     Meaning::Uncertain(vec![weight], reason)
                 }
@@ -104,17 +104,17 @@ pub(super) fn meaning(names: &Names<'_>, said: &Said, weight: usize) -> Option<M
             (Some(format), _) => format!("ComfyUI {format}"),
             (None, Some(method)) => method.to_owned(),
             (None, None) if plain_scale => "SDNQ".to_owned(),
-            (None, None) => return uncertain(format!(", and there is '{}', too", name(more[0]))),
+            (None, None) => return uncertain(format!(", and there is also '{}'", name(more[0]))),
         };
         let all = [weight, scale].into_iter().chain(more);
         return Some(Meaning::Packed(scheme, all.collect()));
     }
     let against = match scale_info.dtype {
-        dtype if !is_scale(dtype) => "of which no format is known",
+        dtype if !is_scale(dtype) => "which no known format uses",
         dtype if plain_scale && dtype != Dtype::F8E8M0 => {
             "which some formats multiply by and others keep for transposed weights"
         }
-        _ if format.is_some() => "and the format of the layer is none of f8",
+        _ if format.is_some() => "and the format of the layer is not f8",
         _ if said.comfy_tiles(module) && in_tiles(scale_info) => {
             "which may lie row by row, or in the order of a processor's tiles"
         }
@@ -129,11 +129,11 @@ pub(super) fn meaning(names: &Names<'_>, said: &Said, weight: usize) -> Option<M
     }
 }
 
-/// The blocks of a weight whose scales fit, with the sizes of blocks that are `known` of the
-/// model's other weights.
+/// Returns the blocks of a weight whose scales fit, with the block sizes `known` from the model's
+/// other weights.
 ///
 /// # Errors
-/// Several are possible; in words.
+/// Says that several are possible.
 pub(super) fn blocks(
     (info, scale): (&TensorInfo, &TensorInfo),
     fit: &Fit,
@@ -147,21 +147,21 @@ pub(super) fn blocks(
     let blocks = fit.blocks(&sizes, known).and_then(|blocks| {
         let mx = blocks.run() == MX && blocks.sizes()[0] == 1;
         match scale.dtype == Dtype::U8 && !mx {
-            true => Err("bytes are scales of rows in blocks of 32 only".to_owned()),
+            true => Err("bytes are only scales for blocks of 32 in a row".to_owned()),
             false => Ok(blocks),
         }
     });
     blocks.map_err(|reason| format!("{}: {reason}", pair(info, scale)))
 }
 
-/// A weight and its scale, as messages begin.
+/// Describes a weight and its scale, for the beginning of messages.
 fn pair(weight: &TensorInfo, scale: &TensorInfo) -> String {
     let TensorInfo { name, dtype, shape } = scale;
     let (own_dtype, own_shape) = (weight.dtype, &weight.shape);
     format!("it is {own_dtype} {own_shape} with the scale '{name}', {dtype} {shape}")
 }
 
-/// Whether scales have a shape that whole tiles of 128 rows and 4 columns have.
+/// Whether scales have a shape that consists of whole tiles of 128 rows and 4 columns.
 fn in_tiles(scales: &TensorInfo) -> bool {
     match scales.shape.dims() {
         [rows, cols] => rows.is_multiple_of(128) && cols.is_multiple_of(4),

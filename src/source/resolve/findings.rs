@@ -1,4 +1,4 @@
-//! Which tensors of a source are not what they seem.
+//! Finds tensors of a source that are not plain weights.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -11,16 +11,16 @@ use super::scaled::{Scaled, TRUE};
 use crate::source::Source;
 use crate::tensor::{Dtype, TensorInfo};
 
-/// The name of the scheme of f8 weights whose scale has no certain meaning.
+/// The scheme name for f8 weights with an ambiguous scale.
 const UNCERTAIN: &str = "f8 with an uncertain scale";
 
-/// What was found of a source's tensors.
+/// The findings about a source's tensors.
 pub(super) struct Findings {
     pub(super) scaled: Vec<Scaled>,
-    /// Tensors that are no tensors of their own any more.
+    /// Tensors that are left out, because they belong to others.
     pub(super) left_out: BTreeSet<usize>,
     pub(super) packed: Packed,
-    /// Why the first tensors that are packed cannot be read, where it is their own fault.
+    /// Reasons why packed tensors cannot be read, by the first such tensor.
     uncertain: BTreeMap<usize, String>,
     pub(super) warnings: Vec<String>,
 }
@@ -64,12 +64,12 @@ impl Findings {
         found
     }
 
-    /// Whether all tensors are what they seem.
+    /// Whether all tensors are plain.
     pub(super) fn are_none(&self) -> bool {
         self.scaled.is_empty() && self.left_out.is_empty() && self.packed.is_empty()
     }
 
-    /// Notes that these tensors have no certain meaning, and why.
+    /// Records that these tensors have no certain meaning, with the reason.
     fn refuse(&mut self, tensors: &[usize], reason: String) {
         for &tensor in tensors {
             self.packed.insert(tensor, UNCERTAIN.to_owned());
@@ -77,7 +77,7 @@ impl Findings {
         self.uncertain.insert(tensors[0], reason);
     }
 
-    /// Finds f8 weights with scales. Returns f8 matrices that have none.
+    /// Finds f8 weights with scales. Returns f8 matrices without.
     fn find_f8(&mut self, names: &Names<'_>, said: &Said) -> Vec<usize> {
         let mut plain = Vec::new();
         let mut fits: Vec<(usize, usize, Fit)> = Vec::new();
@@ -119,14 +119,14 @@ impl Findings {
         if let (Some(&first), false) = (plain.first(), self.scaled.is_empty()) {
             let name = &names.tensors[first].name;
             self.warnings.push(format!(
-                "{} without a scale, where others have one, are taken as they are: {name}{}",
+                "{} without a scale, although others have one, are used unchanged: {name}{}",
                 count(plain.len(), "f8 matrix", "f8 matrices"),
                 others(plain.len())
             ));
         }
     }
 
-    /// What was made of the tensors, in sentences.
+    /// Describes how the tensors were converted or combined, in sentences.
     pub(super) fn evidence(&self, tensors: &[TensorInfo]) -> Vec<String> {
         let mut evidence = Vec::new();
         let mut by_kind: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -151,7 +151,7 @@ impl Findings {
         let rest: Vec<&str> = rest.map(|&i| tensors[i].name.as_str()).collect();
         if !rest.is_empty() {
             evidence.push(format!(
-                "{} left out, as they belong to f8 weights only: {}",
+                "{} left out, because they only belong to f8 weights: {}",
                 count(rest.len(), "tensor", "tensors"),
                 rest.join(", ")
             ));
@@ -181,7 +181,7 @@ impl Findings {
         evidence
     }
 
-    /// The tensor that tells best why weights cannot be quantized, and the reason.
+    /// Returns the tensor that best shows why weights cannot be quantized, and the reason.
     pub(super) fn refusal(&self, tensors: &[TensorInfo]) -> Option<(String, String)> {
         if let Some((&tensor, reason)) = self.uncertain.iter().next() {
             return Some((tensors[tensor].name.clone(), reason.clone()));
@@ -189,7 +189,7 @@ impl Findings {
         let (&tensor, scheme) = self.packed.iter().next()?;
         let beside = match self.packed.len() - 1 {
             0 => String::new(),
-            more => format!(", as {more} other tensors are"),
+            more => format!(", like {more} other tensors"),
         };
         let reason =
             format!("already quantized ({scheme}){beside}: start from the original weights");
@@ -201,7 +201,7 @@ fn count(count: usize, one: &str, many: &str) -> String {
     format!("{count} {}", if count == 1 { one } else { many })
 }
 
-/// What follows the first of several names.
+/// Returns the text that follows the first of several names.
 fn others(count: usize) -> String {
     match count {
         0 | 1 => String::new(),

@@ -1,9 +1,9 @@
-//! What the tensors of a source mean together.
+//! Resolves tensors that belong together.
 //!
-//! f8 weights come with scales, and a weight is its value times its scale: whoever takes the f8
-//! tensor alone is wrong by a factor of hundreds. Here they become true weights. Weights that
-//! another quantizer has packed are found, so that none of its scales, zero points or codebooks
-//! is taken for a weight.
+//! f8 weights come with scales, and a weight is its value times its scale: the f8 tensor alone
+//! would be wrong by a factor of hundreds. Here they become true weights. Weights packed by another
+//! quantizer are also found, so that none of its scales, zero points or codebooks is mistaken for a
+//! weight.
 
 mod blocks;
 mod f8;
@@ -24,9 +24,9 @@ use super::{FileState, QuantizationConfig, Source, SourceId};
 use crate::error::Result;
 use crate::tensor::{Facts, TensorInfo};
 
-/// Finds out what the tensors of `source` mean together. f8 weights with scales become bf16
-/// weights: each value times its scale in f32, rounded half to even. Their scales are no tensors
-/// any more. What the source's facts say of packed weights is for plans to act on.
+/// Resolves the tensors of `source`. f8 weights with scales become bf16 weights: each value times
+/// its scale in f32, rounded half to even. Their scales are no longer separate tensors. Packed
+/// weights are recorded in the source's facts, for plans to act on.
 pub fn resolve<'a>(source: Box<dyn Source + 'a>) -> Box<dyn Source + 'a> {
     if source.facts().is_some() {
         return source;
@@ -35,7 +35,7 @@ pub fn resolve<'a>(source: Box<dyn Source + 'a>) -> Box<dyn Source + 'a> {
     Box::new(Resolved::new(source, found))
 }
 
-/// Whether `source` has tensors that [`resolve`] would change or find packed.
+/// Whether [`resolve`] would change tensors of `source` or find packed ones.
 pub(crate) fn needs_resolving(source: &dyn Source) -> bool {
     source.facts().is_none() && !Findings::of(source).are_none()
 }
@@ -49,7 +49,7 @@ struct Resolved<'a> {
     facts: Facts,
 }
 
-/// Where a tensor's values come from.
+/// The origin of a tensor's values.
 enum Origin {
     /// A tensor of the inner source.
     AsIs(usize),
@@ -75,7 +75,7 @@ impl<'a> Resolved<'a> {
         if let Some(text) = metadata.remove(LAYERS) {
             let scaled = found.scaled.iter();
             let modules: HashSet<&str> = scaled.map(|s| split(&all[s.weight].name).0).collect();
-            // Layers are called without the name of a component.
+            // Here layers are named without the component.
             let is_true = |layer: &str| {
                 let is_layer = |module: &&str| {
                     module

@@ -1,4 +1,4 @@
-//! Names of what lies beside a weight, and the modules that they make up.
+//! Names of the tensors beside a weight, and the modules that they form.
 
 use std::collections::HashMap;
 
@@ -8,16 +8,16 @@ use crate::tensor::{Dtype, TensorInfo};
 pub(super) struct Names<'a> {
     pub(super) tensors: &'a [TensorInfo],
     index: HashMap<&'a str, usize>,
-    /// The tensors of each module.
+    /// Tensors of each module.
     modules: HashMap<&'a str, Vec<usize>>,
 }
 
-/// The module of a tensor and the tensor's own name.
+/// Splits a tensor's name into its module and its own name.
 pub(super) fn split(name: &str) -> (&str, &str) {
     name.rsplit_once('.').unwrap_or(("", name))
 }
 
-/// The tensor `leaf` of a module.
+/// Joins a module and a tensor's own name.
 pub(super) fn join(module: &str, leaf: &str) -> String {
     match module {
         "" => leaf.to_owned(),
@@ -42,7 +42,7 @@ impl<'a> Names<'a> {
         names
     }
 
-    /// The tensors in the module of `weight` that are called as scales are, whatever they are.
+    /// Returns the tensors in the module of `weight` with names of scales, whatever they are.
     pub(super) fn scales_beside(&self, weight: &str) -> Vec<usize> {
         let own = split(weight).1;
         let members = self.modules.get(self.module_of(weight));
@@ -65,8 +65,8 @@ impl<'a> Names<'a> {
         self.index.get(name).copied()
     }
 
-    /// The tensors in the module of `weight` that are called one of `leaves`. Those of a weight
-    /// that is not called `weight`, as of experts that are stacked, begin with its name:
+    /// Returns the tensors in the module of `weight` with a name in `leaves`. If the weight is not
+    /// called `weight`, as with stacked experts, these names begin with its name:
     /// `gate_up_proj_scale` is the `weight_scale` of `gate_up_proj`.
     pub(super) fn beside(&self, weight: &str, leaves: &[&str]) -> Vec<usize> {
         let (module, own) = split(weight);
@@ -78,7 +78,7 @@ impl<'a> Names<'a> {
         let names = leaves.iter().filter_map(name);
         let mut found = Vec::new();
         for tensor in names.filter_map(|name| self.get(&name)) {
-            // Of a weight that is not called `weight`, two of these may have one name.
+            // If the weight is not called `weight`, two of these may have the same name.
             if !found.contains(&tensor) {
                 found.push(tensor);
             }
@@ -86,8 +86,8 @@ impl<'a> Names<'a> {
         found
     }
 
-    /// The module that a tensor is a part of: `a.b` for `a.b.qweight`, for `a.b.weight.absmax`,
-    /// which is said of the tensor `a.b.weight`, and for `a.b.weight._data`.
+    /// Returns the module that a tensor belongs to: `a.b` for `a.b.qweight`, for
+    /// `a.b.weight.absmax`, which belongs to the tensor `a.b.weight`, and for `a.b.weight._data`.
     pub(super) fn module_of<'n>(&self, name: &'n str) -> &'n str {
         let dots = name.match_indices('.').map(|(dot, _)| &name[..dot]);
         for ancestor in dots {
@@ -100,14 +100,14 @@ impl<'a> Names<'a> {
     }
 }
 
-/// What scales of f8 weights are called: beside `a.weight` there are `a.scale_weight`,
-/// `a.weight_scale` and the like. All are multiplied by, those called inverse, too.
+/// Names of f8 scales: beside `a.weight` there is `a.scale_weight`, `a.weight_scale` or similar.
+/// All are multiplied, even those called inverse.
 pub(super) const SCALES: &[&str] = &["scale_weight", "weight_scale", "weight_scale_inv", "scale"];
 
-/// The names in [`SCALES`] that nothing but a weight's scale has.
+/// Names in [`SCALES`] that only a weight's scale has.
 pub(super) const SURE_SCALES: &[&str] = &["scale_weight", "weight_scale", "weight_scale_inv"];
 
-/// What lies beside f8 weights and says how activations are made f8, or what the format is.
+/// Tensors beside f8 weights that describe the f8 conversion of activations, or the format.
 pub(super) const INPUTS: &[&str] = &[
     "scale_input",
     "input_scale",
@@ -120,16 +120,16 @@ pub(super) const INPUTS: &[&str] = &[
     COMFY_QUANT,
 ];
 
-/// Scales of what a layer computes, which say nothing of its weights.
+/// Scales of a layer's results, which do not affect its weights.
 const OTHER_SCALES: &[&str] = &["output_scale", "q_scale", "k_scale", "v_scale", "kv_scale"];
 
 /// The format of a layer, as JSON text in bytes.
 pub(super) const COMFY_QUANT: &str = "comfy_quant";
 
-/// An empty or tiny tensor that says that f8 weights have scales.
+/// An empty or tiny tensor which indicates that f8 weights have scales.
 pub(super) const MARKER: &str = "scaled_fp8";
 
-/// What makes more of a weight than its values times one scale.
+/// Tensors that make a weight more than its values times one scale.
 pub(super) const MORE: &[&str] = &[
     "weight_scale_2",
     "weight_global_scale",
@@ -146,13 +146,13 @@ pub(super) const MORE: &[&str] = &[
     "smooth_factor",
 ];
 
-/// Whether a tensor says something of activations or formats, and nothing of weights.
+/// Whether a tensor concerns activations or formats, not weights.
 pub(super) fn is_input_name(name: &str) -> bool {
     INPUTS.contains(&split(name).1)
 }
 
-/// Whether a tensor may hold packed weights: integers or floats of less than 8 bits, in several
-/// dimensions, that are no table of positions.
+/// Whether a tensor may contain packed weights: integers or floats of less than 8 bits, in several
+/// dimensions, that are not a table of positions.
 pub(super) fn may_be_packed(tensor: &TensorInfo) -> bool {
     let integers = matches!(
         tensor.dtype,
@@ -171,7 +171,7 @@ pub(super) fn may_be_packed(tensor: &TensorInfo) -> bool {
     integers && tensor.shape.dims().len() >= 2 && !others.iter().any(|other| leaf.contains(other))
 }
 
-/// Whether packed weights are called so.
+/// Whether packed weights have this name.
 pub(super) fn is_packed_name(leaf: &str) -> bool {
     let names = [
         "weight", "qweight", "q_weight", "_data", "W_q", "codes", "Qidxs", "trellis", "B",
@@ -180,7 +180,7 @@ pub(super) fn is_packed_name(leaf: &str) -> bool {
     names.contains(&leaf) || ends.iter().any(|end| leaf.ends_with(end))
 }
 
-/// Whether something is called as what lies beside packed weights.
+/// Whether tensors beside packed weights have this name.
 pub(super) fn is_companion_name(leaf: &str) -> bool {
     let names = [
         "scales",
@@ -230,7 +230,7 @@ pub(super) fn is_companion_name(leaf: &str) -> bool {
     names.contains(&leaf) || ends.iter().any(|end| leaf.ends_with(end))
 }
 
-/// Whether nothing but what lies beside packed weights is called so.
+/// Whether only tensors beside packed weights have this name.
 pub(super) fn is_sure_companion_name(leaf: &str) -> bool {
     let names = [
         "SCB",

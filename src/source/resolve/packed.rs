@@ -1,5 +1,4 @@
-//! Weights that another quantizer has packed: which tensors hold them, which lie beside them, and
-//! by what scheme.
+//! Finds weights packed by another quantizer, the tensors beside them, and the scheme.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -14,10 +13,10 @@ use crate::tensor::{Dtype, TensorInfo};
 /// Tensors of packed weights, by index, with the name of the scheme.
 pub(super) type Packed = BTreeMap<usize, String>;
 
-/// The tensors of a module.
+/// Tensors of a module.
 type Members<'a> = Vec<(usize, &'a TensorInfo)>;
 
-/// Finds packed weights and what lies beside them. `taken` are tensors whose meaning is known.
+/// Finds packed weights and the tensors beside them. `taken` are tensors whose meaning is known.
 pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Packed {
     let mut modules: HashMap<&str, Members<'_>> = HashMap::new();
     for (i, tensor) in names.tensors.iter().enumerate() {
@@ -43,7 +42,7 @@ pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Pa
         }
         schemes.insert(module, scheme);
     }
-    // What lies beside weights of another shard.
+    // Tensors that belong to weights in another shard.
     let any = packed.values().next().cloned();
     for (module, members) in &modules {
         let weight = |(_, tensor): &(usize, &TensorInfo)| {
@@ -57,7 +56,7 @@ pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Pa
             let leaf = split(&tensor.name).1;
             if is_sure_companion_name(leaf) {
                 let scheme = said.method(&tensor.name).or(any.as_deref());
-                let scheme = scheme.unwrap_or("its weights are not here");
+                let scheme = scheme.unwrap_or("its weights are missing");
                 packed.insert(*i, scheme.to_owned());
             }
             if has_weight {
@@ -76,8 +75,8 @@ pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Pa
     packed
 }
 
-/// Whether a tensor of a module with packed weights belongs to them: all but the layer's bias,
-/// and a weight that is not packed.
+/// Whether a tensor of a module with packed weights belongs to them: everything except the layer's
+/// bias, and a weight that is not packed.
 fn is_part(tensor: &TensorInfo) -> bool {
     let leaf = split(&tensor.name).1;
     let own = leaf == "bias" || leaf.ends_with("_bias") || leaf == MARKER;
@@ -85,7 +84,7 @@ fn is_part(tensor: &TensorInfo) -> bool {
     !own && !float_weight
 }
 
-/// The scheme that the weights of a module are packed by; `None` where they are not.
+/// Returns the packing scheme of a module's weights; `None` if they are not packed.
 fn scheme(module: &str, members: &Members<'_>, said: &Said) -> Option<String> {
     let leaf = |tensor: &TensorInfo| split(&tensor.name).1.to_owned();
     let holds_weights = |tensor: &TensorInfo| {
@@ -106,7 +105,7 @@ fn scheme(module: &str, members: &Members<'_>, said: &Said) -> Option<String> {
     let named = data.iter().any(|tensor| is_packed_name(&leaf(tensor)));
     let format = said.comfy_format(module);
     let method = said.method(&first.name);
-    // Blocks of MXFP4 have scales that are bytes, too.
+    // MXFP4 blocks also have scales that are bytes.
     let blocks = data.iter().any(|tensor| leaf(tensor).ends_with("_blocks"));
     let all_companions = data.iter().any(|tensor| is_companion_name(&leaf(tensor)));
     let packed = format.is_some()
@@ -127,7 +126,7 @@ fn scheme(module: &str, members: &Members<'_>, said: &Said) -> Option<String> {
     Some(by_names(members, first).to_owned())
 }
 
-/// The scheme that names and types tell, of a module with packed weights in `data`.
+/// Returns the scheme indicated by names and types, for a module with packed weights in `data`.
 fn by_names(members: &Members<'_>, data: &TensorInfo) -> &'static str {
     let find = |wanted: &str| {
         let mut found = members.iter().map(|(_, tensor)| *tensor);
@@ -196,12 +195,12 @@ fn by_names(members: &Members<'_>, data: &TensorInfo) -> &'static str {
         (Dtype::I8, Some(_), _, _) => "int8 with weight_scale",
         (Dtype::U32, _, Some(_), _) => "MLX",
         (_, _, _, Some(_)) => "SDNQ",
-        _ => "a scheme that is not known",
+        _ => "an unknown scheme",
     }
 }
 
-/// Scales without the f8 weights that they are for, with what they lie beside, and why they have
-/// no certain meaning.
+/// Finds scales without their f8 weights, the tensors beside them, and why their meaning is
+/// uncertain.
 pub(super) fn stray_scales(
     names: &Names<'_>,
     taken: &HashSet<usize>,
@@ -216,7 +215,7 @@ pub(super) fn stray_scales(
         let weight = join(module, "weight");
         let Some(index) = names.get(&weight) else {
             let reason = format!(
-                "it is the scale of '{weight}', which is not here: open all files of the model, \
+                "it is the scale of '{weight}', which is missing: open all files of the model, \
                  by their index"
             );
             found.push((vec![scale], reason));
@@ -224,8 +223,8 @@ pub(super) fn stray_scales(
         };
         let dtype = names.tensors[index].dtype;
         let reason = format!(
-            "it is the scale of '{weight}', which is {dtype} and not f8: whether that was \
-             multiplied by it already is not certain"
+            "it is the scale of '{weight}', which is {dtype} and not f8: it may already have been \
+             multiplied by it"
         );
         found.push((vec![scale, index], reason));
     }

@@ -1,5 +1,5 @@
-//! What files say of how their weights were quantized: `quantization_config` of a `config.json`,
-//! key and value text, and the `comfy_quant` tensors of ComfyUI.
+//! Statements in files about how their weights were quantized: `quantization_config` of a
+//! `config.json`, key and value text, and the `comfy_quant` tensors of ComfyUI.
 
 use std::collections::HashMap;
 
@@ -11,13 +11,13 @@ use crate::source::{QuantizationConfig, Source};
 /// The key of a JSON object with the format of each layer.
 pub(super) const LAYERS: &str = "_quantization_metadata";
 
-/// Bytes of a `comfy_quant` tensor at most.
+/// The most bytes of a `comfy_quant` tensor.
 const MAX_TEXT: usize = 4 << 10;
 
-/// Methods whose weights are f8 values with scales, which are read.
+/// Methods whose weights are f8 values with scales, which are supported.
 const F8_METHODS: &[&str] = &["fp8", "fbgemm_fp8", "finegrained_fp8"];
 
-/// What the files of a model say of its weights.
+/// All statements in a model's files about its weights.
 #[derive(Default)]
 pub(super) struct Said {
     configs: Vec<QuantizationConfig>,
@@ -54,33 +54,33 @@ impl Said {
         Self { configs, comfy }
     }
 
-    /// What was said for a tensor: that with the longest prefix.
+    /// Returns the statement about a tensor: the one with the longest prefix.
     fn config(&self, name: &str) -> Option<&QuantizationConfig> {
         let configs = self.configs.iter();
         let of = configs.filter(|config| name.starts_with(&config.prefix));
         of.max_by_key(|config| config.prefix.len())
     }
 
-    /// The method that a tensor's weights were packed by, if they were.
+    /// Returns the method that a tensor's weights were packed by, if they were.
     pub(super) fn method(&self, name: &str) -> Option<&str> {
         let config = self.config(name)?;
         let method = config.method.as_str();
         (!F8_METHODS.contains(&method)).then_some(method)
     }
 
-    /// The method that a tensor's weights were quantized by, whether that packs them or not.
+    /// Returns the method that a tensor's weights were quantized by, whether or not it packs them.
     pub(super) fn says(&self, name: &str) -> Option<&str> {
         self.config(name).map(|config| config.method.as_str())
     }
 
-    /// Every method that packs weights, with the prefix of the names it is said for.
+    /// Returns every method that packs weights, with its prefix of names.
     pub(super) fn methods(&self) -> impl Iterator<Item = (&str, &str)> {
         let configs = self.configs.iter();
         let packs = configs.filter(|config| !F8_METHODS.contains(&config.method.as_str()));
         packs.map(|config| (config.prefix.as_str(), config.method.as_str()))
     }
 
-    /// Sizes of blocks along the last dimensions that are said for a weight.
+    /// Returns the stated block sizes of a weight along its last dimensions.
     pub(super) fn block(&self, weight: &str) -> Vec<usize> {
         match self.comfy.get(self.comfy_module(split(weight).0)) {
             Some((_, Some(group))) => vec![*group, *group],
@@ -88,13 +88,13 @@ impl Said {
         }
     }
 
-    /// ComfyUI's format of a module, where that is no f8 with scales.
+    /// Returns ComfyUI's format of a module, unless it is f8 with scales.
     pub(super) fn comfy_format(&self, module: &str) -> Option<&str> {
         self.comfy(module)
             .filter(|format| !format.contains("float8") && !is_mx(format))
     }
 
-    /// Whether ComfyUI's format of a module is one whose scales may lie in the order of a
+    /// Whether the scales in ComfyUI's format of a module may be stored in the order of a
     /// processor's tiles.
     pub(super) fn comfy_tiles(&self, module: &str) -> bool {
         self.comfy(module).is_some_and(is_mx)
@@ -105,7 +105,7 @@ impl Said {
         found.map(|(format, _)| format.as_str())
     }
 
-    /// The module as it is called there, which may be without the name of the component.
+    /// Returns the module's name there, which may lack the name of the component.
     fn comfy_module<'m>(&self, module: &'m str) -> &'m str {
         let mut rest = module;
         loop {
@@ -124,7 +124,7 @@ fn is_mx(format: &str) -> bool {
     format.contains("mxfp8")
 }
 
-/// Format and group size of a layer.
+/// Parses format and group size of a layer.
 fn format_of(layer: &Value) -> Option<(String, Option<usize>)> {
     let format = layer["format"].as_str()?;
     let group = layer["group_size"].as_u64();
@@ -132,7 +132,7 @@ fn format_of(layer: &Value) -> Option<(String, Option<usize>)> {
     Some((format.to_owned(), group))
 }
 
-/// The layers of [`LAYERS`].
+/// Parses the layers in [`LAYERS`].
 fn layers(text: Option<&String>) -> Vec<(String, Value)> {
     let parsed = text.and_then(|text| serde_json::from_str::<Value>(text).ok());
     match parsed.map(|mut value| value["layers"].take()) {
@@ -141,8 +141,8 @@ fn layers(text: Option<&String>) -> Vec<(String, Value)> {
     }
 }
 
-/// The text of [`LAYERS`] without layers that `is_true` says to hold true weights now; `None`
-/// where none is left.
+/// Returns the text of [`LAYERS`] without layers that now have true weights, according to
+/// `is_true`; `None` if none is left.
 pub(super) fn without_layers(text: &str, is_true: impl Fn(&str) -> bool) -> Option<String> {
     let mut value: Value = serde_json::from_str(text).ok()?;
     let layers = value["layers"].as_object_mut()?;

@@ -1,14 +1,14 @@
-//! Values of f8 weights times their scales, as they are read.
+//! Multiplies f8 weights by their scales while reading.
 
 use super::blocks::Blocks;
 use crate::error::Result;
 use crate::source::Source;
 use crate::tensor::Dtype;
 
-/// Weights that are multiplied at once.
+/// Number of weights multiplied at once.
 const CHUNK: usize = 16 << 10;
 
-/// Scales that are read at once.
+/// Number of scales read at once.
 const WINDOW: usize = 4 << 10;
 
 /// An f8 weight and its scale.
@@ -19,8 +19,8 @@ pub(super) struct Scaled {
     pub(super) blocks: Blocks,
 }
 
-/// The type of true weights. It has the range of f32, and its rounding error, at most 2^-9 of a
-/// value, is small beside that of f8, at least 2^-4.
+/// The type of true weights. It has the range of f32, and its rounding error of at most 2^-9 of a
+/// value is small compared with that of f8, at least 2^-4.
 pub(super) const TRUE: Dtype = Dtype::BF16;
 
 impl Scaled {
@@ -28,7 +28,7 @@ impl Scaled {
     /// rounded to bf16 (half to even).
     ///
     /// # Errors
-    /// As [`Source::read`].
+    /// Returns the errors of [`Source::read`].
     pub(super) fn read(&self, source: &dyn Source, offset: usize, out: &mut [u8]) -> Result<()> {
         let dtype = source.tensors()[self.weight].dtype;
         let values: [f32; 256] = std::array::from_fn(|code| dtype.value(&[code as u8], 0));
@@ -47,7 +47,7 @@ impl Scaled {
                 let len = (run - col % run).min(cols - col).min(codes.len() - at);
                 let scale = scales.get(self.blocks.first_scale(row) + col / run)?;
                 let codes = &codes[at..at + len];
-                // Both ends of what is asked for may lie within a value.
+                // Both ends of the requested range may be within a value.
                 let skip = if at == 0 { offset % 2 } else { 0 };
                 let bytes = (2 * len - skip).min(rest.len());
                 let (now, later) = rest.split_at_mut(bytes);
@@ -73,7 +73,7 @@ impl Scaled {
     }
 }
 
-/// Scales, of which those next to each other are read at once.
+/// Scales, read in windows of neighbours.
 struct Scales<'a> {
     source: &'a dyn Source,
     index: usize,
@@ -106,7 +106,7 @@ impl<'a> Scales<'a> {
     }
 }
 
-/// Whether scales may be of this type.
+/// Whether scales may have this type.
 pub(super) fn is_scale(dtype: Dtype) -> bool {
     matches!(
         dtype,
@@ -114,12 +114,12 @@ pub(super) fn is_scale(dtype: Dtype) -> bool {
     )
 }
 
-/// Scale `index` of `bytes`. Those of 8 bits are E8M0: 2 to the power of the byte less 127, and
-/// NaN for 255.
+/// Returns scale `index` of `bytes`. 8-bit scales are E8M0: 2 to the power of the byte minus 127,
+/// and NaN for 255.
 fn scale_of(dtype: Dtype, bytes: &[u8], index: usize) -> f32 {
     match dtype {
         Dtype::F8E8M0 | Dtype::U8 => match bytes[index] {
-            // The power lies below the smallest normal f32.
+            // This power is below the smallest normal f32.
             0 => f32::from_bits(0x0040_0000),
             255 => f32::NAN,
             exponent => f32::from_bits(u32::from(exponent) << 23),

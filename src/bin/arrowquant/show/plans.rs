@@ -1,14 +1,14 @@
-//! What analyses and searches found, as tables and charts.
+//! Results of analyses and searches, as tables and charts.
 
 use arrowquant::plan::Generation;
 use arrowquant::run::{Analysis, Evolution, FormatAnalysis, TensorAnalysis};
 
 use super::{Chart, Series, lines, number, printable, table, tensors};
 
-/// Formats that stand for all in a table and a chart: of each width, that with groups of this size.
+/// Group size of the formats in tables and charts, one for each width.
 const SHOWN_GROUP: u16 = 128;
 
-/// The widest formats of which a tensor was tried with one, by name: those in the table.
+/// Returns the formats in the table: the widest ones that some tensor was tried with, by name.
 fn shown(analysis: &Analysis) -> Vec<&FormatAnalysis> {
     let mut shown: Vec<&FormatAnalysis> = Vec::new();
     for format in analysis.tensors.iter().flat_map(|tensor| &tensor.formats) {
@@ -31,7 +31,7 @@ fn shown(analysis: &Analysis) -> Vec<&FormatAnalysis> {
     shown
 }
 
-/// A format in a few letters.
+/// Formats a format in a few letters.
 fn format_name(format: &FormatAnalysis) -> String {
     let group = format.group_size.map_or(String::new(), |size| match size {
         0 => " row".to_owned(),
@@ -49,7 +49,7 @@ fn same_format(a: &FormatAnalysis, b: &FormatAnalysis) -> bool {
     (a.format, a.group_size, a.scheme) == (b.format, b.group_size, b.scheme)
 }
 
-/// What each tensor loses by each width.
+/// Formats what each tensor loses in each width.
 pub fn analysis(analysis: &Analysis) -> String {
     let shown = shown(analysis);
     let names: Vec<String> = shown.iter().map(|format| format_name(format)).collect();
@@ -92,7 +92,7 @@ pub fn analysis(analysis: &Analysis) -> String {
     )
 }
 
-/// The same as a chart, in decibels.
+/// Makes a chart of what each tensor loses, in decibels.
 pub fn analysis_chart(analysis: &Analysis) -> Chart {
     let series = |wanted: &&FormatAnalysis| {
         let value = |tensor: &TensorAnalysis| {
@@ -110,7 +110,7 @@ pub fn analysis_chart(analysis: &Analysis) -> Chart {
     };
     Chart {
         title: format!(
-            "What tensors of {} lose by format",
+            "Loss of the tensors of {} by format",
             ascii(&analysis.source.name)
         ),
         places: "tensor, in the order of the model".to_owned(),
@@ -119,14 +119,14 @@ pub fn analysis_chart(analysis: &Analysis) -> Chart {
     }
 }
 
-/// What a chart's letters can write.
+/// Replaces letters that a chart cannot draw.
 fn ascii(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_ascii_graphic() { c } else { '?' })
         .collect()
 }
 
-/// What a search found.
+/// Formats the results of a search.
 pub fn evolution(evolution: &Evolution) -> String {
     let mut table = table(
         &["generation", "best", "mean of parents", "bytes", "tried"],
@@ -150,7 +150,7 @@ pub fn evolution(evolution: &Evolution) -> String {
         evolution.fitness
     );
     if evolution.additive {
-        text += "errors of tensors add up, so the budget's plan is the best of all already\n";
+        text += "without a fitness, the budget's plan is already the best\n";
     }
     if evolution.stopped {
         text += "ended early, with the best so far\n";
@@ -158,7 +158,7 @@ pub fn evolution(evolution: &Evolution) -> String {
     text
 }
 
-/// The same as a chart.
+/// Makes a chart of a search.
 pub fn evolution_chart(evolution: &Evolution) -> Chart {
     let series = |name: &str, value: fn(&Generation) -> f64| Series {
         name: name.to_owned(),
