@@ -240,3 +240,58 @@ fn packed_tensors_are_read_one_after_the_other() {
     assert_eq!(found.failures().count(), 0);
     assert_eq!(*source.read.lock().unwrap(), turns);
 }
+
+/// Reads a model through a function, as callers do whose weights are elsewhere.
+#[test]
+fn a_caller_reads_the_bytes() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use source::ReadFn;
+
+    let path = demo_model("dit-digits.safetensors");
+    let bytes = Arc::new(std::fs::read(&path).unwrap());
+    let read = Arc::new(AtomicU64::new(0));
+    let (of, counted) = (bytes.clone(), read.clone());
+    let reader = ReadFn::new(bytes.len() as u64, None, move |out, offset| {
+        out.copy_from_slice(&of[offset as usize..][..out.len()]);
+        counted.fetch_add(out.len() as u64, Ordering::Relaxed);
+        Ok(())
+    });
+    let name = Path::new("dit-digits.safetensors");
+    let here = source::open_reader(name, Box::new(reader)).unwrap();
+    // Opening reads the header alone.
+    assert!(read.load(Ordering::Relaxed) < bytes.len() as u64 / 100);
+    let there = source::open(&path).unwrap();
+    assert_eq!(here.tensors(), there.tensors());
+    assert_eq!(here.id(), there.id());
+    for tensor in 0..here.tensors().len() {
+        assert!(values_of(here.as_ref(), tensor) == values_of(there.as_ref(), tensor));
+    }
+    here.check_unchanged().unwrap();
+}
+
+#[test]
+fn what_a_caller_cannot_read_is_an_error_that_names_it() {
+    use source::ReadFn;
+
+    let name = Path::new("elsewhere.safetensors");
+    let text = |error: arrowquant::error::Error| error.to_string();
+    let fails = |_: &mut [u8], _: u64| Err(std::io::Error::other("no connection"));
+    let failed = source::open_reader(name, Box::new(ReadFn::new(100, None, fails)));
+    let message = text(failed.err().unwrap());
+    assert!(message.contains("elsewhere.safetensors"), "{message}");
+    assert!(message.contains("no connection"), "{message}");
+    let zeros = |out: &mut [u8], _: u64| {
+        out.fill(0);
+        Ok(())
+    };
+    let name = Path::new("elsewhere.bin");
+    let failed = source::open_reader(name, Box::new(ReadFn::new(100, None, zeros)));
+    let message = text(failed.err().unwrap());
+    assert!(
+        message.contains("not a safetensors, GGUF or Parquet file"),
+        "{message}"
+    );
+    assert!(message.contains("begins with zeros"), "{message}");
+}

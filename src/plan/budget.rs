@@ -2,6 +2,18 @@
 //! multiple-choice knapsack problem. Lagrangian relaxation (Sinha and Zoltners 1979) settles nearly
 //! all tensors; those that it is least sure of are then tried in all combinations that can be better.
 
+/// The limits that formats are chosen by. Without a limit: the smallest size at which every tensor
+/// reaches its `min_cosine`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Budget {
+    /// The most bytes of the file.
+    pub max_size: Option<u64>,
+    /// The average bits per weight, over the tensors that the budget decides on.
+    pub avg_bits: Option<f64>,
+    /// The most bytes of the planes of those tensors.
+    pub planes: Option<u64>,
+}
+
 /// Size and error of one way to store a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {

@@ -7,9 +7,9 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::budget::Budget;
 use super::calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 use super::candidates::{Candidate, Candidates, Fixed};
-use super::mixed::Budget;
 use super::modality::Modality;
 use super::profile::Profile;
 use super::rules::{

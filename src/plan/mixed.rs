@@ -4,24 +4,12 @@ use std::collections::HashSet;
 
 use bytesize::ByteSize;
 
-use super::budget::{Cost, spend};
+use super::budget::{Budget, Cost, spend};
 use super::rules::{NO_MIN_COSINE, Pattern, Rule};
 use super::sensitivity::{Basis, Sensitivity};
 use super::{Config, Plan, PlanEntry, Rules};
 use crate::error::{Error, Result};
 use crate::format::Recipe;
-
-/// The limits that formats are chosen by. Without a limit: the smallest size at which every tensor
-/// reaches its `min_cosine`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Budget {
-    /// The most bytes of the file.
-    pub max_size: Option<u64>,
-    /// The average bits per weight, over the tensors that the budget decides on.
-    pub avg_bits: Option<f64>,
-    /// The most bytes of the planes of those tensors.
-    pub planes: Option<u64>,
-}
 
 /// A tensor that a budget or a search decides on.
 #[derive(Debug, Clone, PartialEq)]

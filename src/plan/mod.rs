@@ -11,6 +11,7 @@ mod layouts;
 mod mixed;
 mod modality;
 mod profile;
+mod recognition;
 mod rules;
 mod sensitivity;
 
@@ -19,15 +20,17 @@ use std::path::Path;
 
 use serde_json::Value;
 
+pub use budget::Budget;
 pub use budget::{Cost, spend};
 pub use calibrated::{Calibrated, CalibrationInfo, CalibrationInput};
 pub use candidates::{Candidate, Candidates};
 pub use config::{Compression, Config, KEYS, OnNonFinite, OnPacked};
 pub use evolve::{Evolve, Generation, Genes, Individual, Population, Scored};
 pub use layouts::{FoldSet, LAYOUTS, NotFolded, Writer, fold_sets};
-pub use mixed::{Budget, Choices, Open, bits_bound, cosine_bound};
-pub use modality::{Modality, Recognition};
+pub use mixed::{Choices, Open, bits_bound, cosine_bound};
+pub use modality::Modality;
 pub use profile::Profile;
+pub use recognition::Recognition;
 pub use rules::{NO_MIN_COSINE, Pattern, Rule};
 pub use sensitivity::{Basis, Measured, Sensitivity};
 

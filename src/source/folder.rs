@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::header::UniqueEntries;
-use super::safetensors::shards_of;
-use super::what;
+use super::index::shards_of;
+use super::{links, what};
 use crate::error::{Error, Result};
 
 /// The file that names the components of a pipeline.
@@ -33,7 +33,7 @@ pub(super) fn is_index(path: &Path) -> bool {
 pub(super) fn pipeline(path: &Path, is_folder: bool) -> Option<PathBuf> {
     if is_folder {
         // A broken link is an index that is missing.
-        return what::is_there(&path.join(MODEL_INDEX)).then(|| path.to_owned());
+        return links::is_there(&path.join(MODEL_INDEX)).then(|| path.to_owned());
     }
     if name_of(path) != MODEL_INDEX {
         return None;
@@ -210,7 +210,7 @@ fn index_or_whole(folder: &Path, index: &Found, whole: &Found) -> Result<Weights
         }
         if !shards
             .iter()
-            .any(|shard| what::is_there(&folder.join(shard)))
+            .any(|shard| links::is_there(&folder.join(shard)))
         {
             let stale = format!("none of the shards in {index_name} exist; {whole_name} is read");
             return chosen(whole, Some(stale));
@@ -352,7 +352,7 @@ fn weights_of_component(
     let weightless = ["Tokenizer", "Scheduler", "Processor", "Extractor"];
     let weightless = weightless.iter().any(|part| class.contains(part));
     if !folder.exists() {
-        return match what::broken_link(folder) {
+        return match links::broken_link(folder) {
             _ if weightless => Ok(Component::Weightless),
             Some(link) => Err(Error::file(folder, link)),
             None => Ok(Component::Missing),

@@ -14,9 +14,12 @@ mod reader;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use xxhash_rust::xxh3::Xxh3;
+
 use self::blocks::{MAX_BLOCK, PACKED, Packed};
-use self::header::{Place, SHAPE_KEY};
-pub(super) use self::parts::weights_in;
+use self::header::Place;
+use self::parts::Part;
+use self::reader::SHAPE_KEY;
 use super::file::{FileState, SourceFile};
 use super::folder::name_of;
 use super::{Source, SourceId};
@@ -48,7 +51,16 @@ impl GgufSource {
     /// The file cannot be read or is malformed, a part is missing or does not belong to the others,
     /// or a tensor has an unsupported type.
     pub fn open(path: &Path) -> Result<Self> {
-        let (parts, hash) = parts::open_all(path)?;
+        Self::of_parts(path, parts::open_all(path)?)
+    }
+
+    /// Takes a file that is a model by itself.
+    pub(super) fn read(file: SourceFile) -> Result<Self> {
+        let path = file.path().to_owned();
+        Self::of_parts(&path, parts::only(file)?)
+    }
+
+    fn of_parts(path: &Path, (parts, hash): (Vec<Part>, Xxh3)) -> Result<Self> {
         let id = SourceId {
             name: name_of(parts[0].file.path()),
             bytes: parts.iter().map(|part| part.file.bytes()).sum(),
@@ -157,7 +169,7 @@ impl Source for GgufSource {
     }
 
     fn files(&self) -> Vec<FileState> {
-        self.files.iter().map(|file| file.state().clone()).collect()
+        self.files.iter().map(|file| file.state()).collect()
     }
 
     fn check_unchanged(&self) -> Result<()> {

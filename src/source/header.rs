@@ -33,8 +33,8 @@ pub(super) struct Header {
 }
 
 impl Header {
-    pub(super) fn read(path: &Path) -> Result<Self> {
-        let file = SourceFile::open(path)?;
+    pub(super) fn read(file: SourceFile) -> Result<Self> {
+        let path = file.path();
         let file_bytes = file.bytes();
         let refuse = |reason: String| what::refuse(&file, "a safetensors file", || reason);
         let mut length = [0; 8];

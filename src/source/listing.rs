@@ -147,7 +147,7 @@ impl Source for ListingSource {
     }
 
     fn files(&self) -> Vec<FileState> {
-        vec![self.file.state().clone()]
+        vec![self.file.state()]
     }
 
     fn check_unchanged(&self) -> Result<()> {

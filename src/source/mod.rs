@@ -8,10 +8,13 @@ mod folder;
 mod gguf;
 mod header;
 mod imatrix;
+mod index;
+mod links;
 mod listing;
 mod memory;
 mod parquet;
 mod quantization;
+mod read;
 mod resolve;
 mod safetensors;
 mod table;
@@ -27,6 +30,7 @@ pub use listing::ListingSource;
 pub use memory::{MemorySource, Values};
 pub use parquet::ParquetSource;
 pub use quantization::QuantizationConfig;
+pub use read::{ReadAt, ReadFn, ReadState};
 pub(crate) use resolve::needs_resolving;
 pub use resolve::resolve;
 pub use safetensors::SafetensorsSource;
@@ -173,7 +177,7 @@ pub fn open_with(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> 
 }
 
 fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
-    let metadata = std::fs::metadata(path).map_err(what::cannot_open(path))?;
+    let metadata = std::fs::metadata(path).map_err(links::cannot_open(path))?;
     if let Some(folder) = folder::pipeline(path, metadata.is_dir()) {
         let without = &options.without;
         let source = SafetensorsSource::open_pipeline(&folder, without)?;
@@ -198,7 +202,7 @@ fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
     if folder::is_index(weights) {
         return Ok(Box::new(SafetensorsSource::open_sharded(weights)?));
     }
-    match kind(weights)? {
+    match kind(&SourceFile::open(weights)?)? {
         Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(weights)?)),
         Kind::Gguf => Ok(Box::new(GgufSource::open(weights)?)),
         Kind::Parquet => Ok(Box::new(ParquetSource::open(weights)?)),
@@ -213,6 +217,25 @@ fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
     }
 }
 
+/// Opens the bytes that a reader reads as one file: safetensors, GGUF (not one part of several) or
+/// Parquet. `path` is its name, in messages and in what files record of their source.
+///
+/// # Errors
+/// The bytes cannot be read, are malformed, or are none of these.
+pub fn open_reader(path: &Path, reader: Box<dyn ReadAt>) -> Result<Box<dyn Source>> {
+    let file = SourceFile::over(path, reader)?;
+    Ok(resolve(match kind(&file)? {
+        Kind::Safetensors => Box::new(SafetensorsSource::read(file)?),
+        Kind::Gguf => Box::new(GgufSource::read(file)?),
+        Kind::Parquet => Box::new(ParquetSource::read(file)?),
+        Kind::Json | Kind::Unknown => {
+            let reason = || "no weights are read from it".to_owned();
+            let expected = "a safetensors, GGUF or Parquet file";
+            return Err(what::refuse(&file, expected, reason));
+        }
+    }))
+}
+
 /// The kind of a file.
 enum Kind {
     Safetensors,
@@ -223,8 +246,8 @@ enum Kind {
 }
 
 /// Detects the kind of a file from its first bytes, or else its name.
-fn kind(path: &Path) -> Result<Kind> {
-    let file = SourceFile::open(path)?;
+fn kind(file: &SourceFile) -> Result<Kind> {
+    let path = file.path();
     let mut start = [0; 9];
     let len = file.bytes().min(start.len() as u64) as usize;
     file.read_header(&mut start[..len], 0)?;
@@ -235,7 +258,7 @@ fn kind(path: &Path) -> Result<Kind> {
         // The length before a safetensors header has zeros, because it is far below 2^64.
         ([.., b'{'], _) if start.contains(&0) => Kind::Safetensors,
         (_, "safetensors") => Kind::Safetensors,
-        (_, "gguf" | "parquet") if let Some(what) = what::is(&file)? => {
+        (_, "gguf" | "parquet") if let Some(what) = what::is(file)? => {
             let gguf = extension == "gguf";
             let expected = if gguf { "readable GGUF" } else { "Parquet" };
             let reason = format!("not a {expected} file but {what}");

@@ -73,7 +73,13 @@ impl ParquetSource {
     /// The file cannot be read, is malformed or neither of these, a tensor is quantized, or a row
     /// is not a tensor.
     pub fn open(path: &Path) -> Result<Self> {
-        let table = Table::open(path)?;
+        Self::read(SourceFile::open(path)?)
+    }
+
+    /// Opens a file as [`ParquetSource::open`] does.
+    pub(super) fn read(file: SourceFile) -> Result<Self> {
+        let path = &file.path().to_owned();
+        let table = Table::read(file)?;
         let id = SourceId {
             name: name_of(path),
             bytes: table.file().bytes(),
@@ -430,7 +436,7 @@ impl Source for ParquetSource {
     }
 
     fn files(&self) -> Vec<FileState> {
-        vec![self.table.file().state().clone()]
+        vec![self.table.file().state()]
     }
 
     fn check_unchanged(&self) -> Result<()> {

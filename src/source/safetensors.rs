@@ -5,15 +5,16 @@
 //! here rather than by the `safetensors` crate because that one lets a duplicate name win
 //! silently and does not say which tensor of which file is wrong.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
 use super::folder::{self, MODEL_INDEX, Weights};
-use super::header::{Header, UniqueEntries, shown};
-use super::{MAX_HEADER, QuantizationConfig, Source, SourceId, classes, what};
+use super::header::{Header, shown};
+use super::index::{parse_index, read_json};
+use super::{QuantizationConfig, Source, SourceId, classes, links};
 use crate::error::{Error, Result};
 use crate::tensor::{MAX_TENSORS, TensorInfo, check_limits};
 
@@ -48,6 +49,13 @@ impl SafetensorsSource {
         builder.add_file(path, "", None)?;
         builder.source.classes = classes::of_config(path);
         builder.add_quantization(path, "");
+        Ok(builder.finish())
+    }
+
+    /// Takes a file of which nothing lies beside.
+    pub(super) fn read(file: SourceFile) -> Result<Self> {
+        let mut builder = Builder::new(file.path());
+        builder.add(file, "", None)?;
         Ok(builder.finish())
     }
 
@@ -105,16 +113,6 @@ impl SafetensorsSource {
     }
 }
 
-/// Returns the shards that an index names.
-///
-/// # Errors
-/// The index cannot be read or is malformed.
-pub(super) fn shards_of(index: &Path) -> Result<BTreeSet<String>> {
-    let text = Builder::new(index).add_json(index, "safetensors index")?;
-    let weight_map = parse_index(index, &text)?;
-    Ok(weight_map.into_iter().map(|(_, shard)| shard).collect())
-}
-
 /// Maps each tensor of an index to its shard.
 type ShardOf<'a> = HashMap<&'a str, &'a str>;
 
@@ -166,17 +164,7 @@ impl Builder {
 
     /// Reads a JSON file, and returns its text.
     fn add_json(&mut self, path: &Path, what: &str) -> Result<Vec<u8>> {
-        let file = SourceFile::open(path)?;
-        if file.bytes() > MAX_HEADER {
-            let reason = format!("not a {what}: {} bytes", file.bytes());
-            return Err(Error::file(path, reason));
-        }
-        let mut text = vec![0; file.bytes() as usize];
-        file.read_header(&mut text, 0)?;
-        if !text.trim_ascii_start().starts_with(b"{") {
-            let reason = || "not a JSON object".to_owned();
-            return Err(what::refuse(&file, &format!("a {what}"), reason));
-        }
+        let text = read_json(path, what)?;
         self.hash.update(&text);
         self.source.id.bytes += text.len() as u64;
         Ok(text)
@@ -185,11 +173,16 @@ impl Builder {
     /// Adds a safetensors file with a prefix for its names, except tensors that an index has in
     /// another shard.
     fn add_file(&mut self, path: &Path, prefix: &str, index: Option<&ShardOf<'_>>) -> Result<()> {
+        self.add(SourceFile::open(path)?, prefix, index)
+    }
+
+    fn add(&mut self, file: SourceFile, prefix: &str, index: Option<&ShardOf<'_>>) -> Result<()> {
+        let path = &file.path().to_owned();
         if self.source.shards.len() == MAX_SHARDS {
             let reason = format!("over {MAX_SHARDS} files, which would all be open at once");
             return Err(Error::file(&self.source.path, reason));
         }
-        let header = Header::read(path)?;
+        let header = Header::read(file)?;
         self.hash.update(&header.text);
         let source = &mut self.source;
         source.id.bytes += header.file.bytes();
@@ -243,7 +236,7 @@ impl Builder {
         for (shard, tensor) in first_of_shard {
             let path = folder.join(shard);
             if !path.exists() {
-                let missing = what::broken_link(&path).unwrap_or("missing".to_owned());
+                let missing = links::broken_link(&path).unwrap_or("missing".to_owned());
                 let reason = format!("its shard {} is {missing}", path.display());
                 return Err(Error::tensor(index, tensor, reason));
             }
@@ -327,32 +320,10 @@ impl Source for SafetensorsSource {
     }
 
     fn files(&self) -> Vec<FileState> {
-        self.shards
-            .iter()
-            .map(|file| file.state().clone())
-            .collect()
+        self.shards.iter().map(|file| file.state()).collect()
     }
 
     fn check_unchanged(&self) -> Result<()> {
         self.shards.iter().try_for_each(SourceFile::check_unchanged)
     }
-}
-
-/// Parses tensors and their shards, which are plain file names.
-fn parse_index(path: &Path, text: &[u8]) -> Result<Vec<(String, String)>> {
-    let parsed: IndexFile = serde_json::from_slice(text)
-        .map_err(|error| Error::file(path, format!("not a safetensors index: {error}")))?;
-    for (tensor, shard) in &parsed.weight_map.0 {
-        let name = Path::new(shard);
-        if name.file_name() != Some(name.as_os_str()) {
-            let reason = format!("shard '{}' is not a plain file name", shown(shard));
-            return Err(Error::tensor(path, tensor, reason));
-        }
-    }
-    Ok(parsed.weight_map.0)
-}
-
-#[derive(serde::Deserialize)]
-struct IndexFile {
-    weight_map: UniqueEntries<String>,
 }

@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Read};
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -55,8 +54,8 @@ pub(super) enum Values {
 }
 
 impl Table {
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = SourceFile::open(path)?;
+    pub(super) fn read(file: SourceFile) -> Result<Self> {
+        let path = file.path();
         let bytes = file.bytes();
         if bytes < 12 {
             return Err(Error::file(path, "not a Parquet file: too short"));

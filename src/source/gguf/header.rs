@@ -5,17 +5,13 @@ use std::collections::{BTreeMap, HashSet};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::blocks::{PACKED, Packed};
-use super::reader::Reader;
+use super::reader::{Reader, SHAPE_KEY};
 use crate::error::{Error, Result};
 use crate::source::file::SourceFile;
 use crate::tensor::{Dtype, MAX_DIMS, MAX_TENSORS, Shape, TensorInfo};
 
 /// The most bytes of keys and values that are preserved, together.
 const MAX_METADATA: usize = 4 << 20;
-
-/// The prefix of keys with a tensor's true shape, followed by its name. ComfyUI tools store tensors
-/// in other shapes if theirs does not fill blocks.
-pub(super) const SHAPE_KEY: &str = "comfy.gguf.orig_shape.";
 
 /// The types that are not packed, by their number in the file.
 const PLAIN: &[(u32, Dtype)] = &[

@@ -22,9 +22,28 @@ pub(super) struct Part {
 
 impl Part {
     fn open(path: &Path, hash: &mut Xxh3) -> Result<Self> {
-        let file = SourceFile::open(path)?;
+        Self::read(SourceFile::open(path)?, hash)
+    }
+
+    fn read(file: SourceFile, hash: &mut Xxh3) -> Result<Self> {
         let header = Header::read(&file, hash)?;
         Ok(Self { file, header })
+    }
+}
+
+/// Takes a file that is a model by itself, and the hash of its header.
+///
+/// # Errors
+/// The file is malformed, or one part of several.
+pub(super) fn only(file: SourceFile) -> Result<(Vec<Part>, Xxh3)> {
+    let mut hash = Xxh3::new();
+    let part = Part::read(file, &mut hash)?;
+    match part.header.split.count {
+        Some(count) if count > 1 => {
+            let reason = format!("one of {count} parts, and the others cannot be found from it");
+            Err(Error::file(part.file.path(), reason))
+        }
+        _ => Ok((vec![part], hash)),
     }
 }
 

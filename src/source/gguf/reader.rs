@@ -2,7 +2,6 @@
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::header::SHAPE_KEY;
 use crate::error::{Error, Result};
 use crate::source::MAX_HEADER;
 use crate::source::file::SourceFile;
@@ -10,6 +9,10 @@ use crate::tensor::{MAX_DIMS, MAX_NAME};
 
 /// The most bytes of a text value that is preserved; longer ones are ignored.
 const MAX_VALUE: u64 = 64 << 10;
+
+/// The prefix of keys with a tensor's true shape, followed by its name. ComfyUI tools store tensors
+/// in other shapes if theirs does not fill blocks.
+pub(super) const SHAPE_KEY: &str = "comfy.gguf.orig_shape.";
 
 /// Type numbers of values.
 const I32: u32 = 5;
