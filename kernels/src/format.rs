@@ -542,7 +542,7 @@ impl ActivationRange {
 /// Largest codes plane of a tile in an uncompressed file (one row may pass it).
 pub const TILE_BYTES: usize = 128 << 20;
 
-/// The same in a compressed file, so that a reader need not unpack 128 MiB for one row.
+/// Largest codes plane of a tile in a compressed file: small, so that a reader need not unpack 128 MiB for one row.
 pub const TILE_BYTES_COMPRESSED: usize = 16 << 20;
 
 /// The most whole rows, of `row_bytes` packed bytes each, whose codes fit a tile; at least one.

@@ -19,6 +19,7 @@ use xxhash_rust::xxh3::Xxh3;
 use self::blocks::{MAX_BLOCK, PACKED, Packed};
 use self::header::Place;
 use self::parts::Part;
+pub(super) use self::parts::weights_in;
 use self::reader::SHAPE_KEY;
 use super::file::{FileState, SourceFile};
 use super::folder::name_of;

@@ -1,6 +1,5 @@
 //! Activations to integers: the input of a layer at run time, row by row (token by token).
 
-use super::KernelTable;
 use super::element::{Element, each_block, load, load_slice, with_element};
 use super::lanes::{BLOCK, LANES, Lanes};
 use crate::format::{Float, Format, GroupSize};
@@ -17,11 +16,11 @@ pub struct QuantizeActivations<'a> {
     /// What the values of each column are divided by first, `cols` normal numbers above 0; `None`
     /// is 1 everywhere.
     pub input_scale: Option<&'a [f32]>,
-    /// Its bits are those of a value.
+    /// Gives the bits of a value.
     pub format: Format,
     /// What values are multiples of.
     pub grid: ActivationGrid<'a>,
-    /// As many as there are values in `x`, one a byte, in the same order.
+    /// The quantized values, one a byte: as many as there are in `x`, in the same order.
     pub values: &'a mut [u8],
 }
 
@@ -37,7 +36,7 @@ pub enum ActivationGrid<'a> {
         /// `a / top`, or 0 for zeros: row by row, as many as there are groups.
         scales: &'a mut [f32],
     },
-    /// The same for all: `value = clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, as
+    /// By one scale for all: `value = clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, as
     /// unsigned bytes, stands for `(value - zero_point) * scale`. It is 1 / scale, rounded to f32,
     /// that `x` is multiplied by.
     Static {
@@ -62,44 +61,6 @@ pub struct NonFinite {
 /// Groups with no magnitude above this count as zeros.
 const SMALLEST: f32 = 1.0e-30;
 
-impl KernelTable {
-    /// Quantizes activations.
-    ///
-    /// # Errors
-    /// A value is NaN or infinite, or, where the grid is dynamic, becomes so when divided by its
-    /// column's `input_scale`. Then `values` and scales hold nothing of use.
-    ///
-    /// # Panics
-    /// If a slice is not as long as its field says.
-    pub fn quantize_activations(&self, a: QuantizeActivations<'_>) -> Result<(), NonFinite> {
-        let QuantizeActivations { float, cols, .. } = a;
-        let (x, input_scale) = (a.x, a.input_scale);
-        let rows = a.values.len() / cols.max(1);
-        assert_eq!(
-            (x.len(), a.values.len()),
-            (rows * cols * float.size(), rows * cols)
-        );
-        assert_eq!(input_scale.map_or(cols, <[f32]>::len), cols);
-        if let ActivationGrid::Dynamic { group_size, scales } = &a.grid {
-            assert_eq!(scales.len(), rows * group_size.count(cols));
-        }
-        // SAFETY: as in `quantize_row`.
-        let quantized = unsafe { (self.quantize_activations)(a) };
-        quantized.map_err(|row| {
-            let value = |col: usize| {
-                float.get(x, row * cols + col) / input_scale.map_or(1.0, |scale| scale[col])
-            };
-            let found = (0..cols).find(|col| !value(*col).is_finite());
-            let col = found.unwrap_or(0);
-            NonFinite {
-                row,
-                col,
-                value: value(col),
-            }
-        })
-    }
-}
-
 /// What becomes of values before they are quantized.
 trait Input: Copy {
     /// Sixteen values of a row from column `at`, of which there are `n`.
@@ -115,11 +76,11 @@ trait Input: Copy {
     ) -> Option<f32>;
 }
 
-/// Nothing.
+/// Values that are taken as they are.
 #[derive(Clone, Copy)]
 struct Plain;
 
-/// They are divided.
+/// Values that are divided by their column's scale.
 #[derive(Clone, Copy)]
 struct Divided<'a>(&'a [f32]);
 
@@ -270,7 +231,7 @@ fn quantize_group<L: Lanes>(
     });
 }
 
-/// The same of a slice.
+/// Quantizes a slice.
 #[inline(always)]
 pub(super) fn quantize_values<L: Lanes>(
     inverse: f32,

@@ -6,8 +6,7 @@
 
 use core::arch::x86_64::*;
 
-use super::dot::ByteDot;
-use super::lanes::{BLOCK, Bounds, LANES, Lanes};
+use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
 use crate::format::Format;
 
 /// Sixteen floats: lanes 0 to 7, and 8 to 15.
@@ -80,7 +79,7 @@ impl Avx2 {
     }
 }
 
-/// Of bounds. With some bits flipped, the bound that is wanted becomes the smallest.
+/// What the bounds of words take. With some bits flipped, the bound that is wanted becomes the smallest.
 impl Avx2 {
     #[inline(always)]
     pub(super) fn least_word(words: __m256i, flip: u16) -> u16 {

@@ -7,8 +7,7 @@
 use core::arch::x86_64::*;
 
 use super::avx2::{Avx2, load_bytes};
-use super::dot::ByteDot;
-use super::lanes::{BLOCK, Bounds, LANES, Lanes};
+use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
 use crate::format::Format;
 
 /// Sixteen floats. `VBMI` says that there are its instructions, too.
@@ -337,7 +336,7 @@ impl<const VBMI: bool> Lanes for Avx512<VBMI> {
 /// Byte products by VNNI in half the register, for groups too short to fill it.
 pub struct VnniBytes;
 
-/// The same in the whole register.
+/// Byte products by VNNI in the whole register.
 pub struct VnniLong;
 
 impl ByteDot for VnniBytes {

@@ -1,9 +1,27 @@
 //! Sums over rows, channel by channel: what calibration keeps of activations.
 
-use super::ChannelSums;
 use super::element::{Element, each_vector, load, with_element};
 use super::lanes::Lanes;
 use crate::format::Float;
+
+/// Rows of activations, to add up by channel.
+#[derive(Debug)]
+pub struct ChannelSums<'a> {
+    /// Element type of `x`.
+    pub float: Float,
+    /// Channels.
+    pub cols: usize,
+    /// One row or more of `cols` little-endian values; no more than some hundred, as the sums are
+    /// f32.
+    pub x: &'a [u8],
+    /// The smallest value of each channel is written here.
+    pub low: &'a mut [f32],
+    /// The largest value of each channel is written here.
+    pub high: &'a mut [f32],
+    /// The sum of squares; infinite or NaN where there is such a value, or one too large to be
+    /// squared.
+    pub squares: &'a mut [f32],
+}
 
 #[inline(always)]
 pub(super) fn channel_sums<L: Lanes>(sums: ChannelSums<'_>) {

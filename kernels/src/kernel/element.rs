@@ -1,9 +1,9 @@
-//! Floats and codes in memory, over [`Lanes`].
+//! Floats in memory, over [`Lanes`], and loops over vectors of them.
 
 use core::ops::Range;
 
-use super::lanes::{BLOCK, Bounds, LANES, Lanes};
-use crate::format::{Float, Format, Layout, Scheme};
+use super::lanes::{Bounds, LANES, Lanes};
+use crate::format::Float;
 
 /// A floating-point type in memory. One that is known when a kernel is compiled, or a [`Float`]:
 /// known when it runs, which is slower, and takes far less code.
@@ -30,9 +30,9 @@ pub(super) trait Element: Copy {
     }
 }
 
-/// One that is known when a kernel is compiled.
+/// A floating-point type that is known when a kernel is compiled.
 trait Known: Element {
-    /// Its bits.
+    /// The integer that holds its bits.
     type Bits: Bits;
     /// The bits of infinity: those of finite magnitudes are smaller.
     const INFINITY: Self::Bits;
@@ -51,7 +51,7 @@ pub(super) trait Bits: Copy + Ord {
 }
 
 impl<T: Bits> Bounds<T> {
-    /// Of one number more.
+    /// The bounds with one number more.
     #[inline(always)]
     fn with(self, bits: T) -> Self {
         // With the sign flipped, signed numbers compare as unsigned ones.
@@ -61,30 +61,6 @@ impl<T: Bits> Bounds<T> {
             signed: if higher { bits } else { self.signed },
         }
     }
-}
-
-/// A packed code in memory, and what it counts from. One that is known when a kernel is compiled,
-/// or a [`Layout`].
-pub(super) trait Code: Copy {
-    fn format(self) -> Format;
-    fn scheme(self) -> Scheme;
-    /// Writes the codes, or as many as there is room for.
-    fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]);
-    /// `map` of sixteen codes, or of as many as there are.
-    fn unpack<L: Lanes>(self, map: &impl CodeMap<L>, packed: &[u8]) -> L;
-
-    /// Bytes of `count` codes.
-    #[inline(always)]
-    fn bytes(self, count: usize) -> usize {
-        self.format().row_bytes(count)
-    }
-}
-
-/// What codes are turned into.
-pub(super) trait CodeMap<L> {
-    fn of(&self, codes: L) -> L;
-    /// `of` the codes 0, 1, 2 and on, as far as there are such.
-    fn table(&self) -> L;
 }
 
 /// Evaluates the body with `$element` a float known when a kernel runs, for lanes that are worth it
@@ -108,31 +84,7 @@ macro_rules! with_element {
         $body
     }};
 }
-
-/// The same with the codes of a layout.
-macro_rules! with_code {
-    ($lanes:ident, $layout:expr, |$code:ident| $body:expr) => {{
-        use $crate::format::{Format, Scheme};
-        use $crate::kernel::element as types;
-        if $lanes::SPECIALIZED {
-            match ($layout.format, $layout.scheme) {
-                (Format::Int2, Scheme::Symmetric) => with_code!(@ $code, types::Int2, $body),
-                (Format::Int2, Scheme::Affine) => with_code!(@ $code, types::Int2Affine, $body),
-                (Format::Int4, Scheme::Symmetric) => with_code!(@ $code, types::Int4, $body),
-                (Format::Int4, Scheme::Affine) => with_code!(@ $code, types::Int4Affine, $body),
-                (Format::Int8, Scheme::Symmetric) => with_code!(@ $code, types::Int8, $body),
-                (Format::Int8, Scheme::Affine) => with_code!(@ $code, types::Int8Affine, $body),
-            }
-        } else {
-            with_code!(@ $code, $layout, $body)
-        }
-    }};
-    (@ $code:ident, $value:expr, $body:expr) => {{
-        let $code = $value;
-        $body
-    }};
-}
-pub(super) use {with_code, with_element};
+pub(super) use with_element;
 
 macro_rules! element {
     ($type:ident, $bits:ty, $infinity:literal, $load:ident, $store:ident, $value:expr) => {
@@ -199,44 +151,6 @@ macro_rules! bits {
     };
 }
 
-macro_rules! code {
-    ($type:ident, $format:ident, $scheme:ident, $pack:ident, |$map:ident, $packed:ident| $unpack:expr) => {
-        #[derive(Clone, Copy)]
-        pub(super) struct $type;
-
-        impl Code for $type {
-            #[inline(always)]
-            fn format(self) -> Format {
-                Format::$format
-            }
-            #[inline(always)]
-            fn scheme(self) -> Scheme {
-                Scheme::$scheme
-            }
-            #[inline(always)]
-            fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]) {
-                let bytes = L::$pack(codes);
-                match packed.first_chunk_mut() {
-                    Some(whole) => *whole = bytes,
-                    None => packed.copy_from_slice(&bytes[..packed.len()]),
-                }
-            }
-            #[inline(always)]
-            fn unpack<L: Lanes>(self, $map: &impl CodeMap<L>, packed: &[u8]) -> L {
-                let $packed = &match packed.first_chunk() {
-                    Some(whole) => *whole,
-                    None => {
-                        let mut bytes = [0; LANES * Format::$format.bits() / 8];
-                        bytes[..packed.len()].copy_from_slice(packed);
-                        bytes
-                    }
-                };
-                $unpack
-            }
-        }
-    };
-}
-
 bits!(u16, bounds16);
 bits!(u32, bounds32);
 element!(F32, u32, 0x7F80_0000, load_f32, store_f32, f32::from_bits);
@@ -246,26 +160,6 @@ element!(F16, u16, 0x7C00, load_f16, store_f16, |bits| {
 element!(BF16, u16, 0x7F80, load_bf16, store_bf16, |bits| {
     f32::from_bits(u32::from(bits) << 16)
 });
-code!(Int2, Int2, Symmetric, pack2, |map, packed| L::look_up2(
-    map.table(),
-    packed
-));
-code!(Int4, Int4, Symmetric, pack4, |map, packed| L::look_up4(
-    map.table(),
-    packed
-));
-code!(Int8, Int8, Symmetric, pack8, |map, packed| map
-    .of(L::unpack8(packed)));
-code!(Int2Affine, Int2, Affine, pack2, |map, packed| L::look_up2(
-    map.table(),
-    packed
-));
-code!(Int4Affine, Int4, Affine, pack4, |map, packed| L::look_up4(
-    map.table(),
-    packed
-));
-code!(Int8Affine, Int8, Affine, pack8, |map, packed| map
-    .of(L::unpack8(packed)));
 
 impl Element for Float {
     #[inline(always)]
@@ -302,33 +196,6 @@ impl Element for Float {
             Float::F32 => F32.magnitude::<L>(bytes),
             Float::F16 => F16.magnitude::<L>(bytes),
             Float::BF16 => BF16.magnitude::<L>(bytes),
-        }
-    }
-}
-
-impl Code for Layout {
-    #[inline(always)]
-    fn format(self) -> Format {
-        self.format
-    }
-    #[inline(always)]
-    fn scheme(self) -> Scheme {
-        self.scheme
-    }
-    #[inline(always)]
-    fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]) {
-        match self.format {
-            Format::Int2 => Int2.pack(codes, packed),
-            Format::Int4 => Int4.pack(codes, packed),
-            Format::Int8 => Int8.pack(codes, packed),
-        }
-    }
-    #[inline(always)]
-    fn unpack<L: Lanes>(self, map: &impl CodeMap<L>, packed: &[u8]) -> L {
-        match self.format {
-            Format::Int2 => Int2.unpack(map, packed),
-            Format::Int4 => Int4.unpack(map, packed),
-            Format::Int8 => Int8.unpack(map, packed),
         }
     }
 }
@@ -401,7 +268,7 @@ macro_rules! each_vector {
 }
 pub(super) use each_vector;
 
-/// As [`each_vector`], with a loop for blocks of [`BLOCK`] vectors before: `$w` is how many there
+/// Does what [`each_vector`] does, with a loop for blocks of `BLOCK` vectors before: `$w` is how many there
 /// are, and `$n` the elements of the last.
 macro_rules! each_block {
     ($start:expr, $end:expr, |$at:ident, $n:ident, $w:ident| $body:expr) => {{

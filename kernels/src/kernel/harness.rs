@@ -5,11 +5,13 @@
 mod calibration;
 mod inputs;
 
-use super::activations;
-use super::element::{Code, Element, with_code, with_element};
+use super::element::{Element, with_element};
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use super::scalar::Scalar;
 use super::tables::{kernel, kernel_by_kind, table};
+use super::uniform::code::{Code, with_code};
+use super::uniform::errors as uniform_errors;
+use super::uniform::{decode, dot, dot_bytes, encode, feedback};
 use super::*;
 use crate::format::{self, Float, Format, GroupSize, Layout, ScaleDtype, Scheme};
 use proptest::prelude::*;
@@ -242,7 +244,7 @@ fn layouts() -> impl Iterator<Item = Layout> {
     })
 }
 
-/// Some sums that may be asked for.
+/// Sums that may be asked for, other ones for each case.
 fn wanted(layout: Layout, case: usize) -> Wanted {
     match (layout.format, case % 3) {
         (_, 0) => Wanted::None,

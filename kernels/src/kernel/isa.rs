@@ -15,7 +15,7 @@ macro_rules! isas {
             /// Every instruction set this build has kernels for.
             pub const ALL: &'static [Self] = &[$($(#[cfg($($cfg)*)])? Self::$isa),+];
 
-            /// The same as [`Isa::name`], for C.
+            /// The name, as [`Isa::name`] gives it, for C.
             pub const fn c_name(self) -> &'static CStr {
                 match self {
                     $($(#[cfg($($cfg)*)])? Self::$isa => $name,)+
@@ -46,7 +46,7 @@ isas! {
         && std::is_x86_feature_detected!("avx512f")
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512vl");
-    /// The same with VBMI and VNNI.
+    /// AVX-512 with VBMI and VNNI.
     #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
     Avx512Vnni = c"avx512vnni", Self::Avx512.available()
         && std::is_x86_feature_detected!("avx512vbmi")
@@ -54,7 +54,7 @@ isas! {
     /// NEON.
     #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
     Neon = c"neon", std::arch::is_aarch64_feature_detected!("neon");
-    /// The same with the dot product instructions.
+    /// NEON with the dot product instructions.
     #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
     NeonDotprod = c"neon-dotprod", Self::Neon.available()
         && std::arch::is_aarch64_feature_detected!("dotprod");
@@ -95,7 +95,7 @@ impl Isa {
     /// What is used: [`Isa::detect`].
     ///
     /// # Errors
-    /// None without an environment.
+    /// Never, without an environment.
     #[cfg(not(feature = "std"))]
     pub fn choose() -> Result<Self, UnknownIsa> {
         Ok(Self::detect())

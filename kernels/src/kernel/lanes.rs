@@ -1,9 +1,11 @@
 //! Sixteen f32 lanes: what an instruction set must offer. Every kernel is written once over this
-//! trait, so that every ISA computes the same bits.
+//! trait, so that every ISA computes the same bits. Beside it [`ByteDot`]: products of bytes.
 //!
 //! Nothing that is stored or decoded fuses a multiplication with an addition, but where the
 //! product is exact. Lane i of an accumulator takes the elements i mod 16 of a group, and `fold`
 //! adds lanes in one fixed tree: i with i + 8, then i + 4, i + 2, i + 1.
+
+use crate::format::Format;
 
 /// Number of lanes.
 pub const LANES: usize = 16;
@@ -45,11 +47,11 @@ pub trait Lanes: Copy {
     fn load_f16(bytes: &[u8; 32]) -> Self;
     /// Sixteen little-endian bf16.
     fn load_bf16(bytes: &[u8; 32]) -> Self;
-    /// As little-endian f32.
+    /// Stores the lanes as little-endian f32.
     fn store_f32(self, bytes: &mut [u8; 64]);
-    /// As little-endian f16, rounded half to even.
+    /// Stores the lanes as little-endian f16, rounded half to even.
     fn store_f16(self, bytes: &mut [u8; 32]);
-    /// As little-endian bf16, rounded half to even.
+    /// Stores the lanes as little-endian bf16, rounded half to even.
     fn store_bf16(self, bytes: &mut [u8; 32]);
 
     /// The bounds of 16-bit words.
@@ -95,9 +97,9 @@ pub trait Lanes: Copy {
     /// 64 numbers up to 3, rounded half to even, those below 0 being 0, as 2-bit codes, LSB
     /// first.
     fn pack2(codes: [Self; BLOCK]) -> [u8; 16];
-    /// The same up to 15, as 4-bit codes.
+    /// 64 such numbers up to 15, as 4-bit codes.
     fn pack4(codes: [Self; BLOCK]) -> [u8; 32];
-    /// The same up to 255, as bytes.
+    /// 64 such numbers up to 255, as bytes.
     fn pack8(codes: [Self; BLOCK]) -> [u8; 64];
     /// The lanes of `table` that sixteen 2-bit codes name. Lane i + 4 of it is lane i.
     fn look_up2(table: Self, packed: &[u8; 4]) -> Self;
@@ -133,4 +135,40 @@ pub trait Lanes: Copy {
         }
         lanes[0]
     }
+}
+
+/// Products of codes and signed bytes.
+///
+/// Codes are not brought into order: in a piece of some bytes those in the lowest bits are
+/// multiplied first, then those in the next, and so on. The values of the vector stand in that
+/// order, which `quantize_vectors` gives them.
+pub trait ByteDot {
+    /// The lanes the sums end in.
+    type Lanes: Lanes;
+    /// What multiplies pieces of 64 bytes; this one multiplies pieces of 32.
+    type Long: ByteDot;
+    /// Codes, one a byte.
+    type Codes: Copy;
+    /// Sums of products, 32 bits wide.
+    type Sums: Copy;
+    /// Whether products are compiled for each format, as in [`Lanes::SPECIALIZED`].
+    const SPECIALIZED: bool = true;
+    /// Bytes that are taken at once.
+    const WIDTH: usize;
+
+    /// What codes of `format` are read less by, so that they are signed.
+    #[inline(always)]
+    fn offset(_format: Format) -> f32 {
+        0.0
+    }
+    /// No sum yet.
+    fn zero() -> Self::Sums;
+    /// The codes at bit `BITS * phase` of `WIDTH` bytes. (Shifts are constants once this is
+    /// inlined.)
+    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes;
+    /// Adds the products of codes of `format`, less its offset, with `WIDTH` values, each -127 to
+    /// 127.
+    fn add(format: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums;
+    /// The sums, in any order.
+    fn lanes(sums: Self::Sums) -> Self::Lanes;
 }

@@ -7,8 +7,7 @@
 
 use core::arch::{aarch64::*, asm};
 
-use super::dot::ByteDot;
-use super::lanes::{BLOCK, Bounds, LANES, Lanes};
+use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
 use crate::format::Format;
 
 /// Sixteen floats: lanes 0 to 3, 4 to 7, 8 to 11, and 12 to 15.
@@ -601,7 +600,7 @@ mod tests {
             from_fn(|_| self.bits() as u8)
         }
 
-        /// Of any magnitude, alike in magnitude, or special.
+        /// Values of any magnitude, alike in magnitude, or special.
         fn finite(&mut self) -> f32 {
             let any = f32::from_bits(self.bits());
             match self.bits() % 4 {

@@ -5,8 +5,7 @@ use core::ops::BitXor;
 
 use half::{bf16, f16};
 
-use super::dot::ByteDot;
-use super::lanes::{BLOCK, Bounds, LANES, Lanes};
+use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
 use crate::format::{self, Format};
 
 /// Sixteen floats in an array.

@@ -1,24 +1,43 @@
-//! One table of kernels for each instruction set.
+//! One table of kernels for each instruction set, and which one is used.
 
-use super::element::{Code, Element, with_code, with_element};
+use super::activations::{self, QuantizeActivations};
+use super::channels::{self, ChannelSums};
+use super::element::{Element, with_element};
+use super::errors;
+use super::isa::{Isa, UnknownIsa};
 use super::lanes::Lanes;
 #[cfg(all(feature = "std", target_arch = "aarch64", not(fuzzing)))]
 use super::neon::{Dotprod, Neon};
-use super::rows;
+use super::product::{ActivationsMut, ByteMatVec, MatVec};
+use super::row::{CompareRow, DecodeRow, ErrorRow, QuantizeRow, RescaleRow, RowFault};
 use super::scalar::Scalar;
-use super::transform;
-use super::{
-    ActivationsMut, ByteMatVec, ChannelSums, CompareRow, DecodeRow, ErrorRow, ErrorSums, Feedback,
-    Isa, KernelTable, MatVec, Projection, QuantizeActivations, QuantizeRow, RescaleRow, RowFault,
-    TransformRows,
-};
-use super::{activations, channels, dot, errors, feedback};
+use super::sums::ErrorSums;
+use super::table::KernelTable;
+use super::transform::{self, TransformRows};
+use super::uniform::code::{Code, with_code};
+use super::uniform::errors as uniform_errors;
+use super::uniform::{Feedback, Projection, decode, dot, dot_bytes, encode, feedback};
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
 use super::{
     avx2::Avx2,
     avx512::{Avx512, VnniBytes},
 };
 use crate::format::Float;
+
+impl KernelTable {
+    /// The table of `isa`, or `None` when this machine lacks it.
+    pub fn of(isa: Isa) -> Option<&'static Self> {
+        isa.available().then(|| table_of(isa))
+    }
+
+    /// The best table of this machine, lowered by `AQ_ISA` where that is set.
+    ///
+    /// # Errors
+    /// `AQ_ISA` names no instruction set of this build.
+    pub fn choose() -> Result<&'static Self, UnknownIsa> {
+        Self::of(Isa::choose()?).ok_or(UnknownIsa)
+    }
+}
 
 /// A kernel compiled for the target features that are named, so that what the lanes do becomes
 /// single instructions.
@@ -32,8 +51,8 @@ macro_rules! kernel {
     }};
 }
 
-/// The same, with a function for each kind of weights and codes: one of all 18 takes the compiler
-/// longer.
+/// A kernel compiled as by [`kernel`], with a function for each kind of weights and codes: one of
+/// all 18 takes the compiler longer.
 macro_rules! kernel_by_kind {
     ($($features:literal)?, $lanes:ty, $room:ident::$kernel:ident, $row:ty, $result:ty) => {{
         $(#[target_feature(enable = $features)])?
@@ -59,19 +78,19 @@ macro_rules! table {
             // slower where it matters most, bf16 to int4 on AVX-512.
             quantize: kernel!(
                 $($features)?,
-                rows::quantize::<$lanes>,
+                encode::quantize::<$lanes>,
                 (row: QuantizeRow<'_>) -> Result<f32, RowFault>
             ),
-            decode: kernel_by_kind!($($features)?, $lanes, rows::decode_row, DecodeRow<'_>, ()),
-            error: kernel_by_kind!($($features)?, $lanes, errors::error_row, ErrorRow<'_>, ErrorSums),
+            decode: kernel_by_kind!($($features)?, $lanes, decode::decode_row, DecodeRow<'_>, ()),
+            error: kernel_by_kind!($($features)?, $lanes, uniform_errors::error_row, ErrorRow<'_>, ErrorSums),
             rescale: kernel!(
                 $($features)?,
-                rows::rescale::<$lanes>,
+                decode::rescale::<$lanes>,
                 (row: RescaleRow<'_>) -> Result<(), RowFault>
             ),
             compare: kernel!(
                 $($features)?,
-                rows::compare::<$lanes>,
+                errors::compare::<$lanes>,
                 (row: CompareRow<'_>) -> Option<ErrorSums>
             ),
             transform: kernel!(
@@ -92,10 +111,10 @@ macro_rules! table {
             ),
             quantize_vectors: kernel!(
                 $($features)?,
-                dot::quantize_vectors::<$lanes>,
+                dot_bytes::quantize_vectors::<$lanes>,
                 (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
             ),
-            matvec_bytes: kernel!($($features)?, dot::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)),
+            matvec_bytes: kernel!($($features)?, dot_bytes::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)),
             channel_sums: kernel!(
                 $($features)?,
                 channels::channel_sums::<$lanes>,
@@ -150,7 +169,7 @@ mod avx512 {
         ),
         matvec_bytes: kernel!(
             "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
-            dot::matvec_bytes::<VnniBytes>,
+            dot_bytes::matvec_bytes::<VnniBytes>,
             (m: ByteMatVec<'_>)
         ),
         ..TABLE
@@ -167,7 +186,7 @@ mod neon {
         isa: Isa::NeonDotprod,
         matvec_bytes: kernel!(
             "neon,dotprod",
-            dot::matvec_bytes::<Dotprod>,
+            dot_bytes::matvec_bytes::<Dotprod>,
             (m: ByteMatVec<'_>)
         ),
         ..TABLE

@@ -3,8 +3,32 @@
 
 use super::element::{Element, F16, F32, each_vector, load, store, with_element};
 use super::lanes::{LANES, Lanes};
-use super::{TransformRows, Turn};
 use crate::format::{Float, Rotation, Transform};
+
+/// Which way rows go through a [`Transform`] of scales s and a rotation R.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Weights before they are quantized become `(w * s) R`.
+    Weights,
+    /// Weights as they decode become what they were: `(w R^T) / s`.
+    Back,
+    /// Activations become `(x / s) R`: their products with weights that were not turned back are
+    /// those of the originals.
+    Activations,
+}
+
+/// Rows to transform in place.
+#[derive(Debug)]
+pub struct TransformRows<'a> {
+    /// What was, or is to be, done to the columns.
+    pub transform: Transform<'a>,
+    /// Which way.
+    pub turn: Turn,
+    /// Values in a row.
+    pub cols: usize,
+    /// Little-endian f32, row after row.
+    pub values: &'a mut [u8],
+}
 
 /// Bytes of a vector.
 const BYTES: usize = LANES * 4;
@@ -106,7 +130,7 @@ fn butterflies_within<L: Lanes>(block: usize, mut lanes: L) -> L {
     lanes
 }
 
-/// Of each pair (a, b) so far apart, a + b and a - b.
+/// Replaces each pair (a, b) so far apart by a + b and a - b.
 #[inline(always)]
 fn butterfly<L: Lanes, const DISTANCE: usize>(lanes: L) -> L {
     let sign = |i: usize| if i & DISTANCE == 0 { 1.0 } else { -1.0 };

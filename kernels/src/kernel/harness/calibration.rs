@@ -1,4 +1,4 @@
-//! The same for what calibration and GPTQ add up: with plain loops over f32, in the written order.
+//! What calibration and GPTQ add up: against plain loops over f32, in the written order.
 
 use super::*;
 use crate::kernel::{BUNDLE, ChannelSums, Feedback, Projection};

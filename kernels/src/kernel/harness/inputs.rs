@@ -1,4 +1,4 @@
-//! The same for activations: with one value at a time as the definition says, on every table.
+//! Activations: against one value at a time as the definition says, on every table.
 
 use super::*;
 use crate::kernel::{ActivationGrid, NonFinite, QuantizeActivations};

@@ -67,7 +67,7 @@ pub fn compare(table: &KernelTable, reference: &KernelTable) -> Result<(), Strin
     lengths.try_for_each(|cols| compare_rows(table, reference, cols))
 }
 
-/// The same in rows of `cols`.
+/// The first difference between `table` and `reference` in rows of `cols`.
 pub fn compare_rows(
     table: &KernelTable,
     reference: &KernelTable,

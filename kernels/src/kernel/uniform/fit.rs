@@ -1,10 +1,12 @@
 //! Finding the grid of one group: from its range, or by least squares. The methods of
 //! quantization proper, as each group sees them; which trials are made is decided by the caller.
 
-use super::element::{Code, CodeMap, Element};
-use super::group::{Encoder, Grid, Scaled, Steps, add_product, first, sums};
-use super::lanes::Lanes;
+use super::code::{Code, CodeMap};
+use super::grid::{Encoder, Grid, Steps, add_product};
 use crate::format::{Format, Scheme};
+use crate::kernel::element::Element;
+use crate::kernel::group::{Scaled, first, sums};
+use crate::kernel::lanes::Lanes;
 
 /// The grid of `Method::MinMax` for a group between `low` and `high`.
 #[inline(always)]
@@ -91,7 +93,7 @@ fn many_levels<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
         inverses[t] = L::splat(Grid { scale, bias }.inverse());
     }
     match group.importance {
-        None => sums!(L, [2; T], group.len, |sums, at, n| {
+        None => sums!(each_vector, L, [2; T], group.len, |sums, at, n| {
             // Missing weights are 0, and so are their d.
             let x = group.load::<L>(at, n);
             for t in 0..T {
@@ -100,7 +102,7 @@ fn many_levels<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
                 sums[t][1] = d.mul_add(d, sums[t][1]);
             }
         }),
-        Some(_) => sums!(L, [2; T], group.len, |sums, at, n| {
+        Some(_) => sums!(each_vector, L, [2; T], group.len, |sums, at, n| {
             let x = group.load::<L>(at, n);
             for t in 0..T {
                 let d = x.mul(inverses[t]).round().max(lowest).min(highest);
@@ -112,8 +114,8 @@ fn many_levels<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
     }
 }
 
-/// The same for 2 bits, where d is 1/2 or 3/2 with the sign of x, so that it is enough to add up
-/// the magnitudes, and those above the trial scale once more.
+/// `sum h x d` and `sum h d^2` for each trial scale of 2 bits, where d is 1/2 or 3/2 with the sign
+/// of x, so that it is enough to add up the magnitudes, and those above the trial scale once more.
 #[inline(always)]
 fn two_levels<L: Lanes, E: Element, const FAR: bool, const T: usize>(
     group: &Scaled<'_, E, FAR>,
@@ -123,13 +125,13 @@ fn two_levels<L: Lanes, E: Element, const FAR: bool, const T: usize>(
     for t in 0..T {
         thresholds[t] = L::splat(trials[t]);
     }
-    let [[all, all_count]] = sums!(L, [2; 1], group.len, |sums, at, n| {
+    let [[all, all_count]] = sums!(each_vector, L, [2; 1], group.len, |sums, at, n| {
         let x = group.load::<L>(at, n).abs();
         let one = first(group.weigh(L::splat(1.0), at, n), n);
         sums[0][0] = sums[0][0].add(group.weigh(x, at, n));
         sums[0][1] = sums[0][1].add(one);
     });
-    let mut totals = sums!(L, [2; T], group.len, |sums, at, n| {
+    let mut totals = sums!(each_vector, L, [2; T], group.len, |sums, at, n| {
         let x = group.load::<L>(at, n).abs();
         let (weighted, one) = (group.weigh(x, at, n), group.weigh(L::splat(1.0), at, n));
         for t in 0..T {
@@ -192,7 +194,7 @@ fn center<L: Lanes, E: Element, const FAR: bool>(
     group: &Scaled<'_, E, FAR>,
     middle: f32,
 ) -> [f64; 2] {
-    let [totals] = sums!(L, [2; 1], group.len, |sums, at, n| {
+    let [totals] = sums!(each_vector, L, [2; 1], group.len, |sums, at, n| {
         let x = group.load::<L>(at, n).sub(L::splat(middle));
         let one = group.weigh(L::splat(1.0), at, n);
         sums[0][0] = sums[0][0].add(first(one, n));
@@ -214,7 +216,7 @@ fn affine_sums<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
     for t in 0..T {
         encoders[t] = Encoder::new(code, trials[t].inverse(), trials[t].bias);
     }
-    sums!(L, [3; T], group.len, |sums, at, n| {
+    sums!(each_vector, L, [3; T], group.len, |sums, at, n| {
         let x = group.load::<L>(at, n);
         let centred = x.sub(L::splat(middle));
         for t in 0..T {
@@ -231,7 +233,7 @@ fn affine_sums<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
 struct AffineFit {
     top: f32,
     middle: f32,
-    /// Of the weights: `sum h` and `sum h (x - middle)`.
+    /// `sum h` and `sum h (x - middle)`.
     weights: [f64; 2],
     best: Grid,
     best_explained: f64,

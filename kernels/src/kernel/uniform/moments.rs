@@ -1,10 +1,10 @@
 //! The errors of a group from its moments: once codes are chosen, what any scale and bias cost
 //! follows from a few sums, so that a row need not be read again after its gain is known.
 
-use super::element::Code;
-use super::group::Grid;
-use super::{ErrorSums, Moments};
+use super::code::Code;
+use super::grid::Grid;
 use crate::format::{Format, Scheme};
+use crate::kernel::sums::{ErrorSums, Moments};
 
 /// Where the error is a smaller part of the signal than this, the moments, which are sums in f32,
 /// cancel too far, and a group is measured weight by weight.

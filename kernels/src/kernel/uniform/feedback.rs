@@ -10,11 +10,68 @@
 
 use core::ops::Range;
 
-use super::element::Code;
-use super::group::Encoder;
-use super::lanes::{LANES, Lanes};
-use super::{BUNDLE, Feedback, Projection};
-use crate::format::Scheme;
+use super::code::Code;
+use super::grid::Encoder;
+use crate::format::{Layout, Scheme};
+use crate::kernel::lanes::{LANES, Lanes};
+
+/// Rows that [`Feedback`] quantizes side by side.
+pub const BUNDLE: usize = 32;
+
+/// A bundle of rows times a triangular factor.
+#[derive(Debug)]
+pub struct Projection<'a> {
+    /// Weights in a row.
+    pub cols: usize,
+    /// `cols x cols`, of which what is below the diagonal counts.
+    pub factor: &'a [f32],
+    /// [`BUNDLE`] weights for each column.
+    pub weights: &'a [f32],
+    /// The products, in the same order: `weight_k + sum_{j<k} factor_kj weight_j`, added in this order.
+    pub out: &'a mut [f32],
+}
+
+/// A bundle of rows to quantize column by column, errors being made up for later.
+#[derive(Debug)]
+pub struct Feedback<'a> {
+    /// Format and scheme of the codes.
+    pub layout: Layout,
+    /// Weights in a row.
+    pub cols: usize,
+    /// The factor, as in [`Projection`]: what the error of one column adds to the target of a later one.
+    pub factor: &'a [f32],
+    /// The group of each column.
+    pub groups: &'a [u32],
+    /// [`BUNDLE`] weights for each column, in the order in which columns are quantized.
+    pub weights: &'a [f32],
+    /// [`BUNDLE`] reciprocals of scales for each group, 0 where the scale is.
+    pub inverses: &'a [f32],
+    /// [`BUNDLE`] scales for each group.
+    pub scales: &'a [f32],
+    /// [`BUNDLE`] biases for each group; not looked at when symmetric.
+    pub biases: &'a [f32],
+    /// The codes are written here, [`BUNDLE`] for each column.
+    pub codes: &'a mut [f32],
+    /// Weights less decoded weights are written here, in the same order.
+    pub errors: &'a mut [f32],
+    /// Targets less decoded weights, likewise: what no later column makes up for.
+    pub left: &'a mut [f32],
+}
+
+impl Feedback<'_> {
+    pub(crate) fn check(&self) {
+        let f = self;
+        assert_eq!(f.factor.len(), f.cols * f.cols);
+        assert_eq!(f.groups.len(), f.cols);
+        let each = [&f.codes, &f.errors, &f.left].map(|out| out.len());
+        assert_eq!(
+            (f.weights.len(), each),
+            (f.cols * BUNDLE, [f.cols * BUNDLE; 3])
+        );
+        assert_eq!(f.inverses.len(), f.scales.len());
+        assert!(f.layout.scheme == Scheme::Symmetric || f.biases.len() == f.scales.len());
+    }
+}
 
 /// Vectors in a bundle.
 const WIDTH: usize = BUNDLE / LANES;
@@ -112,7 +169,7 @@ macro_rules! each_panel {
 }
 
 #[inline(always)]
-pub(super) fn project<L: Lanes>(p: Projection<'_>) {
+pub(crate) fn project<L: Lanes>(p: Projection<'_>) {
     each_panel!(p.cols, |first, N| {
         let sums = panel::<L, N>(p.cols, p.factor, first, p.weights, p.weights);
         for (i, mut sum) in sums.into_iter().enumerate() {
@@ -126,7 +183,7 @@ pub(super) fn project<L: Lanes>(p: Projection<'_>) {
 }
 
 #[inline(always)]
-pub(super) fn feedback<L: Lanes>(mut f: Feedback<'_>) {
+pub(crate) fn feedback<L: Lanes>(mut f: Feedback<'_>) {
     each_panel!(f.cols, |first, N| {
         let sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
         for (i, mut sum) in sums.into_iter().enumerate() {
@@ -143,7 +200,7 @@ pub(super) fn feedback<L: Lanes>(mut f: Feedback<'_>) {
 /// Rounds every column once more, to what is best given the errors of all others, before and after
 /// it: `factor` is whole here.
 #[inline(always)]
-pub(super) fn refine<L: Lanes>(mut f: Feedback<'_>) {
+pub(crate) fn refine<L: Lanes>(mut f: Feedback<'_>) {
     each_panel!(f.cols, |first, N| {
         let mut sums = panel::<L, N>(f.cols, f.factor, first, f.weights, f.errors);
         let after = first + N..f.cols;
@@ -185,7 +242,7 @@ fn round<L: Lanes>(f: &mut Feedback<'_>, column: usize, targets: Wide<L>) {
     write(left, f.left, column);
 }
 
-/// As the decoder has it: in f32, multiplied, then added.
+/// Decodes as the decoder does: in f32, multiplied, then added.
 #[inline(always)]
 fn decode<L: Lanes>(code: impl Code, codes: L, scale: L, bias: L) -> L {
     match code.scheme() {

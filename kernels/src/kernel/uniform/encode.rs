@@ -1,19 +1,27 @@
 //! Quantizing one row, written once over [`Lanes`].
 
-use super::element::{Code, Element, each_block};
-use super::errors::{Mapped, Pairs, decoded_error, error_power, group_error, group_moments};
+use super::code::{Code, with_code};
+use super::errors::{Mapped, decoded_error, error_power, group_moments};
 use super::fit::{least_squares, min_max};
-use super::group::{
-    Decoder, Encoder, Grid, Scaled, Steps, first, inverse_square, is_near, power, sums,
-    without_power,
-};
-use super::lanes::{BLOCK, LANES, Lanes};
-use super::rows::{Place, blocks, check_decodable, store_scales};
-use super::scalar::Scalar;
-use super::{Fit, GainSums, QuantizeRow, RowFault, Sums};
+use super::grid::{Decoder, Encoder, Grid, Steps};
+use super::place::{Place, blocks, check_decodable, store_scales};
 use crate::format::Scheme;
+use crate::kernel::element::{Element, each_block, with_element};
+use crate::kernel::errors::{Pairs, group_error};
+use crate::kernel::group::{Scaled, first, inverse_square, is_near, power, sums, without_power};
+use crate::kernel::lanes::{BLOCK, LANES, Lanes};
+use crate::kernel::row::{Fit, QuantizeRow, RowFault, Sums};
+use crate::kernel::scalar::Scalar;
+use crate::kernel::sums::GainSums;
 
-/// Some groups of a row, as many as there are lanes, or fewer at its end.
+#[inline(always)]
+pub(crate) fn quantize<L: Lanes>(row: QuantizeRow<'_>) -> Result<f32, RowFault> {
+    with_element!(L, row.float, |e| with_code!(L, row.layout, |c| {
+        quantize_row::<L, _, _>(row, e, c)
+    }))
+}
+
+/// Neighbouring groups of a row, as many as there are lanes, or fewer at its end.
 struct Block {
     start: usize,
     count: usize,
@@ -26,7 +34,7 @@ struct Block {
 /// The groups of a row are quantized in blocks: ranges first, then scales all together, then
 /// codes, so that groups do not wait for each other's divisions.
 #[inline(always)]
-pub(super) fn quantize_row<L: Lanes, E: Element, C: Code>(
+fn quantize_row<L: Lanes, E: Element, C: Code>(
     mut row: QuantizeRow<'_>,
     element: E,
     code: C,
@@ -122,9 +130,9 @@ struct Groups<'a, E, C, const FAR: bool> {
     weights: &'a [u8],
     importance: Option<&'a [f32]>,
     cols: usize,
-    /// Their length.
+    /// Length of a group.
     span: usize,
-    /// The number of the first.
+    /// The number of the first group.
     start: usize,
     powers: [f32; LANES],
     scales: [f32; LANES],
@@ -264,7 +272,7 @@ fn group_gain<L: Lanes, E: Element, const FAR: bool>(
     mut pairs: impl Pairs<L>,
     group: Scaled<'_, E, FAR>,
 ) -> GainSums {
-    let [[signal, product]] = sums!(L, [2; 1], group.len, |sums, at, n, W| {
+    let [[signal, product]] = sums!(each_block, L, [2; 1], group.len, |sums, at, n, W| {
         let pairs = pairs.next::<W>(at, n);
         for (x, y) in pairs {
             sums[0][0] = sums[0][0].add(x.mul(x));
