@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::histogram::Histogram;
 use super::{BinStats, Calibration, CalibrationOptions, MAX_COLS, layer_name, lock};
 use crate::error::{Error, Result};
-use crate::schema::pages::{self, Limits};
+use crate::schema::pages::{self, PageLimits};
 use crate::schema::read::{self, fenced};
 use crate::schema::{footer, group, leaf, list, string};
 
@@ -47,7 +47,7 @@ const HESSIAN: &str = "hessian";
 const LARGEST: u64 = 1 << 30;
 
 #[derive(Serialize, Deserialize)]
-struct Header {
+struct CalibrationHeader {
     version: u32,
     timesteps: u32,
     bins: u32,
@@ -117,7 +117,7 @@ fn file_schema() -> Arc<Type> {
 }
 
 /// The next missing row of each Hessian, by layer and group.
-type Pieces = BTreeMap<(String, usize), usize>;
+type PiecePlaces = BTreeMap<(String, usize), usize>;
 
 impl Calibration {
     /// Writes the calibration to the Parquet file `path`, which appears complete or not at all.
@@ -149,7 +149,7 @@ impl Calibration {
     }
 
     fn write(&self, file: &File) -> io::Result<()> {
-        let header = Header {
+        let header = CalibrationHeader {
             version: VERSION,
             timesteps: self.options.timesteps,
             bins: self.options.bins,
@@ -218,7 +218,7 @@ impl Calibration {
     /// # Errors
     /// The errors of [`Calibration::load`].
     pub fn peek(path: &Path) -> Result<(String, bool)> {
-        let header = Table::open(path)?.header;
+        let header = CalibrationTable::open(path)?.header;
         Ok((header.hash, header.hessian))
     }
 
@@ -228,7 +228,7 @@ impl Calibration {
     /// # Errors
     /// The file cannot be read, is not a calibration, or is damaged.
     pub fn load(path: &Path, memory_limit: Option<usize>) -> Result<Self> {
-        let table = Table::open(path)?;
+        let table = CalibrationTable::open(path)?;
         let calibration = Self::new(CalibrationOptions {
             memory_limit,
             ..table.options(path)?
@@ -241,7 +241,7 @@ impl Calibration {
             let reason = format!("damaged calibration: layer '{layer}': {reason}");
             Error::file(path, reason)
         };
-        let mut pieces = Pieces::new();
+        let mut pieces = PiecePlaces::new();
         for row_group in 0..table.parquet.num_row_groups() {
             for row in fenced(path, || table.rows(row_group))? {
                 let layer = row.layer.clone();
@@ -260,7 +260,7 @@ impl Calibration {
     }
 
     /// Adds a row of a file. The outer error is from a temporary file.
-    fn restore(&self, row: Row, pieces: &mut Pieces) -> io::Result<Result<(), String>> {
+    fn restore(&self, row: Row, pieces: &mut PiecePlaces) -> io::Result<Result<(), String>> {
         let options = &self.options;
         let cols = row.cols as usize;
         let name = layer_name(&row.layer);
@@ -402,15 +402,15 @@ impl AsRef<[u8]> for Pages {
 }
 
 /// An open calibration file, after its footer has been checked.
-struct Table {
+struct CalibrationTable {
     map: Arc<Bytes>,
     pages: Arc<Mmap>,
     parquet: ParquetMetaData,
-    header: Header,
+    header: CalibrationHeader,
     columns: [usize; COLUMNS.len()],
 }
 
-impl Table {
+impl CalibrationTable {
     fn open(path: &Path) -> Result<Self> {
         let status = std::fs::metadata(path).map_err(Error::io(path, "open"))?;
         if !status.is_file() || status.len() < 12 {
@@ -440,7 +440,7 @@ impl Table {
                 format!("not a calibration: its footer has no {KEY}"),
             ));
         };
-        let header: Header =
+        let header: CalibrationHeader =
             serde_json::from_str(header).map_err(|error| damaged(format!("{KEY}: {error}")))?;
         if header.version != VERSION {
             let reason = format!(
@@ -486,7 +486,7 @@ impl Table {
     }
 
     fn options(&self, path: &Path) -> Result<CalibrationOptions> {
-        let Header {
+        let CalibrationHeader {
             timesteps,
             bins,
             hessian,
@@ -583,8 +583,8 @@ impl Table {
         // Without a dictionary, as in ArrowQuant's files, no value is shorter than a byte.
         let bytes = (self.map.len() as u64).min(LARGEST);
         let limits = match chunk.column_type() {
-            Physical::BYTE_ARRAY => Limits::texts(group.num_rows() as u64, chunk),
-            _ => Limits::numbers(bytes),
+            Physical::BYTE_ARRAY => PageLimits::texts(group.num_rows() as u64, chunk),
+            _ => PageLimits::numbers(bytes),
         };
         let mut read = |out: &mut [u8], at: u64| {
             let at = usize::try_from(at).unwrap_or(usize::MAX);

@@ -75,7 +75,7 @@ pub fn add_products(
 pub struct HessianSums {
     cols: usize,
     count: u64,
-    sums: Place,
+    sums: SumsPlace,
     /// Rows that have not been multiplied yet.
     pending: Vec<f32>,
     spill: Arc<Spill>,
@@ -85,7 +85,7 @@ pub struct HessianSums {
 
 /// The location of the sums.
 #[derive(Debug)]
-enum Place {
+enum SumsPlace {
     /// All sums are 0.
     Nowhere,
     Memory(Vec<f64>),
@@ -98,7 +98,7 @@ impl HessianSums {
         Self {
             cols,
             count: 0,
-            sums: Place::Nowhere,
+            sums: SumsPlace::Nowhere,
             pending: Vec::new(),
             spill: spill.clone(),
             lost: false,
@@ -164,16 +164,16 @@ impl HessianSums {
     ) -> io::Result<()> {
         self.sound()?;
         self.lost = true; // until everything has been written
-        if let Place::Nowhere = self.sums {
+        if let SumsPlace::Nowhere = self.sums {
             self.sums = self.spill.place(packed_len(self.cols))?;
         }
         for first in (0..self.cols).step_by(BLOCK) {
             let rows = BLOCK.min(self.cols - first);
             let range = packed_len(first)..packed_len(first + rows);
             match &mut self.sums {
-                Place::Nowhere => {}
-                Place::Memory(sums) => body(first, rows, &mut sums[range])?,
-                Place::Spilled(offset) => {
+                SumsPlace::Nowhere => {}
+                SumsPlace::Memory(sums) => body(first, rows, &mut sums[range])?,
+                SumsPlace::Spilled(offset) => {
                     let place = *offset + range.start as u64 * 8;
                     let mut block = self.spill.read(place, range.len())?;
                     body(first, rows, &mut block)?;
@@ -214,9 +214,9 @@ impl HessianSums {
         let rows = BLOCK.min(self.cols - first);
         let range = packed_len(first)..packed_len(first + rows);
         match &self.sums {
-            Place::Nowhere => Ok(()),
-            Place::Memory(sums) => body(&sums[range]),
-            Place::Spilled(offset) => {
+            SumsPlace::Nowhere => Ok(()),
+            SumsPlace::Memory(sums) => body(&sums[range]),
+            SumsPlace::Spilled(offset) => {
                 let place = offset + range.start as u64 * 8;
                 body(&self.spill.read(place, range.len())?)
             }
@@ -227,7 +227,7 @@ impl HessianSums {
         self.settle()?;
         other.settle()?;
         let (theirs, spill) = (&other.sums, &other.spill);
-        if let Place::Nowhere = theirs {
+        if let SumsPlace::Nowhere = theirs {
             return Ok(());
         }
         self.count += other.count;
@@ -235,9 +235,9 @@ impl HessianSums {
             let range = packed_len(first)..packed_len(first + rows);
             let read;
             let theirs = match theirs {
-                Place::Nowhere => return Ok(()),
-                Place::Memory(sums) => &sums[range],
-                Place::Spilled(offset) => {
+                SumsPlace::Nowhere => return Ok(()),
+                SumsPlace::Memory(sums) => &sums[range],
+                SumsPlace::Spilled(offset) => {
                     read = spill.read(offset + range.start as u64 * 8, range.len())?;
                     &read[..]
                 }
@@ -252,20 +252,20 @@ impl HessianSums {
     /// Restores a block of saved sums, of rows from `first` on; preceding ones must have been
     /// restored. Memory grows with the actual data, whatever a file claims.
     pub(super) fn restore(&mut self, first: usize, saved: &[f64]) -> io::Result<()> {
-        if let Place::Nowhere = self.sums {
+        if let SumsPlace::Nowhere = self.sums {
             self.sums = match self.spill.reserve(packed_len(self.cols))? {
-                None => Place::Memory(Vec::new()),
-                Some(offset) => Place::Spilled(offset),
+                None => SumsPlace::Memory(Vec::new()),
+                Some(offset) => SumsPlace::Spilled(offset),
             };
         }
         match &mut self.sums {
-            Place::Nowhere => Ok(()),
-            Place::Memory(sums) => {
+            SumsPlace::Nowhere => Ok(()),
+            SumsPlace::Memory(sums) => {
                 sums.reserve_exact(saved.len());
                 sums.extend_from_slice(saved);
                 Ok(())
             }
-            Place::Spilled(offset) => {
+            SumsPlace::Spilled(offset) => {
                 let at = *offset + packed_len(first) as u64 * 8;
                 self.spill.write(at, saved)
             }
@@ -320,10 +320,10 @@ impl Spill {
     }
 
     /// Reserves room for this many zeros.
-    fn place(&self, len: usize) -> io::Result<Place> {
+    fn place(&self, len: usize) -> io::Result<SumsPlace> {
         Ok(match self.reserve(len)? {
-            None => Place::Memory(vec![0.0; len]),
-            Some(offset) => Place::Spilled(offset),
+            None => SumsPlace::Memory(vec![0.0; len]),
+            Some(offset) => SumsPlace::Spilled(offset),
         })
     }
 

@@ -17,14 +17,14 @@ use parquet::schema::types::ColumnDescPtr;
 use super::TilePlanes;
 use super::columns::{Activation, Columns};
 use crate::error::{Error, Result};
-use crate::schema::pages::{self, Limits, Page, PageKind};
+use crate::schema::pages::{self, Page, PageKind, PageLimits};
 use crate::schema::read::{self, Levelled, fenced};
 use crate::schema::{Column, MAX_RANGES, Tile, footer, parquet_schema};
 use crate::tensor::{MAX_DIMS, MAX_NAME};
 
 /// A row group and a row in it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct PlanePlace {
     row_group: usize,
     row: usize,
 }
@@ -63,7 +63,7 @@ const UNPACKED: u64 = 32 << 20;
 const UNPACKED_RATIO: u64 = 16;
 
 /// Rows of a file, and their places.
-pub(super) type Tiles = Vec<(Tile, Place)>;
+pub(super) type Tiles = Vec<(Tile, PlanePlace)>;
 
 /// Codes, scales and biases of a row group.
 type PlaneColumns = [Vec<Option<ByteArray>>; 3];
@@ -125,7 +125,7 @@ impl TileFile {
             let tile = columns.tile(&self.path, row)?;
             let bytes = tile.plane_bytes().unwrap_or_default(); // checked with the tile
             sums = [0, 1, 2].map(|i| sums[i].saturating_add(bytes[i] as u64));
-            tiles.push((tile, Place { row_group, row }));
+            tiles.push((tile, PlanePlace { row_group, row }));
         }
         Ok(sums)
     }
@@ -138,7 +138,7 @@ impl TileFile {
             let pages = self.pages(
                 row_group,
                 column,
-                Limits::bytes(bytes, self.rows(row_group)),
+                PageLimits::bytes(bytes, self.rows(row_group)),
             )?;
             let of_column = |reason: String| format!("column {}: {reason}", column.path());
             // Equal planes may share a dictionary entry.
@@ -163,7 +163,7 @@ impl TileFile {
     }
 
     /// Returns the planes of one row.
-    pub(super) fn planes(&self, tile: &Tile, place: Place) -> Result<TilePlanes> {
+    pub(super) fn planes(&self, tile: &Tile, place: PlanePlace) -> Result<TilePlanes> {
         let columns = self
             .plane_columns(place.row_group)
             .map_err(|error| Error::tensor(&self.path, &tile.name, error.to_string()))?;
@@ -315,7 +315,7 @@ impl TileFile {
 
     /// Returns the pages of a column from their headers, which are checked against everything
     /// known.
-    fn pages(&self, group: usize, column: Column, limits: Limits) -> Result<Vec<Page>, String> {
+    fn pages(&self, group: usize, column: Column, limits: PageLimits) -> Result<Vec<Page>, String> {
         let mut read = |out: &mut [u8], at: u64| {
             let at = usize::try_from(at).unwrap_or(usize::MAX);
             let rest = self.map.get(at..).unwrap_or_default();
@@ -340,7 +340,7 @@ impl TileFile {
     }
 
     /// Returns the limits of a column of a row group.
-    fn limits(&self, group: usize, column: Column) -> Limits {
+    fn limits(&self, group: usize, column: Column) -> PageLimits {
         let rows = self.rows(group) as u64;
         let file = self.map.len() as u64;
         let chunk = self.chunk(group, column);
@@ -348,20 +348,20 @@ impl TileFile {
             Column::Codes | Column::Scales | Column::Biases => {
                 let place = PLANES.iter().position(|plane| *plane == column);
                 let bytes = place.map_or(0, |i| self.plane_bytes[group][i]);
-                Limits::bytes(bytes, self.rows(group))
+                PageLimits::bytes(bytes, self.rows(group))
             }
             // A scalar also has a value. No real tensor has so many dimensions that run-length
             // encoding makes them shorter than a byte each.
-            Column::Shape => Limits::numbers((rows * MAX_DIMS as u64).min(file)),
+            Column::Shape => PageLimits::numbers((rows * MAX_DIMS as u64).min(file)),
             // Nor does a real tile have so many ranges of timesteps.
             Column::ActivationBegin
             | Column::ActivationEnd
             | Column::ActivationScale
             | Column::ActivationZeroPoint => {
-                Limits::numbers(rows.saturating_mul(MAX_RANGES as u64).min(file))
+                PageLimits::numbers(rows.saturating_mul(MAX_RANGES as u64).min(file))
             }
-            _ if chunk.column_type() == Physical::BYTE_ARRAY => Limits::texts(rows, chunk),
-            _ => Limits::numbers(rows),
+            _ if chunk.column_type() == Physical::BYTE_ARRAY => PageLimits::texts(rows, chunk),
+            _ => PageLimits::numbers(rows),
         }
     }
 

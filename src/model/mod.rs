@@ -78,7 +78,7 @@ pub struct TileRef {
     pub tile: Tile,
     /// Index of the file.
     file: usize,
-    place: file::Place,
+    place: file::PlanePlace,
 }
 
 pub use arrow::ArrowExport;

@@ -81,7 +81,7 @@ pub(super) struct Family {
     pub name: String,
     pub modality: Modality,
     /// Marks, from [`Families::marks`].
-    pub needs: Vec<Mark>,
+    pub needs: Vec<FamilyMark>,
     pub without: Vec<usize>,
     classes: RegexSet,
     hints: RegexSet,
@@ -89,7 +89,7 @@ pub(super) struct Family {
 }
 
 /// A mark that a tensor may have.
-pub(super) struct Mark {
+pub(super) struct FamilyMark {
     /// Index in [`Families::marks`].
     pub index: usize,
     /// Whether it constrains the shape.
@@ -128,7 +128,7 @@ impl Families {
                 marks.push(pattern);
                 marks.len() - 1
             };
-            let mark = |pattern: String| Mark {
+            let mark = |pattern: String| FamilyMark {
                 of_shape: pattern.contains(r" \["),
                 index: index_of(pattern),
             };

@@ -50,26 +50,26 @@ struct Layout {
     marks: &'static [&'static str],
     /// Folds, ordered so that rows are scaled before the columns of the same weights, whose maxima
     /// then change.
-    folds: &'static [Fold],
+    folds: &'static [FoldRule],
     /// Other modules and tensors that a block may have. Anything else might read the same channels,
     /// and would then see them scaled.
     others: &'static [&'static str],
 }
 
-struct Fold {
-    writers: &'static [Part],
+struct FoldRule {
+    writers: &'static [LayoutPart],
     readers: &'static [&'static str],
 }
 
 /// One of several equal sections of rows of a module's weight and bias.
-struct Part {
+struct LayoutPart {
     module: &'static str,
     section: usize,
     sections: usize,
     one_plus: bool,
 }
 
-impl Part {
+impl LayoutPart {
     const fn all_of(module: &'static str) -> Self {
         Self {
             module,
@@ -96,20 +96,20 @@ const KNOWN: &[Layout] = &[
         // Without the second norm, in some models both attention and MLP read the first.
         marks: &["input_layernorm.weight", "post_attention_layernorm.weight"],
         folds: &[
-            Fold {
-                writers: &[Part::all_of("self_attn.v_proj")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("self_attn.v_proj")],
                 readers: &["self_attn.o_proj"],
             },
-            Fold {
-                writers: &[Part::all_of("mlp.up_proj")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("mlp.up_proj")],
                 readers: &["mlp.down_proj"],
             },
-            Fold {
-                writers: &[Part::all_of("input_layernorm")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("input_layernorm")],
                 readers: &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
             },
-            Fold {
-                writers: &[Part::all_of("post_attention_layernorm")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("post_attention_layernorm")],
                 readers: &["mlp.gate_proj", "mlp.up_proj"],
             },
         ],
@@ -123,20 +123,20 @@ const KNOWN: &[Layout] = &[
     Layout {
         marks: &["attn_norm.weight", "ff_norm.weight"],
         folds: &[
-            Fold {
-                writers: &[Part::all_of("v_proj")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("v_proj")],
                 readers: &["attn_out"],
             },
-            Fold {
-                writers: &[Part::all_of("up_proj")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("up_proj")],
                 readers: &["ff_out"],
             },
-            Fold {
-                writers: &[Part::all_of("attn_norm")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("attn_norm")],
                 readers: &["q_proj", "k_proj", "v_proj"],
             },
-            Fold {
-                writers: &[Part::all_of("ff_norm")],
+            FoldRule {
+                writers: &[LayoutPart::all_of("ff_norm")],
                 readers: &["ff_proj", "up_proj"],
             },
         ],
@@ -147,8 +147,8 @@ const KNOWN: &[Layout] = &[
     Layout {
         marks: &["adaLN_modulation.1.weight", "attn.qkv.weight"],
         folds: &[
-            Fold {
-                writers: &[Part {
+            FoldRule {
+                writers: &[LayoutPart {
                     module: "attn.qkv",
                     section: 2,
                     sections: 3,
@@ -156,12 +156,12 @@ const KNOWN: &[Layout] = &[
                 }],
                 readers: &["attn.proj"],
             },
-            Fold {
-                writers: &[Part::of_six(0, false), Part::of_six(1, true)],
+            FoldRule {
+                writers: &[LayoutPart::of_six(0, false), LayoutPart::of_six(1, true)],
                 readers: &["attn.qkv"],
             },
-            Fold {
-                writers: &[Part::of_six(3, false), Part::of_six(4, true)],
+            FoldRule {
+                writers: &[LayoutPart::of_six(3, false), LayoutPart::of_six(4, true)],
                 readers: &["mlp.fc1"],
             },
         ],
@@ -180,7 +180,7 @@ pub fn fold_sets(tensors: &[TensorInfo]) -> Vec<Result<FoldSet, NotFolded>> {
             let Some(prefix) = tensor.name.strip_suffix(layout.marks[0]) else {
                 continue;
             };
-            let block = Block {
+            let block = LayoutBlock {
                 tensors,
                 index: &index,
                 prefix,
@@ -196,7 +196,7 @@ pub fn fold_sets(tensors: &[TensorInfo]) -> Vec<Result<FoldSet, NotFolded>> {
 }
 
 /// The tensors whose names have the same prefix.
-struct Block<'a> {
+struct LayoutBlock<'a> {
     tensors: &'a [TensorInfo],
     index: &'a BTreeMap<&'a str, usize>,
     prefix: &'a str,
@@ -208,7 +208,7 @@ fn module_of(tensor: &str) -> Option<&str> {
     module.or_else(|| tensor.strip_suffix(".bias"))
 }
 
-impl<'a> Block<'a> {
+impl<'a> LayoutBlock<'a> {
     fn find(&self, tensor: &str) -> Option<usize> {
         let name = format!("{}{tensor}", self.prefix);
         self.index.get(&name[..]).copied()
@@ -218,7 +218,7 @@ impl<'a> Block<'a> {
     fn stranger(&self, layout: &Layout) -> Option<&'a str> {
         let known = |tensor: &str| {
             let module = module_of(tensor).unwrap_or(tensor);
-            let of_fold = |fold: &Fold| {
+            let of_fold = |fold: &FoldRule| {
                 fold.readers.contains(&module)
                     || fold.writers.iter().any(|part| part.module == module)
             };
@@ -231,7 +231,7 @@ impl<'a> Block<'a> {
         own.find(|(_, tensor)| !known(tensor)).map(|(name, _)| name)
     }
 
-    fn set(&self, fold: &Fold, stranger: Option<&str>) -> Result<FoldSet, NotFolded> {
+    fn set(&self, fold: &FoldRule, stranger: Option<&str>) -> Result<FoldSet, NotFolded> {
         let before = format!("{}{}", self.prefix, fold.writers[0].module);
         let set = match stranger {
             Some(name) => Err(format!(
@@ -242,7 +242,7 @@ impl<'a> Block<'a> {
         set.map_err(|reason| NotFolded { before, reason })
     }
 
-    fn try_set(&self, fold: &Fold, before: &str) -> Result<FoldSet, String> {
+    fn try_set(&self, fold: &FoldRule, before: &str) -> Result<FoldSet, String> {
         let mut readers = Vec::new();
         for module in fold.readers {
             let weight = self.find(&format!("{module}.weight"));

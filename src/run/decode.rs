@@ -78,9 +78,9 @@ pub fn dequantize_file(
             |(), _| Ok(()),
         )?;
         let mut sink = SafetensorsSink::create(output, &infos, &metadata)?;
-        let bytes = |job: &Job| match job {
-            Job::Raw { bytes, .. } => bytes.len(),
-            Job::Decode { tensor, rows, .. } => {
+        let bytes = |job: &DecodeJob| match job {
+            DecodeJob::Raw { bytes, .. } => bytes.len(),
+            DecodeJob::Decode { tensor, rows, .. } => {
                 let info = &infos[*tensor];
                 rows * info.shape.cols() * info.dtype.bits() / 8
             }
@@ -90,12 +90,12 @@ pub fn dequantize_file(
             jobs.map(|job| (bytes(&job), job)),
             options.budget,
             |job, _| match job {
-                Job::Raw {
+                DecodeJob::Raw {
                     tensor,
                     tile,
                     bytes,
                 } => Ok(model.planes(tensor, tile)?.codes()[bytes].to_vec()),
-                Job::Decode { tensor, row, rows } => {
+                DecodeJob::Decode { tensor, row, rows } => {
                     let mut out = vec![0; bytes(&job)];
                     let float = target(&model.tensors()[tensor]).unwrap_or(Float::F32);
                     model.dequantize_rows(tensor, row..row + rows, float, &mut out)?;
@@ -112,7 +112,7 @@ pub fn dequantize_file(
     })
 }
 
-enum Job {
+enum DecodeJob {
     /// A part of a tile that is kept as it is.
     Raw {
         tensor: usize,
@@ -132,11 +132,11 @@ fn jobs<'a>(
     model: &'a Model,
     tensor: usize,
     target: &TensorInfo,
-) -> Box<dyn Iterator<Item = Job> + 'a> {
+) -> Box<dyn Iterator<Item = DecodeJob> + 'a> {
     let Tensor { info, tiles } = &model.tensors()[tensor];
     if info.dtype == target.dtype && tiles.iter().all(|tile| tile.tile.layout.is_none()) {
         let parts = move |(tile, len): (usize, usize)| {
-            (0..len).step_by(STEP).map(move |start| Job::Raw {
+            (0..len).step_by(STEP).map(move |start| DecodeJob::Raw {
                 tensor,
                 tile,
                 bytes: start..len.min(start + STEP),
@@ -147,7 +147,7 @@ fn jobs<'a>(
     }
     let rows = info.shape.rows();
     let step = rows_per_piece(info.shape.cols()).saturating_mul(PIECES);
-    Box::new((0..rows).step_by(step).map(move |row| Job::Decode {
+    Box::new((0..rows).step_by(step).map(move |row| DecodeJob::Decode {
         tensor,
         row,
         rows: step.min(rows - row),

@@ -154,7 +154,7 @@ pub fn fold(
         total.fold(0, usize::saturating_add),
         options.progress,
     );
-    let mut work = Work {
+    let mut work = FoldWork {
         source,
         table: choose_table()?,
         edits: tensors.iter().map(|_| Edits::default()).collect(),
@@ -204,7 +204,7 @@ fn pieces(rows: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
 }
 
 /// A part of the output.
-enum Job {
+enum FoldJob {
     /// Bytes of a tensor as they are.
     Raw { tensor: usize, bytes: Range<usize> },
     /// Some rows, of as many values each, of a tensor of floats.
@@ -215,7 +215,7 @@ enum Job {
     },
 }
 
-struct Work<'a> {
+struct FoldWork<'a> {
     source: &'a dyn Source,
     table: &'static KernelTable,
     /// What is done to each tensor.
@@ -224,7 +224,7 @@ struct Work<'a> {
     done: &'a AtomicUsize,
 }
 
-impl Work<'_> {
+impl FoldWork<'_> {
     /// Notes what scaling does to each tensor.
     fn edit(&mut self, set: &FoldSet, scales: Arc<[f32]>) -> Folded {
         for writer in &set.writers {
@@ -328,12 +328,12 @@ impl Work<'_> {
             jobs,
             self.budget,
             |job, _| match job {
-                Job::Raw { tensor, bytes } => {
+                FoldJob::Raw { tensor, bytes } => {
                     let mut out = vec![0; bytes.len()];
                     self.source.read(tensor, bytes.start, &mut out)?;
                     Ok(out)
                 }
-                Job::Rows {
+                FoldJob::Rows {
                     tensor,
                     rows,
                     width,
@@ -348,13 +348,13 @@ impl Work<'_> {
     }
 
     /// The parts of a tensor, and the bytes that each takes meanwhile.
-    fn jobs(&self, tensor: usize, target: &TensorInfo) -> Vec<(usize, Job)> {
+    fn jobs(&self, tensor: usize, target: &TensorInfo) -> Vec<(usize, FoldJob)> {
         let info = &self.source.tensors()[tensor];
         if info.dtype == target.dtype && self.edits[tensor].are_none() {
             let len = info.bytes().unwrap_or(0);
             let part = |start| {
                 let bytes = start..len.min(start + STEP);
-                (bytes.len(), Job::Raw { tensor, bytes })
+                (bytes.len(), FoldJob::Raw { tensor, bytes })
             };
             return (0..len).step_by(STEP).map(part).collect();
         }
@@ -365,7 +365,7 @@ impl Work<'_> {
         };
         let job = |rows: Range<usize>| {
             let cost = rows.len() * width * 3 * size_of::<f32>();
-            let job = Job::Rows {
+            let job = FoldJob::Rows {
                 tensor,
                 rows,
                 width,

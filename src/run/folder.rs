@@ -14,7 +14,7 @@ use super::options::{Options, check_not_input};
 use super::part::{PartThere, open_part};
 use super::progress::{Level, say};
 use super::report::{Parts, Report};
-use super::share::{Part, Share, cut};
+use super::share::{PlannedPart, Share, cut};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, PlanEntry};
 use crate::schema::{
@@ -28,7 +28,7 @@ use crate::source::{self, FileState, Source};
 struct Folder<'a> {
     path: &'a Path,
     plan: &'a Plan,
-    parts: Vec<Part>,
+    parts: Vec<PlannedPart>,
     fingerprint: Fingerprint,
     /// Whether this run made it.
     made: bool,
@@ -261,7 +261,7 @@ impl Folder<'_> {
 
     /// What is to be in the folder.
     fn manifest(&self, source: &dyn Source) -> Manifest {
-        let part = |(index, part): (usize, &Part)| ManifestPart {
+        let part = |(index, part): (usize, &PlannedPart)| ManifestPart {
             file: part_name(index),
             share: part.share,
             tensors: part.entries.len(),

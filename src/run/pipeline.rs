@@ -11,7 +11,7 @@ use super::report::Report;
 use crate::error::{Error, MEMORY, Result};
 use crate::model::choose_table;
 use crate::plan::{Config, Plan};
-use crate::sink::{Destination, Kind, PARQUET, StagedFile};
+use crate::sink::{Destination, PARQUET, SinkKind, StagedFile};
 use crate::source::{self, Source};
 use crate::tensor::Facts;
 
@@ -150,7 +150,7 @@ pub fn quantize(
         let reason = "either resume or restart, not both";
         return Err(Error::config("restart", reason));
     }
-    let Some(kind) = Kind::of(output)? else {
+    let Some(kind) = SinkKind::of(output)? else {
         return folder::quantize(source, plan, output, options);
     };
     let for_folders = [
@@ -175,7 +175,7 @@ pub fn quantize(
 fn quantize_to<'out>(
     source: &dyn Source,
     plan: &Plan,
-    kind: &'static Kind,
+    kind: &'static SinkKind,
     output: &Path,
     destination: impl FnOnce() -> Result<Destination<'out>>,
     options: Options<'_>,

@@ -204,7 +204,7 @@ impl Pool<'_> {
             // Whichever way this ends, by a panic of the caller's functions too, what is queued
             // is not begun. After success there is nothing queued.
             let _stop = StopOnDrop(stop);
-            let (sender, receiver) = channel::<(usize, Outcome<R>)>();
+            let (sender, receiver) = channel::<(usize, JobOutcome<R>)>();
             let mut jobs = jobs.enumerate().peekable();
             let mut flight = Flight::new(budget, JOBS_PER_THREAD * pool.current_num_threads());
             let mut finished = BTreeMap::new();
@@ -296,7 +296,7 @@ impl Drop for StopOnDrop<'_> {
 }
 
 /// What a job came to: a result or a panic.
-type Outcome<R> = std::result::Result<Result<R>, Box<dyn Any + Send>>;
+type JobOutcome<R> = std::result::Result<Result<R>, Box<dyn Any + Send>>;
 
 #[cfg(test)]
 mod tests {

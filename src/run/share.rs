@@ -55,7 +55,7 @@ impl FromStr for Share {
 
 /// A part that is to be made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct PlannedPart {
     /// From 1.
     pub(super) share: usize,
     pub(super) entries: Range<usize>,
@@ -63,9 +63,9 @@ pub(super) struct Part {
 
 /// Cuts a plan into shares that are about the same work, and these into parts of whole tensors.
 /// Depends on the plan and the two numbers alone, so that all machines cut alike.
-pub(super) fn cut(plan: &Plan, shares: usize, part_bytes: usize) -> Vec<Part> {
+pub(super) fn cut(plan: &Plan, shares: usize, part_bytes: usize) -> Vec<PlannedPart> {
     let total: u128 = plan.entries.iter().map(|e| e.source_bytes() as u128).sum();
-    let mut parts: Vec<Part> = Vec::new();
+    let mut parts: Vec<PlannedPart> = Vec::new();
     let (mut before, mut planes) = (0u128, 0usize);
     for (i, entry) in plan.entries.iter().enumerate() {
         let work = entry.source_bytes() as u128;
@@ -78,7 +78,7 @@ pub(super) fn cut(plan: &Plan, shares: usize, part_bytes: usize) -> Vec<Part> {
             Some(part) if part.share == share && planes <= part_bytes => part.entries.end = i + 1,
             _ => {
                 planes = entry.bytes();
-                parts.push(Part {
+                parts.push(PlannedPart {
                     share,
                     entries: i..i + 1,
                 });
@@ -86,7 +86,7 @@ pub(super) fn cut(plan: &Plan, shares: usize, part_bytes: usize) -> Vec<Part> {
         }
     }
     if parts.is_empty() {
-        parts.push(Part {
+        parts.push(PlannedPart {
             share: 1,
             entries: 0..0,
         });

@@ -85,7 +85,7 @@ pub fn verify(
             _ => None,
         };
         let partner = partner.filter(|_| problem.is_none());
-        jobs.extend((0..entry.tiles.len()).map(|tile| Job {
+        jobs.extend((0..entry.tiles.len()).map(|tile| VerifyJob {
             tensor,
             tile,
             partner,
@@ -101,7 +101,7 @@ pub fn verify(
     let total = sizes.fold(0, usize::saturating_add);
     let mut counter = Counter::new(&done, total, options.progress);
     with_pool(options.threads, |pool| {
-        let work = Work {
+        let work = VerifyWork {
             model,
             table,
             original,
@@ -161,14 +161,14 @@ pub fn verify(
     Ok(Verification { tensors })
 }
 
-struct Job {
+struct VerifyJob {
     tensor: usize,
     tile: usize,
     /// The tensor's index in the original.
     partner: Option<usize>,
 }
 
-impl Job {
+impl VerifyJob {
     fn tile<'a>(&self, model: &'a Model) -> &'a Tile {
         &model.tensors()[self.tensor].tiles[self.tile].tile
     }
@@ -193,7 +193,7 @@ struct Check {
 type Step<'a> = &'a mut dyn FnMut(usize) -> Result<()>;
 
 /// What all checks of a run share.
-struct Work<'a> {
+struct VerifyWork<'a> {
     model: &'a Model,
     table: &'a KernelTable,
     original: Option<&'a dyn Source>,
@@ -201,8 +201,8 @@ struct Work<'a> {
     done: &'a AtomicUsize,
 }
 
-impl Work<'_> {
-    fn check(&self, job: &Job, pulse: Pulse<'_>) -> Result<Check> {
+impl VerifyWork<'_> {
+    fn check(&self, job: &VerifyJob, pulse: Pulse<'_>) -> Result<Check> {
         let mut left = job.bytes(self.model);
         let mut step = |bytes: usize| {
             let bytes = bytes.min(left);
@@ -216,7 +216,7 @@ impl Work<'_> {
         Ok(check)
     }
 
-    fn tile(&self, job: &Job, step: Step<'_>) -> Result<Check> {
+    fn tile(&self, job: &VerifyJob, step: Step<'_>) -> Result<Check> {
         let mut check = Check {
             error: ErrorSums::default(),
             problem: None,

@@ -6,7 +6,7 @@
 
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData};
 
-use super::thrift::{Fault, Field, Kind, Met, walk};
+use super::thrift::{Field, Met, ThriftFault, ThriftKind, walk};
 
 /// The most nodes of a schema; ArrowQuant's has 36.
 const MAX_SCHEMA: usize = 1000;
@@ -25,126 +25,142 @@ const ROW_GROUP_BYTES: usize = 64;
 
 pub(super) const EMPTY: &[Field] = &[];
 const TIME_UNIT: &[Field] = &[
-    (1, Kind::Struct(EMPTY)),
-    (2, Kind::Struct(EMPTY)),
-    (3, Kind::Struct(EMPTY)),
+    (1, ThriftKind::Struct(EMPTY)),
+    (2, ThriftKind::Struct(EMPTY)),
+    (3, ThriftKind::Struct(EMPTY)),
 ];
-const TIME: &[Field] = &[(1, Kind::Bool), (2, Kind::Struct(TIME_UNIT))];
+const TIME: &[Field] = &[(1, ThriftKind::Bool), (2, ThriftKind::Struct(TIME_UNIT))];
 const LOGICAL_TYPE: &[Field] = &[
-    (1, Kind::Struct(EMPTY)),
-    (2, Kind::Struct(EMPTY)),
-    (3, Kind::Struct(EMPTY)),
-    (4, Kind::Struct(EMPTY)),
-    (5, Kind::Struct(&[(1, Kind::I32), (2, Kind::I32)])),
-    (6, Kind::Struct(EMPTY)),
-    (7, Kind::Struct(TIME)),
-    (8, Kind::Struct(TIME)),
-    (10, Kind::Struct(&[(1, Kind::Byte), (2, Kind::Bool)])),
-    (11, Kind::Struct(EMPTY)),
-    (12, Kind::Struct(EMPTY)),
-    (13, Kind::Struct(EMPTY)),
-    (14, Kind::Struct(EMPTY)),
-    (15, Kind::Struct(EMPTY)),
-    (16, Kind::Struct(&[(1, Kind::Byte)])),
-    (17, Kind::Struct(&[(1, Kind::Bytes)])),
-    (18, Kind::Struct(&[(1, Kind::Bytes), (2, Kind::I32)])),
-    (19, Kind::Struct(EMPTY)),
+    (1, ThriftKind::Struct(EMPTY)),
+    (2, ThriftKind::Struct(EMPTY)),
+    (3, ThriftKind::Struct(EMPTY)),
+    (4, ThriftKind::Struct(EMPTY)),
+    (
+        5,
+        ThriftKind::Struct(&[(1, ThriftKind::I32), (2, ThriftKind::I32)]),
+    ),
+    (6, ThriftKind::Struct(EMPTY)),
+    (7, ThriftKind::Struct(TIME)),
+    (8, ThriftKind::Struct(TIME)),
+    (
+        10,
+        ThriftKind::Struct(&[(1, ThriftKind::Byte), (2, ThriftKind::Bool)]),
+    ),
+    (11, ThriftKind::Struct(EMPTY)),
+    (12, ThriftKind::Struct(EMPTY)),
+    (13, ThriftKind::Struct(EMPTY)),
+    (14, ThriftKind::Struct(EMPTY)),
+    (15, ThriftKind::Struct(EMPTY)),
+    (16, ThriftKind::Struct(&[(1, ThriftKind::Byte)])),
+    (17, ThriftKind::Struct(&[(1, ThriftKind::Bytes)])),
+    (
+        18,
+        ThriftKind::Struct(&[(1, ThriftKind::Bytes), (2, ThriftKind::I32)]),
+    ),
+    (19, ThriftKind::Struct(EMPTY)),
 ];
 const SCHEMA_ELEMENT: &[Field] = &[
-    (1, Kind::I32),
-    (2, Kind::I32),
-    (3, Kind::I32),
-    (4, Kind::Bytes),
-    (5, Kind::I32),
-    (6, Kind::I32),
-    (7, Kind::I32),
-    (8, Kind::I32),
-    (9, Kind::I32),
-    (10, Kind::Struct(LOGICAL_TYPE)),
+    (1, ThriftKind::I32),
+    (2, ThriftKind::I32),
+    (3, ThriftKind::I32),
+    (4, ThriftKind::Bytes),
+    (5, ThriftKind::I32),
+    (6, ThriftKind::I32),
+    (7, ThriftKind::I32),
+    (8, ThriftKind::I32),
+    (9, ThriftKind::I32),
+    (10, ThriftKind::Struct(LOGICAL_TYPE)),
 ];
-const KEY_VALUE: &[Field] = &[(1, Kind::Bytes), (2, Kind::Bytes)];
+const KEY_VALUE: &[Field] = &[(1, ThriftKind::Bytes), (2, ThriftKind::Bytes)];
 pub(super) const STATISTICS: &[Field] = &[
-    (1, Kind::Bytes),
-    (2, Kind::Bytes),
-    (3, Kind::I64),
-    (4, Kind::I64),
-    (5, Kind::Bytes),
-    (6, Kind::Bytes),
-    (7, Kind::Bool),
-    (8, Kind::Bool),
-    (9, Kind::I64),
+    (1, ThriftKind::Bytes),
+    (2, ThriftKind::Bytes),
+    (3, ThriftKind::I64),
+    (4, ThriftKind::I64),
+    (5, ThriftKind::Bytes),
+    (6, ThriftKind::Bytes),
+    (7, ThriftKind::Bool),
+    (8, ThriftKind::Bool),
+    (9, ThriftKind::I64),
 ];
-const ENCODING_STATS: &[Field] = &[(1, Kind::I32), (2, Kind::I32), (3, Kind::I32)];
+const ENCODING_STATS: &[Field] = &[
+    (1, ThriftKind::I32),
+    (2, ThriftKind::I32),
+    (3, ThriftKind::I32),
+];
 const SIZE_STATISTICS: &[Field] = &[
-    (1, Kind::I64),
-    (2, Kind::List(&Kind::I64)),
-    (3, Kind::List(&Kind::I64)),
+    (1, ThriftKind::I64),
+    (2, ThriftKind::List(&ThriftKind::I64)),
+    (3, ThriftKind::List(&ThriftKind::I64)),
 ];
 const BOUNDING_BOX: &[Field] = &[
-    (1, Kind::Double),
-    (2, Kind::Double),
-    (3, Kind::Double),
-    (4, Kind::Double),
-    (5, Kind::Double),
-    (6, Kind::Double),
-    (7, Kind::Double),
-    (8, Kind::Double),
+    (1, ThriftKind::Double),
+    (2, ThriftKind::Double),
+    (3, ThriftKind::Double),
+    (4, ThriftKind::Double),
+    (5, ThriftKind::Double),
+    (6, ThriftKind::Double),
+    (7, ThriftKind::Double),
+    (8, ThriftKind::Double),
 ];
 const COLUMN_META: &[Field] = &[
-    (1, Kind::I32),
-    (2, Kind::List(&Kind::I32)),
-    (3, Kind::List(&Kind::Bytes)),
-    (4, Kind::I32),
-    (5, Kind::I64),
-    (6, Kind::I64),
-    (7, Kind::I64),
-    (8, Kind::List(&Kind::Struct(KEY_VALUE))),
-    (9, Kind::I64),
-    (10, Kind::I64),
-    (11, Kind::I64),
-    (12, Kind::Struct(STATISTICS)),
-    (13, Kind::List(&Kind::Struct(ENCODING_STATS))),
-    (14, Kind::I64),
-    (15, Kind::I32),
-    (16, Kind::Struct(SIZE_STATISTICS)),
+    (1, ThriftKind::I32),
+    (2, ThriftKind::List(&ThriftKind::I32)),
+    (3, ThriftKind::List(&ThriftKind::Bytes)),
+    (4, ThriftKind::I32),
+    (5, ThriftKind::I64),
+    (6, ThriftKind::I64),
+    (7, ThriftKind::I64),
+    (8, ThriftKind::List(&ThriftKind::Struct(KEY_VALUE))),
+    (9, ThriftKind::I64),
+    (10, ThriftKind::I64),
+    (11, ThriftKind::I64),
+    (12, ThriftKind::Struct(STATISTICS)),
+    (13, ThriftKind::List(&ThriftKind::Struct(ENCODING_STATS))),
+    (14, ThriftKind::I64),
+    (15, ThriftKind::I32),
+    (16, ThriftKind::Struct(SIZE_STATISTICS)),
     (
         17,
-        Kind::Struct(&[(1, Kind::Struct(BOUNDING_BOX)), (2, Kind::List(&Kind::I32))]),
+        ThriftKind::Struct(&[
+            (1, ThriftKind::Struct(BOUNDING_BOX)),
+            (2, ThriftKind::List(&ThriftKind::I32)),
+        ]),
     ),
 ];
 const COLUMN: &[Field] = &[
-    (1, Kind::Bytes),
-    (2, Kind::I64),
-    (3, Kind::Struct(COLUMN_META)),
-    (4, Kind::I64),
-    (5, Kind::I32),
-    (6, Kind::I64),
-    (7, Kind::I32),
+    (1, ThriftKind::Bytes),
+    (2, ThriftKind::I64),
+    (3, ThriftKind::Struct(COLUMN_META)),
+    (4, ThriftKind::I64),
+    (5, ThriftKind::I32),
+    (6, ThriftKind::I64),
+    (7, ThriftKind::I32),
 ];
 const ROW_GROUP: &[Field] = &[
-    (1, Kind::List(&Kind::Struct(COLUMN))),
-    (2, Kind::I64),
-    (3, Kind::I64),
+    (1, ThriftKind::List(&ThriftKind::Struct(COLUMN))),
+    (2, ThriftKind::I64),
+    (3, ThriftKind::I64),
     (
         4,
-        Kind::List(&Kind::Struct(&[
-            (1, Kind::I32),
-            (2, Kind::Bool),
-            (3, Kind::Bool),
+        ThriftKind::List(&ThriftKind::Struct(&[
+            (1, ThriftKind::I32),
+            (2, ThriftKind::Bool),
+            (3, ThriftKind::Bool),
         ])),
     ),
-    (5, Kind::I64),
-    (6, Kind::I64),
-    (7, Kind::I16),
+    (5, ThriftKind::I64),
+    (6, ThriftKind::I64),
+    (7, ThriftKind::I16),
 ];
 const FILE: &[Field] = &[
-    (1, Kind::I32),
-    (2, Kind::List(&Kind::Struct(SCHEMA_ELEMENT))),
-    (3, Kind::I64),
-    (4, Kind::List(&Kind::Struct(ROW_GROUP))),
-    (5, Kind::List(&Kind::Struct(KEY_VALUE))),
-    (6, Kind::Bytes),
-    (7, Kind::List(&Kind::Struct(TIME_UNIT))), // column orders: a union of the same kind
+    (1, ThriftKind::I32),
+    (2, ThriftKind::List(&ThriftKind::Struct(SCHEMA_ELEMENT))),
+    (3, ThriftKind::I64),
+    (4, ThriftKind::List(&ThriftKind::Struct(ROW_GROUP))),
+    (5, ThriftKind::List(&ThriftKind::Struct(KEY_VALUE))),
+    (6, ThriftKind::Bytes),
+    (7, ThriftKind::List(&ThriftKind::Struct(TIME_UNIT))), // column orders: a union of the same kind
 ];
 /// Checks the Thrift encoding of a footer: parsing it then takes memory of a small multiple of its
 /// length.
@@ -157,7 +173,7 @@ pub fn check(footer: &[u8]) -> Result<(), String> {
     let walked = walk(footer, FILE, &mut |path, met| {
         match (path, met) {
             ([2], Met::List(len)) if len > MAX_SCHEMA => {
-                return Err(Fault::Bad(format!("a schema of {len} nodes")));
+                return Err(ThriftFault::Bad(format!("a schema of {len} nodes")));
             }
             ([2], Met::Struct) => children.push(0),
             ([2, 5], Met::Int(count)) => {
@@ -166,18 +182,18 @@ pub fn check(footer: &[u8]) -> Result<(), String> {
                 }
             }
             ([2, 4], Met::Bytes(len)) if len > MAX_COLUMN_NAME => {
-                return Err(Fault::Bad(format!("a column's name of {len} bytes")));
+                return Err(ThriftFault::Bad(format!("a column's name of {len} bytes")));
             }
             ([4], Met::List(len)) if len > row_groups => {
                 let bytes = footer.len();
                 let reason = format!("{len} row groups in a footer of {bytes} bytes");
-                return Err(Fault::Bad(reason));
+                return Err(ThriftFault::Bad(reason));
             }
             ([4, 4], Met::List(len)) if len > MAX_SCHEMA => {
-                return Err(Fault::Bad(format!("a sort order of {len} columns")));
+                return Err(ThriftFault::Bad(format!("a sort order of {len} columns")));
             }
             ([5], Met::List(len)) if len > MAX_KEYS => {
-                return Err(Fault::Bad(format!("{len} metadata keys")));
+                return Err(ThriftFault::Bad(format!("{len} metadata keys")));
             }
             _ => {}
         }
@@ -185,8 +201,8 @@ pub fn check(footer: &[u8]) -> Result<(), String> {
     });
     match walked {
         Ok(_) => check_tree(&children),
-        Err(Fault::Short) => Err("the footer is truncated".into()),
-        Err(Fault::Bad(reason)) => Err(format!("a malformed footer: {reason}")),
+        Err(ThriftFault::Short) => Err("the footer is truncated".into()),
+        Err(ThriftFault::Bad(reason)) => Err(format!("a malformed footer: {reason}")),
     }
 }
 

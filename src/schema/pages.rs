@@ -10,42 +10,46 @@ use parquet::basic::{CompressionCodec, Type as Physical};
 use parquet::file::metadata::ColumnChunkMetaData;
 
 use super::footer::{EMPTY, STATISTICS, range};
-use super::thrift::{self, Fault, Field, Kind, Met};
+use super::thrift::{self, Field, Met, ThriftFault, ThriftKind};
 
 /// The most bytes of a page header; statistics make them long.
 const MAX_HEADER: usize = 256 << 10;
 
 const PAGE_HEADER: &[Field] = &[
-    (1, Kind::I32),
-    (2, Kind::I32),
-    (3, Kind::I32),
-    (4, Kind::I32),
+    (1, ThriftKind::I32),
+    (2, ThriftKind::I32),
+    (3, ThriftKind::I32),
+    (4, ThriftKind::I32),
     (
         5,
-        Kind::Struct(&[
-            (1, Kind::I32),
-            (2, Kind::I32),
-            (3, Kind::I32),
-            (4, Kind::I32),
-            (5, Kind::Struct(STATISTICS)),
+        ThriftKind::Struct(&[
+            (1, ThriftKind::I32),
+            (2, ThriftKind::I32),
+            (3, ThriftKind::I32),
+            (4, ThriftKind::I32),
+            (5, ThriftKind::Struct(STATISTICS)),
         ]),
     ),
-    (6, Kind::Struct(EMPTY)),
+    (6, ThriftKind::Struct(EMPTY)),
     (
         7,
-        Kind::Struct(&[(1, Kind::I32), (2, Kind::I32), (3, Kind::Bool)]),
+        ThriftKind::Struct(&[
+            (1, ThriftKind::I32),
+            (2, ThriftKind::I32),
+            (3, ThriftKind::Bool),
+        ]),
     ),
     (
         8,
-        Kind::Struct(&[
-            (1, Kind::I32),
-            (2, Kind::I32),
-            (3, Kind::I32),
-            (4, Kind::I32),
-            (5, Kind::I32),
-            (6, Kind::I32),
-            (7, Kind::Bool),
-            (8, Kind::Struct(STATISTICS)),
+        ThriftKind::Struct(&[
+            (1, ThriftKind::I32),
+            (2, ThriftKind::I32),
+            (3, ThriftKind::I32),
+            (4, ThriftKind::I32),
+            (5, ThriftKind::I32),
+            (6, ThriftKind::I32),
+            (7, ThriftKind::Bool),
+            (8, ThriftKind::Struct(STATISTICS)),
         ]),
     ),
 ];
@@ -85,7 +89,7 @@ pub struct Page {
 
 /// The most that the pages of a chunk may hold in total, from what is known about the column.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct PageLimits {
     /// Values, including nulls.
     pub values: u64,
     /// Bytes after decompression.
@@ -95,7 +99,7 @@ pub struct Limits {
 /// Bytes that any column may have after decompression, in addition to its values.
 const SMALL: u64 = 64 << 10;
 
-impl Limits {
+impl PageLimits {
     /// Limits for a column of numbers: each in a dictionary, its index, and its levels.
     pub fn numbers(values: u64) -> Self {
         Self {
@@ -124,7 +128,7 @@ impl Limits {
 }
 
 /// Fills its buffer from an offset in a file.
-pub type ReadAt<'a> = dyn FnMut(&mut [u8], u64) -> io::Result<()> + 'a;
+pub type ReadPart<'a> = dyn FnMut(&mut [u8], u64) -> io::Result<()> + 'a;
 
 /// Returns the pages of a column chunk, from their headers. The chunk must be within the file
 /// ([`super::footer::check_chunks`]).
@@ -134,8 +138,8 @@ pub type ReadAt<'a> = dyn FnMut(&mut [u8], u64) -> io::Result<()> + 'a;
 /// in advance, or exceeds `limits`.
 pub fn walk(
     chunk: &ColumnChunkMetaData,
-    limits: Limits,
-    read: &mut ReadAt<'_>,
+    limits: PageLimits,
+    read: &mut ReadPart<'_>,
 ) -> Result<Vec<Page>, String> {
     let (mut at, mut left) =
         range(chunk).ok_or("it starts or ends before the start of the file")?;
@@ -201,7 +205,7 @@ fn is_dictionary(code: i64) -> bool {
 
 /// The fields of a page header, -1 if absent.
 #[derive(Debug, Clone, Copy)]
-struct Header {
+struct PageHeader {
     kind: i64,
     unpacked: i64,
     bytes: i64,
@@ -215,12 +219,12 @@ struct Header {
     packed: bool,
 }
 
-fn page_bytes(header: &Header) -> Result<u64, String> {
+fn page_bytes(header: &PageHeader) -> Result<u64, String> {
     u64::try_from(header.bytes).map_err(|_| "a page without a size".into())
 }
 
 /// Reads a page header, and returns it with its length.
-fn read_header(at: u64, left: u64, read: &mut ReadAt<'_>) -> Result<(Header, usize), String> {
+fn read_header(at: u64, left: u64, read: &mut ReadPart<'_>) -> Result<(PageHeader, usize), String> {
     const FIRST: usize = 128;
     let most = usize::try_from(left).unwrap_or(usize::MAX).min(MAX_HEADER);
     let mut bytes = vec![0; FIRST.min(most)];
@@ -228,15 +232,19 @@ fn read_header(at: u64, left: u64, read: &mut ReadAt<'_>) -> Result<(Header, usi
         read(&mut bytes, at).map_err(|error| format!("cannot read a page header: {error}"))?;
         match parse_header(&bytes) {
             Ok(parsed) => return Ok(parsed),
-            Err(Fault::Short) if bytes.len() < most => bytes.resize(most.min(bytes.len() * 4), 0),
-            Err(Fault::Short) => return Err("a page header is truncated".into()),
-            Err(Fault::Bad(reason)) => return Err(format!("a malformed page header: {reason}")),
+            Err(ThriftFault::Short) if bytes.len() < most => {
+                bytes.resize(most.min(bytes.len() * 4), 0)
+            }
+            Err(ThriftFault::Short) => return Err("a page header is truncated".into()),
+            Err(ThriftFault::Bad(reason)) => {
+                return Err(format!("a malformed page header: {reason}"));
+            }
         }
     }
 }
 
-fn parse_header(bytes: &[u8]) -> Result<(Header, usize), Fault> {
-    let mut header = Header {
+fn parse_header(bytes: &[u8]) -> Result<(PageHeader, usize), ThriftFault> {
+    let mut header = PageHeader {
         kind: -1,
         unpacked: -1,
         bytes: -1,
@@ -268,7 +276,7 @@ fn parse_header(bytes: &[u8]) -> Result<(Header, usize), Fault> {
     Ok((header, len))
 }
 
-impl Header {
+impl PageHeader {
     /// Returns the page whose contents start at `start`, with `left` more bytes in the chunk.
     /// `None` for an index page.
     fn page(

@@ -7,7 +7,7 @@
 
 /// The required contents of a field. Readers only look at the number of a field, so they would read
 /// a field of another type differently than it is walked here.
-pub(super) enum Kind {
+pub(super) enum ThriftKind {
     Bool,
     Byte,
     I16,
@@ -15,14 +15,14 @@ pub(super) enum Kind {
     I64,
     Double,
     Bytes,
-    List(&'static Kind),
+    List(&'static ThriftKind),
     Struct(&'static [Field]),
 }
 
 /// Number and kind of a field.
-pub(super) type Field = (i16, Kind);
+pub(super) type Field = (i16, ThriftKind);
 
-impl Kind {
+impl ThriftKind {
     /// Returns the encoded type; a boolean in a struct may also be 2.
     fn code(&self) -> u8 {
         match self {
@@ -54,21 +54,21 @@ pub(super) enum Met {
 
 /// Why a walk ended.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum ThriftFault {
     /// The bytes end before the struct does.
     Short,
     /// The bytes are malformed, or the visitor refused something.
     Bad(String),
 }
 
-impl From<&str> for Fault {
+impl From<&str> for ThriftFault {
     fn from(reason: &str) -> Self {
         Self::Bad(reason.to_owned())
     }
 }
 
 /// Receives each item found; it may refuse it.
-pub(super) type Visit<'a> = dyn FnMut(&[i16], Met) -> Result<(), Fault> + 'a;
+pub(super) type Visit<'a> = dyn FnMut(&[i16], Met) -> Result<(), ThriftFault> + 'a;
 
 /// A depth that Parquet never reaches.
 const MAX_DEPTH: usize = 24;
@@ -82,7 +82,7 @@ pub(super) fn walk(
     bytes: &[u8],
     fields: &'static [Field],
     visit: &mut Visit<'_>,
-) -> Result<usize, Fault> {
+) -> Result<usize, ThriftFault> {
     let mut walker = Walker {
         rest: bytes,
         path: Vec::new(),
@@ -99,11 +99,11 @@ struct Walker<'a, 'v> {
 }
 
 impl Walker<'_, '_> {
-    fn met(&mut self, met: Met) -> Result<(), Fault> {
+    fn met(&mut self, met: Met) -> Result<(), ThriftFault> {
         (self.visit)(&self.path, met)
     }
 
-    fn fields(&mut self, known: &'static [Field]) -> Result<(), Fault> {
+    fn fields(&mut self, known: &'static [Field]) -> Result<(), ThriftFault> {
         let mut last = 0;
         while let Some((id, code)) = self.field(last)? {
             // Every writer emits fields in order and once; a second one would replace the first.
@@ -112,7 +112,7 @@ impl Walker<'_, '_> {
             }
             last = id;
             match known.iter().find(|field| field.0 == id) {
-                Some((_, Kind::Bool)) if code == 1 || code == 2 => {
+                Some((_, ThriftKind::Bool)) if code == 1 || code == 2 => {
                     self.path.push(id);
                     self.met(Met::Bool(code == 1))?;
                     self.path.pop();
@@ -129,20 +129,20 @@ impl Walker<'_, '_> {
         Ok(())
     }
 
-    fn value(&mut self, kind: &'static Kind) -> Result<(), Fault> {
+    fn value(&mut self, kind: &'static ThriftKind) -> Result<(), ThriftFault> {
         match kind {
-            Kind::Bool => Err("a list of booleans".into()),
-            Kind::Byte => self.take(1).map(drop),
-            Kind::I16 => self.int(i64::from(i16::MIN)..=i64::from(i16::MAX)),
-            Kind::I32 => self.int(i64::from(i32::MIN)..=i64::from(i32::MAX)),
-            Kind::I64 => self.int(i64::MIN..=i64::MAX),
-            Kind::Double => self.take(8).map(drop),
-            Kind::Bytes => {
+            ThriftKind::Bool => Err("a list of booleans".into()),
+            ThriftKind::Byte => self.take(1).map(drop),
+            ThriftKind::I16 => self.int(i64::from(i16::MIN)..=i64::from(i16::MAX)),
+            ThriftKind::I32 => self.int(i64::from(i32::MIN)..=i64::from(i32::MAX)),
+            ThriftKind::I64 => self.int(i64::MIN..=i64::MAX),
+            ThriftKind::Double => self.take(8).map(drop),
+            ThriftKind::Bytes => {
                 let len = self.length()?;
                 self.take(len)?;
                 self.met(Met::Bytes(len))
             }
-            Kind::List(element) => {
+            ThriftKind::List(element) => {
                 let (code, len) = self.list()?;
                 if len > 0 && code != element.code() {
                     return Err("a list of another type".into());
@@ -150,14 +150,14 @@ impl Walker<'_, '_> {
                 self.met(Met::List(len))?;
                 (0..len).try_for_each(|_| self.value(element))
             }
-            Kind::Struct(fields) => {
+            ThriftKind::Struct(fields) => {
                 self.met(Met::Struct)?;
                 self.fields(fields)
             }
         }
     }
 
-    fn int(&mut self, allowed: std::ops::RangeInclusive<i64>) -> Result<(), Fault> {
+    fn int(&mut self, allowed: std::ops::RangeInclusive<i64>) -> Result<(), ThriftFault> {
         let coded = self.varint()?;
         let value = (coded >> 1) as i64 ^ -((coded & 1) as i64);
         if !allowed.contains(&value) {
@@ -166,7 +166,7 @@ impl Walker<'_, '_> {
         self.met(Met::Int(value))
     }
 
-    fn skip(&mut self, code: u8, depth: usize) -> Result<(), Fault> {
+    fn skip(&mut self, code: u8, depth: usize) -> Result<(), ThriftFault> {
         if depth == 0 {
             return Err("nested too deep".into());
         }
@@ -204,7 +204,7 @@ impl Walker<'_, '_> {
         }
     }
 
-    fn skip_elements(&mut self, codes: &[u8], len: usize, depth: usize) -> Result<(), Fault> {
+    fn skip_elements(&mut self, codes: &[u8], len: usize, depth: usize) -> Result<(), ThriftFault> {
         // Readers disagree on the size of booleans in lists, and Parquet has none here.
         if len > 0 && codes.iter().any(|code| (1..=2).contains(code)) {
             return Err("a list of booleans".into());
@@ -218,7 +218,7 @@ impl Walker<'_, '_> {
     }
 
     /// Reads number and type of the next field; `None` at the end of a struct.
-    fn field(&mut self, last: i16) -> Result<Option<(i16, u8)>, Fault> {
+    fn field(&mut self, last: i16) -> Result<Option<(i16, u8)>, ThriftFault> {
         let head = self.take(1)?[0];
         let (delta, code) = (head >> 4, head & 15);
         if code == 0 {
@@ -237,7 +237,7 @@ impl Walker<'_, '_> {
     }
 
     /// Reads type and number of elements. A list cannot have more elements than bytes.
-    fn list(&mut self) -> Result<(u8, usize), Fault> {
+    fn list(&mut self) -> Result<(u8, usize), ThriftFault> {
         let head = self.take(1)?[0];
         let len = match head >> 4 {
             15 => self.length()?,
@@ -245,16 +245,16 @@ impl Walker<'_, '_> {
         };
         match len <= self.rest.len() {
             true => Ok((head & 15, len)),
-            false => Err(Fault::Short),
+            false => Err(ThriftFault::Short),
         }
     }
 
-    fn length(&mut self) -> Result<usize, Fault> {
+    fn length(&mut self) -> Result<usize, ThriftFault> {
         let length = i32::try_from(self.varint()?);
         Ok(length.map_err(|_| "a length is too large")? as usize)
     }
 
-    fn varint(&mut self) -> Result<u64, Fault> {
+    fn varint(&mut self) -> Result<u64, ThriftFault> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.take(1)?[0];
@@ -270,8 +270,8 @@ impl Walker<'_, '_> {
         Err("a number is too large".into())
     }
 
-    fn take(&mut self, len: usize) -> Result<&[u8], Fault> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or(Fault::Short)?;
+    fn take(&mut self, len: usize) -> Result<&[u8], ThriftFault> {
+        let (taken, rest) = self.rest.split_at_checked(len).ok_or(ThriftFault::Short)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -281,15 +281,15 @@ impl Walker<'_, '_> {
 mod tests {
     use super::*;
 
-    const INNER: &[Field] = &[(2, Kind::I32)];
+    const INNER: &[Field] = &[(2, ThriftKind::I32)];
     const OUTER: &[Field] = &[
-        (1, Kind::I32),
-        (2, Kind::List(&Kind::Struct(INNER))),
-        (3, Kind::Bool),
-        (5, Kind::Bytes),
+        (1, ThriftKind::I32),
+        (2, ThriftKind::List(&ThriftKind::Struct(INNER))),
+        (3, ThriftKind::Bool),
+        (5, ThriftKind::Bytes),
     ];
 
-    fn met(bytes: &[u8]) -> Result<Vec<(Vec<i16>, Met)>, Fault> {
+    fn met(bytes: &[u8]) -> Result<Vec<(Vec<i16>, Met)>, ThriftFault> {
         let mut all = Vec::new();
         let len = walk(bytes, OUTER, &mut |path, met| {
             all.push((path.to_vec(), met));
@@ -322,7 +322,7 @@ mod tests {
         ];
         assert_eq!(met(&bytes), Ok(expected));
         for len in 0..bytes.len() {
-            assert_eq!(met(&bytes[..len]), Err(Fault::Short), "{len}");
+            assert_eq!(met(&bytes[..len]), Err(ThriftFault::Short), "{len}");
         }
     }
 
@@ -352,7 +352,7 @@ mod tests {
             ),
             (&[0x4E, 0x00], "an unknown type"),
         ] {
-            let Err(Fault::Bad(found)) = met(bytes) else {
+            let Err(ThriftFault::Bad(found)) = met(bytes) else {
                 panic!("{bytes:?}: {:?}", met(bytes));
             };
             assert!(found.contains(reason), "{bytes:?}: {found}");
@@ -362,7 +362,7 @@ mod tests {
         // A list that claims more elements than there are bytes.
         assert_eq!(
             met(&[0x29, 0xFC, 0xFF, 0xFF, 0x03, 0x00]),
-            Err(Fault::Short)
+            Err(ThriftFault::Short)
         );
     }
 }

@@ -16,12 +16,12 @@ const WASTE: usize = 2;
 
 /// Memory of the system's: what is given back, or not used yet, costs nothing.
 #[derive(Debug)]
-enum Memory {
+enum BufferMemory {
     Small(Vec<u8>),
     Mapped(MmapMut),
 }
 
-impl Memory {
+impl BufferMemory {
     /// Memory that holds anything.
     fn new(len: usize) -> Self {
         if len >= SMALLEST_KEPT
@@ -51,7 +51,7 @@ impl Memory {
 #[derive(Debug, Clone)]
 pub struct Buffers {
     most: usize,
-    waiting: Arc<Mutex<Vec<Memory>>>,
+    waiting: Arc<Mutex<Vec<BufferMemory>>>,
 }
 
 impl Buffers {
@@ -67,14 +67,14 @@ impl Buffers {
     pub fn take(&self, len: usize) -> PlaneBuffer {
         let len = PREFIX + len;
         PlaneBuffer {
-            memory: self.find(len).unwrap_or_else(|| Memory::new(len)),
+            memory: self.find(len).unwrap_or_else(|| BufferMemory::new(len)),
             len,
             origin: self.clone(),
         }
     }
 
     /// The smallest that is large enough, if it is not far too large.
-    fn find(&self, len: usize) -> Option<Memory> {
+    fn find(&self, len: usize) -> Option<BufferMemory> {
         let mut waiting = self.waiting.lock().ok()?;
         let fitting = waiting
             .iter()
@@ -85,7 +85,7 @@ impl Buffers {
         Some(waiting.swap_remove(best))
     }
 
-    fn give_back(&self, memory: Memory) {
+    fn give_back(&self, memory: BufferMemory) {
         if memory.bytes().len() < SMALLEST_KEPT {
             return;
         }
@@ -103,7 +103,7 @@ impl Buffers {
 /// A plane being filled, with room in front for what Parquet puts before a value.
 #[derive(Debug)]
 pub struct PlaneBuffer {
-    memory: Memory,
+    memory: BufferMemory,
     /// Bytes of prefix and plane; the memory may be larger.
     len: usize,
     origin: Buffers,
@@ -144,7 +144,7 @@ impl AsRef<[u8]> for PlaneBuffer {
 
 impl Drop for PlaneBuffer {
     fn drop(&mut self) {
-        let none = Memory::Small(Vec::new());
+        let none = BufferMemory::Small(Vec::new());
         self.origin
             .give_back(std::mem::replace(&mut self.memory, none));
     }

@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use super::{Destination, Limits, Outline, Sink, parquet};
+use super::{Destination, Outline, Sink, SinkLimits, parquet};
 use crate::error::{Error, Result};
 
 /// A kind of file.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub(crate) struct SinkKind {
     /// The end of its name.
     pub(crate) extension: &'static str,
     /// What it can take, with or without compression.
-    pub(crate) limits: fn(compress: bool) -> Limits,
+    pub(crate) limits: fn(compress: bool) -> SinkLimits,
     /// What a file takes beside its planes: about, and at most.
     pub(crate) overhead: fn(&Outline<'_>) -> usize,
     pub(crate) most_overhead: fn(&Outline<'_>) -> usize,
@@ -22,7 +22,7 @@ pub(crate) struct Kind {
 }
 
 /// Parquet, the native format, and that of the parts of a folder.
-pub(crate) static PARQUET: Kind = Kind {
+pub(crate) static PARQUET: SinkKind = SinkKind {
     extension: "parquet",
     limits: parquet::limits,
     overhead: parquet::size::overhead,
@@ -32,7 +32,7 @@ pub(crate) static PARQUET: Kind = Kind {
 };
 
 /// All kinds.
-static KINDS: &[&Kind] = &[&PARQUET];
+static KINDS: &[&SinkKind] = &[&PARQUET];
 
 /// Ends of names that are those of models in formats that are not written: nobody means a folder by
 /// such a name.
@@ -48,7 +48,7 @@ const OTHERS: &[&str] = &[
     "yaml",
 ];
 
-impl Kind {
+impl SinkKind {
     /// The kind of file that a name stands for; `None` for a folder of parts.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Where weights go. Runs write quantized tiles into a [`Sink`], of a [`Kind`] that the name of the
+//! Where weights go. Runs write quantized tiles into a [`Sink`], of a [`SinkKind`] that the name of the
 //! output tells; decoded weights go to safetensors.
 
 mod buffer;
@@ -16,9 +16,9 @@ use serde_json::Value;
 
 pub(crate) use buffer::Buffers;
 pub(crate) use destination::Destination;
-pub(crate) use kind::{Kind, PARQUET};
+pub(crate) use kind::{PARQUET, SinkKind};
 pub(crate) use outline::{Outline, OutlineTensor};
-pub(crate) use planes::{Packed, TilePlanes};
+pub(crate) use planes::{PackedTile, TileBuffers};
 pub(crate) use safetensors::SafetensorsSink;
 pub use staging::StagedFile;
 pub(crate) use staging::{GoOn, remove_stale};
@@ -28,7 +28,7 @@ use crate::schema::Tile;
 
 /// What a sink can take, which a run is cut by.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub(crate) struct SinkLimits {
     /// Bytes of codes in a tile (one row may pass it).
     pub(crate) tile_bytes: usize,
     /// Bytes of the largest plane.
@@ -46,10 +46,10 @@ pub(crate) struct Limits {
     /// Bytes of memory that packing takes on each thread.
     pub(crate) thread_bytes: usize,
     /// Makes the planes of a tile ready to be written. Called on any thread, as it may take long.
-    pub(crate) pack: fn(&Tile, TilePlanes) -> std::io::Result<Packed>,
+    pub(crate) pack: fn(&Tile, TileBuffers) -> std::io::Result<PackedTile>,
 }
 
-impl Limits {
+impl SinkLimits {
     /// Whether a tensor is gathered with others.
     pub(crate) fn gathers(&self, kept: bool, bytes: usize) -> bool {
         kept && bytes < self.gathers_below
@@ -62,7 +62,7 @@ pub(crate) trait Sink {
     ///
     /// # Errors
     /// The file cannot be written, or `go_on` fails.
-    fn write(&mut self, tile: Tile, planes: Packed, go_on: GoOn<'_>) -> Result<()>;
+    fn write(&mut self, tile: Tile, planes: PackedTile, go_on: GoOn<'_>) -> Result<()>;
 
     /// Opens a place for a tile whose planes come in parts. All of the tile but its checksum and
     /// figures must be known.

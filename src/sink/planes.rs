@@ -6,7 +6,7 @@ use super::buffer::PlaneBuffer;
 
 /// The planes of a tile as they were made.
 #[derive(Debug)]
-pub struct TilePlanes {
+pub struct TileBuffers {
     /// Packed codes, or the values of a kept tensor.
     pub codes: PlaneBuffer,
     /// None of a kept tensor.
@@ -15,7 +15,7 @@ pub struct TilePlanes {
     pub biases: Option<PlaneBuffer>,
 }
 
-impl TilePlanes {
+impl TileBuffers {
     /// The bytes of codes, scales and biases; empty where there are none.
     pub fn bytes(&self) -> [&[u8]; 3] {
         [
@@ -51,4 +51,4 @@ pub struct Body {
 
 /// The planes of a tile as a sink writes them: codes, scales and biases.
 #[derive(Debug)]
-pub struct Packed(pub [Option<Body>; 3]);
+pub struct PackedTile(pub [Option<Body>; 3]);

@@ -44,7 +44,7 @@ pub(super) fn pipeline(path: &Path, is_folder: bool) -> Option<PathBuf> {
 
 /// The weights of a folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Weights {
+pub(super) struct FolderWeights {
     /// A safetensors file or an index of several.
     pub(super) path: PathBuf,
     /// A warning about other files beside it.
@@ -110,7 +110,7 @@ impl Found {
 ///
 /// # Errors
 /// The folder cannot be listed, contains several models, or shards without their index.
-pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<Weights>> {
+pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<FolderWeights>> {
     let found = list(folder)?.into_iter().filter_map(Found::new);
     let (shards, found): (Vec<_>, Vec<_>) = found.partition(|file| file.shards().is_some());
     let mut own = OWN;
@@ -161,7 +161,7 @@ pub(super) fn weights_in(folder: &Path, library: Option<&str>) -> Result<Option<
 }
 
 /// Handles shards without an index; a single one is a model if its name says that it is complete.
-fn unjoined(folder: &Path, shards: &[&Found]) -> Result<Weights> {
+fn unjoined(folder: &Path, shards: &[&Found]) -> Result<FolderWeights> {
     match shards {
         [only] if only.shards().is_some_and(|count| count > 1) => {
             let reason = format!(
@@ -176,9 +176,9 @@ fn unjoined(folder: &Path, shards: &[&Found]) -> Result<Weights> {
 }
 
 /// Chooses among files that are not variants of each other.
-fn choose(folder: &Path, found: &[&Found]) -> Result<Weights> {
+fn choose(folder: &Path, found: &[&Found]) -> Result<FolderWeights> {
     match found {
-        [only] => Ok(Weights {
+        [only] => Ok(FolderWeights {
             path: only.path.clone(),
             warning: None,
         }),
@@ -195,10 +195,10 @@ fn choose(folder: &Path, found: &[&Found]) -> Result<Weights> {
 
 /// Chooses between an index and a whole file with the same name: transformers reads the file,
 /// diffusers the index. An index without any of its shards was left behind when they were joined.
-fn index_or_whole(folder: &Path, index: &Found, whole: &Found) -> Result<Weights> {
+fn index_or_whole(folder: &Path, index: &Found, whole: &Found) -> Result<FolderWeights> {
     let (index_name, whole_name) = (name_of(&index.path), name_of(&whole.path));
     let chosen = |file: &Found, warning: Option<String>| {
-        Ok(Weights {
+        Ok(FolderWeights {
             path: file.path.clone(),
             warning: warning.map(|warning| format!("{}: {warning}", folder.display())),
         })
@@ -244,7 +244,7 @@ fn ambiguous(folder: &Path, several: &[&Found]) -> Error {
 ///
 /// # Errors
 /// The errors of [`weights_in`], or there are none.
-pub(super) fn only_weights(folder: &Path) -> Result<Weights> {
+pub(super) fn only_weights(folder: &Path) -> Result<FolderWeights> {
     if let Some(weights) = weights_in(folder, None)? {
         return Ok(weights);
     }
@@ -268,7 +268,7 @@ pub(super) fn components(
     folder: &Path,
     text: &[u8],
     without: &[String],
-) -> Result<Vec<(String, Weights)>> {
+) -> Result<Vec<(String, FolderWeights)>> {
     let index = folder.join(MODEL_INDEX);
     let refuse = |reason: String| Error::file(&index, reason);
     let UniqueEntries::<Value>(entries) = serde_json::from_slice(text)
@@ -337,7 +337,7 @@ fn not_there(missing: &[&str]) -> String {
 }
 
 enum Component {
-    Weights(Weights),
+    Weights(FolderWeights),
     /// A component without weights, such as a tokenizer or scheduler.
     Weightless,
     Missing,

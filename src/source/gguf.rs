@@ -16,9 +16,9 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use self::blocks::{MAX_BLOCK, PACKED, Packed};
-use self::header::Place;
-use self::parts::Part;
+use self::blocks::{MAX_BLOCK, PACKED, PackedType};
+use self::header::GgufPlace;
+use self::parts::SplitPart;
 pub(super) use self::parts::weights_in;
 use self::reader::SHAPE_KEY;
 use super::file::{FileState, SourceFile};
@@ -39,7 +39,7 @@ pub struct GgufSource {
     id: SourceId,
     tensors: Vec<TensorInfo>,
     /// File index of each tensor, and its place in that file.
-    places: Vec<(usize, Place)>,
+    places: Vec<(usize, GgufPlace)>,
     metadata: BTreeMap<String, String>,
 }
 
@@ -61,7 +61,7 @@ impl GgufSource {
         Self::of_parts(&path, parts::only(file)?)
     }
 
-    fn of_parts(path: &Path, (parts, hash): (Vec<Part>, Xxh3)) -> Result<Self> {
+    fn of_parts(path: &Path, (parts, hash): (Vec<SplitPart>, Xxh3)) -> Result<Self> {
         let id = SourceId {
             name: name_of(parts[0].file.path()),
             bytes: parts.iter().map(|part| part.file.bytes()).sum(),
@@ -144,7 +144,7 @@ impl Source for GgufSource {
     }
 
     fn read(&self, index: usize, offset: usize, out: &mut [u8]) -> Result<()> {
-        let (file, Place { start, packed }) = self.places[index];
+        let (file, GgufPlace { start, packed }) = self.places[index];
         let file = &self.files[file];
         let name = &self.tensors[index].name;
         match packed {
@@ -178,7 +178,7 @@ impl Source for GgufSource {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let count = |packed: &Packed| {
+        let count = |packed: &PackedType| {
             let kinds = self.places.iter().filter_map(|(_, place)| place.packed);
             kinds.filter(|kind| kind.id == packed.id).count()
         };
@@ -200,7 +200,7 @@ impl Source for GgufSource {
 /// its blocks in the file.
 fn read_packed(
     file: &SourceFile,
-    packed: &Packed,
+    packed: &PackedType,
     start: u64,
     mut offset: usize,
     out: &mut [u8],

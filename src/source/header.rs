@@ -23,7 +23,7 @@ pub(super) struct Entry {
 }
 
 /// A file's header, checked against the file's size.
-pub(super) struct Header {
+pub(super) struct SafetensorsHeader {
     pub(super) file: SourceFile,
     pub(super) text: Vec<u8>,
     pub(super) data_start: u64,
@@ -32,7 +32,7 @@ pub(super) struct Header {
     pub(super) metadata: BTreeMap<String, String>,
 }
 
-impl Header {
+impl SafetensorsHeader {
     pub(super) fn read(file: SourceFile) -> Result<Self> {
         let path = file.path();
         let file_bytes = file.bytes();

@@ -147,7 +147,7 @@ fn check(path: &Path, layer: &str, values: &[f32]) -> Result<()> {
 }
 
 fn read_legacy(file: &SourceFile) -> Result<BTreeMap<String, Vec<f32>>> {
-    let mut reader = Reader { file, position: 0 };
+    let mut reader = ImatrixReader { file, position: 0 };
     let count = reader.number("its number of layers")?;
     // Each has at least a name of one byte, two numbers and a value.
     if count < 1 || count > MAX_TENSORS as i32 || reader.rest() / 17 < count as u64 {
@@ -186,12 +186,12 @@ fn read_legacy(file: &SourceFile) -> Result<BTreeMap<String, Vec<f32>>> {
 }
 
 /// Reads a file from the beginning.
-struct Reader<'a> {
+struct ImatrixReader<'a> {
     file: &'a SourceFile,
     position: u64,
 }
 
-impl Reader<'_> {
+impl ImatrixReader<'_> {
     fn refuse(&self, reason: &str) -> Error {
         let reason = format!("not a readable importance matrix: {reason}");
         Error::file(self.file.path(), reason)

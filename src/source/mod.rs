@@ -203,11 +203,13 @@ fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
         return Ok(Box::new(SafetensorsSource::open_sharded(weights)?));
     }
     match kind(&SourceFile::open(weights)?)? {
-        Kind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(weights)?)),
-        Kind::Gguf => Ok(Box::new(GgufSource::open(weights)?)),
-        Kind::Parquet => Ok(Box::new(ParquetSource::open(weights)?)),
-        Kind::Json if let Some(listing) = ListingSource::open(weights)? => Ok(Box::new(listing)),
-        Kind::Json | Kind::Unknown => {
+        FileKind::Safetensors => Ok(Box::new(SafetensorsSource::open_file(weights)?)),
+        FileKind::Gguf => Ok(Box::new(GgufSource::open(weights)?)),
+        FileKind::Parquet => Ok(Box::new(ParquetSource::open(weights)?)),
+        FileKind::Json if let Some(listing) = ListingSource::open(weights)? => {
+            Ok(Box::new(listing))
+        }
+        FileKind::Json | FileKind::Unknown => {
             let reason = "weights are read from safetensors, GGUF and Parquet files, folders of \
                           shards and diffusers folders, and this is none of them";
             let what = what::is(&SourceFile::open(weights)?)?;
@@ -225,10 +227,10 @@ fn open_files(path: &Path, options: &OpenOptions) -> Result<Box<dyn Source>> {
 pub fn open_reader(path: &Path, reader: Box<dyn ReadAt>) -> Result<Box<dyn Source>> {
     let file = SourceFile::over(path, reader)?;
     Ok(resolve(match kind(&file)? {
-        Kind::Safetensors => Box::new(SafetensorsSource::read(file)?),
-        Kind::Gguf => Box::new(GgufSource::read(file)?),
-        Kind::Parquet => Box::new(ParquetSource::read(file)?),
-        Kind::Json | Kind::Unknown => {
+        FileKind::Safetensors => Box::new(SafetensorsSource::read(file)?),
+        FileKind::Gguf => Box::new(GgufSource::read(file)?),
+        FileKind::Parquet => Box::new(ParquetSource::read(file)?),
+        FileKind::Json | FileKind::Unknown => {
             let reason = || "no weights are read from it".to_owned();
             let expected = "a safetensors, GGUF or Parquet file";
             return Err(what::refuse(&file, expected, reason));
@@ -237,7 +239,7 @@ pub fn open_reader(path: &Path, reader: Box<dyn ReadAt>) -> Result<Box<dyn Sourc
 }
 
 /// The kind of a file.
-enum Kind {
+enum FileKind {
     Safetensors,
     Gguf,
     Parquet,
@@ -246,28 +248,28 @@ enum Kind {
 }
 
 /// Detects the kind of a file from its first bytes, or else its name.
-fn kind(file: &SourceFile) -> Result<Kind> {
+fn kind(file: &SourceFile) -> Result<FileKind> {
     let path = file.path();
     let mut start = [0; 9];
     let len = file.bytes().min(start.len() as u64) as usize;
     file.read_header(&mut start[..len], 0)?;
     let extension = path.extension().unwrap_or_default().to_string_lossy();
     Ok(match (&start, extension.as_ref()) {
-        ([b'G', b'G', b'U', b'F', ..], _) => Kind::Gguf,
-        ([b'P', b'A', b'R', b'1', ..], _) => Kind::Parquet,
+        ([b'G', b'G', b'U', b'F', ..], _) => FileKind::Gguf,
+        ([b'P', b'A', b'R', b'1', ..], _) => FileKind::Parquet,
         // The length before a safetensors header has zeros, because it is far below 2^64.
-        ([.., b'{'], _) if start.contains(&0) => Kind::Safetensors,
-        (_, "safetensors") => Kind::Safetensors,
+        ([.., b'{'], _) if start.contains(&0) => FileKind::Safetensors,
+        (_, "safetensors") => FileKind::Safetensors,
         (_, "gguf" | "parquet") if let Some(what) = what::is(file)? => {
             let gguf = extension == "gguf";
             let expected = if gguf { "readable GGUF" } else { "Parquet" };
             let reason = format!("not a {expected} file but {what}");
             return Err(Error::file(path, reason));
         }
-        (_, "gguf") => Kind::Gguf,
-        (_, "parquet") => Kind::Parquet,
-        _ if !start.contains(&0) && start.trim_ascii_start().starts_with(b"{") => Kind::Json,
-        ([.., b'{'], _) => Kind::Safetensors,
-        _ => Kind::Unknown,
+        (_, "gguf") => FileKind::Gguf,
+        (_, "parquet") => FileKind::Parquet,
+        _ if !start.contains(&0) && start.trim_ascii_start().starts_with(b"{") => FileKind::Json,
+        ([.., b'{'], _) => FileKind::Safetensors,
+        _ => FileKind::Unknown,
     })
 }

@@ -29,7 +29,7 @@ pub struct ParquetSource {
     id: SourceId,
     tensors: Vec<TensorInfo>,
     /// Parts of each tensor, in order.
-    parts: Vec<Vec<Part>>,
+    parts: Vec<Vec<ValuePart>>,
     metadata: BTreeMap<String, String>,
     /// Modality recorded in an ArrowQuant file.
     modality: Option<String>,
@@ -41,18 +41,18 @@ pub struct ParquetSource {
 
 /// Some whole rows of a tensor: a value of the table.
 #[derive(Debug)]
-struct Part {
+struct ValuePart {
     tile: usize,
     row_start: usize,
     row_count: usize,
     /// Offset and number of bytes in the tensor.
     offset: usize,
     bytes: usize,
-    place: Place,
+    place: PartPlace,
 }
 
 #[derive(Debug)]
-enum Place {
+enum PartPlace {
     /// Stored in the file at this position.
     Plain(u64),
     /// Compressed, at this row group and row.
@@ -243,13 +243,13 @@ impl ParquetSource {
             let reason = format!("tile {tile} does not begin and end with a byte");
             return Err(Error::tensor(self.path(), &info.name, reason));
         }
-        let part = Part {
+        let part = ValuePart {
             tile,
             row_start: rows.start,
             row_count: rows.len(),
             offset: bits[0] / 8,
             bytes: bits[1] / 8,
-            place: Place::Plain(0),
+            place: PartPlace::Plain(0),
         };
         let index = match by_name.get(&info.name) {
             Some(&index) => index,
@@ -290,13 +290,13 @@ impl ParquetSource {
                             reason,
                         ));
                     }
-                    self.parts[tensor][part].place = Place::Packed(group, row);
+                    self.parts[tensor][part].place = PartPlace::Packed(group, row);
                 }
             }
             Values::Plain(places) => {
                 for (&(tensor, part), (start, len)) in rows.iter().zip(places) {
                     self.check_length(tensor, self.parts[tensor][part].bytes, len)?;
-                    self.parts[tensor][part].place = Place::Plain(start);
+                    self.parts[tensor][part].place = PartPlace::Plain(start);
                 }
             }
         }
@@ -396,11 +396,11 @@ impl Source for ParquetSource {
             offset += now.len();
             rest = later;
             match part.place {
-                Place::Plain(at) => {
+                PartPlace::Plain(at) => {
                     let name = &self.tensors[index].name;
                     self.table.file().read(now, at + start as u64, name)?;
                 }
-                Place::Packed(group, row) => {
+                PartPlace::Packed(group, row) => {
                     self.with_unpacked((group, row), index, |value| {
                         self.check_length(index, part.bytes, value.len())?;
                         now.copy_from_slice(&value[start..start + now.len()]);

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::file::{FileState, SourceFile};
-use super::folder::{self, MODEL_INDEX, Weights};
-use super::header::{Header, shown};
+use super::folder::{self, FolderWeights, MODEL_INDEX};
+use super::header::{SafetensorsHeader, shown};
 use super::index::{parse_index, read_json};
 use super::{QuantizationConfig, Source, SourceId, classes, links};
 use crate::error::{Error, Result};
@@ -79,7 +79,7 @@ impl SafetensorsSource {
     /// The folder contains none or several; or the errors of [`Self::open_file`] and
     /// [`Self::open_sharded`].
     pub fn open_folder(folder: &Path) -> Result<Self> {
-        let Weights { path, warning } = folder::only_weights(folder)?;
+        let FolderWeights { path, warning } = folder::only_weights(folder)?;
         let mut source = match folder::is_index(&path) {
             true => Self::open_sharded(&path)?,
             false => Self::open_file(&path)?,
@@ -101,7 +101,7 @@ impl SafetensorsSource {
         builder.source.classes = classes::of_index(&text, without);
         for (component, weights) in folder::components(folder, &text, without)? {
             let prefix = format!("{component}.");
-            let Weights { path, warning } = weights;
+            let FolderWeights { path, warning } = weights;
             builder.source.warnings.extend(warning);
             builder.add_quantization(&path, &prefix);
             match folder::is_index(&path) {
@@ -182,7 +182,7 @@ impl Builder {
             let reason = format!("over {MAX_SHARDS} files, which would all be open at once");
             return Err(Error::file(&self.source.path, reason));
         }
-        let header = Header::read(file)?;
+        let header = SafetensorsHeader::read(file)?;
         self.hash.update(&header.text);
         let source = &mut self.source;
         source.id.bytes += header.file.bytes();

@@ -17,7 +17,7 @@ use super::MAX_HEADER;
 use super::file::SourceFile;
 use crate::error::{Error, Result};
 use crate::schema::footer;
-use crate::schema::pages::{self, Limits, Page, PageKind};
+use crate::schema::pages::{self, Page, PageKind, PageLimits};
 use crate::schema::read::{self, fenced};
 use crate::tensor::{MAX_DIMS, MAX_TENSORS};
 
@@ -139,13 +139,17 @@ impl Table {
     /// Reads a text column of a row group.
     pub(super) fn texts(&self, group: usize, column: usize) -> Result<Vec<Option<ByteArray>>> {
         let chunk = self.chunk(group, column);
-        self.pages(group, column, Limits::texts(self.rows(group) as u64, chunk))?;
+        self.pages(
+            group,
+            column,
+            PageLimits::texts(self.rows(group) as u64, chunk),
+        )?;
         self.decoded::<ByteArrayType>(group, column)
     }
 
     /// Reads a number column of a row group.
     pub(super) fn numbers(&self, group: usize, column: usize) -> Result<Vec<Option<i64>>> {
-        self.pages(group, column, Limits::numbers(self.rows(group) as u64))?;
+        self.pages(group, column, PageLimits::numbers(self.rows(group) as u64))?;
         Ok(match self.chunk(group, column).column_type() {
             Physical::INT32 => {
                 let values = self.decoded::<Int32Type>(group, column)?;
@@ -162,7 +166,7 @@ impl Table {
     pub(super) fn lists(&self, group: usize, column: usize) -> Result<Vec<Option<Vec<i64>>>> {
         let rows = self.rows(group);
         let most = (rows * MAX_DIMS) as u64;
-        let limits = Limits::numbers(most.min(self.file().bytes()));
+        let limits = PageLimits::numbers(most.min(self.file().bytes()));
         self.pages(group, column, limits)?;
         let chunk = self.chunk(group, column);
         let path = self.file().path();
@@ -216,7 +220,7 @@ impl Table {
     /// Locates the values of a row group, which have `expected` bytes in total.
     pub(super) fn locate(&self, group: usize, column: usize, expected: u64) -> Result<Values> {
         let chunk = self.chunk(group, column);
-        let pages = self.pages(group, column, Limits::bytes(expected, self.rows(group)))?;
+        let pages = self.pages(group, column, PageLimits::bytes(expected, self.rows(group)))?;
         let data = || {
             pages
                 .iter()
@@ -289,7 +293,7 @@ impl Table {
 
     /// Returns the pages of a column from their headers, which are checked against everything
     /// known.
-    fn pages(&self, group: usize, column: usize, limits: Limits) -> Result<Vec<Page>> {
+    fn pages(&self, group: usize, column: usize, limits: PageLimits) -> Result<Vec<Page>> {
         let chunk = self.chunk(group, column);
         let mut read =
             |out: &mut [u8], at: u64| self.file().read_header(out, at).map_err(io::Error::other);

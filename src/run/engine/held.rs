@@ -1,8 +1,8 @@
 //! Tiles that are made in memory, on one thread or several, and held until they are written.
 
-use super::job::Job;
+use super::job::TileJob;
 use super::ladder::Rung;
-use super::tile::{Finished, How, Quantized, Target, Work};
+use super::tile::{Attempt, Finished, How, Target, TileWork};
 use crate::error::{Error, Result};
 use crate::format::{Recipe, rows_per_piece};
 use crate::quantize::{Outcome, PlanesMut};
@@ -10,12 +10,12 @@ use crate::run::inputs::OutputSums;
 use crate::run::pool::Pulse;
 use crate::run::report::LadderStep;
 use crate::schema::{self, Tile};
-use crate::sink::{Buffers, Packed, TilePlanes};
+use crate::sink::{Buffers, PackedTile, TileBuffers};
 
 /// Memory for the planes of a tile.
 struct Held<'a> {
-    work: Work<'a>,
-    planes: TilePlanes,
+    work: TileWork<'a>,
+    planes: TileBuffers,
     pulse: Pulse<'a>,
 }
 
@@ -24,13 +24,17 @@ struct Piece<'a> {
     row: usize,
     rows: usize,
     planes: PlanesMut<'a>,
-    outcome: &'a mut Option<Quantized>,
+    outcome: &'a mut Option<Attempt>,
 }
 
-impl Work<'_> {
+impl TileWork<'_> {
     /// Makes a tile. One that does not reach its cosine is made again with more bits, if it can be
     /// told from it alone.
-    pub(crate) fn tile(&self, mut job: Job, pulse: Pulse<'_>) -> Result<(Finished, Packed)> {
+    pub(crate) fn tile(
+        &self,
+        mut job: TileJob,
+        pulse: Pulse<'_>,
+    ) -> Result<(Finished, PackedTile)> {
         let mut steps = Vec::new();
         loop {
             let Some(recipe) = job.recipe else {
@@ -60,10 +64,10 @@ impl Work<'_> {
 
     fn quantized_tile(
         &self,
-        job: &Job,
+        job: &TileJob,
         recipe: &Recipe,
         pulse: Pulse<'_>,
-    ) -> Result<(Finished, TilePlanes)> {
+    ) -> Result<(Finished, TileBuffers)> {
         let prepared = self.prepare(job, recipe, pulse)?;
         let mut held = Held {
             work: *self,
@@ -76,7 +80,7 @@ impl Work<'_> {
         Ok((finished, planes))
     }
 
-    fn kept_tile(&self, job: &Job, pulse: Pulse<'_>) -> Result<(Finished, Packed)> {
+    fn kept_tile(&self, job: &TileJob, pulse: Pulse<'_>) -> Result<(Finished, PackedTile)> {
         let mut tile = job.tile.clone();
         let mut planes = planes_for(&self.context.planes, &tile);
         // In steps, so that progress is seen.
@@ -93,24 +97,24 @@ impl Work<'_> {
         Ok((Finished::kept(job, tile), packed))
     }
 
-    fn pack(&self, tile: &Tile, planes: TilePlanes) -> Result<Packed> {
+    fn pack(&self, tile: &Tile, planes: TileBuffers) -> Result<PackedTile> {
         let packed = (self.limits.pack)(tile, planes);
         packed.map_err(Error::io(self.context.source.path(), "compress"))
     }
 }
 
 /// Memory for the planes that a tile has.
-fn planes_for(buffers: &Buffers, tile: &Tile) -> TilePlanes {
+fn planes_for(buffers: &Buffers, tile: &Tile) -> TileBuffers {
     let [codes, scales, biases] = tile.plane_bytes().unwrap_or_default();
     let quantized = tile.layout.is_some();
-    TilePlanes {
+    TileBuffers {
         codes: buffers.take(codes),
         scales: quantized.then(|| buffers.take(scales)),
         biases: (biases > 0).then(|| buffers.take(biases)),
     }
 }
 
-fn checksum(tile: &Tile, planes: &TilePlanes) -> u64 {
+fn checksum(tile: &Tile, planes: &TileBuffers) -> u64 {
     schema::checksum(
         tile,
         planes.codes.bytes(),
@@ -125,7 +129,7 @@ impl Target for Held<'_> {
         Ok(())
     }
 
-    fn quantize(&mut self, job: &Job, how: How<'_>) -> Quantized {
+    fn quantize(&mut self, job: &TileJob, how: How<'_>) -> Attempt {
         let (work, tile) = (&self.work, &job.tile);
         let layout = how.layout();
         let cols = tile.shape.cols();
@@ -168,7 +172,7 @@ impl Target for Held<'_> {
         Ok(Ok(total))
     }
 
-    fn output(&mut self, job: &Job, tile: &Tile) -> Result<Option<OutputSums>> {
+    fn output(&mut self, job: &TileJob, tile: &Tile) -> Result<Option<OutputSums>> {
         let Some(layout) = tile.layout else {
             return Ok(None);
         };

@@ -2,8 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use super::job::Job;
-use super::tile::{Finished, How, Quantized, Target, Work};
+use super::job::TileJob;
+use super::tile::{Attempt, Finished, How, Target, TileWork};
 use crate::error::Result;
 use crate::format::Recipe;
 use crate::quantize::{Outcome, PlanesMut};
@@ -14,19 +14,19 @@ use crate::sink::{OpenTile, Sink};
 
 /// A tile that is made in the file.
 struct InPlace<'a, 'done, 'tell> {
-    work: Work<'a>,
+    work: TileWork<'a>,
     tile: Box<dyn OpenTile + 'a>,
     counter: &'a mut Counter<'done, 'tell>,
     /// Bytes of planes in flight.
     budget: usize,
 }
 
-impl Work<'_> {
+impl TileWork<'_> {
     /// Makes a tile in the file, with so many bytes of planes in flight. The tile is ended once
     /// `take` has looked at it.
     pub(crate) fn in_place(
         &self,
-        job: &Job,
+        job: &TileJob,
         sink: &mut dyn Sink,
         budget: usize,
         counter: &mut Counter<'_, '_>,
@@ -40,7 +40,7 @@ impl Work<'_> {
 
     fn quantized_in_place(
         &self,
-        job: &Job,
+        job: &TileJob,
         recipe: &Recipe,
         sink: &mut dyn Sink,
         budget: usize,
@@ -61,7 +61,7 @@ impl Work<'_> {
 
     fn kept_in_place(
         &self,
-        job: &Job,
+        job: &TileJob,
         sink: &mut dyn Sink,
         budget: usize,
         counter: &mut Counter<'_, '_>,
@@ -90,7 +90,7 @@ impl Target for InPlace<'_, '_, '_> {
         self.tile.restart(tile)
     }
 
-    fn quantize(&mut self, job: &Job, how: How<'_>) -> Quantized {
+    fn quantize(&mut self, job: &TileJob, how: How<'_>) -> Attempt {
         let Self {
             work,
             tile,
@@ -130,7 +130,7 @@ impl Target for InPlace<'_, '_, '_> {
         })
     }
 
-    fn output(&mut self, job: &Job, tile: &Tile) -> Result<Option<OutputSums>> {
+    fn output(&mut self, job: &TileJob, tile: &Tile) -> Result<Option<OutputSums>> {
         let Some(layout) = tile.layout else {
             return Ok(None);
         };

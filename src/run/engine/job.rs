@@ -10,11 +10,11 @@ use crate::plan::{NO_MIN_COSINE, Plan};
 use crate::quantize::{Factor, Guide};
 use crate::run::inputs::{Calibrator, output_bytes};
 use crate::schema::Tile;
-use crate::sink::Limits;
+use crate::sink::SinkLimits;
 use crate::source::Source;
 
 /// A tile to make.
-pub(crate) struct Job {
+pub(crate) struct TileJob {
     pub(crate) tensor: usize,
     pub(crate) recipe: Option<Recipe>,
     /// Without figures and checksum yet.
@@ -32,10 +32,10 @@ pub(crate) struct Job {
 /// Bytes of a kept tensor that are read at once.
 const KEPT_STEP: usize = 1 << 20;
 
-impl Job {
+impl TileJob {
     /// Bytes of memory it holds from its beginning until it is written, and a buffer to read
     /// into.
-    pub(crate) fn cost(&self, limits: &Limits) -> usize {
+    pub(crate) fn cost(&self, limits: &SinkLimits) -> usize {
         let planes = self.planes_of(self.tile.row_count);
         planes
             .saturating_mul(limits.copies)
@@ -131,10 +131,10 @@ impl Job {
 pub(crate) fn jobs(
     source: &dyn Source,
     plan: &Plan,
-    limits: &Limits,
+    limits: &SinkLimits,
     calibrator: Option<&Calibrator>,
     entries: Range<usize>,
-) -> Result<Vec<Job>> {
+) -> Result<Vec<TileJob>> {
     let mut jobs = Vec::new();
     for tensor in entries {
         let entry = &plan.entries[tensor];
@@ -162,7 +162,7 @@ pub(crate) fn jobs(
         // An empty tensor has one tile all the same.
         for (number, start) in (0..rows.max(1)).step_by(step.max(1)).enumerate() {
             let count = step.min(rows - start);
-            jobs.push(Job {
+            jobs.push(TileJob {
                 tensor,
                 recipe: entry.recipe,
                 known,

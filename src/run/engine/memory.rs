@@ -2,12 +2,12 @@
 
 use bytesize::ByteSize;
 
-use super::job::Job;
+use super::job::TileJob;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use crate::run::inputs::Calibrator;
 use crate::run::options::Options;
-use crate::sink::Limits;
+use crate::sink::SinkLimits;
 use crate::source::Source;
 
 /// The ceiling of a streaming run that is given no other.
@@ -35,7 +35,7 @@ const OPENED: usize = 96 << 10;
 
 /// What a run may hold, and why so much.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryPlan {
     /// Bytes of planes in flight.
     pub(crate) in_flight: usize,
     /// Bytes of planes that wait to be used again.
@@ -58,7 +58,7 @@ struct Needs {
     guides: usize,
 }
 
-impl Memory {
+impl MemoryPlan {
     /// Decides for a run: the budget of its options may be in flight where the plan says no less
     /// and memory is free.
     ///
@@ -67,7 +67,7 @@ impl Memory {
     pub(crate) fn new(
         source: &dyn Source,
         plan: &Plan,
-        (jobs, limits): (&[Job], &Limits),
+        (jobs, limits): (&[TileJob], &SinkLimits),
         threads: usize,
         calibrator: Option<&Calibrator>,
         options: &Options<'_>,
@@ -128,7 +128,7 @@ impl Memory {
 
     /// Whether a job is written in place instead of being held until it is done: so that two
     /// can be in flight.
-    pub(crate) fn in_place(&self, job: &Job, limits: &Limits, threads: usize) -> bool {
+    pub(crate) fn in_place(&self, job: &TileJob, limits: &SinkLimits, threads: usize) -> bool {
         let gathered = limits.gathers(job.recipe.is_none(), job.tile.bytes());
         let cost = job.cost(limits);
         let guided = job.guide_cost(threads);
@@ -142,7 +142,7 @@ impl Needs {
     fn of(
         source: &dyn Source,
         plan: &Plan,
-        (jobs, limits): (&[Job], &Limits),
+        (jobs, limits): (&[TileJob], &SinkLimits),
         threads: usize,
         options: &Options<'_>,
     ) -> Self {
@@ -211,14 +211,14 @@ impl Needs {
 
     /// What goes to what under a ceiling of at least [`Needs::least`]. Buffers that are used
     /// again may be twice as large as what they are used for.
-    fn within(&self, limit: usize, budget: usize) -> Memory {
+    fn within(&self, limit: usize, budget: usize) -> MemoryPlan {
         let rest = limit.saturating_sub(self.fixed);
         let comfortable = rest / 4 >= self.largest;
         let (in_flight, waiting) = match comfortable {
             true => (rest / 4, rest / 4),
             false => (rest, 0),
         };
-        Memory {
+        MemoryPlan {
             in_flight: in_flight.min(budget),
             waiting: waiting.min(budget / 4),
             limit: Some(limit),

@@ -18,13 +18,13 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use self::job::{Job, jobs};
+use self::job::{TileJob, jobs};
 pub(crate) use self::ladder::Ladder;
 pub(crate) use self::ledger::Ledger;
-use self::memory::Memory;
+use self::memory::MemoryPlan;
 pub(crate) use self::size::most_overhead;
 pub use self::size::{output_bound, predicted_bytes};
-use self::tile::Work;
+use self::tile::TileWork;
 #[cfg(test)]
 pub(crate) use self::tile::set_figures;
 use super::context::Context;
@@ -38,15 +38,15 @@ use crate::format::rows_per_piece;
 use crate::model::choose_table;
 use crate::plan::{OnNonFinite, Plan};
 use crate::quantize::{Matrix, find_non_finite};
-use crate::sink::{Buffers, Destination, Footer, Kind, Sink};
+use crate::sink::{Buffers, Destination, Footer, Sink, SinkKind};
 use crate::source::{self, Source};
 
 /// What all files of a run share.
 pub(super) struct Engine<'run, 'tell> {
     pub(super) ledger: Ledger<'tell>,
-    work: Work<'run>,
-    kind: &'static Kind,
-    memory: Memory,
+    work: TileWork<'run>,
+    kind: &'static SinkKind,
+    memory: MemoryPlan,
     counter: Counter<'run, 'tell>,
     threads: usize,
     started: Instant,
@@ -62,7 +62,7 @@ impl Engine<'_, '_> {
     pub(super) fn run<R>(
         source: &dyn Source,
         plan: &Plan,
-        kind: &'static Kind,
+        kind: &'static SinkKind,
         entries: Range<usize>,
         mut options: Options<'_>,
         body: impl FnOnce(&mut Engine<'_, '_>) -> Result<R>,
@@ -77,7 +77,7 @@ impl Engine<'_, '_> {
         let limits = (kind.limits)(plan.compresses());
         let threads = resolve(options.threads);
         let all = jobs(source, plan, &limits, calibrator, entries.clone())?;
-        let memory = Memory::new(source, plan, (&all, &limits), threads, calibrator, &options)?;
+        let memory = MemoryPlan::new(source, plan, (&all, &limits), threads, calibrator, &options)?;
         drop(all);
         if let Some(because) = &memory.because {
             say(
@@ -100,7 +100,7 @@ impl Engine<'_, '_> {
             };
             body(&mut Engine {
                 ledger: Ledger::new(plan, shared, options.log),
-                work: Work {
+                work: TileWork {
                     context: &context,
                     inputs,
                     limits,
@@ -244,7 +244,7 @@ impl Engine<'_, '_> {
     /// done again; that one is then returned.
     fn held(
         &mut self,
-        jobs: impl Iterator<Item = Job>,
+        jobs: impl Iterator<Item = TileJob>,
         sink: &mut dyn Sink,
     ) -> Result<Option<usize>> {
         let Self {
@@ -259,7 +259,7 @@ impl Engine<'_, '_> {
             true => 0,
             false => self.memory.in_flight,
         };
-        let cost = |job: &Job| job.cost(&limits).saturating_add(job.guide_cost(threads));
+        let cost = |job: &TileJob| job.cost(&limits).saturating_add(job.guide_cost(threads));
         let done = work.context.pool.in_order_until(
             jobs.map(|job| (cost(&job), job)),
             budget,
@@ -283,7 +283,7 @@ impl Engine<'_, '_> {
 
     /// Writes a tile piece by piece into the place that it has in the file, and tells whether its
     /// tensor is to be done again.
-    fn in_place(&mut self, job: &Job, sink: &mut dyn Sink) -> Result<bool> {
+    fn in_place(&mut self, job: &TileJob, sink: &mut dyn Sink) -> Result<bool> {
         let Self {
             work,
             counter,

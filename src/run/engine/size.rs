@@ -6,7 +6,7 @@ use crate::format::{Format, ScaleDtype};
 use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan};
 use crate::run::inputs::WINDOW;
 use crate::schema::Tile;
-use crate::sink::{Kind, Outline, OutlineTensor, PARQUET};
+use crate::sink::{Outline, OutlineTensor, PARQUET, SinkKind};
 use crate::source::{Source, SourceId};
 use crate::tensor::Shape;
 
@@ -20,7 +20,7 @@ pub fn predicted_bytes(source: &dyn Source, plan: &Plan) -> usize {
 }
 
 /// What the file takes beside its planes at most, whatever formats open tensors get.
-pub(crate) fn most_overhead(source: &dyn Source, plan: &Plan, kind: &Kind) -> u64 {
+pub(crate) fn most_overhead(source: &dyn Source, plan: &Plan, kind: &SinkKind) -> u64 {
     let id = source.id();
     (kind.most_overhead)(&outline(source, &id, plan)) as u64
 }

@@ -1,7 +1,7 @@
 //! Makes tiles: their rows are read, quantized and measured piece by piece, into a [`Target`] in
 //! memory or in the file.
 
-use super::job::Job;
+use super::job::TileJob;
 use crate::error::{Error, Result};
 use crate::format::{Float, Layout, Recipe, ScaleDtype, ScalePolicy};
 use crate::kernel::{ErrorSums, KernelTable, Planes};
@@ -12,10 +12,10 @@ use crate::run::inputs::{Inputs, OutputSums, Prepared};
 use crate::run::pool::Pulse;
 use crate::run::report::{CalibratedTile, Gauge, LadderStep, bits_per_weight};
 use crate::schema::Tile;
-use crate::sink::Limits;
+use crate::sink::SinkLimits;
 
 /// What quantizing came to: the outer error is of reading and writing, the inner of the weights.
-pub(crate) type Quantized = Result<std::result::Result<Outcome, Fault>>;
+pub(crate) type Attempt = Result<std::result::Result<Outcome, Fault>>;
 
 /// A tile that is made; its planes are where they were made.
 pub(crate) struct Finished {
@@ -35,7 +35,7 @@ pub(crate) struct Finished {
 
 impl Finished {
     /// A kept tile, of which nothing is measured but its size.
-    pub(crate) fn kept(job: &Job, mut tile: Tile) -> Self {
+    pub(crate) fn kept(job: &TileJob, mut tile: Tile) -> Self {
         Self {
             tensor: job.tensor,
             bytes: set_kept_figures(&mut tile),
@@ -69,13 +69,13 @@ pub(crate) trait Target {
     ///
     /// # Errors
     /// The weights cannot be read or quantized, or the file cannot be written.
-    fn quantize(&mut self, job: &Job, how: How<'_>) -> Quantized;
+    fn quantize(&mut self, job: &TileJob, how: How<'_>) -> Attempt;
 
     /// Measures what the planes do to the layer's output.
     ///
     /// # Errors
     /// The weights, the calibration or the planes cannot be read.
-    fn output(&mut self, job: &Job, tile: &Tile) -> Result<Option<OutputSums>>;
+    fn output(&mut self, job: &TileJob, tile: &Tile) -> Result<Option<OutputSums>>;
 }
 
 /// How the rows of a tensor are quantized.
@@ -113,18 +113,18 @@ impl How<'_> {
 
 /// What makes the tiles of a run.
 #[derive(Clone, Copy)]
-pub(crate) struct Work<'a> {
+pub(crate) struct TileWork<'a> {
     pub(crate) context: &'a Context<'a>,
     pub(crate) inputs: Inputs<'a>,
-    pub(crate) limits: Limits,
+    pub(crate) limits: SinkLimits,
 }
 
-impl Work<'_> {
+impl TileWork<'_> {
     /// What the calibration says of a tile that is to be quantized, and the tile with what of that
     /// is stored.
     pub(crate) fn prepare(
         &self,
-        job: &Job,
+        job: &TileJob,
         recipe: &Recipe,
         pulse: Pulse<'_>,
     ) -> Result<(Prepared, Tile)> {
@@ -142,7 +142,7 @@ impl Work<'_> {
     /// cheaper than to look at every tile first.
     pub(crate) fn quantize(
         &self,
-        job: &Job,
+        job: &TileJob,
         recipe: &Recipe,
         (prepared, mut tile): (Prepared, Tile),
         target: &mut dyn Target,
@@ -186,7 +186,7 @@ impl Work<'_> {
     }
 
     /// Reads some of the bytes of a kept tile.
-    pub(crate) fn read_kept(&self, job: &Job, offset: usize, out: &mut [u8]) -> Result<()> {
+    pub(crate) fn read_kept(&self, job: &TileJob, offset: usize, out: &mut [u8]) -> Result<()> {
         let start = job.tile.row_start * job.row_bytes;
         self.context.source.read(job.tensor, start + offset, out)?;
         self.context.advance(out.len());
@@ -201,7 +201,7 @@ impl Work<'_> {
         rows: usize,
         how: How<'_>,
         planes: PlanesMut<'_>,
-    ) -> Quantized {
+    ) -> Attempt {
         let info = &self.context.source.tensors()[tensor];
         let bytes = rows * info.shape.cols() * info.dtype.bits() / 8;
         let quantized = self.context.with_rows(tensor, row, rows, |matrix| {

@@ -192,7 +192,7 @@ fn a_tile_that_comes_in_parts_is_the_same() {
     let (tile, [values, ..]) = kept();
     let mut buffer = Buffers::new(0).take(values.len());
     buffer.bytes_mut().copy_from_slice(&values);
-    let planes = TilePlanes {
+    let planes = TileBuffers {
         codes: buffer,
         scales: None,
         biases: None,

@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
 use crate::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
 use crate::schema::{self, Tile};
-use crate::sink::{Buffers, Destination, Footer, PARQUET, Sink, StagedFile, TilePlanes};
+use crate::sink::{Buffers, Destination, Footer, PARQUET, Sink, StagedFile, TileBuffers};
 use crate::tensor::{Dtype, Shape};
 
 /// A tensor, and what is done to it.
@@ -222,7 +222,7 @@ fn write(path: &Path, tiles: impl IntoIterator<Item = (Tile, [Vec<u8>; 3])>) {
     };
     for (tile, [codes, scales, biases]) in tiles {
         let affine = tile.layout.is_some_and(|l| l.scheme == Scheme::Affine);
-        let planes = TilePlanes {
+        let planes = TileBuffers {
             codes: buffer(&codes),
             scales: tile.layout.map(|_| buffer(&scales)),
             biases: affine.then(|| buffer(&biases)),
@@ -233,7 +233,7 @@ fn write(path: &Path, tiles: impl IntoIterator<Item = (Tile, [Vec<u8>; 3])>) {
 }
 
 /// Packs a tile and writes it.
-fn put(sink: &mut dyn Sink, tile: Tile, planes: TilePlanes) {
+fn put(sink: &mut dyn Sink, tile: Tile, planes: TileBuffers) {
     let packed = ((PARQUET.limits)(false).pack)(&tile, planes).unwrap();
     sink.write(tile, packed, &mut || Ok(())).unwrap();
 }

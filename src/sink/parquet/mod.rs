@@ -18,9 +18,9 @@ use parquet::file::metadata::ColumnChunkMetaData;
 use self::columns::{Out, Room, body, body_of};
 use self::footer::RowGroups;
 use super::destination::Destination;
-use super::planes::{Packed, TilePlanes};
+use super::planes::{PackedTile, TileBuffers};
 use super::staging::GoOn;
-use super::{Footer, Limits, OpenTile, Sink};
+use super::{Footer, OpenTile, Sink, SinkLimits};
 use crate::error::{Error, Result};
 use crate::format::{TILE_BYTES, TILE_BYTES_COMPRESSED};
 use crate::schema::{Checksum, Column, STEP, Tile};
@@ -42,8 +42,8 @@ const UP_TO_PLANES: Range<usize> = 0..Column::Biases as usize + 1;
 const AFTER_PLANES: Range<usize> = UP_TO_PLANES.end..Column::ALL.len();
 
 /// What a Parquet file can take.
-pub(super) fn limits(compress: bool) -> Limits {
-    Limits {
+pub(super) fn limits(compress: bool) -> SinkLimits {
+    SinkLimits {
         tile_bytes: tile_bytes(compress),
         largest_plane: LARGEST_PLANE,
         // How large a compressed page is, is known too late.
@@ -77,11 +77,11 @@ pub(super) fn create<'a>(
 }
 
 /// Makes pages of planes. Small kept ones are compressed later, together.
-fn pack(tile: &Tile, planes: TilePlanes, compress: bool) -> std::io::Result<Packed> {
+fn pack(tile: &Tile, planes: TileBuffers, compress: bool) -> std::io::Result<PackedTile> {
     let kept = tile.layout.is_none();
     let compress = compress && !(kept && planes.codes.bytes().len() < SHARED_BELOW);
     let page = |plane: Option<_>| plane.map(|plane| body_of(plane, true, compress));
-    Ok(Packed([
+    Ok(PackedTile([
         Some(body_of(planes.codes, false, compress)?),
         page(planes.scales).transpose()?,
         page(planes.biases).transpose()?,
@@ -96,24 +96,24 @@ pub(crate) struct ParquetSink<'a> {
     shared_bytes: usize,
     row_groups: RowGroups,
     /// Where the tensor that is being written begins.
-    begin: Mark,
+    begin: RewindPoint,
 }
 
 /// A place that the file can go back to.
 #[derive(Debug, Clone, Copy, Default)]
-struct Mark {
+struct RewindPoint {
     position: u64,
     row_groups: (usize, usize, i64),
 }
 
 /// A tile that is being written in place.
-struct Open<'sink, 'a> {
+struct OpenParquetTile<'sink, 'a> {
     begun: Begun<'sink, 'a>,
-    place: Place,
+    place: TileRoom,
 }
 
 /// The room that a tile has in the file, as far as it is filled.
-struct Place {
+struct TileRoom {
     /// The columns up to the planes.
     chunks: Vec<ColumnChunkMetaData>,
     /// All that it is taken of so far.
@@ -152,7 +152,7 @@ impl<'a> ParquetSink<'a> {
             shared: Vec::new(),
             shared_bytes: 0,
             row_groups: RowGroups::default(),
-            begin: Mark::default(),
+            begin: RewindPoint::default(),
         })
     }
 
@@ -214,7 +214,7 @@ impl<'a> ParquetSink<'a> {
     }
 
     /// Writes what comes before the planes of a tile, and leaves room for these.
-    fn make_room(&mut self, tile: &Tile) -> Result<Place> {
+    fn make_room(&mut self, tile: &Tile) -> Result<TileRoom> {
         let [codes, scales, biases] = tile.plane_bytes().unwrap_or_default();
         let quantized = tile.layout.is_some();
         let there = |bytes: usize, there: bool| there.then_some(bytes);
@@ -228,7 +228,7 @@ impl<'a> ParquetSink<'a> {
         let mut places = places.into_iter();
         let mut checksum = Checksum::new(tile);
         checksum.plane(sizes[0]);
-        Ok(Place {
+        Ok(TileRoom {
             chunks,
             checksum,
             planes: sizes.map(|bytes| Filling {
@@ -254,8 +254,8 @@ impl<'a> ParquetSink<'a> {
 
 impl Sink for ParquetSink<'_> {
     /// Writes a tile, or keeps it for a shared row group.
-    fn write(&mut self, tile: Tile, planes: Packed, go_on: GoOn<'_>) -> Result<()> {
-        let Packed(planes) = planes;
+    fn write(&mut self, tile: Tile, planes: PackedTile, go_on: GoOn<'_>) -> Result<()> {
+        let PackedTile(planes) = planes;
         if let [Some(values), None, None] = &planes
             && tile.layout.is_none()
             && values.plane_bytes < SHARED_BELOW
@@ -281,11 +281,11 @@ impl Sink for ParquetSink<'_> {
             ended: false,
         };
         let place = begun.sink.make_room(tile)?;
-        Ok(Box::new(Open { begun, place }))
+        Ok(Box::new(OpenParquetTile { begun, place }))
     }
 
     fn begin_tensor(&mut self) {
-        self.begin = Mark {
+        self.begin = RewindPoint {
             position: self.out.position,
             row_groups: self.row_groups.mark(),
         };
@@ -312,7 +312,7 @@ impl Sink for ParquetSink<'_> {
     }
 }
 
-impl OpenTile for Open<'_, '_> {
+impl OpenTile for OpenParquetTile<'_, '_> {
     fn restart(&mut self, tile: &Tile) -> Result<()> {
         self.begun.sink.out.position = self.begun.start;
         self.place = self.begun.sink.make_room(tile)?;
@@ -342,8 +342,8 @@ impl OpenTile for Open<'_, '_> {
     }
 
     fn end(self: Box<Self>, mut tile: Tile) -> Result<()> {
-        let Open { mut begun, place } = *self;
-        let Place {
+        let OpenParquetTile { mut begun, place } = *self;
+        let TileRoom {
             mut chunks,
             mut checksum,
             planes,

@@ -11,7 +11,7 @@ use half::f16;
 
 /// One packed type.
 #[derive(Debug)]
-pub(super) struct Packed {
+pub(super) struct PackedType {
     /// Type number in files.
     pub(super) id: u32,
     pub(super) name: &'static str,
@@ -32,7 +32,7 @@ macro_rules! packed {
     ($($id:literal $name:ident $weights:literal $bytes:literal $decode:ident;)*) => {
         &[$({
             const _: () = assert!($bytes <= MAX_BLOCK && 4 * $weights <= MAX_VALUES);
-            Packed {
+            PackedType {
                 id: $id,
                 name: stringify!($name),
                 weights: $weights,
@@ -44,7 +44,7 @@ macro_rules! packed {
 }
 
 /// The supported packed types: number, name, weights and bytes of a block, decoder.
-pub(super) const PACKED: &[Packed] = packed! {
+pub(super) const PACKED: &[PackedType] = packed! {
     2  Q4_0   32  18  q4_0;
     3  Q4_1   32  20  q4_1;
     6  Q5_0   32  22  q5_0;
@@ -59,7 +59,7 @@ pub(super) const PACKED: &[Packed] = packed! {
     23 IQ4_XS 256 136 iq4_xs;
 };
 
-impl Packed {
+impl PackedType {
     /// Bytes of a block's values.
     pub(super) fn value_bytes(&self) -> usize {
         4 * self.weights

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::blocks::{PACKED, Packed};
-use super::reader::{Reader, SHAPE_KEY};
+use super::blocks::{PACKED, PackedType};
+use super::reader::{GgufReader, SHAPE_KEY};
 use crate::error::{Error, Result};
 use crate::source::file::SourceFile;
 use crate::tensor::{Dtype, MAX_DIMS, MAX_TENSORS, Shape, TensorInfo};
@@ -46,9 +46,9 @@ const OTHER_TYPES: &[(u32, &str)] = &[
 
 /// The header of one file, checked against the file's size.
 #[derive(Debug)]
-pub(super) struct Header {
+pub(super) struct GgufHeader {
     /// Tensors in the order of their values.
-    pub(super) tensors: Vec<(TensorInfo, Place)>,
+    pub(super) tensors: Vec<(TensorInfo, GgufPlace)>,
     pub(super) metadata: BTreeMap<String, String>,
     /// True shapes of tensors that are stored in other shapes, by name.
     pub(super) shapes: BTreeMap<String, Vec<usize>>,
@@ -67,12 +67,12 @@ pub(super) struct Split {
 
 /// Location of a tensor's values in its file.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct GgufPlace {
     pub(super) start: u64,
-    pub(super) packed: Option<&'static Packed>,
+    pub(super) packed: Option<&'static PackedType>,
 }
 
-impl Place {
+impl GgufPlace {
     /// Bytes of the values in the file.
     fn bytes(self, info: &TensorInfo) -> u64 {
         match self.packed {
@@ -82,10 +82,10 @@ impl Place {
     }
 }
 
-impl Header {
+impl GgufHeader {
     /// Reads the header of `file`, and adds its bytes to `hash`.
     pub(super) fn read(file: &SourceFile, hash: &mut Xxh3) -> Result<Self> {
-        let mut reader = Reader::new(file, hash);
+        let mut reader = GgufReader::new(file, hash);
         if reader.take::<4>()? != *b"GGUF" {
             return Err(reader.refuse("it does not begin with GGUF"));
         }
@@ -149,7 +149,7 @@ impl Header {
 /// Values of the keys: text, numbers and booleans as text, and shapes by tensor.
 type Keys = (BTreeMap<String, String>, BTreeMap<String, Vec<usize>>);
 
-fn read_keys(reader: &mut Reader<'_>, count: u64) -> Result<Keys> {
+fn read_keys(reader: &mut GgufReader<'_>, count: u64) -> Result<Keys> {
     // Each has at least a key, a type and a byte.
     reader.check_count(count, 13, "keys")?;
     let mut metadata = BTreeMap::new();
@@ -179,7 +179,7 @@ fn read_keys(reader: &mut Reader<'_>, count: u64) -> Result<Keys> {
 }
 
 /// Reads one tensor's description; its place is still relative to the end of the header.
-fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, Place)> {
+fn read_tensor(reader: &mut GgufReader<'_>, alignment: u64) -> Result<(TensorInfo, GgufPlace)> {
     let name = reader.text("a tensor's name")?;
     let path = reader.file.path();
     let refuse = |reason: String| Error::tensor(path, &name, reason);
@@ -226,7 +226,7 @@ fn read_tensor(reader: &mut Reader<'_>, alignment: u64) -> Result<(TensorInfo, P
         let reason = format!("shape {} is too large", info.shape);
         return Err(Error::tensor(path, &info.name, reason));
     }
-    Ok((info, Place { start, packed }))
+    Ok((info, GgufPlace { start, packed }))
 }
 
 /// Explains why a tensor of type `kind` is refused.
@@ -243,9 +243,9 @@ fn unread(kind: u32) -> String {
 /// Sorts tensors by their values, and checks that these are within the file and do not overlap.
 fn place(
     file: &SourceFile,
-    mut found: Vec<(TensorInfo, Place)>,
+    mut found: Vec<(TensorInfo, GgufPlace)>,
     data_start: u64,
-) -> Result<Vec<(TensorInfo, Place)>> {
+) -> Result<Vec<(TensorInfo, GgufPlace)>> {
     // A tensor without values overlaps nothing.
     found.sort_by_key(|(info, place)| (place.start, place.bytes(info)));
     let data_bytes = file.bytes().saturating_sub(data_start);

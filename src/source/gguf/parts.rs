@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::header::{Header, Split};
+use super::header::{GgufHeader, Split};
 use crate::error::{Error, Result};
 use crate::source::file::SourceFile;
 use crate::source::folder::{list, name_of};
@@ -15,18 +15,18 @@ const MAX_PARTS: u64 = 1000;
 
 /// One file of a model.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct SplitPart {
     pub(super) file: SourceFile,
-    pub(super) header: Header,
+    pub(super) header: GgufHeader,
 }
 
-impl Part {
+impl SplitPart {
     fn open(path: &Path, hash: &mut Xxh3) -> Result<Self> {
         Self::read(SourceFile::open(path)?, hash)
     }
 
     fn read(file: SourceFile, hash: &mut Xxh3) -> Result<Self> {
-        let header = Header::read(&file, hash)?;
+        let header = GgufHeader::read(&file, hash)?;
         Ok(Self { file, header })
     }
 }
@@ -35,9 +35,9 @@ impl Part {
 ///
 /// # Errors
 /// The file is malformed, or one part of several.
-pub(super) fn only(file: SourceFile) -> Result<(Vec<Part>, Xxh3)> {
+pub(super) fn only(file: SourceFile) -> Result<(Vec<SplitPart>, Xxh3)> {
     let mut hash = Xxh3::new();
-    let part = Part::read(file, &mut hash)?;
+    let part = SplitPart::read(file, &mut hash)?;
     match part.header.split.count {
         Some(count) if count > 1 => {
             let reason = format!("one of {count} parts, and the others cannot be found from it");
@@ -49,9 +49,9 @@ pub(super) fn only(file: SourceFile) -> Result<(Vec<Part>, Xxh3)> {
 
 /// Opens all parts of the model that the file `path` belongs to, in order, and returns them with
 /// the hash of their headers.
-pub(super) fn open_all(path: &Path) -> Result<(Vec<Part>, Xxh3)> {
+pub(super) fn open_all(path: &Path) -> Result<(Vec<SplitPart>, Xxh3)> {
     let mut hash = Xxh3::new();
-    let given = Part::open(path, &mut hash)?;
+    let given = SplitPart::open(path, &mut hash)?;
     let Some(paths) = paths(path, &given.header.split)? else {
         return Ok((vec![given], hash));
     };
@@ -66,7 +66,7 @@ pub(super) fn open_all(path: &Path) -> Result<(Vec<Part>, Xxh3)> {
             let reason = format!("is missing: {given} is one of {count} parts, and all are needed");
             return Err(Error::file(part_path, reason));
         }
-        let part = Part::open(part_path, &mut hash)?;
+        let part = SplitPart::open(part_path, &mut hash)?;
         check(&part.header.split, i as u64, count)
             .map_err(|reason| Error::file(part_path, reason))?;
         parts.push(part);

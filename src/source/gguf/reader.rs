@@ -19,7 +19,7 @@ const I32: u32 = 5;
 const LIST: u32 = 9;
 
 /// Reads a header from its beginning, and hashes it.
-pub(super) struct Reader<'a> {
+pub(super) struct GgufReader<'a> {
     pub(super) file: &'a SourceFile,
     /// Position in the file of the next byte.
     pub(super) position: u64,
@@ -29,7 +29,7 @@ pub(super) struct Reader<'a> {
     hash: &'a mut Xxh3,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> GgufReader<'a> {
     pub(super) fn new(file: &'a SourceFile, hash: &'a mut Xxh3) -> Self {
         Self {
             file,

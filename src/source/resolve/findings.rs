@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use super::blocks::Fit;
 use super::f8::{self, Meaning};
 use super::names::{INPUTS, Names};
-use super::packed::{self, Packed};
+use super::packed::{self, PackedTensors};
 use super::said::Said;
 use super::scaled::{Scaled, TRUE};
 use crate::source::Source;
@@ -19,7 +19,7 @@ pub(super) struct Findings {
     pub(super) scaled: Vec<Scaled>,
     /// Tensors that are left out, because they belong to others.
     pub(super) left_out: BTreeSet<usize>,
-    pub(super) packed: Packed,
+    pub(super) packed: PackedTensors,
     /// Reasons why packed tensors cannot be read, by the first such tensor.
     uncertain: BTreeMap<usize, String>,
     pub(super) warnings: Vec<String>,
@@ -32,7 +32,7 @@ impl Findings {
         let mut found = Self {
             scaled: Vec::new(),
             left_out: BTreeSet::new(),
-            packed: Packed::new(),
+            packed: PackedTensors::new(),
             uncertain: BTreeMap::new(),
             warnings: Vec::new(),
         };

@@ -11,13 +11,13 @@ use super::said::Said;
 use crate::tensor::{Dtype, TensorInfo};
 
 /// Tensors of packed weights, by index, with the name of the scheme.
-pub(super) type Packed = BTreeMap<usize, String>;
+pub(super) type PackedTensors = BTreeMap<usize, String>;
 
 /// Tensors of a module.
 type Members<'a> = Vec<(usize, &'a TensorInfo)>;
 
 /// Finds packed weights and the tensors beside them. `taken` are tensors whose meaning is known.
-pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Packed {
+pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> PackedTensors {
     let mut modules: HashMap<&str, Members<'_>> = HashMap::new();
     for (i, tensor) in names.tensors.iter().enumerate() {
         if !taken.contains(&i) {
@@ -25,7 +25,7 @@ pub(super) fn find(names: &Names<'_>, said: &Said, taken: &HashSet<usize>) -> Pa
             module.push((i, tensor));
         }
     }
-    let mut packed = Packed::new();
+    let mut packed = PackedTensors::new();
     let mut beside: HashSet<&str> = HashSet::new();
     let mut schemes: HashMap<&str, String> = HashMap::new();
     for (module, members) in &modules {
@@ -204,7 +204,7 @@ fn by_names(members: &Members<'_>, data: &TensorInfo) -> &'static str {
 pub(super) fn stray_scales(
     names: &Names<'_>,
     taken: &HashSet<usize>,
-    packed: &Packed,
+    packed: &PackedTensors,
 ) -> Vec<(Vec<usize>, String)> {
     let mut found = Vec::new();
     for (scale, tensor) in names.tensors.iter().enumerate() {
