@@ -136,7 +136,7 @@ fn a_wide_hessian_stays_under_it() {
     assert!(!output.status.success());
     let message = String::from_utf8_lossy(&output.stderr);
     assert!(
-        message.contains("memory_limit") && message.contains("it takes"),
+        message.contains("memory_limit") && message.contains("it needs at least"),
         "{message}"
     );
 }
@@ -173,7 +173,7 @@ fn too_low_a_ceiling_is_refused_with_the_lowest_that_works() {
     let message = run(&[("memory_limit", "1MB")], None)
         .unwrap_err()
         .to_string();
-    let expected = "memory_limit: 1.0 MB is too little for this model with 2 threads, it takes ";
+    let expected = "memory_limit: 1.0 MB is too small for this model with 2 threads; it needs at least ";
     let least = message
         .strip_prefix(expected)
         .unwrap_or_else(|| panic!("{message}"));
@@ -193,7 +193,7 @@ fn a_run_that_does_not_fit_streams_by_itself() {
     let (report, said) = run(&[], Some(5_000_000)).unwrap();
     let because = report.streaming_because.unwrap();
     assert!(
-        because.contains("of memory, of which 5.0 MB are free"),
+        because.contains("of memory, but only 5.0 MB are free"),
         "{because}"
     );
     assert_eq!(said, [format!("streaming: {because}")]);

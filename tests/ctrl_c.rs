@@ -174,7 +174,7 @@ fn a_stop_says_what_is_left_of_a_folder() {
         send(&child, libc::SIGINT);
         let output = end(child);
         let stopped = format!("stopped: quantizing {}", input.display());
-        let nothing = "no part was whole yet: the next run begins anew";
+        let nothing = "no part is complete yet: the next run starts over";
         assert_eq!(stderr(&output), format!("{nothing}\n{stopped}\n"));
         assert_eq!(output.status.code(), Some(130));
         assert_eq!(names_in(&files.out()), [""; 0]);

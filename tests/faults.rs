@@ -204,7 +204,7 @@ fn outputs_that_cannot_be() {
     let name = std::ffi::CString::new(pipe.as_os_str().as_bytes()).unwrap();
     // SAFETY: the name is NUL-terminated.
     assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
-    place.fails(with(&pipe), &["pipe.parquet", "it is no file"]);
+    place.fails(with(&pipe), &["pipe.parquet", "it is not a regular file"]);
 
     let mut gguf = with(&place.out().join("m.gguf"));
     let done = gguf.output().unwrap();

@@ -328,7 +328,7 @@ fn another_run_is_refused_and_the_difference_named() {
         SETTINGS,
         true,
         PART_BYTES,
-        &["m.safetensors was changed since"],
+        &["m.safetensors has changed since"],
     );
     // Other weights with the same header.
     let original = std::fs::read(&input).unwrap();
@@ -410,7 +410,7 @@ fn a_run_says_what_it_goes_on_with() {
     std::fs::remove_dir_all(&output).unwrap();
     let (said, done) = told(&input, &output, 1, options());
     assert!(matches!(done, Err(Error::Cancelled)));
-    assert_eq!(said, ["no part was whole yet: the next run begins anew"]);
+    assert_eq!(said, ["no part is complete yet: the next run starts over"]);
     assert!(!output.exists());
     let mut stop_at = 2;
     loop {
@@ -425,7 +425,7 @@ fn a_run_says_what_it_goes_on_with() {
                 .count();
             let are = if there == 1 { "is" } else { "are" };
             let text =
-                format!("{there} of {count} parts {are} there: the same run goes on with them");
+                format!("{there} of {count} parts {are} there: the next run continues with them");
             assert_eq!(said, [text]);
             break;
         }
@@ -475,7 +475,7 @@ fn restarting_removes_what_an_earlier_run_left_and_nothing_else() {
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("part-00099.parquet: of another run"),
+        message.contains("part-00099.parquet: from another run"),
         "{message}"
     );
     assert!(files(&output) == before);
@@ -486,7 +486,7 @@ fn restarting_removes_what_an_earlier_run_left_and_nothing_else() {
         .unwrap_err()
         .to_string();
     assert!(
-        message.contains("part-00000.parquet: of another run"),
+        message.contains("part-00000.parquet: from another run"),
         "{message}"
     );
     run_into(&input, &output, SETTINGS, restart()).unwrap();
@@ -687,7 +687,7 @@ fn outputs_that_cannot_be_a_folder() {
             .to_string()
     };
     assert!(
-        message(&taken).contains("taken: neither a folder"),
+        message(&taken).contains("taken: not a folder"),
         "{}",
         message(&taken)
     );

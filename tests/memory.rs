@@ -128,7 +128,7 @@ fn the_log_tells_what_was_hardly_meant() {
         ),
         (
             Level::Info,
-            "tensor 'huge.weight', tile 0: f16 does not hold its scales, stored as f32",
+            "tensor 'huge.weight', tile 0: its scales do not fit f16 and are stored as f32",
         ),
     ];
     for (stop_at, ends_well) in [(1, false), (2, false), (3, false), (4, true)] {

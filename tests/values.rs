@@ -213,7 +213,7 @@ fn forced_f16_scales_that_overflow_are_an_error() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("tensor 'w': row 1 has weights so large that f16 does not hold its scales or decoded values"),
+        error.contains("tensor 'w': row 1 has weights too large for f16 scales or decoded values"),
         "{error}"
     );
     quantize(&input, &output, &[("scale_dtype", "f32")]).unwrap();

@@ -20,7 +20,7 @@ pub struct Evolve {
     pub population: usize,
     /// Generations after the first.
     pub generations: usize,
-    /// The same seed gives the same search.
+    /// A seed always gives the same search.
     pub seed: u64,
     /// The most bytes of a candidate; `None` without a limit.
     pub limit: Option<u64>,

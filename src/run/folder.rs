@@ -85,7 +85,7 @@ pub(super) fn quantize(
         // Cancelling what is nothing makes no difference.
         log(
             Level::Info,
-            "this share is empty: the tensors are too few and too large",
+            "this share is empty: there are too few tensors, and they are too large",
         );
     }
     let count = mine.len();
@@ -155,9 +155,9 @@ pub(super) fn quantize(
         let is_there = |index: &&usize| folder.part_path(**index).exists();
         let there = mine.iter().filter(is_there).count();
         let message = match there {
-            0 => "no part was whole yet: the next run begins anew".to_owned(),
+            0 => "no part is complete yet: the next run starts over".to_owned(),
             _ => format!(
-                "{}: the same run goes on with them",
+                "{}: the next run continues with them",
                 parts_are_there(there, count)
             ),
         };
@@ -188,7 +188,7 @@ impl Folder<'_> {
             }
         }
         if !self.path.is_dir() {
-            let reason = "neither a folder to write parts to, nor does it end in .parquet";
+            let reason = "not a folder, and its name does not end in .parquet";
             return Err(Error::file(self.path, reason));
         }
         remove_stale(self.path);
@@ -215,7 +215,7 @@ impl Folder<'_> {
             return Err(another(&path, &difference));
         }
         if there.parts.len() != self.parts.len() {
-            let reason = "the parts are cut in another way";
+            let reason = "its parts are cut differently";
             return Err(another(&path, reason));
         }
         // After a merge nothing may be known of the files. Shares are of several machines, whose
@@ -224,7 +224,7 @@ impl Folder<'_> {
             let same_time = self.fingerprint.shares > 1 || there.modified == here.modified;
             if (&there.name, there.bytes) != (&here.name, here.bytes) || !same_time {
                 let name = &here.name;
-                return Err(another(&path, &format!("{name} was changed since")));
+                return Err(another(&path, &format!("{name} has changed since")));
             }
         }
         Ok(())
@@ -362,8 +362,8 @@ impl Folder<'_> {
 
 pub(super) fn another(path: &Path, difference: &str) -> Error {
     let reason = format!(
-        "of another run: {difference}; go on with the same, name another folder, or --restart, \
-         which removes the parts of the other run"
+        "from another run: {difference}; continue with the same source and settings, choose \
+         another folder, or use --restart, which removes the other run's parts"
     );
     Error::file(path, reason)
 }

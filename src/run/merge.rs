@@ -25,7 +25,7 @@ pub fn merge(folder: &Path) -> Result<Totals> {
     let there: HashSet<PathBuf> = parts_in(folder)?.into_iter().collect();
     let at = |index: usize| folder.join(part_name(index));
     if !there.contains(&at(0)) {
-        return Err(Error::file(folder, "holds no part-00000.parquet and so on"));
+        return Err(Error::file(folder, "contains no part-00000.parquet"));
     }
     // What a part says there are may be any number.
     let (first, model) = open_part(&at(0))?;
@@ -41,7 +41,7 @@ pub fn merge(folder: &Path) -> Result<Totals> {
     }
     let own: HashSet<PathBuf> = (0..count).map(at).collect();
     if let Some(stray) = there.iter().filter(|&path| !own.contains(path)).min() {
-        return Err(Error::file(stray, format!("none of the {count} parts")));
+        return Err(Error::file(stray, format!("not one of the {count} parts")));
     }
     let mut total = TotalTally::default();
     let mut summary = serde_json::Map::new();
@@ -61,7 +61,7 @@ pub fn merge(folder: &Path) -> Result<Totals> {
         for tensor in model.tensors() {
             let name = &tensor.info.name;
             if !names.insert(name.clone()) {
-                return Err(Error::tensor(path, name, "it is in another part, too"));
+                return Err(Error::tensor(path, name, "is also in another part"));
             }
             let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
             let weights = tensor.info.shape.elements();

@@ -79,8 +79,8 @@ pub(super) fn open_part(path: &Path) -> Result<(PartInfo, Model)> {
     let model = Model::open(path)?;
     let refuse = |reason: &str| Error::file(path, reason);
     let text = model.metadata().get(key::PART);
-    let text = text.ok_or_else(|| refuse("a file of its own, not a part of a folder"))?;
+    let text = text.ok_or_else(|| refuse("a single file, not a part of a folder"))?;
     let info =
-        serde_json::from_str(text).map_err(|_| refuse("what it says of itself is damaged"))?;
+        serde_json::from_str(text).map_err(|_| refuse("its description is damaged"))?;
     Ok((info, model))
 }

@@ -122,7 +122,7 @@ pub(super) fn check_weights(source: &dyn Source) -> Result<()> {
         true => Ok(()),
         false => Err(Error::file(
             source.path(),
-            "lists tensors without their weights: plan can use it, quantize cannot",
+            "lists tensors without their weights, which can be planned but not quantized",
         )),
     }
 }
@@ -160,7 +160,7 @@ pub fn quantize(
     ];
     if let Some((key, _)) = for_folders.into_iter().find(|(_, set)| *set) {
         let reason = format!(
-            "'{}' is one file, which is done at once: name a folder",
+            "'{}' is a single file: name a folder instead",
             output.display()
         );
         return Err(Error::config(key, reason));

@@ -165,7 +165,7 @@ pub fn evolve(
         match read(path)? {
             None => {}
             Some(_) if !search.resume => {
-                let reason = "is there already: resume would go on with it";
+                let reason = "already exists: resume would continue it";
                 return Err(Error::file(path, reason));
             }
             Some(found) if found.is_of(&population) => population = found,
@@ -394,7 +394,7 @@ fn read(path: &Path) -> Result<Option<Population>> {
     };
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|error| Error::file(path, format!("no checkpoint of a search: {error}")))
+        .map_err(|error| Error::file(path, format!("not a checkpoint of a search: {error}")))
 }
 
 fn write(path: &Path, population: &Population) -> Result<()> {

@@ -58,7 +58,7 @@ impl SinkKind {
         let kind = KINDS.iter().find(|kind| kind.extension == extension);
         if kind.is_none() && OTHERS.contains(&extension.as_ref()) {
             let reason = format!(
-                "'{}' does not end in .parquet, nor is it a name for a folder",
+                "'{}' does not end in .parquet, and is not a name for a folder",
                 output.display()
             );
             return Err(Error::config("output", reason));

@@ -103,7 +103,7 @@ impl StagedFile {
         }
         // Such as /dev/null or NUL, in whose place nobody wants a file.
         if is_device(target) || target.exists() && !target.is_file() {
-            return Err(Error::file(target, "cannot write here: it is no file"));
+            return Err(Error::file(target, "cannot write here: it is not a regular file"));
         }
         // Windows puts no other file in its place, which is to be known before the work.
         if cfg!(windows) && target.metadata().is_ok_and(|m| m.permissions().readonly()) {
@@ -306,7 +306,7 @@ fn end_of_links(target: &Path) -> Result<PathBuf> {
             Err(_) => return Ok(path),
         }
     }
-    let reason = "cannot write here: it is a link that leads in a circle";
+    let reason = "cannot write here: it is a link that leads back to itself";
     Err(Error::file(target, reason))
 }
 

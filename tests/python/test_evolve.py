@@ -303,7 +303,7 @@ def test_a_search_goes_on_where_it_ended(parallel, model, tmp_path):
     with pytest.raises(aq.FileError, match="of another search"):
         evolve(model, seed=9, **how)
     file.write_text("{}")
-    with pytest.raises(aq.FileError, match="no checkpoint of a search"):
+    with pytest.raises(aq.FileError, match="not a checkpoint of a search"):
         evolve(model, **how)
 
 

@@ -85,5 +85,5 @@ def test_there_is_no_such_share(dit, tmp_path, part):
 def test_a_ceiling_on_memory(dit, tmp_path):
     report = aq.quantize(dit, tmp_path / "m.parquet", memory_limit="100MB")
     assert report.to_dict()["memory_limit"] == 100_000_000
-    with pytest.raises(aq.ConfigError, match="memory_limit: 1.0 MB is too little for this model"):
+    with pytest.raises(aq.ConfigError, match="memory_limit: 1.0 MB is too small for this model"):
         aq.quantize(dit, tmp_path / "m.parquet", memory_limit="1MB")

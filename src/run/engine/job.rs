@@ -155,7 +155,7 @@ pub(crate) fn jobs(
             false => rows,
         };
         if rows > 0 && code_bytes > limits.largest_plane {
-            let reason = format!("a row of {code_bytes} bytes is too large for a Parquet value");
+            let reason = format!("a row of {code_bytes} bytes is too large for one value of the output file");
             return Err(Error::tensor(source.path_of(tensor), &info.name, reason));
         }
         let known = calibrator.map_or((false, false), |c| c.knows(&info.name));

@@ -64,7 +64,7 @@ impl<'tell> Ledger<'tell> {
             let (name, tile) = (&finished.tile.name, finished.tile.tile);
             tally.f32_scale_tiles.push(tile);
             let message = format!(
-                "tensor '{name}', tile {tile}: f16 does not hold its scales, stored as f32"
+                "tensor '{name}', tile {tile}: its scales do not fit f16 and are stored as f32"
             );
             say(&mut self.log, Level::Info, &message)?;
         }
@@ -119,7 +119,7 @@ impl<'tell> Ledger<'tell> {
             (zeros, "all weights are zero (is the file complete?)"),
             (
                 lost,
-                "f64 weights that f32 does not hold became 0 or infinite",
+                "f64 weights outside the range of f32 became 0 or infinite",
             ),
         ] {
             if !names.is_empty() {

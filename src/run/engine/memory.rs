@@ -88,7 +88,7 @@ impl MemoryPlan {
                     n => format!("{n} threads"),
                 };
                 let reason = format!(
-                    "{} is too little for this model with {threads}, it takes {smallest}MB",
+                    "{} is too small for this model with {threads}; it needs at least {smallest}MB",
                     size(limit)
                 );
                 return Err(Error::config("memory_limit", reason));
@@ -105,7 +105,7 @@ impl MemoryPlan {
         match free.and_then(|free| usize::try_from(free).ok()) {
             Some(free) if batch > free => {
                 let because = format!(
-                    "it would take {} of memory, of which {} are free",
+                    "it would take {} of memory, but only {} are free",
                     size(batch),
                     size(free)
                 );

@@ -288,7 +288,7 @@ impl TileWork<'_> {
                     ScalePolicy::Auto | ScalePolicy::F32 => "f32",
                 };
                 format!(
-                    "row {row} has weights so large that {held} does not hold its scales or decoded values"
+                    "row {row} has weights too large for {held} scales or decoded values"
                 )
             }
         };

@@ -22,7 +22,7 @@ pub(super) fn usable(
     if let Some(tensor) = changed.find(|&i| float.is_none() && tensors[i].dtype.is_converted()) {
         let TensorInfo { name, dtype, .. } = &tensors[tensor];
         let reason =
-            format!("'{name}' is {dtype}, to which nothing is rounded: give a dtype to write");
+            format!("'{name}' is {dtype}, which cannot be written: choose a dtype to write");
         return refuse(set.before, reason);
     }
     let mut largest = vec![0.0f64; set.channels];

@@ -118,7 +118,7 @@ impl Calibrator {
             Some(CalibrationInput::Held(held)) => held.clone(),
             Some(CalibrationInput::File(path)) => Arc::new(load(path, Some(held))?),
             None => {
-                let reason = "the plan was made with one: give it again";
+                let reason = "the plan was made with a calibration: pass it again";
                 return Err(Error::config("calibration", reason));
             }
         };
@@ -209,7 +209,7 @@ fn check_model(calibration: &Calibration, plan: &Plan, log: &mut Option<LogFn<'_
     }
     let gptq = |entry: &PlanEntry| entry.recipe.is_some_and(|r| r.method == Method::Gptq);
     if !calibration.has_hessians() && plan.entries.iter().any(gptq) {
-        let message = "the calibration has no Hessians: lsq instead of gptq";
+        let message = "the calibration has no Hessians: using lsq instead of gptq";
         say(log, Level::Warning, message)?;
     }
     if calibrated < all {
