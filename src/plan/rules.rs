@@ -6,7 +6,7 @@ use std::str::FromStr;
 use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Result};
-use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
+use crate::format::{Format, Gain, GroupSize, Method, Recipe, SPECS, ScalePolicy, Scheme};
 use crate::tensor::MAX_NAME;
 
 /// Bytes of a pattern for one name at most: each letter may be escaped.
@@ -199,9 +199,9 @@ impl Rule {
         Self {
             pattern,
             keep: false,
-            format: Some(recipe.format),
-            group_size: Some(recipe.group_size),
-            scheme: Some(recipe.scheme),
+            format: Some(recipe.format()),
+            group_size: recipe.encoding.group_size(),
+            scheme: recipe.encoding.scheme(),
             method: Some(recipe.method),
             gain: Some(recipe.gain),
             scales: Some(recipe.scales),
@@ -237,11 +237,17 @@ impl Rule {
 
     /// Changes what the rule says of a recipe, but for its bits.
     pub(super) fn change(&self, recipe: &mut Recipe) {
-        recipe.group_size = self.group_size.unwrap_or(recipe.group_size);
-        recipe.scheme = self.scheme.unwrap_or(recipe.scheme);
-        recipe.method = self.method.unwrap_or(recipe.method);
+        let format = recipe.format();
+        recipe.method = self
+            .method
+            .map_or(recipe.method, |method| format.method(method));
         recipe.gain = self.gain.unwrap_or(recipe.gain);
         recipe.scales = self.scales.unwrap_or(recipe.scales);
+        recipe.encoding = recipe.encoding.chosen(|choice| {
+            choice.group_size = self.group_size.unwrap_or(choice.group_size);
+            choice.scheme = self.scheme.unwrap_or(choice.scheme);
+            choice.scale_dtype = recipe.scales.planned();
+        });
     }
 
     /// The rule with settings as they stand after the `=` of `--rule`.
@@ -291,7 +297,8 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = [
             self.keep.then(|| "keep".to_owned()),
-            self.format.map(|format| format!("bits:{}", format.bits())),
+            self.format
+                .map(|format| format!("bits:{}", format.spec().setting)),
             self.group_size.map(|size| format!("group:{size}")),
             self.scheme.map(|scheme| format!("scheme:{scheme}")),
             self.method.map(|method| format!("method:{method}")),
@@ -308,11 +315,14 @@ impl fmt::Display for Rule {
 }
 
 pub(super) fn parse_bits(key: &str, value: &str) -> Result<Format> {
-    value
-        .parse()
-        .ok()
-        .and_then(Format::from_bits)
-        .ok_or_else(|| Error::config(key, format!("'{value}' is none of 2, 4, 8")))
+    // Numbers may be written in more ways than one.
+    let number = value.parse().map(|number: u64| number.to_string());
+    let setting = number.as_deref().unwrap_or(value);
+    let spec = SPECS.iter().find(|spec| spec.setting == setting);
+    spec.map(|spec| spec.format).ok_or_else(|| {
+        let settings: Vec<&str> = SPECS.iter().map(|spec| spec.setting).collect();
+        Error::config(key, format!("'{value}' is none of {}", settings.join(", ")))
+    })
 }
 
 pub(super) fn parse_group_size(key: &str, value: &str) -> Result<GroupSize> {

@@ -19,9 +19,9 @@ use super::output::OutputSums;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, LogFn, say};
 use super::report::{Report, TensorReport, TensorTally, TotalTally, summary};
-use super::tile::{CalibratedTile, How, Work, set_figures, set_kept_figures, wants_f32};
+use super::tile::{CalibratedTile, How, Work, set_figures, set_kept_figures, wider};
 use crate::error::{Error, Result};
-use crate::format::{Recipe, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
+use crate::format::{Recipe, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_tile};
 use crate::model::choose_table;
 use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan, PlanEntry};
 use crate::quantize::{Fault, Outcome, PlanesMut};
@@ -362,22 +362,22 @@ impl Engine<'_, '_> {
         recipe: &Recipe,
         sink: &mut ParquetSink<'_>,
     ) -> Result<()> {
-        let planned = recipe.planned_layout().scale_dtype;
-        let mut scale_dtype = planned;
+        let planned = recipe.planned();
+        let mut encoding = planned;
         let mut tile = job.tile.clone();
         let prepared = self.work.prepare(job.tensor, recipe, job.spatial)?;
         prepared.describe(&mut tile);
         let outcome = loop {
-            tile.layout = Some(recipe.layout(scale_dtype));
+            tile.encoding = Some(encoding);
             sink.begin(&tile)?;
             let how = How {
                 recipe,
-                scale_dtype,
+                encoding,
                 prepared: &prepared,
             };
             let quantized = self.pieces(job, how, sink)?;
-            if wants_f32(recipe, scale_dtype, &quantized) {
-                scale_dtype = ScaleDtype::F32;
+            if let Some(wider) = wider(recipe, encoding, &quantized) {
+                encoding = wider;
                 sink.rewind();
                 continue;
             }
@@ -397,7 +397,7 @@ impl Engine<'_, '_> {
             weights: prepared.weights,
             output,
         });
-        if scale_dtype != planned {
+        if encoding != planned {
             widened(tally, &tile, &mut self.log)?;
         }
         sink.end(tile)
@@ -411,7 +411,7 @@ impl Engine<'_, '_> {
         sink: &ParquetSink<'_>,
     ) -> Result<Option<OutputSums>> {
         let cols = tile.shape.cols();
-        let Some(bytes) = tile.layout.map(|layout| layout.plane_bytes(cols)) else {
+        let Some(bytes) = tile.encoding.map(|encoding| encoding.plane_bytes(cols)) else {
             return Ok(None);
         };
         let read = |row: usize, rows: usize, out: &mut [Vec<u8>; 3]| {
@@ -448,7 +448,7 @@ impl Engine<'_, '_> {
     ) -> Result<Result<Outcome, Fault>> {
         let Self { work, counter, .. } = self;
         let cols = job.tile.shape.cols();
-        let layout = how.layout();
+        let sizes = how.encoding.plane_bytes(cols);
         let cost = job.piece_cost() + job.piece_bytes();
         let budget = self
             .memory
@@ -460,9 +460,8 @@ impl Engine<'_, '_> {
             job.row_steps().map(|piece| (cost, piece)),
             budget,
             |(row, rows), _| {
-                let mut codes = work.planes.take(rows * layout.code_bytes(cols));
-                let mut scales = work.planes.take(rows * layout.scale_bytes(cols));
-                let mut biases = work.planes.take(rows * layout.bias_bytes(cols));
+                let take = |bytes: usize| work.planes.take(rows * bytes);
+                let [mut codes, mut scales, mut biases] = sizes.map(take);
                 let planes = PlanesMut {
                     codes: codes.bytes_mut(),
                     scales: scales.bytes_mut(),
@@ -596,8 +595,8 @@ pub(super) fn jobs(
         } else {
             entry.source_bytes()
         };
-        let layout = entry.recipe.map(|recipe| recipe.planned_layout());
-        let code_bytes = layout.map_or(row_bytes, |layout| layout.code_bytes(cols));
+        let encoding = entry.recipe.map(|recipe| recipe.planned());
+        let code_bytes = encoding.map_or(row_bytes, |encoding| encoding.plane_bytes(cols)[0]);
         let step = match whole_rows {
             true => rows_per_tile(rows, code_bytes, tile_bytes),
             false => rows,
@@ -624,7 +623,7 @@ pub(super) fn jobs(
                     row_count: count,
                     shape: info.shape.clone(),
                     source_dtype: info.dtype,
-                    layout,
+                    encoding,
                     input_scale: None,
                     rotation: None,
                     activation: Default::default(),

@@ -1,10 +1,7 @@
 //! The tiles that a run is to make, and what each of them takes.
 
 use super::output;
-use crate::format::{
-    Float, Method, Recipe, ScaleDtype, ScalePolicy, TILE_BYTES, TILE_BYTES_COMPRESSED,
-    rows_per_piece,
-};
+use crate::format::{Float, Method, Recipe, TILE_BYTES, TILE_BYTES_COMPRESSED, rows_per_piece};
 use crate::quantize::{Factor, Guide};
 use crate::schema::Tile;
 
@@ -62,7 +59,7 @@ impl Job {
     /// Whether the tensor is one tile, with this recipe as with its own.
     pub(super) fn is_alone(&self, recipe: Option<&Recipe>, compress: bool) -> bool {
         let (rows, cols) = (self.tile.shape.rows(), self.tile.shape.cols());
-        let row = recipe.map_or(self.row_bytes, |recipe| recipe.format.row_bytes(cols));
+        let row = recipe.map_or(self.row_bytes, |r| r.planned().plane_bytes(cols)[0]);
         let most = match compress {
             true => TILE_BYTES_COMPRESSED,
             false => TILE_BYTES,
@@ -96,14 +93,9 @@ impl Job {
 
     /// Bytes of the planes of some rows, which may turn out to need f32 scales.
     fn planes_of(&self, rows: usize) -> usize {
-        let widest = match self.recipe {
-            Some(recipe) if recipe.scales == ScalePolicy::Auto => {
-                Some(recipe.layout(ScaleDtype::F32))
-            }
-            _ => self.tile.layout,
-        };
+        let fallback = self.recipe.and_then(|recipe| recipe.fallback());
         let tile = Tile {
-            layout: widest,
+            encoding: fallback.or(self.tile.encoding),
             row_count: rows,
             ..self.tile.clone()
         };

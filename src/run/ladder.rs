@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::report::TensorTally;
 use crate::error::{Error, Result};
-use crate::format::{Format, Gain, Recipe};
+use crate::format::{Format, Recipe};
 use crate::plan::{Plan, PlanEntry};
 use crate::sink::Mark;
 use crate::source::Source;
@@ -54,7 +54,7 @@ impl LadderStep {
         min_cosine: f64,
     ) -> Option<Self> {
         (cosine < min_cosine).then_some(Self {
-            format: recipe.format,
+            format: recipe.format(),
             spatial,
             cosine,
             measure,
@@ -105,29 +105,15 @@ impl Rung {
 
     /// The one after an attempt that did not pass.
     pub(super) fn after(recipe: &Recipe, step: &LadderStep) -> Self {
-        let format = match (step.spatial, recipe.format) {
-            (true, _) => {
-                return Self {
-                    recipe: Some(*recipe),
-                    spatial: false,
-                };
-            }
-            (false, Format::Int2) => Some(Format::Int4),
-            (false, Format::Int4) => Some(Format::Int8),
-            (false, Format::Int8) => None,
-        };
-        let more = |format: Format| Recipe {
-            format,
-            // What the format gets by default, unless something else was asked for.
-            gain: match recipe.gain == Gain::of(recipe.format) {
-                true => Gain::of(format),
-                false => recipe.gain,
+        match step.spatial {
+            true => Self {
+                recipe: Some(*recipe),
+                spatial: false,
             },
-            ..*recipe
-        };
-        Self {
-            recipe: format.map(more),
-            spatial: true,
+            false => Self {
+                recipe: recipe.climbed(),
+                spatial: true,
+            },
         }
     }
 }
@@ -224,8 +210,8 @@ impl Ladder {
         let (name, what) = (&entry.tensor.name, step.describe());
         let to = match (next.recipe, step.spatial) {
             (None, _) => "kept".to_owned(),
-            (Some(recipe), true) => format!("{} without", recipe.format),
-            (Some(recipe), false) => recipe.format.to_string(),
+            (Some(recipe), true) => format!("{} without", recipe.format()),
+            (Some(recipe), false) => recipe.format().to_string(),
         };
         (next, format!("tensor '{name}': {what}: {to}"))
     }

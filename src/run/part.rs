@@ -42,11 +42,11 @@ impl PartThere {
             engine
                 .ladder
                 .spend(tally.bytes.saturating_sub(entry.bytes()));
-            if let Some(planned) = entry.recipe.map(|recipe| recipe.planned_layout()) {
+            if let Some(planned) = entry.recipe.map(|recipe| recipe.planned()) {
                 for tile in tensor.tiles.iter().map(|tile| &tile.tile) {
-                    match tile.layout {
+                    match tile.encoding {
                         None => tally.kept_non_finite = true, // a step up has no recipe now
-                        Some(layout) if layout == planned => {}
+                        Some(encoding) if encoding == planned => {}
                         Some(_) => tally.f32_scale_tiles.push(tile.tile),
                     }
                 }

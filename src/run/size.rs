@@ -3,7 +3,9 @@
 use super::engine::jobs;
 use super::guide::WINDOW;
 use crate::error::Result;
-use crate::format::{Format, ScaleDtype, TILE_BYTES, TILE_BYTES_COMPRESSED};
+use crate::format::{
+    Choice, Format, GroupSize, ScaleDtype, Scheme, TILE_BYTES, TILE_BYTES_COMPRESSED,
+};
 use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan};
 use crate::schema::Tile;
 use crate::sink::{SHARED_BELOW, SHARED_BYTES};
@@ -74,6 +76,18 @@ pub(super) fn overhead(source: &dyn Source, plan: &Plan) -> usize {
     bytes.saturating_add(shared.div_ceil(SHARED_BYTES) * GROUP)
 }
 
+/// Bytes of a row of `cols` weights in whatever encoding the ladder may climb to.
+fn largest_row(cols: usize) -> usize {
+    let choice = Choice {
+        scheme: Scheme::Affine,
+        group_size: GroupSize::SMALLEST,
+        scale_dtype: ScaleDtype::F32,
+    };
+    let rows = Format::ALL.iter();
+    let rows = rows.map(|format| format.encoding(choice).row_bytes(cols));
+    rows.max().unwrap_or(0)
+}
+
 /// Input scales, and ranges of activations, at most.
 fn inputs(shape: &Shape, time_groups: usize) -> usize {
     let ranges = (1 + 2 * WINDOW as usize) * time_groups;
@@ -97,9 +111,10 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
         bytes += 2 * (escaped(key) + escaped(value)); // quotes are escaped once more
     }
     for job in jobs(source, plan, None, 0..plan.entries.len())? {
-        let widest = job.recipe.map(|recipe| recipe.layout(ScaleDtype::F32));
+        let widest = job.recipe.map(|recipe| recipe.encoding.with_f32_scales());
+        let widest = widest.map_or(job.tile.encoding, |wide| wide.or(job.tile.encoding));
         let tile = Tile {
-            layout: widest,
+            encoding: widest,
             ..job.tile
         };
         let mut planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
@@ -109,9 +124,8 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
             entry.min_cosine > NO_MIN_COSINE || plan.on_nonfinite == OnNonFinite::Keep;
         if entry.recipe.is_some() && may_be_kept {
             let kept = tile.row_count.saturating_mul(job.row_bytes);
-            let eight =
-                Format::Int8.row_bytes(tile.shape.cols()) + 8 * tile.shape.cols().div_ceil(16);
-            planes = planes.max(kept).max(eight.saturating_mul(tile.row_count));
+            let row = largest_row(tile.shape.cols());
+            planes = planes.max(kept).max(row.saturating_mul(tile.row_count));
         }
         // What zstd may add to what it cannot compress.
         bytes += planes + if compress { planes / 128 } else { 0 };

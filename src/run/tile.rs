@@ -14,9 +14,7 @@ use super::pool::{Pool, Pulse};
 use super::report::{TensorTally, bits_per_weight, output_cosine};
 use crate::calibrate::Weights;
 use crate::error::{Error, Result};
-use crate::format::{
-    Float, Layout, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, rows_per_piece,
-};
+use crate::format::{Encoding, Float, Method, Recipe, ScalePolicy, rows_per_piece};
 use crate::kernel::{ErrorSums, KernelTable, Planes};
 use crate::plan::Plan;
 use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
@@ -86,15 +84,11 @@ pub(super) struct Work<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct How<'a> {
     pub(super) recipe: &'a Recipe,
-    pub(super) scale_dtype: ScaleDtype,
+    pub(super) encoding: Encoding,
     pub(super) prepared: &'a Prepared,
 }
 
 impl How<'_> {
-    pub(super) fn layout(&self) -> Layout {
-        self.recipe.layout(self.scale_dtype)
-    }
-
     fn quantize(
         &self,
         table: &KernelTable,
@@ -106,7 +100,7 @@ impl How<'_> {
         quantize_rows(
             table,
             self.recipe,
-            self.scale_dtype,
+            self.encoding,
             matrix,
             guide,
             measure,
@@ -148,7 +142,7 @@ impl Work<'_> {
                     if job.is_alone(next.recipe.as_ref(), self.compress) {
                         steps.push(step);
                         (job.recipe, job.spatial) = (next.recipe, next.spatial);
-                        job.tile.layout = job.recipe.map(|recipe| recipe.planned_layout());
+                        job.tile.encoding = job.recipe.map(|recipe| recipe.planned());
                         continue;
                     }
                 }
@@ -200,19 +194,19 @@ impl Work<'_> {
         let tensor = job.tensor;
         let mut tile = job.tile.clone();
         let cols = tile.shape.cols();
-        let mut codes = self
-            .planes
-            .take(tile.row_count * recipe.format.row_bytes(cols));
+        let planned = recipe.planned();
+        let rows = tile.row_count;
+        let take = |bytes: usize| self.planes.take(rows * bytes);
+        let mut codes = take(planned.plane_bytes(cols)[0]);
         let prepared = self.prepare(tensor, &recipe, job.spatial)?;
         if prepared.weights.is_some() {
             pulse(); // that may have taken long
         }
         prepared.describe(&mut tile);
-        let mut scale_dtype = recipe.planned_layout().scale_dtype;
+        let mut encoding = planned;
         let (scales, biases, outcome) = loop {
-            let layout = recipe.layout(scale_dtype);
-            let mut scales = self.planes.take(tile.row_count * layout.scale_bytes(cols));
-            let mut biases = self.planes.take(tile.row_count * layout.bias_bytes(cols));
+            let [_, scales, biases] = encoding.plane_bytes(cols);
+            let (mut scales, mut biases) = (take(scales), take(biases));
             let planes = PlanesMut {
                 codes: codes.bytes_mut(),
                 scales: scales.bytes_mut(),
@@ -220,12 +214,12 @@ impl Work<'_> {
             };
             let how = How {
                 recipe: &recipe,
-                scale_dtype,
+                encoding,
                 prepared: &prepared,
             };
             let quantized = self.quantize_pieces(tensor, &tile, how, planes, pulse)?;
-            if wants_f32(&recipe, scale_dtype, &quantized) {
-                scale_dtype = ScaleDtype::F32;
+            if let Some(wider) = wider(&recipe, encoding, &quantized) {
+                encoding = wider;
                 continue;
             }
             break match quantized {
@@ -233,13 +227,14 @@ impl Work<'_> {
                 Err(fault) => return Err(self.explain(tensor, &recipe, fault)),
             };
         };
-        let needed_f32 = scale_dtype != recipe.planned_layout().scale_dtype;
-        tile.layout = Some(recipe.layout(scale_dtype));
-        let biases = (recipe.scheme == Scheme::Affine).then_some(biases);
+        let needed_f32 = encoding != planned;
+        tile.encoding = Some(encoding);
+        let scales = encoding.has_scales().then_some(scales);
+        let biases = encoding.has_biases().then_some(biases);
         tile.checksum = schema::checksum(
             &tile,
             codes.bytes(),
-            Some(scales.bytes()),
+            scales.as_ref().map(PlaneBuffer::bytes),
             biases.as_ref().map(PlaneBuffer::bytes),
         );
         let bytes = set_figures(&mut tile, &outcome);
@@ -248,10 +243,10 @@ impl Work<'_> {
             Some(_) => {
                 let planes = [
                     codes.bytes(),
-                    scales.bytes(),
+                    scales.as_ref().map_or(&[], PlaneBuffer::bytes),
                     biases.as_ref().map_or(&[], PlaneBuffer::bytes),
                 ];
-                let bytes = recipe.layout(scale_dtype).plane_bytes(cols);
+                let bytes = encoding.plane_bytes(cols);
                 self.forms_of_errors(
                     tensor,
                     &tile,
@@ -295,8 +290,8 @@ impl Work<'_> {
         planes: PlanesMut<'_>,
         pulse: Pulse<'_>,
     ) -> Result<std::result::Result<Outcome, Fault>> {
-        let layout = how.layout();
         let cols = tile.shape.cols();
+        let [codes, scales, biases] = how.encoding.plane_bytes(cols);
         let step = rows_per_piece(cols);
         let mut outcomes: Vec<_> = (0..tile.row_count).step_by(step).map(|_| None).collect();
         let mut rest = planes;
@@ -307,9 +302,9 @@ impl Work<'_> {
                 row: tile.row_start + i * step,
                 rows,
                 planes: PlanesMut {
-                    codes: take(&mut rest.codes, rows * layout.code_bytes(cols)),
-                    scales: take(&mut rest.scales, rows * layout.scale_bytes(cols)),
-                    biases: take(&mut rest.biases, rows * layout.bias_bytes(cols)),
+                    codes: take(&mut rest.codes, rows * codes),
+                    scales: take(&mut rest.scales, rows * scales),
+                    biases: take(&mut rest.biases, rows * biases),
                 },
                 outcome,
             });
@@ -346,7 +341,7 @@ impl Work<'_> {
         let bytes = rows * info.shape.cols() * info.dtype.bits() / 8;
         let quantized = self.with_rows(tensor, row, rows, |matrix| {
             // A second time with f32 scales is no progress.
-            if how.scale_dtype == how.recipe.planned_layout().scale_dtype {
+            if how.encoding == how.recipe.planned() {
                 self.advance(bytes);
             }
             match how.prepared.spatial.transform().is_identity() {
@@ -395,10 +390,10 @@ impl Work<'_> {
             scales,
             biases,
         };
-        let layout = how.layout();
+        let encoding = how.encoding;
         let mut row = vec![0; cols * size_of::<f32>()];
         let error =
-            measure_transformed_rows(self.table, layout, transform, matrix, planes, &mut row);
+            measure_transformed_rows(self.table, encoding, transform, matrix, planes, &mut row);
         outcome.error = error.ok_or(Fault::ScaleOverflow { row: 0 })?;
         Ok(outcome)
     }
@@ -538,18 +533,19 @@ impl Work<'_> {
     }
 }
 
-/// Whether rows quantized with scales of this dtype are to be quantized again with f32 ones.
-pub(super) fn wants_f32(
+/// The encoding that rows quantized to this one are to be quantized to again, because its scales
+/// do not hold what they should.
+pub(super) fn wider(
     recipe: &Recipe,
-    scale_dtype: ScaleDtype,
+    encoding: Encoding,
     quantized: &std::result::Result<Outcome, Fault>,
-) -> bool {
-    let may_widen = recipe.scales == ScalePolicy::Auto && scale_dtype == ScaleDtype::F16;
-    may_widen
-        && match quantized {
-            Ok(outcome) => outcome.wants_f32_scales(),
-            Err(fault) => matches!(fault, Fault::ScaleOverflow { .. }),
-        }
+) -> Option<Encoding> {
+    let wanted = match quantized {
+        Ok(outcome) => outcome.wants_f32_scales(),
+        Err(fault) => matches!(fault, Fault::ScaleOverflow { .. }),
+    };
+    let fallback = recipe.fallback().filter(|wider| *wider != encoding);
+    fallback.filter(|_| wanted)
 }
 
 /// Fills in what was measured of a quantized tile; returns the bytes of its planes.

@@ -17,6 +17,7 @@ use super::destination::Destination;
 use super::footer::{Footer, RowGroups};
 use super::staging::GoOn;
 use crate::error::{Error, Result};
+use crate::format::Encoding;
 use crate::schema::{Checksum, Column, STEP, Tile};
 
 /// Kept tensors smaller than this share row groups, each of which costs some 2 KB of footer.
@@ -44,16 +45,18 @@ impl TilePlanes {
     /// zstd fails.
     pub fn quantized(
         codes: PlaneBuffer,
-        scales: PlaneBuffer,
+        scales: Option<PlaneBuffer>,
         biases: Option<PlaneBuffer>,
         compress: bool,
     ) -> std::io::Result<Self> {
+        let small = |plane: Option<PlaneBuffer>| {
+            let plane = plane.map(|plane| Plane::of(plane, true, compress));
+            plane.transpose()
+        };
         Ok(Self {
             codes: Plane::of(codes, false, compress)?,
-            scales: Some(Plane::of(scales, true, compress)?),
-            biases: biases
-                .map(|plane| Plane::of(plane, true, compress))
-                .transpose()?,
+            scales: small(scales)?,
+            biases: small(biases)?,
         })
     }
 
@@ -138,7 +141,7 @@ impl<'a> ParquetSink<'a> {
     /// The file cannot be written, or `go_on` fails.
     pub fn write(&mut self, tile: Tile, planes: TilePlanes, go_on: GoOn<'_>) -> Result<()> {
         let codes = &planes.codes;
-        if tile.layout.is_none() && codes.plane_bytes < SHARED_BELOW {
+        if tile.encoding.is_none() && codes.plane_bytes < SHARED_BELOW {
             self.shared_bytes += codes.body.len();
             self.shared.push((tile, planes.codes.body));
             return match self.shared_bytes >= SHARED_BYTES {
@@ -232,11 +235,11 @@ impl<'a> ParquetSink<'a> {
     pub fn begin(&mut self, tile: &Tile) -> Result<()> {
         let start = self.out.position;
         let [codes, scales, biases] = tile.plane_bytes().unwrap_or_default();
-        let quantized = tile.layout.is_some();
+        let encoding = tile.encoding;
         let there = |bytes: usize, there: bool| there.then_some(bytes);
         let sizes = [
             Some(codes),
-            there(scales, quantized),
+            there(scales, encoding.is_some_and(Encoding::has_scales)),
             there(biases, biases > 0),
         ];
         let rooms = [0, 1, 2].map(|i| sizes[i].map(|bytes| Room::of(bytes, i > 0)));
