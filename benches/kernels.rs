@@ -5,7 +5,7 @@ mod common;
 
 use std::hint::black_box;
 
-use arrowquant::format::{Float, Format, Gain, GroupSize, Method, ScaleDtype, Scheme};
+use arrowquant::format::{Float, Format, Gain, GroupSize, Method, Scheme, Width};
 use arrowquant::kernel::{ActivationGrid, QuantizeActivations};
 use common::{Aligned, Bench, Bytes, recipe, tables};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -41,26 +41,26 @@ fn kernels(criterion: &mut Criterion) {
                 ),
                 ("lsq affine, metrics", Method::Lsq, Scheme::Affine, true),
             ] {
-                let recipe = recipe(format, scheme, method, Gain::of(format));
+                let recipe = recipe(format, scheme, method, format.spec().gain);
                 group.bench_function(id(name), |b| {
                     b.iter(|| bench.quantize(table, &recipe, measure));
                 });
             }
             let plain = recipe(format, Scheme::Symmetric, Method::MinMax, Gain::Lsq);
             bench.quantize(table, &plain, false);
-            let layout = plain.layout(ScaleDtype::F16);
+            let encoding = plain.planned();
             group.bench_function(id("dequantize"), |b| {
-                b.iter(|| bench.decode(table, layout, out.get_mut()));
+                b.iter(|| bench.decode(table, encoding, out.get_mut()));
             });
             group.bench_function(id("cosine"), |b| {
                 b.iter(|| black_box(bench.compare(table, out.get())));
             });
             group.bench_function(id("matvec"), |b| {
-                b.iter(|| bench.matvec(table, layout, x.get(), &mut y));
+                b.iter(|| bench.matvec(table, encoding, x.get(), &mut y));
             });
-            let bytes = Bytes::new(table, layout, x.get(), COLS);
+            let bytes = Bytes::new(table, encoding, x.get(), COLS);
             group.bench_function(id("matvec int8"), |b| {
-                b.iter(|| bench.matvec_bytes(table, layout, bytes.get(), &mut y));
+                b.iter(|| bench.matvec_bytes(table, encoding, bytes.get(), &mut y));
             });
         }
     }
@@ -85,18 +85,18 @@ fn activations(criterion: &mut Criterion) {
         group.bench_function("copy", |b| {
             b.iter(|| black_box(&mut copy.get_mut()[..x.len()]).copy_from_slice(black_box(x)));
         });
-        for (name, format, group_size, input_scale) in [
-            ("int8 row", Format::Int8, Some(0), None),
-            ("int8 g128", Format::Int8, Some(128), None),
-            ("int8 g16", Format::Int8, Some(16), None),
-            ("int4 g128", Format::Int4, Some(128), None),
+        for (name, width, group_size, input_scale) in [
+            ("int8 row", Width::Eight, Some(0), None),
+            ("int8 g128", Width::Eight, Some(128), None),
+            ("int8 g16", Width::Eight, Some(16), None),
+            ("int4 g128", Width::Four, Some(128), None),
             (
                 "int8 row, divided",
-                Format::Int8,
+                Width::Eight,
                 Some(0),
                 Some(divisors.as_slice()),
             ),
-            ("int8 static", Format::Int8, None, None),
+            ("int8 static", Width::Eight, None, None),
         ] {
             for table in tables() {
                 group.bench_function(BenchmarkId::new(name, table.isa().name()), |b| {
@@ -117,7 +117,7 @@ fn activations(criterion: &mut Criterion) {
                             cols: COLS,
                             x,
                             input_scale,
-                            format,
+                            width,
                             grid,
                             values: values.get_mut(),
                         });

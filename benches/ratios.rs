@@ -12,7 +12,7 @@ use arrowquant::capi::types::{
     AQ_DTYPE_BF16, AQ_DTYPE_F16, AQ_FORMAT_INT4, AQ_GAIN_UNIT, AQ_METHOD_MINMAX,
     AQ_SCHEME_SYMMETRIC, aq_recipe,
 };
-use arrowquant::format::{Format, Gain, Method, ScaleDtype, Scheme};
+use arrowquant::format::{Format, Gain, Method, Scheme};
 use arrowquant::kernel::{Isa, KernelTable};
 use clap::Parser;
 use common::{Aligned, Bench, Bytes, recipe, tables};
@@ -159,7 +159,7 @@ impl Run<'_> {
         {
             for method in [Method::MinMax, Method::Lsq] {
                 for (&format, &scheme) in pairs() {
-                    for (gain, measure) in [(Gain::Lsq, false), (Gain::of(format), true)] {
+                    for (gain, measure) in [(Gain::Lsq, false), (format.spec().gain, true)] {
                         if measure || method == Method::MinMax {
                             let recipe = recipe(format, scheme, method, gain);
                             self.quantizing(table, &mut bench, &mut copy, recipe, measure);
@@ -193,10 +193,10 @@ impl Run<'_> {
             }],
         );
         let avx2 = table.isa().name() == "avx2";
-        let symmetric = recipe.scheme == Scheme::Symmetric;
+        let symmetric = recipe.encoding.scheme() == Some(Scheme::Symmetric);
         let target = match recipe.method {
             Method::MinMax => (!measure).then_some(if avx2 { 0.5 } else { 0.7 }),
-            Method::Lsq => (symmetric && recipe.format != Format::Int8).then_some(if avx2 {
+            Method::Lsq => (symmetric && recipe.format() != Format::Int8).then_some(if avx2 {
                 0.05
             } else {
                 0.08
@@ -214,7 +214,9 @@ impl Run<'_> {
             section: "bandwidth",
             operation: format!(
                 "quantize {} {} {}{with}",
-                recipe.format, recipe.method, recipe.scheme
+                recipe.format(),
+                recipe.method,
+                recipe.planned().choice().scheme
             ),
             size: "large",
             isa: table.isa().name(),
@@ -236,7 +238,7 @@ impl Run<'_> {
         format: Format,
     ) {
         let recipe = recipe(format, Scheme::Symmetric, Method::MinMax, Gain::Lsq);
-        let layout = recipe.layout(ScaleDtype::F16);
+        let encoding = recipe.planned();
         bench.quantize(table, &recipe, false);
         // Half the rows fill as much memory as all weights did.
         let bytes = bench.rows * COLS * 2;
@@ -246,7 +248,7 @@ impl Run<'_> {
             self.rounds(),
             1,
             [
-                &mut || bench.decode(table, layout, out.get_mut()),
+                &mut || bench.decode(table, encoding, out.get_mut()),
                 &mut || copy.get_mut().copy_from_slice(black_box(source.get())),
             ],
         );
@@ -267,17 +269,17 @@ impl Run<'_> {
 
     fn products(&mut self, table: &KernelTable, bench: &mut Bench, format: Format) {
         let recipe = recipe(format, Scheme::Symmetric, Method::MinMax, Gain::Lsq);
-        let layout = recipe.layout(ScaleDtype::F16);
+        let encoding = recipe.planned();
         bench.quantize(table, &recipe, false);
-        let codes = bench.rows * layout.code_bytes(COLS);
-        let plain = Aligned::from(bench.planes(layout).codes);
+        let codes = bench.rows * encoding.plane_bytes(COLS)[0];
+        let plain = Aligned::from(bench.planes(encoding).codes);
         let (mut y, mut y_bytes) = (vec![0.0; 16 * bench.rows], vec![0.0; 16 * bench.rows]);
         for batch in [1, 4, 16] {
             let x: Vec<f32> = (0..batch * COLS)
                 .map(|i| (i % 17) as f32 / 8.0 - 1.0)
                 .collect();
             let x = Aligned::from(&x);
-            let bytes = Bytes::new(table, layout, x.get(), COLS);
+            let bytes = Bytes::new(table, encoding, x.get(), COLS);
             let (y, y_bytes) = (
                 &mut y[..batch * bench.rows],
                 &mut y_bytes[..batch * bench.rows],
@@ -286,8 +288,8 @@ impl Run<'_> {
                 self.rounds(),
                 1,
                 [
-                    &mut || bench.matvec(table, layout, x.get(), y),
-                    &mut || bench.matvec_bytes(table, layout, bytes.get(), y_bytes),
+                    &mut || bench.matvec(table, encoding, x.get(), y),
+                    &mut || bench.matvec_bytes(table, encoding, bytes.get(), y_bytes),
                     &mut || {
                         black_box(read(black_box(plain.get())));
                     },
@@ -324,11 +326,12 @@ impl Run<'_> {
     /// The C API against the Rust call under it.
     fn c_call(&mut self, table: &KernelTable, bench: &mut Bench) {
         let recipe = recipe(Format::Int4, Scheme::Symmetric, Method::MinMax, Gain::Unit);
-        let layout = recipe.layout(ScaleDtype::F16);
+        let encoding = recipe.planned();
         let (rows, cols) = (bench.rows, COLS);
         let weights = Aligned::from(bench.weights.get());
-        let mut codes = Aligned::<u8>::new(rows * layout.code_bytes(cols));
-        let mut scales = Aligned::<u8>::new(rows * layout.scale_bytes(cols));
+        let [codes, scales, _] = encoding.plane_bytes(cols);
+        let mut codes = Aligned::<u8>::new(rows * codes);
+        let mut scales = Aligned::<u8>::new(rows * scales);
         let c_recipe = aq_recipe {
             struct_size: size_of::<aq_recipe>() as u32,
             format: AQ_FORMAT_INT4,
@@ -401,7 +404,7 @@ impl Run<'_> {
             let weights = rows * cols;
             let times = ((1 << 20) / weights).max(1) as u32;
             let recipe = recipe(Format::Int4, Scheme::Symmetric, Method::MinMax, Gain::Lsq);
-            let layout = recipe.layout(ScaleDtype::F16);
+            let encoding = recipe.planned();
             let source = Aligned::<u8>::new(weights * 4);
             let mut out = Aligned::<u8>::new(weights * 4);
             let x = Aligned::from(&vec![0.5f32; cols]);
@@ -433,13 +436,13 @@ impl Run<'_> {
                     bench.quantize(table, &recipe, false);
                 });
                 time("dequantize int4", weights * 4, copy4, &mut || {
-                    bench.decode(table, layout, out.get_mut());
+                    bench.decode(table, encoding, out.get_mut());
                 });
                 time("cosine", weights * 6, copy4, &mut || {
                     black_box(bench.compare(table, out.get()));
                 });
                 time("matvec int4", weights / 2, copy2, &mut || {
-                    bench.matvec(table, layout, x.get(), &mut y);
+                    bench.matvec(table, encoding, x.get(), &mut y);
                 });
                 let scalar = scalar.get_or_insert_with(|| jobs.clone());
                 if table.isa() == Isa::Scalar {

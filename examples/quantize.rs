@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use arrowquant::error::Result;
 use arrowquant::format::{
-    Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme,
+    Choice, Float, Format, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme,
 };
 use arrowquant::kernel::KernelTable;
 use arrowquant::model::Model;
@@ -92,16 +92,17 @@ fn work(input: &Path, output: &Path, settings: &[String]) -> Result<()> {
     let weights = (0..rows * cols).map(|i| ((i * 37 % 101) as f64 / 50.0 - 1.0) as f32);
     let weights: Vec<u8> = weights.flat_map(f32::to_le_bytes).collect();
     let recipe = Recipe {
-        format: Format::Int4,
-        scheme: Scheme::Symmetric,
-        group_size: GroupSize::new(32).expect("a group size"),
+        encoding: Format::Int4.encoding(Choice {
+            scheme: Scheme::Symmetric,
+            group_size: GroupSize::new(32).expect("a group size"),
+            scale_dtype: ScaleDtype::F16,
+        }),
         method: Method::Lsq,
-        gain: Gain::of(Format::Int4),
+        gain: Format::Int4.spec().gain,
         scales: ScalePolicy::F16,
     };
-    let layout = recipe.layout(ScaleDtype::F16);
-    let mut codes = vec![0; rows * layout.code_bytes(cols)];
-    let mut scales = vec![0; rows * layout.scale_bytes(cols)];
+    let [codes, scales, _] = recipe.encoding.plane_bytes(cols);
+    let (mut codes, mut scales) = (vec![0; rows * codes], vec![0; rows * scales]);
     let matrix = Matrix {
         rows,
         cols,
@@ -117,7 +118,7 @@ fn work(input: &Path, output: &Path, settings: &[String]) -> Result<()> {
     let outcome = quantize_rows(
         table,
         &recipe,
-        ScaleDtype::F16,
+        recipe.encoding,
         matrix,
         Guide::None,
         true,

@@ -362,8 +362,9 @@ fn nothing_but_plan_takes_a_list() {
     let list = text(&list);
     let output = folder.path().join("out.parquet");
     let outputs = [text(&output), text(&folder.path().join("parts"))];
-    let reason =
-        format!("{list}: lists tensors without their weights, which can be planned but not quantized");
+    let reason = format!(
+        "{list}: lists tensors without their weights, which can be planned but not quantized"
+    );
     for output in &outputs {
         let run = arrowquant(["quantize", &list, output]);
         assert_eq!(run.status.code(), Some(1));

@@ -95,13 +95,9 @@ fn bits_on_average_are_no_more_than_they_may_be() {
                 bits += match entry.recipe {
                     None => (rows * cols * 16) as f64,
                     Some(recipe) => {
-                        let groups = cols.div_ceil(recipe.group_size.span(cols));
-                        let planes = if recipe.scheme.name() == "affine" {
-                            32
-                        } else {
-                            16
-                        };
-                        let codes = (cols * recipe.format.bits()).div_ceil(8) * 8;
+                        let groups = recipe.encoding.groups(cols);
+                        let planes = if recipe.encoding.has_biases() { 32 } else { 16 };
+                        let codes = (cols * recipe.format().spec().bits).div_ceil(8) * 8;
                         (rows * (codes + groups * planes)) as f64
                     }
                 };
@@ -165,13 +161,16 @@ fn rules_and_settings_narrow_what_is_chosen() {
             64
         };
         assert_eq!(
-            (recipe.group_size.get(), recipe.scheme.name()),
+            (
+                recipe.encoding.group_size().unwrap().get(),
+                recipe.encoding.scheme().unwrap().name()
+            ),
             (size, "symmetric"),
             "{name}"
         );
         match name == "lm_head.weight" {
-            true => assert_eq!(recipe.format, Format::Int8),
-            false => drop(formats.insert(recipe.format)),
+            true => assert_eq!(recipe.format(), Format::Int8),
+            false => drop(formats.insert(recipe.format())),
         }
     }
     assert!(formats.contains(&Format::Int2) && formats.contains(&Format::Int4));

@@ -173,7 +173,8 @@ fn too_low_a_ceiling_is_refused_with_the_lowest_that_works() {
     let message = run(&[("memory_limit", "1MB")], None)
         .unwrap_err()
         .to_string();
-    let expected = "memory_limit: 1.0 MB is too small for this model with 2 threads; it needs at least ";
+    let expected =
+        "memory_limit: 1.0 MB is too small for this model with 2 threads; it needs at least ";
     let least = message
         .strip_prefix(expected)
         .unwrap_or_else(|| panic!("{message}"));

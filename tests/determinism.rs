@@ -95,7 +95,7 @@ fn bytes_of_several_tiles_do_not_depend_on_threads_or_budget() {
     let model = arrowquant::model::Model::open(&output).unwrap();
     let tiles = model.tensors()[0].tiles.iter();
     let dtypes: Vec<&str> = tiles
-        .map(|tile| tile.tile.layout.unwrap().scale_dtype.name())
+        .map(|tile| tile.tile.encoding.unwrap().scale_dtype().unwrap().name())
         .collect();
     assert_eq!(dtypes, ["f16", "f32"]);
 }

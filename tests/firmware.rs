@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use arrowquant::format::{
-    Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, unpack,
+    Choice, Float, Format, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme, unpack,
 };
 use arrowquant::kernel::{DecodeRow, Isa, KernelTable, MatVec, Planes};
 use arrowquant::quantize::{Guide, Matrix, PlanesMut, quantize_rows};
@@ -15,9 +15,10 @@ use crate::common::*;
 const ROWS: usize = 3;
 
 /// Returns the input of a quantized matrix, and its expected output.
-fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (Vec<u8>, Vec<u8>) {
+fn case(recipe: Recipe, float: Float, cols: usize) -> (Vec<u8>, Vec<u8>) {
     let table = KernelTable::of(Isa::Scalar).unwrap();
-    let layout = recipe.layout(scale_dtype);
+    let encoding = recipe.encoding;
+    let layout = encoding.layout().unwrap();
     let weights = noise(cols as u64, ROWS * cols);
     let weights: Vec<u8> = weights.iter().flat_map(|w| w.to_le_bytes()).collect();
     let mut codes = vec![0; ROWS * layout.code_bytes(cols)];
@@ -34,19 +35,10 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
         scales: &mut scales,
         biases: &mut biases,
     };
-    quantize_rows(
-        table,
-        &recipe,
-        scale_dtype,
-        matrix,
-        Guide::None,
-        false,
-        planes,
-    )
-    .unwrap();
+    quantize_rows(table, &recipe, encoding, matrix, Guide::None, false, planes).unwrap();
 
     // The constants in the header.
-    let scheme = match recipe.scheme {
+    let scheme = match layout.scheme {
         Scheme::Symmetric => 1,
         Scheme::Affine => 2,
     };
@@ -55,13 +47,13 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
         Float::F16 => 2,
         Float::BF16 => 3,
     };
-    let scales_are = match scale_dtype {
+    let scales_are = match layout.scale_dtype {
         ScaleDtype::F32 => 1,
         ScaleDtype::F16 => 2,
     };
     let numbers = [
-        recipe.format.bits(),
-        recipe.group_size.get().into(),
+        layout.width.bits(),
+        layout.group_size.get().into(),
         scheme,
         scales_are,
         dtype,
@@ -82,10 +74,10 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
     let x: Vec<f32> = (0..cols).map(|i| (i + 1) as f32).collect();
     let mut decoded = Vec::new();
     for row in 0..ROWS {
-        let planes = planes.row(layout, cols, row);
+        let planes = planes.row(encoding, cols, row);
         let mut weights = vec![0; cols * float.size()];
         table.decode_row(DecodeRow {
-            layout,
+            encoding,
             cols,
             planes,
             float,
@@ -95,7 +87,7 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
     }
     let mut y = [0.0; ROWS];
     table.matvec(MatVec {
-        layout,
+        encoding,
         cols,
         planes,
         rows: 0..ROWS,
@@ -105,7 +97,7 @@ fn case(recipe: Recipe, scale_dtype: ScaleDtype, float: Float, cols: usize) -> (
     });
     let products = y.map(f32::to_le_bytes).concat();
     let mut first = vec![0; cols];
-    unpack(recipe.format, &codes, &mut first);
+    unpack(layout.width, &codes, &mut first);
     (input.collect(), [decoded, products, first].concat())
 }
 
@@ -151,14 +143,16 @@ fn the_firmware_library_decodes_to_the_same_bits() {
                 for &float in Float::ALL {
                     for (group_size, cols) in [(16, 1), (16, 31), (128, 300), (0, 77), (64, 128)] {
                         let recipe = Recipe {
-                            format,
-                            scheme,
-                            group_size: GroupSize::new(group_size).unwrap(),
+                            encoding: format.encoding(Choice {
+                                scheme,
+                                group_size: GroupSize::new(group_size).unwrap(),
+                                scale_dtype,
+                            }),
                             method: Method::Lsq,
-                            gain: Gain::of(format),
+                            gain: format.spec().gain,
                             scales: ScalePolicy::Auto,
                         };
-                        let (given, wanted) = case(recipe, scale_dtype, float, cols);
+                        let (given, wanted) = case(recipe, float, cols);
                         input.extend(given);
                         expected.extend(wanted);
                         cases += 1;

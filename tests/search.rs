@@ -26,7 +26,7 @@ fn evolve(
 /// Returns a fitness with interacting layers: errors of consecutive layers multiply.
 fn worth(plan: &Plan) -> f64 {
     let error = |entry: &arrowquant::plan::PlanEntry| match entry.recipe {
-        Some(recipe) => (-(recipe.format.bits() as f64)).exp2(),
+        Some(recipe) => (-(recipe.format().spec().bits as f64)).exp2(),
         None => 0.0,
     };
     let weights = plan

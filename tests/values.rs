@@ -55,7 +55,8 @@ fn decode(model: &Model) -> Vec<f32> {
 }
 
 fn scale_dtype(model: &Model) -> ScaleDtype {
-    model.tensors()[0].tiles[0].tile.layout.unwrap().scale_dtype
+    let encoding = model.tensors()[0].tiles[0].tile.encoding.unwrap();
+    encoding.scale_dtype().unwrap()
 }
 
 #[test]
@@ -193,9 +194,8 @@ fn tensors_with_nan_are_kept_if_asked() {
     assert_eq!(
         model.tensors()[model.find("good.weight").unwrap()].tiles[0]
             .tile
-            .layout
+            .encoding
             .unwrap()
-            .format
             .name(),
         "int4"
     );

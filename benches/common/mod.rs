@@ -3,7 +3,8 @@
 use std::hint::black_box;
 
 use arrowquant::format::{
-    Float, Format, Gain, GroupSize, Layout, Method, Recipe, ScaleDtype, ScalePolicy, Scheme,
+    Choice, Encoding, Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy,
+    Scheme,
 };
 use arrowquant::kernel::{
     Activations, ActivationsMut, ByteMatVec, CompareRow, DecodeRow, ErrorSums, Isa, KernelTable,
@@ -73,9 +74,11 @@ fn weights(count: usize) -> Aligned<u8> {
 
 pub fn recipe(format: Format, scheme: Scheme, method: Method, gain: Gain) -> Recipe {
     Recipe {
-        format,
-        scheme,
-        group_size: GroupSize::new(128).unwrap(),
+        encoding: format.encoding(Choice {
+            scheme,
+            group_size: GroupSize::new(128).unwrap(),
+            scale_dtype: ScaleDtype::F16,
+        }),
         method,
         gain,
         scales: ScalePolicy::F16,
@@ -113,12 +116,12 @@ impl Bench {
         rows: usize,
         measure: bool,
     ) {
-        let layout = recipe.layout(ScaleDtype::F16);
         let cols = self.cols;
+        let [codes, scales, biases] = recipe.planned().plane_bytes(cols);
         let planes = PlanesMut {
-            codes: &mut self.codes.get_mut()[..rows * layout.code_bytes(cols)],
-            scales: &mut self.scales.get_mut()[..rows * layout.scale_bytes(cols)],
-            biases: &mut self.biases.get_mut()[..rows * layout.bias_bytes(cols)],
+            codes: &mut self.codes.get_mut()[..rows * codes],
+            scales: &mut self.scales.get_mut()[..rows * scales],
+            biases: &mut self.biases.get_mut()[..rows * biases],
         };
         let weights = &self.weights.get()[..rows * cols * 2];
         quantize_part(table, recipe, cols, weights, measure, planes);
@@ -136,15 +139,11 @@ impl Bench {
         recipe: &Recipe,
         measure: bool,
     ) {
-        let layout = recipe.layout(ScaleDtype::F16);
+        let [code_bytes, scale_bytes, _] = recipe.planned().plane_bytes(self.cols);
         let (cols, rows) = (self.cols, self.rows.div_ceil(threads));
         let weights = self.weights.get().chunks(rows * cols * 2);
-        let codes = self.codes.get_mut()[..self.rows * layout.code_bytes(cols)]
-            .chunks_mut(rows * layout.code_bytes(cols));
-        let scales = self
-            .scales
-            .get_mut()
-            .chunks_mut(rows * layout.scale_bytes(cols));
+        let codes = self.codes.get_mut()[..self.rows * code_bytes].chunks_mut(rows * code_bytes);
+        let scales = self.scales.get_mut().chunks_mut(rows * scale_bytes);
         std::thread::scope(|scope| {
             for ((weights, codes), scales) in weights.zip(codes).zip(scales) {
                 scope.spawn(move || {
@@ -159,12 +158,12 @@ impl Bench {
         });
     }
 
-    pub fn planes(&self, layout: Layout) -> Planes<'_> {
-        let cols = self.cols;
+    pub fn planes(&self, encoding: Encoding) -> Planes<'_> {
+        let [codes, scales, biases] = encoding.plane_bytes(self.cols);
         Planes {
-            codes: &self.codes.get()[..self.rows * layout.code_bytes(cols)],
-            scales: &self.scales.get()[..self.rows * layout.scale_bytes(cols)],
-            biases: &self.biases.get()[..self.rows * layout.bias_bytes(cols)],
+            codes: &self.codes.get()[..self.rows * codes],
+            scales: &self.scales.get()[..self.rows * scales],
+            biases: &self.biases.get()[..self.rows * biases],
         }
     }
 
@@ -178,23 +177,23 @@ impl Bench {
         table.compare(row).expect("finite weights")
     }
 
-    pub fn decode(&self, table: &KernelTable, layout: Layout, out: &mut [u8]) {
+    pub fn decode(&self, table: &KernelTable, encoding: Encoding, out: &mut [u8]) {
         for (row, weights) in out.chunks_exact_mut(self.cols * 4).enumerate() {
             table.decode_row(DecodeRow {
-                layout,
+                encoding,
                 cols: self.cols,
-                planes: self.planes(layout).row(layout, self.cols, row),
+                planes: self.planes(encoding).row(encoding, self.cols, row),
                 float: Float::F32,
                 weights,
             });
         }
     }
 
-    pub fn matvec(&self, table: &KernelTable, layout: Layout, x: &[f32], y: &mut [f32]) {
+    pub fn matvec(&self, table: &KernelTable, encoding: Encoding, x: &[f32], y: &mut [f32]) {
         table.matvec(MatVec {
-            layout,
+            encoding,
             cols: self.cols,
-            planes: self.planes(layout),
+            planes: self.planes(encoding),
             rows: 0..self.rows,
             x,
             y,
@@ -205,14 +204,14 @@ impl Bench {
     pub fn matvec_bytes(
         &self,
         table: &KernelTable,
-        layout: Layout,
+        encoding: Encoding,
         x: Activations<'_>,
         y: &mut [f32],
     ) {
         table.matvec_bytes(ByteMatVec {
-            layout,
+            encoding,
             cols: self.cols,
-            planes: self.planes(layout),
+            planes: self.planes(encoding),
             rows: 0..self.rows,
             x,
             y,
@@ -236,8 +235,8 @@ fn quantize_part(
         float: Float::BF16,
         weights,
     };
-    let f16 = ScaleDtype::F16;
-    let outcome = quantize_rows(table, recipe, f16, matrix, Guide::None, measure, planes);
+    let planned = recipe.planned();
+    let outcome = quantize_rows(table, recipe, planned, matrix, Guide::None, measure, planes);
     black_box(outcome.expect("finite weights"));
 }
 
@@ -249,15 +248,15 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    pub fn new(table: &KernelTable, layout: Layout, x: &[f32], cols: usize) -> Self {
-        let groups = x.len() / cols * layout.group_size.count(cols);
+    pub fn new(table: &KernelTable, encoding: Encoding, x: &[f32], cols: usize) -> Self {
+        let groups = x.len() / cols * encoding.groups(cols);
         let mut bytes = Self {
             values: vec![0; x.len()],
             scales: vec![0.0; groups],
             sums: vec![0.0; groups],
         };
         let out = ActivationsMut {
-            layout,
+            encoding,
             values: &mut bytes.values,
             scales: &mut bytes.scales,
             sums: &mut bytes.sums,

@@ -7,7 +7,7 @@ use core::ffi::c_void;
 use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard, read, versioned};
 use super::kernels::{check_len, matrix_len};
 use super::types::{FLOATS, aq_dtype, table};
-use crate::format::{Format, GroupSize};
+use crate::format::{GroupSize, Width};
 use crate::kernel::{ActivationGrid, QuantizeActivations};
 
 /// How activations are quantized: dynamically, by their own magnitudes, where scale is 0, else by a
@@ -94,7 +94,7 @@ pub unsafe extern "C" fn aq_quantize_activations(
                 cols,
                 x,
                 input_scale,
-                format: options.format()?,
+                width: options.width()?,
                 grid,
                 values,
             });
@@ -120,10 +120,10 @@ const DEFAULTS: aq_activation_options = aq_activation_options {
 };
 
 impl aq_activation_options {
-    fn format(&self) -> Result<Format, Fault> {
+    fn width(&self) -> Result<Width, Fault> {
         match self.bits {
-            0 | 8 => Ok(Format::Int8),
-            4 => Ok(Format::Int4),
+            0 | 8 => Ok(Width::Eight),
+            4 => Ok(Width::Four),
             bits => Err(Fault::Value {
                 what: "bits",
                 found: bits.into(),

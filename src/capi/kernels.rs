@@ -8,7 +8,7 @@ use core::ffi::c_void;
 
 use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard, put, read};
 use super::types::{FLOATS, FORMATS, aq_dtype, aq_format, aq_recipe, table};
-use crate::format::{self, Layout};
+use crate::format::{self, Encoding, Width};
 use crate::kernel::{DecodeRow, Planes};
 
 /// Bytes of each plane of `rows` rows of `cols` weights: how much memory quantizing them needs.
@@ -26,7 +26,7 @@ pub unsafe extern "C" fn aq_plane_sizes(
     // SAFETY: by the header's conventions, here and in all that follow.
     unsafe {
         guard(err, || {
-            let sizes = plane_sizes(layout(recipe)?, rows, cols)?;
+            let sizes = plane_sizes(encoding(recipe)?, rows, cols)?;
             let outputs = [(codes, "codes"), (scales, "scales"), (biases, "biases")];
             if let Some((_, what)) = outputs.iter().find(|output| output.0.is_null()) {
                 return Err(Fault::Null(what));
@@ -97,13 +97,13 @@ pub unsafe extern "C" fn aq_quantize_rows(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let (recipe, scale_dtype) = read(recipe, "recipe")?.read()?;
+            let recipe = read(recipe, "recipe")?.read()?;
             if recipe.method == Method::Gptq {
                 return Err(Fault::Argument(
                     "method is AQ_METHOD_GPTQ, which needs a calibration: it is for runs",
                 ));
             }
-            let sizes = plane_sizes(recipe.layout(scale_dtype), rows, cols)?;
+            let sizes = plane_sizes(recipe.planned(), rows, cols)?;
             let float = FLOATS.read(dtype)?;
             let weights = bytes::<u8>(weights.cast(), weights_len, "weights")?;
             check_len(
@@ -142,9 +142,16 @@ pub unsafe extern "C" fn aq_quantize_rows(
             };
             let measure = !quality.is_null();
             let table = table()?;
-            let outcome =
-                quantize_rows(table, &recipe, scale_dtype, matrix, guide, measure, planes)
-                    .map_err(Fault::Rows)?;
+            let outcome = quantize_rows(
+                table,
+                &recipe,
+                recipe.planned(),
+                matrix,
+                guide,
+                measure,
+                planes,
+            )
+            .map_err(Fault::Rows)?;
             if !quality.is_null() {
                 let bits = sizes.iter().sum::<usize>() as f64 * 8.0;
                 let measured = aq_quality {
@@ -228,9 +235,9 @@ pub unsafe extern "C" fn aq_dequantize_rows(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let layout = layout(recipe)?;
+            let encoding = encoding(recipe)?;
             let planes = planes(
-                layout,
+                encoding,
                 (rows, cols),
                 (codes, codes_len),
                 (scales, scales_len),
@@ -246,9 +253,9 @@ pub unsafe extern "C" fn aq_dequantize_rows(
             let table = table()?;
             let weights = weights.chunks_exact_mut((cols * float.size()).max(1));
             for (row, weights) in weights.enumerate() {
-                let planes = planes.row(layout, cols, row);
+                let planes = planes.row(encoding, cols, row);
                 table.decode_row(DecodeRow {
-                    layout,
+                    encoding,
                     cols,
                     planes,
                     float,
@@ -274,11 +281,11 @@ pub unsafe extern "C" fn aq_pack(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let format = FORMATS.read(format)?;
+            let width = uniform(format)?;
             let codes = bytes(codes, count, "codes")?;
             let packed = bytes_mut(packed.cast(), packed_len, "packed")?;
-            check_len("packed", packed.len(), format.row_bytes(count))?;
-            format::pack(format, codes, packed);
+            check_len("packed", packed.len(), width.row_bytes(count))?;
+            format::pack(width, codes, packed);
             Ok(())
         })
     }
@@ -297,25 +304,30 @@ pub unsafe extern "C" fn aq_unpack(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let format = FORMATS.read(format)?;
+            let width = uniform(format)?;
             let packed = bytes(packed.cast(), packed_len, "packed")?;
             let codes = bytes_mut(codes, count, "codes")?;
-            check_len("packed", packed.len(), format.row_bytes(count))?;
-            format::unpack(format, packed, codes);
+            check_len("packed", packed.len(), width.row_bytes(count))?;
+            format::unpack(width, packed, codes);
             Ok(())
         })
     }
 }
 
-pub(super) unsafe fn layout(recipe: *const aq_recipe) -> Result<Layout, Fault> {
+/// The width of a format of uniform codes.
+fn uniform(format: aq_format) -> Result<Width, Fault> {
+    let width = FORMATS.read(format)?.width();
+    width.ok_or(Fault::Argument("format has no uniform codes to pack"))
+}
+
+pub(super) unsafe fn encoding(recipe: *const aq_recipe) -> Result<Encoding, Fault> {
     // SAFETY: as the caller's.
-    let (recipe, scale_dtype) = unsafe { read(recipe, "recipe")? }.read()?;
-    Ok(recipe.layout(scale_dtype))
+    Ok(unsafe { read(recipe, "recipe")? }.read()?.planned())
 }
 
 /// The planes of a matrix of (rows, cols), by address and length, each of the length it must have.
 pub(super) unsafe fn planes<'a>(
-    layout: Layout,
+    encoding: Encoding,
     (rows, cols): (usize, usize),
     codes: (*const c_void, usize),
     scales: (*const c_void, usize),
@@ -330,19 +342,15 @@ pub(super) unsafe fn planes<'a>(
         }
     };
     let found = [planes.codes.len(), planes.scales.len(), planes.biases.len()];
-    check_planes(found, plane_sizes(layout, rows, cols)?)?;
+    check_planes(found, plane_sizes(encoding, rows, cols)?)?;
     Ok(planes)
 }
 
 /// Bytes of the planes of a matrix.
-fn plane_sizes(layout: Layout, rows: usize, cols: usize) -> Result<[usize; 3], Fault> {
+fn plane_sizes(encoding: Encoding, rows: usize, cols: usize) -> Result<[usize; 3], Fault> {
     // Then no size of a row overflows.
     matrix_len(rows.max(1), cols, 1)?;
-    let row = [
-        layout.code_bytes(cols),
-        layout.scale_bytes(cols),
-        layout.bias_bytes(cols),
-    ];
+    let row = encoding.plane_bytes(cols);
     let mut sizes = [0; 3];
     for (size, row) in sizes.iter_mut().zip(row) {
         *size = matrix_len(rows, row, 1)?;

@@ -14,6 +14,7 @@ use super::options::aq_run_options;
 use super::source::{aq_tensor_info, at, count};
 use super::types::*;
 use crate::error::Error;
+use crate::format::Encoding;
 use crate::model::{Model, TilePlanes};
 use crate::run;
 
@@ -288,14 +289,16 @@ impl aq_model {
         let (biases, biases_len) = place(planes.biases());
         let (input_scale, input_scale_len) = place(tile.input_scale.as_deref());
         let rotation = tile.rotation;
-        let layout = tile.layout.as_ref();
+        let encoding = tile.encoding;
         let cosine = tile.cosine.map(f64::from);
         Ok(aq_tensor_view {
             struct_size: 0,
-            format: layout.map_or(AQ_FORMAT_RAW, |l| FORMATS.write(l.format)),
-            group_size: layout.map_or(0, |l| l.group_size.get().into()),
-            scheme: layout.map_or(0, |l| SCHEMES.write(l.scheme)),
-            scale_dtype: layout.map_or(0, |l| SCALE_DTYPES.write(l.scale_dtype)),
+            format: encoding.map_or(AQ_FORMAT_RAW, |e| FORMATS.write(e.format())),
+            group_size: (encoding.and_then(Encoding::group_size))
+                .map_or(0, |size| size.get().into()),
+            scheme: (encoding.and_then(Encoding::scheme)).map_or(0, |s| SCHEMES.write(s)),
+            scale_dtype: (encoding.and_then(Encoding::scale_dtype))
+                .map_or(0, |dtype| SCALE_DTYPES.write(dtype)),
             dtype: DTYPES.write(tile.source_dtype),
             row_start: tile.row_start,
             rows: tile.row_count,

@@ -8,7 +8,7 @@ use super::handle::{Handle, Strings, borrow, borrow_mut, free, give};
 use super::options::aq_run_options;
 use super::source::{aq_source, at, count};
 use super::types::*;
-use crate::format::{Recipe, ScalePolicy};
+use crate::format::{Encoding, Recipe, ScalePolicy};
 use crate::plan::{NO_MIN_COSINE, Plan, PlanEntry};
 use crate::run;
 
@@ -80,11 +80,13 @@ versioned!(aq_tensor_plan {
 impl aq_tensor_plan {
     fn of(entry: &PlanEntry, strings: &Strings) -> Self {
         let recipe = entry.recipe.as_ref();
+        let encoding = recipe.map(Recipe::planned);
         Self {
             struct_size: 0,
-            format: recipe.map_or(AQ_FORMAT_RAW, |r| FORMATS.write(r.format)),
-            group_size: recipe.map_or(0, |r| r.group_size.get().into()),
-            scheme: recipe.map_or(0, |r| SCHEMES.write(r.scheme)),
+            format: recipe.map_or(AQ_FORMAT_RAW, |r| FORMATS.write(r.format())),
+            group_size: (encoding.and_then(Encoding::group_size))
+                .map_or(0, |size| size.get().into()),
+            scheme: (encoding.and_then(Encoding::scheme)).map_or(0, |s| SCHEMES.write(s)),
             scale_dtype: recipe.map_or(0, scale_dtype),
             method: recipe.map_or(0, |r| METHODS.write(r.method)),
             gain: recipe.map_or(0, |r| GAINS.write(r.gain)),

@@ -9,7 +9,7 @@
 use core::ffi::c_void;
 
 use super::guard::{aq_error, aq_status, bytes, bytes_mut, guard};
-use super::kernels::{check_len, layout, matrix_len, planes};
+use super::kernels::{check_len, encoding, matrix_len, planes};
 use super::types::{aq_recipe, table};
 use crate::kernel::MatVec;
 
@@ -40,9 +40,9 @@ pub unsafe extern "C" fn aq_matvec(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let layout = layout(recipe)?;
+            let encoding = encoding(recipe)?;
             let planes = planes(
-                layout,
+                encoding,
                 (rows, cols),
                 (codes, codes_len),
                 (scales, scales_len),
@@ -52,7 +52,7 @@ pub unsafe extern "C" fn aq_matvec(
             check_len("x", x.len(), matrix_len(batch, cols, 1)?)?;
             check_len("y", y.len(), matrix_len(batch, rows, 1)?)?;
             table()?.matvec(MatVec {
-                layout,
+                encoding,
                 cols,
                 planes,
                 rows: 0..rows,
@@ -97,7 +97,7 @@ pub unsafe extern "C" fn aq_quantize_vectors(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let layout = layout(recipe)?;
+            let encoding = encoding(recipe)?;
             let x = bytes(x, x_count, "x")?;
             let values = bytes_mut(values, values_count, "values")?;
             let scales = bytes_mut(scales, scales_count, "scales")?;
@@ -105,11 +105,11 @@ pub unsafe extern "C" fn aq_quantize_vectors(
             let count = matrix_len(batch, cols, 1)?;
             check_len("x", x.len(), count)?;
             check_len("values", values.len(), count)?;
-            let groups = matrix_len(batch, layout.group_size.count(cols), 1)?;
+            let groups = matrix_len(batch, encoding.groups(cols), 1)?;
             check_len("scales", scales.len(), groups)?;
             check_len("sums", sums.len(), groups)?;
             let out = ActivationsMut {
-                layout,
+                encoding,
                 values,
                 scales,
                 sums,
@@ -158,9 +158,9 @@ pub unsafe extern "C" fn aq_matvec_int8(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let layout = layout(recipe)?;
+            let encoding = encoding(recipe)?;
             let planes = planes(
-                layout,
+                encoding,
                 (rows, cols),
                 (codes, codes_len),
                 (scales, scales_len),
@@ -173,12 +173,12 @@ pub unsafe extern "C" fn aq_matvec_int8(
             };
             let y = bytes_mut(y, y_count, "y")?;
             check_len("x_values", x.values.len(), matrix_len(batch, cols, 1)?)?;
-            let groups = matrix_len(batch, layout.group_size.count(cols), 1)?;
+            let groups = matrix_len(batch, encoding.groups(cols), 1)?;
             check_len("x_scales", x.scales.len(), groups)?;
             check_len("x_sums", x.sums.len(), groups)?;
             check_len("y", y.len(), matrix_len(batch, rows, 1)?)?;
             table()?.matvec_bytes(ByteMatVec {
-                layout,
+                encoding,
                 cols,
                 planes,
                 rows: 0..rows,

@@ -4,7 +4,7 @@ use core::ffi::c_char;
 
 use super::guard::{Fault, versioned};
 use crate::format::{
-    Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme,
+    Choice, Float, Format, Gain, GroupSize, Method, Recipe, SPECS, ScaleDtype, ScalePolicy, Scheme,
 };
 use crate::kernel::KernelTable;
 #[cfg(feature = "std")]
@@ -126,14 +126,21 @@ impl<T: Copy + PartialEq> Codes<T> {
     }
 }
 
+/// Constants as the table of formats has them; those of this file are compared with it.
+const FORMAT_CODES: [(i32, Format); SPECS.len()] = {
+    let mut codes = [(0, SPECS[0].format); SPECS.len()];
+    let mut i = 0;
+    while i < codes.len() {
+        codes[i] = (SPECS[i].c_code, SPECS[i].format);
+        i += 1;
+    }
+    codes
+};
+
 pub(super) static FORMATS: Codes<Format> = Codes {
     what: "format",
     allowed: "AQ_FORMAT_INT2, _INT4 or _INT8",
-    rows: &[
-        (AQ_FORMAT_INT2, Format::Int2),
-        (AQ_FORMAT_INT4, Format::Int4),
-        (AQ_FORMAT_INT8, Format::Int8),
-    ],
+    rows: &FORMAT_CODES,
 };
 
 pub(super) static SCHEMES: Codes<Scheme> = Codes {
@@ -239,14 +246,13 @@ versioned!(aq_recipe {
 });
 
 impl aq_recipe {
-    pub(super) fn read(&self) -> Result<(Recipe, ScaleDtype), Fault> {
+    pub(super) fn read(&self) -> Result<Recipe, Fault> {
         let format = FORMATS.read(self.format)?;
         let scale_dtype = match self.scale_dtype {
             AQ_DTYPE_DEFAULT => ScaleDtype::F16,
             code => SCALE_DTYPES.read(code)?,
         };
-        let recipe = Recipe {
-            format,
+        let choice = Choice {
             scheme: match self.scheme {
                 AQ_SCHEME_DEFAULT => Scheme::Symmetric,
                 code => SCHEMES.read(code)?,
@@ -256,20 +262,23 @@ impl aq_recipe {
                 found: self.group_size.into(),
                 allowed: "0 or a multiple of 16 up to 1024",
             })?,
+            scale_dtype,
+        };
+        Ok(Recipe {
+            encoding: format.encoding(choice),
             method: match self.method {
                 AQ_METHOD_DEFAULT => Method::Lsq,
                 code => METHODS.read(code)?,
             },
             gain: match self.gain {
-                AQ_GAIN_DEFAULT => Gain::of(format),
+                AQ_GAIN_DEFAULT => format.spec().gain,
                 code => GAINS.read(code)?,
             },
             scales: match scale_dtype {
                 ScaleDtype::F16 => ScalePolicy::F16,
                 ScaleDtype::F32 => ScalePolicy::F32,
             },
-        };
-        Ok((recipe, scale_dtype))
+        })
     }
 }
 
@@ -289,6 +298,8 @@ mod tests {
     #[test]
     fn every_value_has_a_constant() {
         all_written(&FORMATS, Format::ALL);
+        let constants = [AQ_FORMAT_INT2, AQ_FORMAT_INT4, AQ_FORMAT_INT8];
+        assert_eq!(constants, SPECS.each_ref().map(|spec| spec.c_code));
         all_written(&SCHEMES, Scheme::ALL);
         all_written(&METHODS, Method::ALL);
         all_written(&GAINS, Gain::ALL);

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use parquet::data_type::ByteArray;
 
 use super::{Model, TileRef};
-use crate::format::{ActivationRange, Rotation};
+use crate::format::{ActivationRange, Encoding, Rotation, ScaleDtype, Scheme};
 use crate::schema::RAW;
 
 /// Reads a model as record batches of one tile each, in file order. The columns and their types are
@@ -109,7 +109,7 @@ fn batch(
     let failed = |error| ArrowError::ExternalError(Box::new(error));
     let planes = model.planes(tensor, tile).map_err(failed)?;
     let TileRef { tile, .. } = &model.tensors[tensor].tiles[tile];
-    let layout = tile.layout;
+    let encoding = tile.encoding;
     let text = |text: Option<&str>| -> ArrayRef { Arc::new(StringArray::from(vec![text])) };
     let float = |value: Option<f32>| -> ArrayRef { Arc::new(Float32Array::from(vec![value])) };
     let columns = schema
@@ -123,13 +123,18 @@ fn batch(
                 "row_count" => Arc::new(Int64Array::from(vec![tile.row_count as i64])),
                 "shape" => shape(tile.shape.dims(), field)?,
                 "source_dtype" => text(Some(tile.source_dtype.name())),
-                "format" => text(Some(layout.map_or(RAW, |l| l.format.name()))),
-                "scheme" => text(layout.map(|l| l.scheme.name())),
+                "format" => text(Some(encoding.map_or(RAW, Encoding::name))),
+                "scheme" => text(encoding.and_then(Encoding::scheme).map(Scheme::name)),
                 "group_size" => {
-                    let size = layout.map(|l| i32::from(l.group_size.get()));
+                    let size = encoding.and_then(Encoding::group_size);
+                    let size = size.map(|size| i32::from(size.get()));
                     Arc::new(Int32Array::from(vec![size]))
                 }
-                "scale_dtype" => text(layout.map(|l| l.scale_dtype.name())),
+                "scale_dtype" => text(
+                    encoding
+                        .and_then(Encoding::scale_dtype)
+                        .map(ScaleDtype::name),
+                ),
                 "codes" => plane(Some(&planes.codes))?,
                 "scales" => plane(planes.scales.as_ref())?,
                 "biases" => plane(planes.biases.as_ref())?,

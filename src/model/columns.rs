@@ -8,7 +8,7 @@ use parquet::data_type::ByteArray;
 
 use crate::error::{Error, Result};
 use crate::format::{
-    ActivationRange, Format, GroupSize, Layout, Rotation, ScaleDtype, Scheme, UnknownName,
+    ActivationRange, Choice, Encoding, Format, GroupSize, Rotation, ScaleDtype, Scheme, UnknownName,
 };
 use crate::schema::{Column, MAX_RANGES, RAW, Tile};
 use crate::tensor::{Dtype, Shape, check_limits};
@@ -69,11 +69,11 @@ impl Columns {
         let dtype = self.source_dtypes[row].as_deref().unwrap_or_default();
         let source_dtype =
             Dtype::from_name(dtype).ok_or_else(|| refuse(format!("unknown dtype '{dtype}'")))?;
-        let layout = match self.formats[row].as_deref() {
+        let encoding = match self.formats[row].as_deref() {
             Some(RAW) => None,
-            _ => Some(self.layout(row).map_err(refuse)?),
+            _ => Some(self.encoding(row).map_err(refuse)?),
         };
-        if layout.is_some() && source_dtype.float().is_none() {
+        if encoding.is_some() && source_dtype.float().is_none() {
             return Err(refuse(format!("{source_dtype} cannot have been quantized")));
         }
         let tile = Tile {
@@ -82,7 +82,7 @@ impl Columns {
             row_count,
             shape,
             source_dtype,
-            layout,
+            encoding,
             input_scale: self.input_scale(row),
             rotation: self.rotation(row).map_err(refuse)?,
             activation: self.activation.of(row).map_err(refuse)?.into(),
@@ -116,16 +116,19 @@ impl Columns {
         }
     }
 
-    fn layout(&self, row: usize) -> Result<Layout, String> {
+    fn encoding(&self, row: usize) -> Result<Encoding, String> {
+        let format = parse::<Format>(&self.formats[row])?;
+        if !format.spec().has_choices {
+            return Ok(format.encoding(Choice::DEFAULT));
+        }
         let group_size = self.group_sizes[row].and_then(|size| u64::try_from(size).ok());
-        Ok(Layout {
-            format: parse::<Format>(&self.formats[row])?,
+        Ok(format.encoding(Choice {
             scheme: parse::<Scheme>(&self.schemes[row])?,
             group_size: group_size
                 .and_then(GroupSize::new)
                 .ok_or("its group size is not allowed")?,
             scale_dtype: parse::<ScaleDtype>(&self.scale_dtypes[row])?,
-        })
+        }))
     }
 }
 
@@ -159,7 +162,7 @@ impl Activation {
 /// Checks that the transform can be undone.
 fn check_transform(tile: &Tile) -> Result<(), String> {
     let (transform, cols) = (tile.transform(), tile.shape.cols());
-    match tile.layout {
+    match tile.encoding {
         None if !transform.is_identity() => {
             Err("it is kept, but has an input scale or a rotation".to_owned())
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Model, Tensor, TileRef, choose_table};
 use crate::error::{Error, Result};
-use crate::format::{Float, Layout, Scheme, Transform};
+use crate::format::{Encoding, Float, Transform};
 use crate::kernel::{DecodeRow, KernelTable, MatVec, Planes};
 use crate::quantize::transform;
 use crate::schema::Tile;
@@ -40,12 +40,12 @@ impl Model {
             }
             let planes = self.planes(tensor, index)?;
             let out = &mut out[(start - rows.start) * row_bytes..(end - rows.start) * row_bytes];
-            match tile.layout {
-                Some(layout) => {
-                    let mut decode = Decoder::new(tile, layout)?;
+            match tile.encoding {
+                Some(encoding) => {
+                    let mut decode = Decoder::new(tile, encoding)?;
                     for row in start..end {
                         let at = (row - start) * row_bytes;
-                        let planes = planes.as_planes().row(layout, cols, row - tile.row_start);
+                        let planes = planes.as_planes().row(encoding, cols, row - tile.row_start);
                         let weights = &mut out[at..at + row_bytes];
                         if !decode.row(planes, float, weights) {
                             return Err(self.not_decodable(&info.name, row));
@@ -113,12 +113,12 @@ impl Model {
             }
         };
         for (number, TileRef { tile, .. }) in tiles.iter().enumerate() {
-            let Some(layout) = tile.layout else {
+            let Some(encoding) = tile.encoding else {
                 return Err(Error::tensor(&self.path, &info.name, "it is not quantized"));
             };
             let planes = self.planes(tensor, number)?;
             table.matvec(MatVec {
-                layout,
+                encoding,
                 cols: info.shape.cols(),
                 planes: planes.as_planes(),
                 rows: tile.row_start..tile.row_start + tile.row_count,
@@ -144,7 +144,7 @@ impl Model {
 /// Decodes rows of a quantized tile, and undoes the transform of its columns.
 pub(super) struct Decoder<'a> {
     table: &'static KernelTable,
-    layout: Layout,
+    encoding: Encoding,
     transform: Transform<'a>,
     cols: usize,
     /// An intermediate row of f32; empty if there is nothing to undo.
@@ -152,12 +152,12 @@ pub(super) struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    pub(super) fn new(tile: &'a Tile, layout: Layout) -> Result<Self> {
+    pub(super) fn new(tile: &'a Tile, encoding: Encoding) -> Result<Self> {
         let (transform, cols) = (tile.transform(), tile.shape.cols());
         let len = if transform.is_identity() { 0 } else { cols };
         Ok(Self {
             table: choose_table()?,
-            layout,
+            encoding,
             transform,
             cols,
             row: vec![0; len * Float::F32.size()],
@@ -172,34 +172,29 @@ impl<'a> Decoder<'a> {
             return finite;
         }
         self.table.decode_row(DecodeRow {
-            layout: self.layout,
+            encoding: self.encoding,
             cols: self.cols,
             planes,
             float,
             weights,
         });
-        decodable(self.layout, planes)
+        self.decodable(planes)
     }
 
     /// Whether all codes of a row decode to finite numbers, and undoing the transform keeps them
     /// finite.
     pub(super) fn is_finite(&mut self, planes: Planes<'_>) -> bool {
-        let (table, layout, row) = (self.table, self.layout, &mut self.row);
-        decodable(layout, planes)
+        let decodable = self.decodable(planes);
+        let (table, encoding, row) = (self.table, self.encoding, &mut self.row);
+        decodable
             && (self.transform.is_identity()
-                || transform::decode_row(table, layout, self.transform, self.cols, planes, row))
+                || transform::decode_row(table, encoding, self.transform, self.cols, planes, row))
     }
-}
 
-/// Whether every code of a row decodes to a finite f32, as in any file that ArrowQuant writes.
-fn decodable(layout: Layout, row: Planes<'_>) -> bool {
-    let dtype = layout.scale_dtype;
-    let bias = |group| match layout.scheme {
-        Scheme::Symmetric => 0.0,
-        Scheme::Affine => dtype.get(row.biases, group),
-    };
-    (0..row.scales.len() / dtype.size())
-        .all(|group| layout.decodable(dtype.get(row.scales, group), bias(group)))
+    /// Whether every code of a row decodes to a finite f32, as in any file that ArrowQuant writes.
+    fn decodable(&self, planes: Planes<'_>) -> bool {
+        self.table.decodable(self.encoding, self.cols, planes)
+    }
 }
 
 /// Converts kept values, rounding half to even where the result is narrower. False if a finite

@@ -55,7 +55,7 @@ pub struct Tensor {
 impl Tensor {
     /// Whether the tensor is quantized, rather than kept.
     pub fn is_quantized(&self) -> bool {
-        self.tiles.iter().any(|tile| tile.tile.layout.is_some())
+        self.tiles.iter().any(|tile| tile.tile.encoding.is_some())
     }
 
     /// Returns the transform of its columns before quantization, which all tiles share.
@@ -365,11 +365,11 @@ impl Model {
                 tile: tile.tile,
             });
         }
-        if let Some(layout) = tile.layout {
+        if let Some(encoding) = tile.encoding {
             let cols = tile.shape.cols();
-            let row = |row| planes.as_planes().row(layout, cols, row);
+            let row = |row| planes.as_planes().row(encoding, cols, row);
             let piece = rows_per_piece(cols);
-            let mut decode = Decoder::new(tile, layout)?;
+            let mut decode = Decoder::new(tile, encoding)?;
             for start in (0..tile.row_count).step_by(piece) {
                 let mut rows = start..tile.row_count.min(start + piece);
                 let fails = |&i: &usize| !decode.is_finite(row(i));

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use super::rules::{parse_group_size, parse_named};
 use crate::error::{Error, Result};
-use crate::format::{Format, GroupSize, Scheme};
+use crate::format::{Format, GroupSize, SPECS, Scheme};
 
 /// One way to store a tensor. `None` follows the settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,14 +36,6 @@ pub(super) struct Fixed {
     pub(super) scheme: Option<Scheme>,
 }
 
-/// The usual candidates, from few bits to many. Biases are only worth their bits at 2 bits.
-const USUAL: &[(Format, Scheme, &[u64])] = &[
-    (Format::Int2, Scheme::Symmetric, &[0, 256, 128, 64, 32]),
-    (Format::Int2, Scheme::Affine, &[128, 64, 32]),
-    (Format::Int4, Scheme::Symmetric, &[256, 128, 64, 32]),
-    (Format::Int8, Scheme::Symmetric, &[128]),
-];
-
 impl Candidates {
     pub(super) fn list(&self, fixed: Fixed) -> Vec<Candidate> {
         let keep = Candidate {
@@ -58,17 +50,18 @@ impl Candidates {
             return these.clone();
         };
         let mut usual = Vec::new();
-        for &(format, scheme, sizes) in USUAL {
-            let scheme = fixed.scheme.unwrap_or(scheme);
-            let sizes = sizes.iter().filter_map(|&size| GroupSize::new(size));
-            for group_size in sizes.map(|size| fixed.group_size.unwrap_or(size)) {
-                let candidate = Candidate {
-                    format: Some(format),
-                    group_size: Some(group_size),
-                    scheme: Some(scheme),
-                };
-                if fixed.format.is_none_or(|fixed| fixed == format) && !usual.contains(&candidate) {
-                    usual.push(candidate);
+        let specs = SPECS.iter();
+        for spec in specs.filter(|spec| fixed.format.is_none_or(|f| f == spec.format)) {
+            let candidate = |scheme, size: u16| Candidate {
+                format: Some(spec.format),
+                group_size: fixed.group_size.or(GroupSize::new(size.into())),
+                scheme: Some(fixed.scheme.unwrap_or(scheme)),
+            };
+            for &(scheme, sizes) in spec.usual {
+                for candidate in sizes.iter().map(|&size| candidate(scheme, size)) {
+                    if !usual.contains(&candidate) {
+                        usual.push(candidate);
+                    }
                 }
             }
         }

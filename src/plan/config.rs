@@ -17,7 +17,7 @@ use super::rules::{
 };
 use crate::calibrate::TimeWeighting;
 use crate::error::{Error, Result};
-use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
+use crate::format::{Choice, Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
 
 /// Compression of the planes in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -373,11 +373,12 @@ impl Config {
     pub fn get(&self, key: &str) -> Result<String> {
         check_key(key)?;
         let recipe = self.recipe(self.format());
+        let choice = recipe.encoding.choice();
         Ok(match key {
             "deployment_profile" => self.profile().name().to_owned(),
-            "bit_width" => recipe.format.bits().to_string(),
-            "group_size" => recipe.group_size.to_string(),
-            "scheme" => recipe.scheme.to_string(),
+            "bit_width" => recipe.format().spec().setting.to_owned(),
+            "group_size" => choice.group_size.to_string(),
+            "scheme" => choice.scheme.to_string(),
             "method" => recipe.method.to_string(),
             "gain" => self.gain.map_or("auto", Gain::name).to_owned(),
             "scale_dtype" => recipe.scales.to_string(),
@@ -512,12 +513,12 @@ impl Config {
         };
         let recipe = |candidate: Candidate| {
             let format = candidate.format?;
-            let recipe = self.recipe(format);
-            Some(Recipe {
-                group_size: candidate.group_size.unwrap_or(recipe.group_size),
-                scheme: candidate.scheme.unwrap_or(recipe.scheme),
-                ..recipe
-            })
+            let mut recipe = self.recipe(format);
+            recipe.encoding = recipe.encoding.chosen(|choice| {
+                choice.group_size = candidate.group_size.unwrap_or(choice.group_size);
+                choice.scheme = candidate.scheme.unwrap_or(choice.scheme);
+            });
+            Some(recipe)
         };
         self.candidates
             .list(fixed)
@@ -611,16 +612,18 @@ impl Config {
     /// Returns the settings that matter without a calibration.
     fn values(&self) -> Value {
         let recipe = self.recipe(self.format());
+        let choice = recipe.encoding.choice();
+        let setting = recipe.format().spec().setting;
         json!({
-            "bit_width": recipe.format.bits(),
+            "bit_width": setting.parse().map_or(json!(setting), |bits: u64| json!(bits)),
             "gain": self.gain.map_or("auto", Gain::name),
-            "group_size": recipe.group_size.get(),
+            "group_size": choice.group_size.get(),
             "method": recipe.method.name(),
             "min_cosine": self.get("min_cosine").unwrap_or_default(),
             "on_nonfinite": self.get("on_nonfinite").unwrap_or_default(),
             "rules": self.rule_texts(),
             "scale_dtype": recipe.scales.name(),
-            "scheme": recipe.scheme.name(),
+            "scheme": choice.scheme.name(),
         })
     }
 
@@ -653,13 +656,16 @@ impl Config {
                 true => Method::Gptq,
                 false => Method::Lsq,
             });
+        let scales = self.scales.unwrap_or(ScalePolicy::Auto);
         Recipe {
-            format,
-            scheme: self.scheme.unwrap_or(Scheme::Symmetric),
-            group_size: self.group_size.unwrap_or(self.profile().group_size()),
-            method,
-            gain: self.gain.unwrap_or(Gain::of(format)),
-            scales: self.scales.unwrap_or(ScalePolicy::Auto),
+            encoding: format.encoding(Choice {
+                scheme: self.scheme.unwrap_or(Scheme::Symmetric),
+                group_size: self.group_size.unwrap_or(self.profile().group_size()),
+                scale_dtype: scales.planned(),
+            }),
+            method: format.method(method),
+            gain: self.gain.unwrap_or(format.spec().gain),
+            scales,
         }
     }
 

@@ -11,7 +11,7 @@ use super::{
     restore_config, rules,
 };
 use crate::error::{Error, Result};
-use crate::format::{GroupSize, Recipe};
+use crate::format::{Choice, Format, GroupSize, Recipe, ScalePolicy};
 use crate::tensor::{Dtype, MAX_TENSORS, Shape, TensorInfo, check_limits};
 
 /// Version of the plan's JSON.
@@ -234,12 +234,14 @@ impl From<&PlanEntry> for EntryJson {
             name: entry.tensor.name.clone(),
             shape: entry.tensor.shape.dims().to_vec(),
             dtype: entry.tensor.dtype.name().to_owned(),
-            format: recipe.map_or(KEEP, |r| r.format.name()).to_owned(),
-            scheme: recipe.map(|r| r.scheme.to_string()),
-            group_size: recipe.map(|r| u64::from(r.group_size.get())),
+            format: recipe.map_or(KEEP, |r| r.format().name()).to_owned(),
+            scheme: recipe.and_then(|r| Some(r.encoding.scheme()?.to_string())),
+            group_size: recipe.and_then(|r| Some(u64::from(r.encoding.group_size()?.get()))),
             method: recipe.map(|r| r.method.to_string()),
             gain: recipe.map(|r| r.gain.to_string()),
-            scale_dtype: recipe.map(|r| r.scales.to_string()),
+            scale_dtype: recipe
+                .filter(|r| r.encoding.spec().has_choices)
+                .map(|r| r.scales.to_string()),
             min_cosine: Some(entry.min_cosine).filter(|c| *c != NO_MIN_COSINE),
             bytes: entry.bytes(),
             bits_per_weight: entry.bits_per_weight(),
@@ -260,20 +262,26 @@ impl EntryJson {
             None
         } else {
             let read = || -> Result<Recipe> {
-                let size = self
-                    .group_size
-                    .ok_or_else(|| refuse("group_size is missing".into()))?;
+                let format: Format = rules::parse_named("keep, or a format", &self.format)?;
+                let (mut choice, mut scales) = (Choice::DEFAULT, ScalePolicy::Auto);
+                if format.spec().has_choices {
+                    let size = self
+                        .group_size
+                        .ok_or_else(|| refuse("group_size is missing".into()))?;
+                    let dtype = field(self.scale_dtype, "scale_dtype")?;
+                    scales = rules::parse_named("scale_dtype", &dtype)?;
+                    choice = Choice {
+                        scheme: rules::parse_named("scheme", &field(self.scheme, "scheme")?)?,
+                        group_size: GroupSize::new(size)
+                            .ok_or_else(|| refuse(format!("{size} is not a group size")))?,
+                        scale_dtype: scales.planned(),
+                    };
+                }
                 Ok(Recipe {
-                    format: rules::parse_named("keep, or a format", &self.format)?,
-                    scheme: rules::parse_named("scheme", &field(self.scheme, "scheme")?)?,
-                    group_size: GroupSize::new(size)
-                        .ok_or_else(|| refuse(format!("{size} is not a group size")))?,
+                    encoding: format.encoding(choice),
                     method: rules::parse_named("method", &field(self.method, "method")?)?,
                     gain: rules::parse_named("gain", &field(self.gain, "gain")?)?,
-                    scales: rules::parse_named(
-                        "scale_dtype",
-                        &field(self.scale_dtype, "scale_dtype")?,
-                    )?,
+                    scales,
                 })
             };
             Some(read().map_err(|error| match error {

@@ -71,7 +71,7 @@ impl PlanEntry {
         let shape = &self.tensor.shape;
         match recipe {
             Some(recipe) => {
-                let row = recipe.planned_layout().row_bytes(shape.cols());
+                let row = recipe.planned().row_bytes(shape.cols());
                 shape.rows().saturating_mul(row)
             }
             None => self.source_bytes(),

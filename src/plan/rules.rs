@@ -6,7 +6,7 @@ use std::str::FromStr;
 use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Result};
-use crate::format::{Format, Gain, GroupSize, Method, Recipe, ScalePolicy, Scheme};
+use crate::format::{Format, Gain, GroupSize, Method, Recipe, SPECS, ScalePolicy, Scheme};
 use crate::tensor::MAX_NAME;
 
 /// The most bytes of a pattern for one name: each letter may be escaped.
@@ -199,9 +199,9 @@ impl Rule {
         Self {
             pattern,
             keep: false,
-            format: Some(recipe.format),
-            group_size: Some(recipe.group_size),
-            scheme: Some(recipe.scheme),
+            format: Some(recipe.format()),
+            group_size: recipe.encoding.group_size(),
+            scheme: recipe.encoding.scheme(),
             method: Some(recipe.method),
             gain: Some(recipe.gain),
             scales: Some(recipe.scales),
@@ -244,11 +244,17 @@ impl Rule {
 
     /// Applies the rule to a recipe, except for its bits.
     pub(super) fn change(&self, recipe: &mut Recipe) {
-        recipe.group_size = self.group_size.unwrap_or(recipe.group_size);
-        recipe.scheme = self.scheme.unwrap_or(recipe.scheme);
-        recipe.method = self.method.unwrap_or(recipe.method);
+        let format = recipe.format();
+        recipe.method = self
+            .method
+            .map_or(recipe.method, |method| format.method(method));
         recipe.gain = self.gain.unwrap_or(recipe.gain);
         recipe.scales = self.scales.unwrap_or(recipe.scales);
+        recipe.encoding = recipe.encoding.chosen(|choice| {
+            choice.group_size = self.group_size.unwrap_or(choice.group_size);
+            choice.scheme = self.scheme.unwrap_or(choice.scheme);
+            choice.scale_dtype = recipe.scales.planned();
+        });
     }
 
     /// Adds settings in the format of `--rule`, after the `=`.
@@ -298,7 +304,8 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = [
             self.keep.then(|| "keep".to_owned()),
-            self.format.map(|format| format!("bits:{}", format.bits())),
+            self.format
+                .map(|format| format!("bits:{}", format.spec().setting)),
             self.group_size.map(|size| format!("group:{size}")),
             self.scheme.map(|scheme| format!("scheme:{scheme}")),
             self.method.map(|method| format!("method:{method}")),
@@ -315,11 +322,21 @@ impl fmt::Display for Rule {
 }
 
 pub(super) fn parse_bits(key: &str, value: &str) -> Result<Format> {
-    value
-        .parse()
-        .ok()
-        .and_then(Format::from_bits)
-        .ok_or_else(|| Error::config(key, format!("invalid value '{value}' (expected 2, 4 or 8)")))
+    // Numbers may be written in more ways than one.
+    let number = value.parse().map(|number: u64| number.to_string());
+    let setting = number.as_deref().unwrap_or(value);
+    let spec = SPECS.iter().find(|spec| spec.setting == setting);
+    spec.map(|spec| spec.format).ok_or_else(|| {
+        let settings: Vec<&str> = SPECS.iter().map(|spec| spec.setting).collect();
+        let expected = match settings.split_last() {
+            Some((last, rest)) if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+            _ => settings.concat(),
+        };
+        Error::config(
+            key,
+            format!("invalid value '{value}' (expected {expected})"),
+        )
+    })
 }
 
 pub(super) fn parse_group_size(key: &str, value: &str) -> Result<GroupSize> {

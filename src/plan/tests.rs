@@ -86,13 +86,20 @@ fn rules_win_over_built_in_ones_and_later_over_earlier() {
     let recipe = |i: usize| plan.entries[i].recipe;
     let qkv = recipe(1).unwrap();
     assert_eq!(
-        (qkv.format, qkv.group_size.get(), qkv.scheme),
+        (
+            qkv.format(),
+            qkv.encoding.choice().group_size.get(),
+            qkv.encoding.choice().scheme
+        ),
         (Format::Int8, 64, Scheme::Affine)
     );
     // A bias that a rule gives bits is quantized, though built-in rules would keep it.
-    assert_eq!(recipe(2).unwrap().scheme, Scheme::Symmetric);
+    assert_eq!(
+        recipe(2).unwrap().encoding.choice().scheme,
+        Scheme::Symmetric
+    );
     assert_eq!(recipe(3), None);
-    assert_eq!(recipe(4).unwrap().format, Format::Int2);
+    assert_eq!(recipe(4).unwrap().format(), Format::Int2);
     assert_eq!(plan.unused_rules, ["nothing.*=keep"]);
 }
 
@@ -119,7 +126,7 @@ fn a_later_keep_saves_what_bits_cannot_be_given_to() {
     let plan = plan(&with_rules(&["*=bits:8", "position*=keep"])).unwrap();
     assert_eq!(plan.entries[5].reason, "rule position*=keep");
     assert_eq!(plan.entries[6].reason, "scalar");
-    assert_eq!(plan.entries[2].recipe.unwrap().format, Format::Int8);
+    assert_eq!(plan.entries[2].recipe.unwrap().format(), Format::Int8);
 }
 
 #[test]
@@ -131,7 +138,7 @@ fn an_edited_entry_is_recorded_as_a_rule() {
         "name": "blocks.0.mlp.fc1.weight", "shape": [5, 129], "dtype": "f32", "format": "keep",
     });
     let edited = Plan::from_json(&json.to_string()).unwrap();
-    assert_eq!(edited.entries[1].recipe.unwrap().format, Format::Int8);
+    assert_eq!(edited.entries[1].recipe.unwrap().format(), Format::Int8);
     assert_eq!(
         edited.entries[1].recipe.unwrap().gain,
         plan.entries[1].recipe.unwrap().gain
@@ -237,7 +244,10 @@ fn what_one_tensor_gets_can_be_set() {
     let name = "blocks.0.attn.qkv.weight";
     changed.set(name, "bits:8, group:64").unwrap();
     let recipe = changed.entries[1].recipe.unwrap();
-    assert_eq!((recipe.format, recipe.group_size.get()), (Format::Int8, 64));
+    assert_eq!(
+        (recipe.format(), recipe.encoding.choice().group_size.get()),
+        (Format::Int8, 64)
+    );
     changed.set(name, "keep").unwrap();
     assert_eq!(changed.entries[1].recipe, None);
     let before = changed.clone();
@@ -329,7 +339,7 @@ fn a_family_has_a_list_of_what_it_keeps() {
     assert_eq!(json["evidence"][0], found.evidence[0].as_str());
     // Bits undo it, and so does another modality.
     let with_bits = plan(&with_rules(&["x_embedder*weight=bits:8"]));
-    assert_eq!(with_bits.entries[0].recipe.unwrap().format, Format::Int8);
+    assert_eq!(with_bits.entries[0].recipe.unwrap().format(), Format::Int8);
     let with_group = plan(&with_rules(&["x_embedder*weight=group:64"]));
     assert_eq!(with_group.entries[0].recipe, None);
     for (modality, kept) in [("image", true), ("audio", false), ("unknown", false)] {

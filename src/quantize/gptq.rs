@@ -163,7 +163,7 @@ impl<'a> Bundle<'a> {
         }
         self.best_grids = Grids::default();
         for row in 0..count {
-            let codes = &codes[row * layout.code_bytes(cols)..][..layout.code_bytes(cols)];
+            let codes = row_mut(codes, row, layout.code_bytes(cols));
             let scales = row_mut(scales, row, layout.scale_bytes(cols));
             let biases = row_mut(biases, row, layout.bias_bytes(cols));
             // `w H q^T`; unknown for rows that were only rounded.
@@ -171,8 +171,9 @@ impl<'a> Bundle<'a> {
             if rows.recipe.gain == Gain::Unit && near[row] && product > 0.0 {
                 let gain = (signal[row] / product) as f32;
                 let scaled = RescaleRow {
-                    layout,
+                    encoding: layout.into(),
                     gain,
+                    codes: &mut *codes,
                     scales: &mut *scales,
                     biases: &mut *biases,
                 };
@@ -182,10 +183,10 @@ impl<'a> Bundle<'a> {
             }
             total.largest_scale = total
                 .largest_scale
-                .max(largest_scale(layout.scale_dtype, scales));
+                .max(largest_scale(Some(layout.scale_dtype), scales));
             if rows.measure {
                 total.error.add(self.table.error_row(ErrorRow {
-                    layout,
+                    encoding: layout.into(),
                     cols,
                     planes: Planes {
                         codes,
@@ -217,7 +218,7 @@ impl<'a> Bundle<'a> {
     fn load_grids(&mut self, scales: &[Vec<u8>], biases: &[Vec<u8>], multiple: f32) {
         let groups = self.layout.group_size.count(self.factor.cols);
         let dtype = self.layout.scale_dtype;
-        let half = f32::from(self.layout.format.max_code()) / 2.0;
+        let half = f32::from(self.layout.width.max_code()) / 2.0;
         let affine = self.layout.scheme == Scheme::Affine;
         let Grids {
             scales: to_scales,
@@ -354,7 +355,7 @@ impl<'a> Bundle<'a> {
         for (k, &column) in self.factor.order.iter().enumerate() {
             self.row_codes[column as usize] = self.best_codes[k * BUNDLE + row] as u8;
         }
-        format::pack(self.layout.format, &self.row_codes, planes.codes);
+        format::pack(self.layout.width, &self.row_codes, planes.codes);
         let dtype = self.layout.scale_dtype;
         for group in 0..self.layout.group_size.count(self.factor.cols) {
             let at = group * BUNDLE + row;

@@ -7,7 +7,7 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::*;
 use crate::calibrate::{Activations, Calibration, CalibrationOptions, TimeWeighting};
-use crate::format::{Format, GroupSize, ScalePolicy, unpack};
+use crate::format::{Choice, Format, GroupSize, ScaleDtype, ScalePolicy, unpack};
 use crate::kernel::{DecodeRow, Isa};
 
 struct Case {
@@ -38,9 +38,11 @@ impl Case {
             rows,
             cols,
             recipe: Recipe {
-                format,
-                scheme,
-                group_size: GroupSize::new(group).unwrap(),
+                encoding: format.encoding(Choice {
+                    scheme,
+                    group_size: GroupSize::new(group).unwrap(),
+                    scale_dtype: ScaleDtype::F32,
+                }),
                 method: Method::Gptq,
                 gain: Gain::Lsq,
                 scales: ScalePolicy::F32,
@@ -73,11 +75,10 @@ impl Case {
     }
 
     fn quantize(&self, table: &KernelTable, guide: Guide<'_>) -> (Vec<u8>, Vec<f32>, Outcome) {
-        let layout = self.recipe.layout(ScaleDtype::F32);
-        let plane = |row: usize| vec![0; self.rows * row];
-        let mut codes = plane(layout.code_bytes(self.cols));
-        let mut scales = plane(layout.scale_bytes(self.cols));
-        let mut biases = plane(layout.bias_bytes(self.cols));
+        let encoding = self.recipe.planned();
+        let layout = encoding.layout().unwrap();
+        let sizes = encoding.plane_bytes(self.cols);
+        let [mut codes, mut scales, mut biases] = sizes.map(|row| vec![0; self.rows * row]);
         let values = bytes(&self.weights);
         let matrix = Matrix {
             rows: self.rows,
@@ -90,16 +91,8 @@ impl Case {
             scales: &mut scales,
             biases: &mut biases,
         };
-        let outcome = quantize_rows(
-            table,
-            &self.recipe,
-            ScaleDtype::F32,
-            matrix,
-            guide,
-            true,
-            planes,
-        )
-        .unwrap();
+        let outcome =
+            quantize_rows(table, &self.recipe, encoding, matrix, guide, true, planes).unwrap();
         let mut unpacked = vec![0; self.rows * self.cols];
         let mut decoded = vec![0.0f32; self.rows * self.cols];
         let planes = Planes {
@@ -108,12 +101,12 @@ impl Case {
             biases: &biases,
         };
         for row in 0..self.rows {
-            let planes = planes.row(layout, self.cols, row);
+            let planes = planes.row(encoding, self.cols, row);
             let range = row * self.cols..(row + 1) * self.cols;
-            unpack(layout.format, planes.codes, &mut unpacked[range.clone()]);
+            unpack(layout.width, planes.codes, &mut unpacked[range.clone()]);
             let mut out = vec![0; self.cols * 4];
             table.decode_row(DecodeRow {
-                layout,
+                encoding,
                 cols: self.cols,
                 planes,
                 float: Float::F32,
@@ -203,8 +196,8 @@ fn plain(
     grids: &[(f64, f64)],
 ) -> Vec<u8> {
     let n = case.cols;
-    let span = case.recipe.group_size.span(n);
-    let most = f64::from(case.recipe.format.max_code());
+    let span = case.recipe.encoding.span(n);
+    let most = f64::from(case.recipe.format().width().unwrap().max_code());
     let mut w: Vec<f64> = order
         .iter()
         .map(|&j| f64::from(case.weights[row * n + j]))
@@ -268,7 +261,7 @@ fn codes_are_those_of_the_paper() {
             .map(|&i| order.iter().map(|&j| h[i][j]).collect())
             .collect();
         let u = upper(&inverse(permuted));
-        let span = case.recipe.group_size.span(cols);
+        let span = case.recipe.encoding.span(cols);
         let mut differ = 0;
         for row in 0..rows {
             let mut grids = Vec::new();

@@ -8,7 +8,7 @@ pub mod transform;
 
 pub use factor::{Factor, floored};
 
-use crate::format::{Float, Gain, Layout, Method, Recipe, ScaleDtype, Scheme};
+use crate::format::{Encoding, Float, Gain, Method, Recipe, ScaleDtype, Scheme};
 use crate::kernel::{
     BUNDLE, ErrorRow, ErrorSums, Fit, GainSums, KernelTable, Moments, Planes, QuantizeRow,
     RescaleRow, RowFault, Sums, moments_tell,
@@ -142,20 +142,22 @@ impl Fault {
 /// `method: gptq` without a factor is `lsq`, with the importance if there is any.
 ///
 /// # Errors
-/// A weight is not finite, or a scale does not fit `scale_dtype`. The contents of the planes are
-/// then undefined.
+/// A weight is not finite, or a scale does not fit its dtype. The contents of the planes are then
+/// undefined.
 ///
 /// # Panics
-/// Panics if a slice does not have the length given by the layout.
+/// Panics if a slice does not have the length given by the encoding.
 ///
 /// ```
-/// use arrowquant::format::{Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme};
+/// use arrowquant::format::{Choice, Float, Format, Gain, GroupSize, Method, Recipe, ScaleDtype, ScalePolicy, Scheme};
 /// use arrowquant::{kernel::KernelTable, quantize::{Guide, Matrix, PlanesMut, quantize_rows}};
 ///
 /// let recipe = Recipe {
-///     format: Format::Int4,
-///     group_size: GroupSize::ROW,
-///     scheme: Scheme::Symmetric,
+///     encoding: Format::Int4.encoding(Choice {
+///         group_size: GroupSize::ROW,
+///         scheme: Scheme::Symmetric,
+///         scale_dtype: ScaleDtype::F16,
+///     }),
 ///     scales: ScalePolicy::Auto,
 ///     method: Method::MinMax,
 ///     gain: Gain::Lsq,
@@ -165,41 +167,43 @@ impl Fault {
 /// let (mut codes, mut scales) = ([0; 2], [0; 2]);
 /// let planes = PlanesMut { codes: &mut codes, scales: &mut scales, biases: &mut [] };
 /// let table = KernelTable::choose().expect("AQ_ISA names an instruction set");
-/// quantize_rows(table, &recipe, ScaleDtype::F16, matrix, Guide::None, false, planes).expect("finite weights");
+/// quantize_rows(table, &recipe, recipe.encoding, matrix, Guide::None, false, planes).expect("finite weights");
 /// // Codes 0, 5, 8 and 15, from the lowest bits on; a scale of 1 as f16.
 /// assert_eq!((codes, scales), ([0x50, 0xF8], [0x00, 0x3C]));
 /// ```
 pub fn quantize_rows(
     table: &KernelTable,
     recipe: &Recipe,
-    scale_dtype: ScaleDtype,
+    encoding: Encoding,
     matrix: Matrix<'_>,
     guide: Guide<'_>,
     measure: bool,
     planes: PlanesMut<'_>,
 ) -> Result<Outcome, Fault> {
-    let layout = recipe.layout(scale_dtype);
     let cols = matrix.cols;
     let mut outcome = Outcome::default();
     let mut rows = Rows {
         table,
         recipe,
-        layout,
+        encoding,
         cols,
         float: matrix.float,
         importance: guide.importance(),
         measure,
         moments: [Moments::default(); HELD],
     };
-    if let (Method::Gptq, Guide::Factor(factor)) = (recipe.method, guide) {
+    let layout = encoding.layout();
+    if let (Method::Gptq, Guide::Factor(factor), Some(layout)) = (recipe.method, guide, layout) {
         assert_eq!(factor.cols(), cols);
-        return feed_back(rows, factor, matrix, planes);
+        let bundle = gptq::Bundle::new(table, factor, layout);
+        return feed_back(rows, bundle, matrix, planes);
     }
+    let [codes, scales, biases] = encoding.plane_bytes(cols);
     for row in 0..matrix.rows {
         let planes = PlanesMut {
-            codes: row_mut(planes.codes, row, layout.code_bytes(cols)),
-            scales: row_mut(planes.scales, row, layout.scale_bytes(cols)),
-            biases: row_mut(planes.biases, row, layout.bias_bytes(cols)),
+            codes: row_mut(planes.codes, row, codes),
+            scales: row_mut(planes.scales, row, scales),
+            biases: row_mut(planes.biases, row, biases),
         };
         let done = rows.quantize(matrix.row(row), planes);
         outcome.add(done.map_err(|fault| locate(fault, row, matrix))?);
@@ -210,12 +214,12 @@ pub fn quantize_rows(
 /// Quantizes rows in bundles, with weights compensating for each other's errors.
 fn feed_back(
     mut rows: Rows<'_>,
-    factor: &Factor,
+    mut bundle: gptq::Bundle<'_>,
     matrix: Matrix<'_>,
     planes: PlanesMut<'_>,
 ) -> Result<Outcome, Fault> {
-    let (layout, cols) = (rows.layout, rows.cols);
-    let mut bundle = gptq::Bundle::new(rows.table, factor, layout);
+    let (encoding, cols) = (rows.encoding, rows.cols);
+    let [codes, scales, biases] = encoding.plane_bytes(cols);
     let mut outcome = Outcome::default();
     for start in (0..matrix.rows).step_by(BUNDLE) {
         let range = start..matrix.rows.min(start + BUNDLE);
@@ -226,9 +230,9 @@ fn feed_back(
             ..matrix
         };
         let planes = PlanesMut {
-            codes: &mut planes.codes[slice(layout.code_bytes(cols))],
-            scales: &mut planes.scales[slice(layout.scale_bytes(cols))],
-            biases: &mut planes.biases[slice(layout.bias_bytes(cols))],
+            codes: &mut planes.codes[slice(codes)],
+            scales: &mut planes.scales[slice(scales)],
+            biases: &mut planes.biases[slice(biases)],
         };
         let done = bundle.quantize(&mut rows, some, planes);
         let done = done.map_err(|(row, fault)| locate(fault, start + row, matrix));
@@ -245,7 +249,7 @@ const HELD: usize = 256;
 struct Rows<'a> {
     table: &'a KernelTable,
     recipe: &'a Recipe,
-    layout: Layout,
+    encoding: Encoding,
     cols: usize,
     float: Float,
     importance: Option<&'a [f32]>,
@@ -257,14 +261,14 @@ impl Rows<'_> {
     /// Finds the grids of a row for GPTQ, and rounds to them; returns the largest magnitude of a
     /// weight.
     fn grid(&self, weights: &[u8], planes: PlanesMut<'_>) -> Result<f32, RowFault> {
-        let fit = match self.layout.scheme {
+        let fit = match self.encoding.scheme() {
             // Least squares clips weights in favour of all others, but here the others compensate
             // for rounding, not for clipping.
-            Scheme::Affine => Fit::MinMax,
-            Scheme::Symmetric => fit(self.recipe),
+            Some(Scheme::Affine) => Fit::MinMax,
+            _ => fit(self.recipe.method, self.encoding),
         };
         self.table.quantize_row(QuantizeRow {
-            layout: self.layout,
+            encoding: self.encoding,
             fit,
             cols: self.cols,
             float: self.float,
@@ -278,7 +282,7 @@ impl Rows<'_> {
     }
 
     fn quantize(&mut self, weights: &[u8], planes: PlanesMut<'_>) -> Result<Outcome, RowFault> {
-        let Self { layout, cols, .. } = *self;
+        let Self { encoding, cols, .. } = *self;
         let PlanesMut {
             codes,
             scales,
@@ -287,8 +291,8 @@ impl Rows<'_> {
         let unit_gain = self.recipe.gain == Gain::Unit;
         let mut gain = GainSums::default();
         let mut error = ErrorSums::default();
-        let moments = self.moments.get_mut(..layout.group_size.count(cols));
-        let few_bits = moments_tell(layout.format);
+        let moments = self.moments.get_mut(..encoding.groups(cols));
+        let few_bits = moments_tell(encoding);
         let mut held = false;
         let sums = match moments {
             Some(moments) if few_bits && (self.measure || unit_gain) => {
@@ -301,8 +305,8 @@ impl Rows<'_> {
         };
         let measured = matches!(sums, Sums::Error(_));
         let largest_weight = self.table.quantize_row(QuantizeRow {
-            layout,
-            fit: fit(self.recipe),
+            encoding,
+            fit: fit(self.recipe.method, encoding),
             cols,
             float: self.float,
             weights,
@@ -317,15 +321,16 @@ impl Rows<'_> {
         // change.
         if unit_gain && gain.product > 0.0 {
             self.table.rescale_row(RescaleRow {
-                layout,
+                encoding,
                 gain: (gain.signal / gain.product) as f32,
+                codes,
                 scales,
                 biases,
             })?;
         }
         if self.measure && !measured {
             error = self.table.error_row(ErrorRow {
-                layout,
+                encoding,
                 cols,
                 planes: Planes {
                     codes,
@@ -334,12 +339,12 @@ impl Rows<'_> {
                 },
                 float: self.float,
                 weights,
-                moments: held.then(|| &self.moments[..layout.group_size.count(cols)]),
+                moments: held.then(|| &self.moments[..encoding.groups(cols)]),
             });
         }
         Ok(Outcome {
             error,
-            largest_scale: largest_scale(layout.scale_dtype, scales),
+            largest_scale: largest_scale(encoding.scale_dtype(), scales),
             largest_weight,
         })
     }
@@ -349,10 +354,10 @@ impl Rows<'_> {
 /// those reported by quantizing the rows.
 ///
 /// # Panics
-/// Panics if a slice does not have the length given by the layout.
+/// Panics if a slice does not have the length given by the encoding.
 pub fn measure_rows(
     table: &KernelTable,
-    layout: Layout,
+    encoding: Encoding,
     matrix: Matrix<'_>,
     planes: Planes<'_>,
 ) -> ErrorSums {
@@ -360,9 +365,9 @@ pub fn measure_rows(
     let mut sums = ErrorSums::default();
     for row in 0..matrix.rows {
         sums.add(table.error_row(ErrorRow {
-            layout,
+            encoding,
             cols,
-            planes: planes.row(layout, cols, row),
+            planes: planes.row(encoding, cols, row),
             float: matrix.float,
             weights: matrix.row(row),
             moments: None,
@@ -379,18 +384,19 @@ pub fn find_non_finite(matrix: Matrix<'_>) -> Option<(usize, usize, f32)> {
         .map(|(i, value)| (i / matrix.cols, i % matrix.cols, value))
 }
 
-fn fit(recipe: &Recipe) -> Fit<'static> {
-    match recipe.method {
-        Method::MinMax => Fit::MinMax,
-        Method::Lsq | Method::Gptq => Fit::LeastSquares(lsq::ratios(recipe.format, recipe.scheme)),
+fn fit(method: Method, encoding: Encoding) -> Fit<'static> {
+    match (method, encoding.layout()) {
+        (Method::MinMax, _) | (_, None) => Fit::MinMax,
+        (Method::Lsq | Method::Gptq, Some(layout)) => Fit::LeastSquares(lsq::ratios(layout)),
     }
 }
 
 /// Returns the largest magnitude in a plane of finite scales: the one with the largest bits,
-/// ignoring the sign.
-fn largest_scale(dtype: ScaleDtype, scales: &[u8]) -> f32 {
+/// ignoring the sign. 0 if there is no such plane.
+fn largest_scale(dtype: Option<ScaleDtype>, scales: &[u8]) -> f32 {
     match dtype {
-        ScaleDtype::F16 => {
+        None => 0.0,
+        Some(ScaleDtype::F16) => {
             let bits = scales
                 .as_chunks()
                 .0
@@ -398,7 +404,7 @@ fn largest_scale(dtype: ScaleDtype, scales: &[u8]) -> f32 {
                 .map(|bytes| u16::from_le_bytes(*bytes));
             half::f16::from_bits(bits.fold(0, |most, bits| most.max(bits & 0x7FFF))).to_f32()
         }
-        ScaleDtype::F32 => {
+        Some(ScaleDtype::F32) => {
             let bits = scales
                 .as_chunks()
                 .0

@@ -4,11 +4,11 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal, StudentT};
 
 use super::*;
-use crate::format::{self, Format, GroupSize, ScalePolicy, Scheme};
+use crate::format::{self, Choice, Format, GroupSize, ScalePolicy, Scheme, Width};
 use crate::kernel::DecodeRow;
 
 struct Quantized {
-    layout: Layout,
+    encoding: Encoding,
     cols: usize,
     codes: Vec<u8>,
     scales: Vec<u8>,
@@ -29,15 +29,15 @@ impl Quantized {
         let rows = self
             .codes
             .len()
-            .checked_div(self.layout.code_bytes(self.cols))
+            .checked_div(self.encoding.plane_bytes(self.cols)[0])
             .unwrap_or(0);
         let mut values = Vec::new();
         for row in 0..rows {
             let mut bytes = vec![0; self.cols * 4];
             table().decode_row(DecodeRow {
-                layout: self.layout,
+                encoding: self.encoding,
                 cols: self.cols,
-                planes: self.planes().row(self.layout, self.cols, row),
+                planes: self.planes().row(self.encoding, self.cols, row),
                 float: Float::F32,
                 weights: &mut bytes,
             });
@@ -53,9 +53,11 @@ fn table() -> &'static KernelTable {
 
 fn recipe(format: Format, scheme: Scheme, method: Method, group_size: u64) -> Recipe {
     Recipe {
-        format,
-        scheme,
-        group_size: GroupSize::new(group_size).unwrap(),
+        encoding: format.encoding(Choice {
+            scheme,
+            group_size: GroupSize::new(group_size).unwrap(),
+            scale_dtype: ScaleDtype::F16,
+        }),
         method,
         gain: Gain::Lsq,
         scales: ScalePolicy::Auto,
@@ -71,13 +73,16 @@ fn quantize(
 ) -> Result<Quantized, Fault> {
     let bytes: Vec<u8> = weights.iter().flat_map(|v| v.to_le_bytes()).collect();
     let rows = weights.len().checked_div(cols).unwrap_or(0);
-    let layout = recipe.layout(scale_dtype);
+    let encoding = recipe
+        .encoding
+        .chosen(|choice| choice.scale_dtype = scale_dtype);
+    let [codes, scales, biases] = encoding.plane_bytes(cols);
     let mut quantized = Quantized {
-        layout,
+        encoding,
         cols,
-        codes: vec![0; rows * layout.code_bytes(cols)],
-        scales: vec![0; rows * layout.scale_bytes(cols)],
-        biases: vec![0; rows * layout.bias_bytes(cols)],
+        codes: vec![0; rows * codes],
+        scales: vec![0; rows * scales],
+        biases: vec![0; rows * biases],
         outcome: Outcome::default(),
     };
     let matrix = Matrix {
@@ -94,7 +99,7 @@ fn quantize(
     quantized.outcome = quantize_rows(
         table(),
         recipe,
-        scale_dtype,
+        encoding,
         matrix,
         importance.map_or(Guide::None, Guide::Importance),
         true,
@@ -340,7 +345,7 @@ fn extreme_values_get_the_extreme_code_and_ties_the_positive_one() {
     let quantized = quantize(&weights, 16, &recipe, ScaleDtype::F16, None).unwrap();
     assert_eq!(ScaleDtype::F16.get(&quantized.scales, 0), -0.25);
     let mut codes = [0; 16];
-    format::unpack(Format::Int4, &quantized.codes, &mut codes);
+    format::unpack(Width::Four, &quantized.codes, &mut codes);
     assert_eq!((codes[3], codes[9], codes[0]), (0, 15, 7));
     let decoded = quantized.decode();
     assert_eq!((decoded[3], decoded[9], decoded[0]), (2.0, -1.75, 0.25));
@@ -355,7 +360,7 @@ fn codes_round_half_to_even() {
     let recipe = recipe(Format::Int4, Scheme::Affine, Method::MinMax, 16);
     let quantized = quantize(&weights, 16, &recipe, ScaleDtype::F16, None).unwrap();
     let mut codes = [0; 16];
-    format::unpack(Format::Int4, &quantized.codes, &mut codes);
+    format::unpack(Width::Four, &quantized.codes, &mut codes);
     assert_eq!(codes, [0, 0, 2, 2, 4, 4, 14, 15, 1, 2, 7, 8, 9, 10, 11, 12]);
 }
 
@@ -457,25 +462,25 @@ proptest! {
         let rng = ChaCha8Rng::seed_from_u64(seed);
         let weights: Vec<f32> = normal.sample_iter(rng).take(rows * cols).collect();
         let quantized = quantize(&weights, cols, &recipe, ScaleDtype::F16, None).unwrap();
-        let layout = quantized.layout;
+        let layout = quantized.encoding.layout().unwrap();
         let decoded = quantized.decode();
         for row in 0..rows {
-            let planes = quantized.planes().row(layout, cols, row);
+            let planes = quantized.planes().row(layout.into(), cols, row);
             let mut codes = vec![0; cols];
-            format::unpack(layout.format, planes.codes, &mut codes);
+            format::unpack(layout.width, planes.codes, &mut codes);
             for col in 0..cols {
                 let group = col / layout.group_size.span(cols);
                 let scale = ScaleDtype::F16.get(planes.scales, group);
                 let code = f32::from(codes[col]);
                 let expected = match layout.scheme {
-                    Scheme::Symmetric => scale * (code - layout.format.zero_point()),
+                    Scheme::Symmetric => scale * (code - layout.width.zero_point()),
                     Scheme::Affine => scale * code + ScaleDtype::F16.get(planes.biases, group),
                 };
                 let weight = weights[row * cols + col];
                 prop_assert_eq!(decoded[row * cols + col].to_bits(), expected.to_bits());
                 if recipe.method == Method::MinMax && recipe.gain == Gain::Lsq {
                     // 4 and 8 bits lack the last level on one side; f16 rounds scale and bias.
-                    let steps = if layout.scheme == Scheme::Symmetric && layout.format != Format::Int2 { 1.0 } else { 0.5 };
+                    let steps = if layout.scheme == Scheme::Symmetric && layout.width != Width::Two { 1.0 } else { 0.5 };
                     let bound = (steps + 0.2) * scale.abs() + 3e-3;
                     prop_assert!((weight - expected).abs() <= bound, "{} {} {}", weight, expected, scale);
                 }

@@ -2,7 +2,7 @@
 //! quantization, and either decoded weights are transformed back, or activations are transformed.
 
 use super::{Matrix, measure_rows};
-use crate::format::{Float, Layout, Transform};
+use crate::format::{Encoding, Float, Transform};
 use crate::kernel::{CompareRow, DecodeRow, ErrorSums, KernelTable, Planes, TransformRows, Turn};
 
 /// Computes `(w * s) R` for rows of `cols` weights, little-endian f32, before quantization.
@@ -68,17 +68,17 @@ fn turn(
 ///
 /// # Panics
 /// Panics if the transform does not fit `cols`, or a slice does not have the length given by the
-/// layout.
+/// encoding.
 pub fn decode_row(
     table: &KernelTable,
-    layout: Layout,
+    encoding: Encoding,
     transform: Transform<'_>,
     cols: usize,
     planes: Planes<'_>,
     weights: &mut [u8],
 ) -> bool {
     table.decode_row(DecodeRow {
-        layout,
+        encoding,
         cols,
         planes,
         float: Float::F32,
@@ -96,20 +96,20 @@ pub fn decode_row(
 /// Panics as [`decode_row`] does.
 pub fn measure_transformed_rows(
     table: &KernelTable,
-    layout: Layout,
+    encoding: Encoding,
     transform: Transform<'_>,
     matrix: Matrix<'_>,
     planes: Planes<'_>,
     decoded: &mut [u8],
 ) -> Option<ErrorSums> {
     if transform.is_identity() {
-        return Some(measure_rows(table, layout, matrix, planes));
+        return Some(measure_rows(table, encoding, matrix, planes));
     }
     let cols = matrix.cols;
     let mut sums = ErrorSums::default();
     for row in 0..matrix.rows {
-        let planes = planes.row(layout, cols, row);
-        decode_row(table, layout, transform, cols, planes, decoded);
+        let planes = planes.row(encoding, cols, row);
+        decode_row(table, encoding, transform, cols, planes, decoded);
         sums.add(table.compare(CompareRow {
             original: (matrix.float, matrix.row(row)),
             decoded: (Float::F32, decoded),

@@ -102,9 +102,9 @@ fn tensor(plan: &Plan, sensitivity: &Sensitivity) -> TensorAnalysis {
         let recipe = m.recipe.as_ref();
         let bytes = entry.bytes_as(recipe);
         FormatAnalysis {
-            format: recipe.map_or("keep", |r| r.format.name()),
-            group_size: recipe.map(|r| r.group_size.get()),
-            scheme: recipe.map(|r| r.scheme.name()),
+            format: recipe.map_or("keep", |r| r.format().name()),
+            group_size: recipe.and_then(|r| Some(r.encoding.group_size()?.get())),
+            scheme: recipe.and_then(|r| Some(r.encoding.scheme()?.name())),
             bytes,
             bits_per_weight: bytes as f64 * 8.0 / weights as f64,
             cosine: m.cosine,
@@ -132,7 +132,7 @@ fn mark(plan: &Plan, measured: &[Sensitivity], tensors: &mut [TensorAnalysis]) {
         let Some(own) = sensitivity.of(recipe) else {
             continue;
         };
-        let format = recipe.map_or("keep", |recipe| recipe.format.name());
+        let format = recipe.map_or("keep", |recipe| recipe.format().name());
         if own.cosine < entry.min_cosine {
             let (cosine, least) = (own.cosine, entry.min_cosine);
             let why = format!("cosine {cosine:.4} at {format}, below min_cosine {least}");

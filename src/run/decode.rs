@@ -134,7 +134,7 @@ fn jobs<'a>(
     target: &TensorInfo,
 ) -> Box<dyn Iterator<Item = DecodeJob> + 'a> {
     let Tensor { info, tiles } = &model.tensors()[tensor];
-    if info.dtype == target.dtype && tiles.iter().all(|tile| tile.tile.layout.is_none()) {
+    if info.dtype == target.dtype && tiles.iter().all(|tile| tile.tile.encoding.is_none()) {
         let parts = move |(tile, len): (usize, usize)| {
             (0..len).step_by(STEP).map(move |start| DecodeJob::Raw {
                 tensor,

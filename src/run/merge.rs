@@ -63,7 +63,7 @@ pub fn merge(folder: &Path) -> Result<Totals> {
             if !names.insert(name.clone()) {
                 return Err(Error::tensor(path, name, "is also in another part"));
             }
-            let quantized = tensor.tiles.iter().any(|tile| tile.tile.layout.is_some());
+            let quantized = tensor.tiles.iter().any(|tile| tile.tile.encoding.is_some());
             let weights = tensor.info.shape.elements();
             let tally = tally_of(tensor, &info);
             total.take(quantized, weights, &tally);

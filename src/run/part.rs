@@ -41,11 +41,11 @@ impl PartThere {
             ledger
                 .ladder
                 .spend(tally.bytes.saturating_sub(entry.bytes()));
-            if let Some(planned) = entry.recipe.map(|recipe| recipe.planned_layout()) {
+            if let Some(planned) = entry.recipe.map(|recipe| recipe.planned()) {
                 for tile in tensor.tiles.iter().map(|tile| &tile.tile) {
-                    match tile.layout {
+                    match tile.encoding {
                         None => tally.kept_non_finite = true, // a step up has no recipe now
-                        Some(layout) if layout == planned => {}
+                        Some(encoding) if encoding == planned => {}
                         Some(_) => tally.f32_scale_tiles.push(tile.tile),
                     }
                 }
@@ -80,7 +80,6 @@ pub(super) fn open_part(path: &Path) -> Result<(PartInfo, Model)> {
     let refuse = |reason: &str| Error::file(path, reason);
     let text = model.metadata().get(key::PART);
     let text = text.ok_or_else(|| refuse("a single file, not a part of a folder"))?;
-    let info =
-        serde_json::from_str(text).map_err(|_| refuse("its description is damaged"))?;
+    let info = serde_json::from_str(text).map_err(|_| refuse("its description is damaged"))?;
     Ok((info, model))
 }

@@ -241,7 +241,7 @@ impl VerifyWork<'_> {
         };
 
         let mut buffer = Vec::new();
-        let (Some(layout), Some(float)) = (tile.layout, tile.source_dtype.float()) else {
+        let (Some(encoding), Some(float)) = (tile.encoding, tile.source_dtype.float()) else {
             // Kept: equal byte for byte.
             let codes = planes.codes();
             let start = codes.len().checked_div(tile.row_count).unwrap_or(0) * tile.row_start;
@@ -275,10 +275,10 @@ impl VerifyWork<'_> {
                 float,
                 weights: &buffer,
             };
-            let planes = planes.as_planes().rows(layout, cols, row..row + rows);
+            let planes = planes.as_planes().rows(encoding, cols, row..row + rows);
             let (table, decoded) = (self.table, &mut decoded);
             // It has been checked that weights decode to finite numbers; the original's may be none.
-            match measure_transformed_rows(table, layout, transform, matrix, planes, decoded) {
+            match measure_transformed_rows(table, encoding, transform, matrix, planes, decoded) {
                 Some(sums) => check.error.add(sums),
                 None => {
                     check.problem = Some("the original is not finite".to_owned());

@@ -19,7 +19,7 @@ pub use manifest::{
     Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo, part_name,
 };
 
-use crate::format::{ActivationRange, Layout, Rotation, Transform};
+use crate::format::{ActivationRange, Encoding, Rotation, Transform};
 use crate::tensor::{Dtype, Shape};
 
 /// The version in the footer. Readers refuse a newer one.
@@ -238,8 +238,8 @@ pub struct Tile {
     pub shape: Shape,
     /// Element type in the source.
     pub source_dtype: Dtype,
-    /// Layout of the quantized weights, or `None` when kept as `source_dtype`.
-    pub layout: Option<Layout>,
+    /// Encoding of the quantized weights, or `None` when kept as `source_dtype`.
+    pub encoding: Option<Encoding>,
     /// Factor of each column before quantization, as in [`Transform::input_scale`]; the same for
     /// every tile of a tensor. Only when quantized.
     pub input_scale: Option<Bytes>,
@@ -284,14 +284,11 @@ impl Tile {
     /// kept tensor's rows do not fill whole bytes or a size overflows.
     pub fn plane_bytes(&self) -> Option<[usize; 3]> {
         let cols = self.shape.cols();
-        match self.layout {
-            Some(layout) => {
+        match self.encoding {
+            Some(encoding) => {
+                let [codes, scales, biases] = encoding.plane_bytes(cols);
                 let times = |row: usize| self.row_count.checked_mul(row);
-                Some([
-                    times(layout.code_bytes(cols))?,
-                    times(layout.scale_bytes(cols))?,
-                    times(layout.bias_bytes(cols))?,
-                ])
+                Some([times(codes)?, times(scales)?, times(biases)?])
             }
             None => {
                 let weights = self.row_count.checked_mul(cols)?;
@@ -346,8 +343,11 @@ impl Checksum {
     pub fn new(tile: &Tile) -> Self {
         let dims = tile.shape.dims().iter();
         let shape: Vec<u8> = dims.flat_map(|&dim| (dim as u64).to_le_bytes()).collect();
-        let layout = tile.layout.as_ref();
-        let group_size = layout.map(|l| u32::from(l.group_size.get()).to_le_bytes());
+        let encoding = tile.encoding;
+        let group_size = encoding.and_then(Encoding::group_size);
+        let group_size = group_size.map(|size| u32::from(size.get()).to_le_bytes());
+        let scheme = encoding.and_then(Encoding::scheme);
+        let scale_dtype = encoding.and_then(Encoding::scale_dtype);
 
         let rotation = tile.rotation.map(rotation_bytes);
         let activation = (!tile.activation.is_empty()).then(|| activation_bytes(&tile.activation));
@@ -365,10 +365,10 @@ impl Checksum {
         field(Some(&(tile.row_count as u64).to_le_bytes()));
         field(Some(&shape));
         field(Some(tile.source_dtype.name().as_bytes()));
-        field(Some(layout.map_or(RAW, |l| l.format.name()).as_bytes()));
-        field(layout.map(|l| l.scheme.name().as_bytes()));
+        field(Some(encoding.map_or(RAW, Encoding::name).as_bytes()));
+        field(scheme.map(|scheme| scheme.name().as_bytes()));
         field(group_size.as_ref().map(|g| g.as_slice()));
-        field(layout.map(|l| l.scale_dtype.name().as_bytes()));
+        field(scale_dtype.map(|dtype| dtype.name().as_bytes()));
         field(rotation.as_ref().map(|r| r.as_slice()));
         field(activation.as_deref());
         checksum

@@ -103,7 +103,10 @@ impl StagedFile {
         }
         // Such as /dev/null or NUL, in whose place nobody wants a file.
         if is_device(target) || target.exists() && !target.is_file() {
-            return Err(Error::file(target, "cannot write here: it is not a regular file"));
+            return Err(Error::file(
+                target,
+                "cannot write here: it is not a regular file",
+            ));
         }
         // Windows puts no other file in its place, which is to be known before the work.
         if cfg!(windows) && target.metadata().is_ok_and(|m| m.permissions().readonly()) {

@@ -2,7 +2,7 @@
 
 use super::element::{Element, each_block, load, load_slice, with_element};
 use super::lanes::{BLOCK, LANES, Lanes};
-use crate::format::{Float, Format, GroupSize};
+use crate::format::{Float, GroupSize, Width};
 
 /// Activations to quantize.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub struct QuantizeActivations<'a> {
     /// is 1 everywhere.
     pub input_scale: Option<&'a [f32]>,
     /// Gives the bits of a value.
-    pub format: Format,
+    pub width: Width,
     /// What values are multiples of.
     pub grid: ActivationGrid<'a>,
     /// The quantized values, one a byte: as many as there are in `x`, in the same order.
@@ -158,7 +158,7 @@ fn quantize_rows<L: Lanes>(
     match a.grid {
         ActivationGrid::Dynamic { group_size, scales } => {
             let (span, groups) = (group_size.span(cols), group_size.count(cols));
-            let top = top(a.format);
+            let top = top(a.width);
             for (r, (row, values)) in rows {
                 for g in 0..groups {
                     let (start, end) = (g * span, cols.min((g + 1) * span));
@@ -171,7 +171,7 @@ fn quantize_rows<L: Lanes>(
         }
         ActivationGrid::Static { scale, zero_point } => {
             let (inverse, zero_point) = (L::splat(1.0 / scale), L::splat(zero_point));
-            let highest = L::splat(f32::from(a.format.max_code()));
+            let highest = L::splat(f32::from(a.width.max_code()));
             for (r, (row, values)) in rows {
                 Plain.magnitude::<L>(element, row, 0, cols).ok_or(r)?;
                 each_block!(0, cols, |at, n, W| {
@@ -191,8 +191,8 @@ fn quantize_rows<L: Lanes>(
 
 /// The largest value of a signed code.
 #[inline(always)]
-fn top(format: Format) -> f32 {
-    f32::from(format.max_code() / 2)
+fn top(width: Width) -> f32 {
+    f32::from(width.max_code() / 2)
 }
 
 /// The scale of a group, and what its values are multiplied by.

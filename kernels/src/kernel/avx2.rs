@@ -7,7 +7,7 @@
 use core::arch::x86_64::*;
 
 use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
-use crate::format::Format;
+use crate::format::Width;
 
 /// Sixteen floats: lanes 0 to 7, and 8 to 15.
 #[derive(Clone, Copy)]
@@ -411,26 +411,26 @@ impl ByteDot for Avx2 {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8]) -> __m256i {
+    fn unpack(width: Width, phase: usize, packed: &[u8]) -> __m256i {
         op!({
             let bytes = load_bytes(packed);
-            let shift = _mm_cvtsi32_si128((phase * format.bits()) as i32);
+            let shift = _mm_cvtsi32_si128((phase * width.bits()) as i32);
             // Bits that come from the next byte are masked.
-            let mask = _mm256_set1_epi8(format.max_code() as i8);
+            let mask = _mm256_set1_epi8(width.max_code() as i8);
             _mm256_and_si256(_mm256_srl_epi16(bytes, shift), mask)
         })
     }
 
     #[inline(always)]
-    fn add(format: Format, sums: __m256i, codes: __m256i, x: &[i8]) -> __m256i {
+    fn add(width: Width, sums: __m256i, codes: __m256i, x: &[i8]) -> __m256i {
         op!({
-            let products = match format {
+            let products = match width {
                 // Two products of a code below 16 fit 16 bits.
-                Format::Int2 | Format::Int4 => {
+                Width::Two | Width::Four => {
                     let pairs = _mm256_maddubs_epi16(codes, load_bytes(x));
                     _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
                 }
-                Format::Int8 => {
+                Width::Eight => {
                     let x = load_bytes(x);
                     let (low, high) = (_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
                     _mm256_add_epi32(

@@ -8,7 +8,7 @@ use core::arch::x86_64::*;
 
 use super::avx2::{Avx2, load_bytes};
 use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
-use crate::format::Format;
+use crate::format::Width;
 
 /// Sixteen floats. `VBMI` says that there are its instructions, too.
 #[derive(Clone, Copy)]
@@ -352,12 +352,12 @@ impl ByteDot for VnniBytes {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8]) -> __m256i {
-        <Avx2 as ByteDot>::unpack(format, phase, packed)
+    fn unpack(width: Width, phase: usize, packed: &[u8]) -> __m256i {
+        <Avx2 as ByteDot>::unpack(width, phase, packed)
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: __m256i, codes: __m256i, x: &[i8]) -> __m256i {
+    fn add(_: Width, sums: __m256i, codes: __m256i, x: &[i8]) -> __m256i {
         op!(_mm256_dpbusd_epi32(sums, codes, load_bytes(x)))
     }
 
@@ -388,17 +388,17 @@ impl ByteDot for VnniLong {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8]) -> __m512i {
+    fn unpack(width: Width, phase: usize, packed: &[u8]) -> __m512i {
         op!({
-            let shift = _mm_cvtsi32_si128((phase * format.bits()) as i32);
+            let shift = _mm_cvtsi32_si128((phase * width.bits()) as i32);
             // Bits that come from the next byte are masked.
-            let mask = _mm512_set1_epi8(format.max_code() as i8);
+            let mask = _mm512_set1_epi8(width.max_code() as i8);
             _mm512_and_si512(_mm512_srl_epi16(load_long(packed), shift), mask)
         })
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: __m512i, codes: __m512i, x: &[i8]) -> __m512i {
+    fn add(_: Width, sums: __m512i, codes: __m512i, x: &[i8]) -> __m512i {
         op!(_mm512_dpbusd_epi32(sums, codes, load_long(x)))
     }
 

@@ -9,11 +9,11 @@ use super::element::{Element, with_element};
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use super::scalar::Scalar;
 use super::tables::{kernel, kernel_by_kind, table};
-use super::uniform::code::{Code, with_code};
+use super::uniform::code::{Code, layout_of, with_code};
 use super::uniform::errors as uniform_errors;
 use super::uniform::{decode, dot, dot_bytes, encode, feedback};
 use super::*;
-use crate::format::{self, Float, Format, GroupSize, Layout, ScaleDtype, Scheme};
+use crate::format::{self, Float, GroupSize, Layout, ScaleDtype, Scheme, Width};
 use proptest::prelude::*;
 
 const CANARY: u8 = 0xA5;
@@ -139,7 +139,7 @@ fn run(table: &KernelTable, case: Case<'_>, weights: &[u8]) -> Result<Written, S
     let mut written = Written::default();
     let mut moments = vec![Moments::default(); layout.group_size.count(cols)];
     let result = table.quantize_row(QuantizeRow {
-        layout,
+        encoding: layout.into(),
         fit: case.fit,
         cols,
         float,
@@ -172,7 +172,7 @@ fn run(table: &KernelTable, case: Case<'_>, weights: &[u8]) -> Result<Written, S
     written.decoded = decode(table, layout, cols, row, float, offset)?;
     let errors = |moments| {
         table.error_row(ErrorRow {
-            layout,
+            encoding: layout.into(),
             cols,
             planes: row,
             float,
@@ -185,7 +185,7 @@ fn run(table: &KernelTable, case: Case<'_>, weights: &[u8]) -> Result<Written, S
         Wanted::Moments if errors(Some(&moments)) != written.errors => {
             return Err("moments taken on the way are not those taken later".to_owned());
         }
-        Wanted::Error if layout.format == Format::Int8 && written.error != written.errors => {
+        Wanted::Error if layout.width == Width::Eight && written.error != written.errors => {
             return Err("errors taken on the way are not those taken later".to_owned());
         }
         _ => {}
@@ -198,8 +198,9 @@ fn run(table: &KernelTable, case: Case<'_>, weights: &[u8]) -> Result<Written, S
     let mut rescaled = [scales.clone(), biases.clone()];
     let [scales, biases] = &mut rescaled;
     written.rescaled = Some(table.rescale_row(RescaleRow {
-        layout,
+        encoding: layout.into(),
         gain: 1.0 / 0.93,
+        codes: &mut [],
         scales,
         biases,
     }));
@@ -218,7 +219,7 @@ fn decode(
 ) -> Result<Vec<u8>, String> {
     let mut decoded = Guarded::new(cols * float.size(), offset);
     table.decode_row(DecodeRow {
-        layout,
+        encoding: layout.into(),
         cols,
         planes,
         float,
@@ -234,10 +235,10 @@ fn compare(table: &KernelTable, reference: &KernelTable) -> Result<(), String> {
     compare_non_finite(table, reference)
 }
 
-/// Every combination of format, scheme, group size and scale dtype.
+/// Every combination of width, scheme, group size and scale dtype.
 fn layouts() -> impl Iterator<Item = Layout> {
     (0..36).map(|case| Layout {
-        format: Format::ALL[case % Format::ALL.len()],
+        width: Width::ALL[case % Width::ALL.len()],
         scheme: Scheme::ALL[case / 3 % 2],
         group_size: GroupSize::new([0, 16, 128][case / 6 % 3]).unwrap(),
         scale_dtype: ScaleDtype::ALL[case / 18 % 2],
@@ -246,10 +247,10 @@ fn layouts() -> impl Iterator<Item = Layout> {
 
 /// Sums that may be asked for, other ones for each case.
 fn wanted(layout: Layout, case: usize) -> Wanted {
-    match (layout.format, case % 3) {
+    match (layout.width, case % 3) {
         (_, 0) => Wanted::None,
         (_, 1) => Wanted::Gain,
-        (Format::Int8, _) => Wanted::Error,
+        (Width::Eight, _) => Wanted::Error,
         _ => Wanted::Moments,
     }
 }
@@ -535,7 +536,7 @@ fn check_products(
     for table in tables {
         let (mut y, mut y_bytes) = (vec![f32::NAN; batch * rows], vec![f32::NAN; batch * rows]);
         table.matvec(MatVec {
-            layout,
+            encoding: layout.into(),
             cols,
             planes,
             rows: 0..rows,
@@ -546,14 +547,14 @@ fn check_products(
         let mut values = vec![0; x.len()];
         let (mut steps, mut sums) = (vec![0.0; batch * groups], vec![0.0; batch * groups]);
         let out = ActivationsMut {
-            layout,
+            encoding: layout.into(),
             values: &mut values,
             scales: &mut steps,
             sums: &mut sums,
         };
         prop_assert!(table.quantize_vectors(&x, cols, out));
         table.matvec_bytes(ByteMatVec {
-            layout,
+            encoding: layout.into(),
             cols,
             planes,
             rows: 0..rows,
@@ -566,10 +567,10 @@ fn check_products(
             y_rows: rows,
         });
         for row in 0..rows {
-            let planes = planes.row(layout, cols, row);
+            let planes = planes.row(layout.into(), cols, row);
             let weights = decode(table, layout, cols, planes, Float::F32, 0).unwrap();
             let mut unpacked = vec![0; cols];
-            format::unpack(layout.format, planes.codes, &mut unpacked);
+            format::unpack(layout.width, planes.codes, &mut unpacked);
             for b in 0..batch {
                 let (mut exact, mut magnitude) = (0.0, 0.0);
                 let (mut bytes_exact, mut bytes_magnitude) = (0.0, 0.0);
@@ -585,7 +586,7 @@ fn check_products(
                         Scheme::Affine => layout.scale_dtype.get(planes.biases, g),
                     };
                     let of = |code: f32| (scale * (code - layout.zero_point()) + bias).abs();
-                    let most = of(0.0).max(of(f32::from(layout.format.max_code())));
+                    let most = of(0.0).max(of(f32::from(layout.width.max_code())));
                     let mut all = 0.0;
                     for i in places {
                         let w = f64::from(Float::F32.get(&weights, i));

@@ -5,7 +5,7 @@
 //! product is exact. Lane i of an accumulator takes the elements i mod 16 of a group, and `fold`
 //! adds lanes in one fixed tree: i with i + 8, then i + 4, i + 2, i + 1.
 
-use crate::format::Format;
+use crate::format::Width;
 
 /// Number of lanes.
 pub const LANES: usize = 16;
@@ -28,7 +28,7 @@ pub struct Bounds<T> {
 
 /// Sixteen f32 values.
 pub trait Lanes: Copy {
-    /// Whether kernels are compiled for each float and format, which is worth its code where lanes
+    /// Whether kernels are compiled for each float and width, which is worth its code where lanes
     /// are registers.
     const SPECIALIZED: bool = true;
     /// Sums that fit the registers beside what else a loop needs, a power of two.
@@ -151,24 +151,24 @@ pub trait ByteDot {
     type Codes: Copy;
     /// Sums of products, 32 bits wide.
     type Sums: Copy;
-    /// Whether products are compiled for each format, as in [`Lanes::SPECIALIZED`].
+    /// Whether products are compiled for each width, as in [`Lanes::SPECIALIZED`].
     const SPECIALIZED: bool = true;
     /// Bytes that are taken at once.
     const WIDTH: usize;
 
-    /// What codes of `format` are read less by, so that they are signed.
+    /// What codes of `width` are read less by, so that they are signed.
     #[inline(always)]
-    fn offset(_format: Format) -> f32 {
+    fn offset(_width: Width) -> f32 {
         0.0
     }
     /// No sum yet.
     fn zero() -> Self::Sums;
     /// The codes at bit `BITS * phase` of `WIDTH` bytes. (Shifts are constants once this is
     /// inlined.)
-    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes;
-    /// Adds the products of codes of `format`, less its offset, with `WIDTH` values, each -127 to
+    fn unpack(width: Width, phase: usize, packed: &[u8]) -> Self::Codes;
+    /// Adds the products of codes of `width`, less its offset, with `WIDTH` values, each -127 to
     /// 127.
-    fn add(format: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums;
+    fn add(width: Width, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums;
     /// The sums, in any order.
     fn lanes(sums: Self::Sums) -> Self::Lanes;
 }

@@ -8,7 +8,7 @@
 use core::arch::{aarch64::*, asm};
 
 use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
-use crate::format::Format;
+use crate::format::Width;
 
 /// Sixteen floats: lanes 0 to 3, 4 to 7, 8 to 11, and 12 to 15.
 #[derive(Clone, Copy)]
@@ -462,10 +462,10 @@ impl ByteDot for Neon {
     const WIDTH: usize = 32;
 
     #[inline(always)]
-    fn offset(format: Format) -> f32 {
-        match format {
-            Format::Int2 | Format::Int4 => 0.0,
-            Format::Int8 => 128.0,
+    fn offset(width: Width) -> f32 {
+        match width {
+            Width::Two | Width::Four => 0.0,
+            Width::Eight => 128.0,
         }
     }
 
@@ -475,16 +475,16 @@ impl ByteDot for Neon {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes {
+    fn unpack(width: Width, phase: usize, packed: &[u8]) -> Self::Codes {
         let (low, high) = halves(packed);
         (
-            signed_codes(format, phase, op!(vld1q_u8(low.as_ptr()))),
-            signed_codes(format, phase, op!(vld1q_u8(high.as_ptr()))),
+            signed_codes(width, phase, op!(vld1q_u8(low.as_ptr()))),
+            signed_codes(width, phase, op!(vld1q_u8(high.as_ptr()))),
         )
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
+    fn add(_: Width, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
         op!({
             let (low, high) = halves(x);
             let x = (vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr()));
@@ -505,19 +505,19 @@ impl ByteDot for Neon {
     }
 }
 
-/// The codes at bit `BITS * phase`, less the offset of `format`.
+/// The codes at bit `BITS * phase`, less the offset of `width`.
 #[inline(always)]
-fn signed_codes(format: Format, phase: usize, bytes: uint8x16_t) -> int8x16_t {
+fn signed_codes(width: Width, phase: usize, bytes: uint8x16_t) -> int8x16_t {
     op!({
-        let bytes = match phase * format.bits() {
+        let bytes = match phase * width.bits() {
             0 => bytes,
             2 => vshrq_n_u8::<2>(bytes),
             4 => vshrq_n_u8::<4>(bytes),
             _ => vshrq_n_u8::<6>(bytes),
         };
-        vreinterpretq_s8_u8(match format {
-            Format::Int2 | Format::Int4 => vandq_u8(bytes, vdupq_n_u8(format.max_code())),
-            Format::Int8 => veorq_u8(bytes, vdupq_n_u8(0x80)),
+        vreinterpretq_s8_u8(match width {
+            Width::Two | Width::Four => vandq_u8(bytes, vdupq_n_u8(width.max_code())),
+            Width::Eight => veorq_u8(bytes, vdupq_n_u8(0x80)),
         })
     })
 }
@@ -548,8 +548,8 @@ impl ByteDot for Dotprod {
     const WIDTH: usize = 32;
 
     #[inline(always)]
-    fn offset(format: Format) -> f32 {
-        Neon::offset(format)
+    fn offset(width: Width) -> f32 {
+        Neon::offset(width)
     }
 
     #[inline(always)]
@@ -558,12 +558,12 @@ impl ByteDot for Dotprod {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes {
-        Neon::unpack(format, phase, packed)
+    fn unpack(width: Width, phase: usize, packed: &[u8]) -> Self::Codes {
+        Neon::unpack(width, phase, packed)
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
+    fn add(_: Width, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
         op!({
             let (low, high) = halves(x);
             let x = (vld1q_s8(low.as_ptr()), vld1q_s8(high.as_ptr()));
@@ -711,10 +711,10 @@ mod tests {
     }
 
     /// A sum of products by `D`, of codes not less the offset.
-    fn dot_product<D: ByteDot>(format: Format, random: &mut Random) -> f32 {
+    fn dot_product<D: ByteDot>(width: Width, random: &mut Random) -> f32 {
         let mut sums = D::zero();
         let mut correction = 0.0;
-        for phase in (0..8 / format.bits()).chain([0, 0]) {
+        for phase in (0..8 / width.bits()).chain([0, 0]) {
             // The extremes are frequent.
             let packed = random.bytes::<32>().map(|byte| match byte % 4 {
                 0 => 0,
@@ -726,18 +726,18 @@ mod tests {
                 1 => 127,
                 _ => (byte as i8).max(-127),
             });
-            sums = D::add(format, sums, D::unpack(format, phase, &packed), &x);
-            correction += D::offset(format) * x.map(f32::from).iter().sum::<f32>();
+            sums = D::add(width, sums, D::unpack(width, phase, &packed), &x);
+            correction += D::offset(width) * x.map(f32::from).iter().sum::<f32>();
         }
         D::lanes(sums).fold_add() + correction
     }
 
     fn dot_products_equal_scalar<D: ByteDot>() {
         for seed in 0..1000 {
-            for &format in Format::ALL {
-                let ours = dot_product::<D>(format, &mut Random(seed));
-                let scalar = dot_product::<Scalar>(format, &mut Random(seed));
-                assert_eq!(ours, scalar, "{format}, seed {seed}");
+            for &width in Width::ALL {
+                let ours = dot_product::<D>(width, &mut Random(seed));
+                let scalar = dot_product::<Scalar>(width, &mut Random(seed));
+                assert_eq!(ours, scalar, "{width:?}, seed {seed}");
             }
         }
     }

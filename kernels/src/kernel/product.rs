@@ -3,13 +3,13 @@
 use core::ops::Range;
 
 use super::row::Planes;
-use crate::format::Layout;
+use crate::format::Encoding;
 
 /// Rows of a quantized matrix, to multiply with vectors.
 #[derive(Debug)]
 pub struct MatVec<'a> {
-    /// How the planes are laid out.
-    pub layout: Layout,
+    /// What the matrix is stored as.
+    pub encoding: Encoding,
     /// Weights in a row.
     pub cols: usize,
     /// The quantized rows.
@@ -28,15 +28,15 @@ pub struct MatVec<'a> {
 /// Rows of a quantized matrix, to multiply with vectors of bytes.
 #[derive(Debug)]
 pub struct ByteMatVec<'a> {
-    /// How the planes are laid out.
-    pub layout: Layout,
+    /// What the matrix is stored as.
+    pub encoding: Encoding,
     /// Weights in a row.
     pub cols: usize,
     /// The quantized rows.
     pub planes: Planes<'a>,
     /// Which rows of the matrix these are.
     pub rows: Range<usize>,
-    /// The vectors, in groups of the layout's size.
+    /// The vectors, in groups as the encoding has them.
     pub x: Activations<'a>,
     /// The products, as in [`MatVec`].
     pub y: &'a mut [f32],
@@ -61,9 +61,9 @@ pub struct Activations<'a> {
 /// Where quantized vectors go.
 #[derive(Debug)]
 pub struct ActivationsMut<'a> {
-    /// The layout of the matrix they are for: its group size, and the width of its codes, which
-    /// decides the order of the values.
-    pub layout: Layout,
+    /// What the matrix they are for is stored as, which decides their groups and the order of the
+    /// values.
+    pub encoding: Encoding,
     /// The values: as many as there are inputs.
     pub values: &'a mut [i8],
     /// The scales: as many as there are groups in all vectors.

@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::sums::{ErrorSums, GainSums, Moments};
-use crate::format::{Float, Layout};
+use crate::format::{Encoding, Float};
 
 /// How a group's scale and bias are found.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +17,8 @@ pub enum Fit<'a> {
 /// One row to quantize.
 #[derive(Debug)]
 pub struct QuantizeRow<'a> {
-    /// Where codes, scales and biases go.
-    pub layout: Layout,
+    /// What it becomes.
+    pub encoding: Encoding,
     /// How scales are found.
     pub fit: Fit<'a>,
     /// Number of weights.
@@ -31,11 +31,11 @@ pub struct QuantizeRow<'a> {
     pub importance: Option<&'a [f32]>,
     /// What else to find out on the way.
     pub sums: Sums<'a>,
-    /// `layout.code_bytes(cols)` bytes.
+    /// The codes: as many bytes as `encoding.plane_bytes(cols)` says.
     pub codes: &'a mut [u8],
-    /// `layout.scale_bytes(cols)` bytes.
+    /// The scales, likewise.
     pub scales: &'a mut [u8],
-    /// `layout.bias_bytes(cols)` bytes.
+    /// The biases, likewise.
     pub biases: &'a mut [u8],
 }
 
@@ -66,9 +66,9 @@ pub enum RowFault {
 pub struct Planes<'a> {
     /// Packed codes.
     pub codes: &'a [u8],
-    /// Packed scales.
+    /// Packed scales; empty where codes hold them.
     pub scales: &'a [u8],
-    /// Packed biases; empty when symmetric.
+    /// Packed biases; empty where there are none.
     pub biases: &'a [u8],
 }
 
@@ -77,35 +77,35 @@ impl<'a> Planes<'a> {
     ///
     /// # Panics
     /// If the planes hold no such row.
-    pub fn row(&self, layout: Layout, cols: usize, row: usize) -> Self {
-        self.rows(layout, cols, row..row + 1)
+    pub fn row(&self, encoding: Encoding, cols: usize, row: usize) -> Self {
+        self.rows(encoding, cols, row..row + 1)
     }
 
     /// The planes of some of these rows.
     ///
     /// # Panics
     /// If the planes hold no such rows.
-    pub fn rows(&self, layout: Layout, cols: usize, rows: Range<usize>) -> Self {
+    pub fn rows(&self, encoding: Encoding, cols: usize, rows: Range<usize>) -> Self {
         let slice = |plane: &'a [u8], bytes: usize| &plane[rows.start * bytes..rows.end * bytes];
+        let [codes, scales, biases] = encoding.plane_bytes(cols);
         Self {
-            codes: slice(self.codes, layout.code_bytes(cols)),
-            scales: slice(self.scales, layout.scale_bytes(cols)),
-            biases: slice(self.biases, layout.bias_bytes(cols)),
+            codes: slice(self.codes, codes),
+            scales: slice(self.scales, scales),
+            biases: slice(self.biases, biases),
         }
     }
 
-    pub(super) fn check(&self, layout: Layout, cols: usize) {
-        assert_eq!(self.codes.len(), layout.code_bytes(cols));
-        assert_eq!(self.scales.len(), layout.scale_bytes(cols));
-        assert_eq!(self.biases.len(), layout.bias_bytes(cols));
+    pub(super) fn check(&self, encoding: Encoding, cols: usize) {
+        let found = [self.codes, self.scales, self.biases].map(<[u8]>::len);
+        assert_eq!(found, encoding.plane_bytes(cols));
     }
 }
 
 /// One row to decode.
 #[derive(Debug)]
 pub struct DecodeRow<'a> {
-    /// How the planes are laid out.
-    pub layout: Layout,
+    /// What the row is stored as.
+    pub encoding: Encoding,
     /// Number of weights.
     pub cols: usize,
     /// The quantized row.
@@ -119,8 +119,8 @@ pub struct DecodeRow<'a> {
 /// One row to compare with its original.
 #[derive(Debug)]
 pub struct ErrorRow<'a> {
-    /// How the planes are laid out.
-    pub layout: Layout,
+    /// What the row is stored as.
+    pub encoding: Encoding,
     /// Number of weights.
     pub cols: usize,
     /// The quantized row.
@@ -136,13 +136,15 @@ pub struct ErrorRow<'a> {
 /// Scales and biases to multiply.
 #[derive(Debug)]
 pub struct RescaleRow<'a> {
-    /// How the planes are laid out.
-    pub layout: Layout,
+    /// What the row is stored as.
+    pub encoding: Encoding,
     /// The factor.
     pub gain: f32,
+    /// Packed codes, which hold the scales of some encodings.
+    pub codes: &'a mut [u8],
     /// Packed scales.
     pub scales: &'a mut [u8],
-    /// Packed biases; empty when symmetric.
+    /// Packed biases; empty where there are none.
     pub biases: &'a mut [u8],
 }
 

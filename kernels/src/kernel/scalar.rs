@@ -6,7 +6,7 @@ use core::ops::BitXor;
 use half::{bf16, f16};
 
 use super::lanes::{BLOCK, Bounds, ByteDot, LANES, Lanes};
-use crate::format::{self, Format};
+use crate::format::{self, Width};
 
 /// Sixteen floats in an array.
 #[derive(Debug, Clone, Copy)]
@@ -33,16 +33,16 @@ impl Scalar {
     }
 
     #[inline(never)]
-    fn pack<const BYTES: usize>(format: Format, codes: [Self; BLOCK]) -> [u8; BYTES] {
+    fn pack<const BYTES: usize>(width: Width, codes: [Self; BLOCK]) -> [u8; BYTES] {
         let codes = codes.map(|codes| codes.round().0.map(|lane| lane as u8));
         let mut packed = [0; BYTES];
-        format::pack(format, codes.as_flattened(), &mut packed);
+        format::pack(width, codes.as_flattened(), &mut packed);
         packed
     }
 
     #[inline(never)]
-    fn look_up(format: Format, table: Self, packed: &[u8]) -> Self {
-        Self(unpack::<LANES>(format, packed).map(|code| table.0[usize::from(code)]))
+    fn look_up(width: Width, table: Self, packed: &[u8]) -> Self {
+        Self(unpack::<LANES>(width, packed).map(|code| table.0[usize::from(code)]))
     }
 }
 
@@ -64,9 +64,9 @@ where
 }
 
 #[inline(always)]
-fn unpack<const COUNT: usize>(format: Format, packed: &[u8]) -> [u8; COUNT] {
+fn unpack<const COUNT: usize>(width: Width, packed: &[u8]) -> [u8; COUNT] {
     let mut codes = [0; COUNT];
-    format::unpack(format, packed, &mut codes);
+    format::unpack(width, packed, &mut codes);
     codes
 }
 
@@ -183,27 +183,27 @@ impl Lanes for Scalar {
 
     #[inline(always)]
     fn pack2(codes: [Self; BLOCK]) -> [u8; 16] {
-        Self::pack(Format::Int2, codes)
+        Self::pack(Width::Two, codes)
     }
 
     #[inline(always)]
     fn pack4(codes: [Self; BLOCK]) -> [u8; 32] {
-        Self::pack(Format::Int4, codes)
+        Self::pack(Width::Four, codes)
     }
 
     #[inline(always)]
     fn pack8(codes: [Self; BLOCK]) -> [u8; 64] {
-        Self::pack(Format::Int8, codes)
+        Self::pack(Width::Eight, codes)
     }
 
     #[inline(always)]
     fn look_up2(table: Self, packed: &[u8; 4]) -> Self {
-        Self::look_up(Format::Int2, table, packed)
+        Self::look_up(Width::Two, table, packed)
     }
 
     #[inline(always)]
     fn look_up4(table: Self, packed: &[u8; 8]) -> Self {
-        Self::look_up(Format::Int4, table, packed)
+        Self::look_up(Width::Four, table, packed)
     }
 
     #[inline(always)]
@@ -226,12 +226,12 @@ impl ByteDot for Scalar {
     }
 
     #[inline(always)]
-    fn unpack(format: Format, phase: usize, packed: &[u8]) -> Self::Codes {
-        core::array::from_fn(|i| packed[i] >> (phase * format.bits()) & format.max_code())
+    fn unpack(width: Width, phase: usize, packed: &[u8]) -> Self::Codes {
+        core::array::from_fn(|i| packed[i] >> (phase * width.bits()) & width.max_code())
     }
 
     #[inline(always)]
-    fn add(_: Format, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
+    fn add(_: Width, sums: Self::Sums, codes: Self::Codes, x: &[i8]) -> Self::Sums {
         let product = |i: usize| i32::from(codes[i]) * i32::from(x[i]);
         core::array::from_fn(|lane| sums[lane] + product(lane) + product(lane + LANES))
     }

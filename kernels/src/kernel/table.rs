@@ -9,8 +9,10 @@ use super::row::{
 };
 use super::sums::{ErrorSums, Moments};
 use super::transform::{TransformRows, Turn, as_bytes_mut};
+use super::uniform::code::layout_of;
+use super::uniform::place;
 use super::uniform::{BUNDLE, Feedback, Projection};
-use crate::format::{Float, Scheme, Transform};
+use crate::format::{Encoding, Float, Transform};
 
 /// The kernels of one instruction set. Holding a table proves that the machine has it.
 #[derive(Debug, Clone, Copy)]
@@ -44,23 +46,23 @@ impl KernelTable {
     /// cache after the first time, group by group.
     ///
     /// # Errors
-    /// The weights cannot be quantized in this layout; the planes then hold nothing of use.
+    /// The weights cannot be quantized in this encoding; the planes then hold nothing of use.
     ///
     /// # Panics
     /// If a slice is not as long as its field says.
     pub fn quantize_row(&self, row: QuantizeRow<'_>) -> Result<f32, RowFault> {
-        let QuantizeRow { layout, cols, .. } = row;
+        let QuantizeRow { encoding, cols, .. } = row;
         assert_eq!(row.weights.len(), cols * row.float.size());
         assert_eq!(row.importance.map_or(cols, <[f32]>::len), cols);
         if let Sums::Moments(moments, _) = &row.sums {
-            assert_eq!(moments.len(), layout.group_size.count(cols));
+            assert_eq!(moments.len(), encoding.groups(cols));
         }
         let planes = Planes {
             codes: row.codes,
             scales: row.scales,
             biases: row.biases,
         };
-        planes.check(layout, cols);
+        planes.check(encoding, cols);
         // SAFETY: a table exists only where its ISA was detected; lengths are checked above.
         unsafe { (self.quantize)(row) }
     }
@@ -71,7 +73,7 @@ impl KernelTable {
     /// If a slice is not as long as its field says.
     pub fn decode_row(&self, row: DecodeRow<'_>) {
         assert_eq!(row.weights.len(), row.cols * row.float.size());
-        row.planes.check(row.layout, row.cols);
+        row.planes.check(row.encoding, row.cols);
         // SAFETY: as in `quantize_row`.
         unsafe { (self.decode)(row) }
     }
@@ -82,11 +84,20 @@ impl KernelTable {
     /// If a slice is not as long as its field says.
     pub fn error_row(&self, row: ErrorRow<'_>) -> ErrorSums {
         assert_eq!(row.weights.len(), row.cols * row.float.size());
-        row.planes.check(row.layout, row.cols);
-        let groups = row.layout.group_size.count(row.cols);
+        row.planes.check(row.encoding, row.cols);
+        let groups = row.encoding.groups(row.cols);
         assert_eq!(row.moments.map_or(groups, <[Moments]>::len), groups);
         // SAFETY: as in `quantize_row`.
         unsafe { (self.error)(row) }
+    }
+
+    /// Whether a row decodes to finite weights, whatever its codes are.
+    ///
+    /// # Panics
+    /// If the planes are not as long as the encoding says.
+    pub fn decodable(&self, encoding: Encoding, cols: usize, planes: Planes<'_>) -> bool {
+        planes.check(encoding, cols);
+        place::decodable(layout_of(encoding), planes)
     }
 
     /// Multiplies the scales and biases of a row, and rounds them to storage.
@@ -97,7 +108,7 @@ impl KernelTable {
     /// # Panics
     /// If the planes are not as long as each other, where there are biases.
     pub fn rescale_row(&self, row: RescaleRow<'_>) -> Result<(), RowFault> {
-        if row.layout.scheme == Scheme::Affine {
+        if row.encoding.has_biases() {
             assert_eq!(row.scales.len(), row.biases.len());
         }
         // SAFETY: as in `quantize_row`.
@@ -179,7 +190,7 @@ impl KernelTable {
     /// If a slice is not as long as its field says.
     pub fn quantize_vectors(&self, x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool {
         let batch = x.len() / cols.max(1);
-        let groups = out.layout.group_size.count(cols);
+        let groups = out.encoding.groups(cols);
         assert_eq!(x.len(), batch * cols);
         assert_eq!(
             (out.values.len(), out.scales.len()),
@@ -190,7 +201,7 @@ impl KernelTable {
         unsafe { (self.quantize_vectors)(x, cols, out) }
     }
 
-    /// Multiplies as [`KernelTable::matvec`] does, with vectors quantized in groups of the layout's size. Codes
+    /// Multiplies as [`KernelTable::matvec`] does, with vectors quantized in groups as the encoding has them. Codes
     /// and bytes are multiplied exactly; what follows is within 2^-17 of the sum over groups of
     /// the largest magnitude that a code of the group could stand for, times the sum of the
     /// magnitudes of its values.
@@ -199,13 +210,13 @@ impl KernelTable {
     /// If a slice is not as long as its field says.
     pub fn matvec_bytes(&self, m: ByteMatVec<'_>) {
         let ByteMatVec {
-            layout, cols, x, ..
+            encoding, cols, x, ..
         } = m;
         if m.y.is_empty() {
             return;
         }
         let batch = m.y.len() / m.y_rows;
-        let groups = layout.group_size.count(cols);
+        let groups = encoding.groups(cols);
         assert_eq!(
             (x.values.len(), x.scales.len()),
             (batch * cols, batch * groups)

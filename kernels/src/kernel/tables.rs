@@ -14,7 +14,7 @@ use super::scalar::Scalar;
 use super::sums::ErrorSums;
 use super::table::KernelTable;
 use super::transform::{self, TransformRows};
-use super::uniform::code::{Code, with_code};
+use super::uniform::code::{Code, layout_of, with_code};
 use super::uniform::errors as uniform_errors;
 use super::uniform::{Feedback, Projection, decode, dot, dot_bytes, encode, feedback};
 #[cfg(all(feature = "std", target_arch = "x86_64", not(fuzzing)))]
@@ -63,7 +63,7 @@ macro_rules! kernel_by_kind {
         $(#[target_feature(enable = $features)])?
         fn kernel(row: $row) -> $result {
             type L = $lanes;
-            with_element!(L, row.float, |e| with_code!(L, row.layout, |c| of(row, e, c)))
+            with_element!(L, row.float, |e| with_code!(L, layout_of(row.encoding), |c| of(row, e, c)))
         }
         kernel
     }};

@@ -4,6 +4,7 @@ mod plans;
 
 use std::collections::BTreeMap;
 
+use arrowquant::format::{Encoding, GroupSize, ScaleDtype, Scheme};
 use arrowquant::model::{Model, Tensor};
 use arrowquant::plan::{Config, Plan, PlanEntry, Recognition, SOURCE};
 use arrowquant::run::{FoldReport, Parts, Report, TensorReport, Totals, Verification};
@@ -87,14 +88,20 @@ pub fn plan(plan: &Plan, file_bytes: usize) -> String {
     for entry in &plan.entries {
         let recipe = entry.recipe.as_ref();
         let how = recipe.map_or(String::new(), |r| {
-            format!("{} {}, gain {}; ", r.scheme, r.method, r.gain)
+            let scheme = r
+                .encoding
+                .scheme()
+                .map_or(String::new(), |s| format!("{s} "));
+            format!("{scheme}{}, gain {}; ", r.method, r.gain)
         });
         table.add_row([
             printable(&entry.tensor.name),
             entry.tensor.dtype.to_string(),
-            recipe.map_or("keep", |r| r.format.name()).to_owned(),
+            recipe.map_or("keep", |r| r.format().name()).to_owned(),
             entry.tensor.shape.to_string(),
-            recipe.map_or("-".to_owned(), |r| r.group_size.to_string()),
+            recipe
+                .and_then(|r| r.encoding.group_size())
+                .map_or("-".to_owned(), |size| size.to_string()),
             number(entry.bits_per_weight(), 3),
             entry.bytes().to_string(),
             printable(&format!("{how}{}", entry.reason)),
@@ -301,9 +308,10 @@ fn own_name<'a>(layer: &'a str, before: &str) -> &'a str {
 
 /// Returns a tensor's layout and available figures, under the keys of `inspect --json`.
 fn tensor_json(tensor: &Tensor, summary: &Value) -> Value {
-    let layout = tensor.tiles.first().and_then(|tile| tile.tile.layout);
-    let scale_dtypes = tensor.tiles.iter().filter_map(|tile| tile.tile.layout);
-    let mut scale_dtypes: Vec<&str> = scale_dtypes.map(|l| l.scale_dtype.name()).collect();
+    let encodings = || tensor.tiles.iter().filter_map(|tile| tile.tile.encoding);
+    let encoding = encodings().next();
+    let scale_dtypes = encodings().filter_map(Encoding::scale_dtype);
+    let mut scale_dtypes: Vec<&str> = scale_dtypes.map(ScaleDtype::name).collect();
     scale_dtypes.dedup();
     let bytes: usize = tensor
         .tiles
@@ -316,9 +324,9 @@ fn tensor_json(tensor: &Tensor, summary: &Value) -> Value {
         "name": tensor.info.name,
         "shape": tensor.info.shape.dims(),
         "dtype": tensor.info.dtype.name(),
-        "format": layout.map_or(RAW, |layout| layout.format.name()),
-        "scheme": layout.map(|layout| layout.scheme.name()),
-        "group_size": layout.map(|layout| layout.group_size.get()),
+        "format": encoding.map_or(RAW, Encoding::name),
+        "scheme": encoding.and_then(Encoding::scheme).map(Scheme::name),
+        "group_size": encoding.and_then(Encoding::group_size).map(GroupSize::get),
         "scale_dtypes": scale_dtypes,
         "tiles": tensor.tiles.len(),
         "bytes": bytes,

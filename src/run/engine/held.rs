@@ -4,7 +4,7 @@ use super::job::TileJob;
 use super::ladder::Rung;
 use super::tile::{Attempt, Finished, How, Target, TileWork};
 use crate::error::{Error, Result};
-use crate::format::{Recipe, rows_per_piece};
+use crate::format::{Encoding, Recipe, rows_per_piece};
 use crate::quantize::{Outcome, PlanesMut};
 use crate::run::inputs::OutputSums;
 use crate::run::pool::Pulse;
@@ -52,7 +52,7 @@ impl TileWork<'_> {
                 if job.is_alone(next.recipe.as_ref(), self.limits.tile_bytes) {
                     steps.push(step);
                     (job.recipe, job.spatial) = (next.recipe, next.spatial);
-                    job.tile.layout = job.recipe.map(|recipe| recipe.planned_layout());
+                    job.tile.encoding = job.recipe.map(|recipe| recipe.planned());
                     continue;
                 }
             }
@@ -106,11 +106,11 @@ impl TileWork<'_> {
 /// Memory for the planes that a tile has.
 fn planes_for(buffers: &Buffers, tile: &Tile) -> TileBuffers {
     let [codes, scales, biases] = tile.plane_bytes().unwrap_or_default();
-    let quantized = tile.layout.is_some();
+    let has = |plane: fn(Encoding) -> bool| tile.encoding.is_some_and(plane);
     TileBuffers {
         codes: buffers.take(codes),
-        scales: quantized.then(|| buffers.take(scales)),
-        biases: (biases > 0).then(|| buffers.take(biases)),
+        scales: has(Encoding::has_scales).then(|| buffers.take(scales)),
+        biases: has(Encoding::has_biases).then(|| buffers.take(biases)),
     }
 }
 
@@ -131,7 +131,6 @@ impl Target for Held<'_> {
 
     fn quantize(&mut self, job: &TileJob, how: How<'_>) -> Attempt {
         let (work, tile) = (&self.work, &job.tile);
-        let layout = how.layout();
         let cols = tile.shape.cols();
         let step = rows_per_piece(cols);
         let mut outcomes: Vec<_> = (0..tile.row_count).step_by(step).map(|_| None).collect();
@@ -139,7 +138,7 @@ impl Target for Held<'_> {
         let mut pieces = Vec::with_capacity(outcomes.len());
         for (i, outcome) in outcomes.iter_mut().enumerate() {
             let rows = step.min(tile.row_count - i * step);
-            let mut bytes = layout.plane_bytes(cols).into_iter();
+            let mut bytes = how.encoding.plane_bytes(cols).into_iter();
             let [codes, scales, biases] = rest
                 .each_mut()
                 .map(|plane| take(plane, rows * bytes.next().unwrap_or(0)));
@@ -173,11 +172,11 @@ impl Target for Held<'_> {
     }
 
     fn output(&mut self, job: &TileJob, tile: &Tile) -> Result<Option<OutputSums>> {
-        let Some(layout) = tile.layout else {
+        let Some(encoding) = tile.encoding else {
             return Ok(None);
         };
         let planes = self.planes.bytes();
-        let bytes = layout.plane_bytes(tile.shape.cols());
+        let bytes = encoding.plane_bytes(tile.shape.cols());
         let read = |row: usize, rows: usize, out: &mut [Vec<u8>; 3]| {
             for ((out, plane), bytes) in out.iter_mut().zip(planes).zip(bytes) {
                 out.clear();

@@ -97,7 +97,7 @@ impl Target for InPlace<'_, '_, '_> {
             counter,
             budget,
         } = self;
-        let bytes = how.layout().plane_bytes(job.tile.shape.cols());
+        let bytes = how.encoding.plane_bytes(job.tile.shape.cols());
         let cost = job.piece_cost() + job.piece_bytes();
         let mut total = Outcome::default();
         let done = work.context.pool.in_order_until(
@@ -131,10 +131,10 @@ impl Target for InPlace<'_, '_, '_> {
     }
 
     fn output(&mut self, job: &TileJob, tile: &Tile) -> Result<Option<OutputSums>> {
-        let Some(layout) = tile.layout else {
+        let Some(encoding) = tile.encoding else {
             return Ok(None);
         };
-        let bytes = layout.plane_bytes(tile.shape.cols());
+        let bytes = encoding.plane_bytes(tile.shape.cols());
         let open = &self.tile;
         let read = |row: usize, rows: usize, out: &mut [Vec<u8>; 3]| {
             for (out, bytes) in out.iter_mut().zip(bytes) {

@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use crate::error::{Error, Result};
-use crate::format::{
-    Float, Method, Recipe, ScaleDtype, ScalePolicy, rows_per_piece, rows_per_tile,
-};
+use crate::format::{Float, Method, Recipe, rows_per_piece, rows_per_tile};
 use crate::plan::{NO_MIN_COSINE, Plan};
 use crate::quantize::{Factor, Guide};
 use crate::run::inputs::{Calibrator, output_bytes};
@@ -66,7 +64,7 @@ impl TileJob {
     /// Whether the tensor is one tile, with this recipe as with its own.
     pub(crate) fn is_alone(&self, recipe: Option<&Recipe>, tile_bytes: usize) -> bool {
         let (rows, cols) = (self.tile.shape.rows(), self.tile.shape.cols());
-        let row = recipe.map_or(self.row_bytes, |recipe| recipe.format.row_bytes(cols));
+        let row = recipe.map_or(self.row_bytes, |r| r.planned().plane_bytes(cols)[0]);
         self.tile.row_count == rows && rows.saturating_mul(row) <= tile_bytes
     }
 
@@ -96,14 +94,9 @@ impl TileJob {
 
     /// Bytes of the planes of some rows, which may turn out to need f32 scales.
     fn planes_of(&self, rows: usize) -> usize {
-        let widest = match self.recipe {
-            Some(recipe) if recipe.scales == ScalePolicy::Auto => {
-                Some(recipe.layout(ScaleDtype::F32))
-            }
-            _ => self.tile.layout,
-        };
+        let fallback = self.recipe.and_then(|recipe| recipe.fallback());
         let tile = Tile {
-            layout: widest,
+            encoding: fallback.or(self.tile.encoding),
             row_count: rows,
             ..self.tile.clone()
         };
@@ -148,14 +141,16 @@ pub(crate) fn jobs(
         } else {
             entry.source_bytes()
         };
-        let layout = entry.recipe.map(|recipe| recipe.planned_layout());
-        let code_bytes = layout.map_or(row_bytes, |layout| layout.code_bytes(cols));
+        let encoding = entry.recipe.map(|recipe| recipe.planned());
+        let code_bytes = encoding.map_or(row_bytes, |encoding| encoding.plane_bytes(cols)[0]);
         let step = match whole_rows {
             true => rows_per_tile(rows, code_bytes, limits.tile_bytes),
             false => rows,
         };
         if rows > 0 && code_bytes > limits.largest_plane {
-            let reason = format!("a row of {code_bytes} bytes is too large for one value of the output file");
+            let reason = format!(
+                "a row of {code_bytes} bytes is too large for one value of the output file"
+            );
             return Err(Error::tensor(source.path_of(tensor), &info.name, reason));
         }
         let known = calibrator.map_or((false, false), |c| c.knows(&info.name));
@@ -176,7 +171,7 @@ pub(crate) fn jobs(
                     row_count: count,
                     shape: info.shape.clone(),
                     source_dtype: info.dtype,
-                    layout,
+                    encoding,
                     input_scale: None,
                     rotation: None,
                     activation: Default::default(),

@@ -2,7 +2,7 @@
 //! scaling or rotation of its inputs, if it had any, and then with more bits: 2, 4, 8, kept.
 
 use crate::error::Result;
-use crate::format::{Format, Gain, Recipe};
+use crate::format::Recipe;
 use crate::plan::{Plan, PlanEntry};
 use crate::run::report::{LadderStep, TensorTally};
 use crate::source::Source;
@@ -27,29 +27,15 @@ impl Rung {
 
     /// The one after an attempt that did not pass.
     pub(crate) fn after(recipe: &Recipe, step: &LadderStep) -> Self {
-        let format = match (step.spatial, recipe.format) {
-            (true, _) => {
-                return Self {
-                    recipe: Some(*recipe),
-                    spatial: false,
-                };
-            }
-            (false, Format::Int2) => Some(Format::Int4),
-            (false, Format::Int4) => Some(Format::Int8),
-            (false, Format::Int8) => None,
-        };
-        let more = |format: Format| Recipe {
-            format,
-            // What the format gets by default, unless something else was asked for.
-            gain: match recipe.gain == Gain::of(recipe.format) {
-                true => Gain::of(format),
-                false => recipe.gain,
+        match step.spatial {
+            true => Self {
+                recipe: Some(*recipe),
+                spatial: false,
             },
-            ..*recipe
-        };
-        Self {
-            recipe: format.map(more),
-            spatial: true,
+            false => Self {
+                recipe: recipe.climbed(),
+                spatial: true,
+            },
         }
     }
 }
@@ -139,8 +125,8 @@ impl Ladder {
         let (name, what) = (&entry.tensor.name, step.describe());
         let to = match (next.recipe, step.spatial) {
             (None, _) => "kept".to_owned(),
-            (Some(recipe), true) => format!("{} without", recipe.format),
-            (Some(recipe), false) => recipe.format.to_string(),
+            (Some(recipe), true) => format!("{} without", recipe.format()),
+            (Some(recipe), false) => recipe.format().to_string(),
         };
         (next, format!("tensor '{name}': {what}: {to}"))
     }

@@ -2,7 +2,7 @@
 
 use super::job::jobs;
 use crate::error::Result;
-use crate::format::{Format, ScaleDtype};
+use crate::format::{Choice, Format, GroupSize, ScaleDtype, Scheme};
 use crate::plan::{NO_MIN_COSINE, OnNonFinite, Plan};
 use crate::run::inputs::WINDOW;
 use crate::schema::Tile;
@@ -48,6 +48,18 @@ fn outline<'a>(source: &'a dyn Source, id: &'a SourceId, plan: &'a Plan) -> Outl
     }
 }
 
+/// Bytes of a row of `cols` weights in whatever encoding the ladder may climb to.
+fn largest_row(cols: usize) -> usize {
+    let choice = Choice {
+        scheme: Scheme::Affine,
+        group_size: GroupSize::SMALLEST,
+        scale_dtype: ScaleDtype::F32,
+    };
+    let rows = Format::ALL.iter();
+    let rows = rows.map(|format| format.encoding(choice).row_bytes(cols));
+    rows.max().unwrap_or(0)
+}
+
 /// Input scales, and ranges of activations, at most.
 fn inputs(shape: &Shape, time_groups: usize) -> usize {
     let ranges = (1 + 2 * WINDOW as usize) * time_groups;
@@ -64,9 +76,10 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
     let limits = (PARQUET.limits)(plan.compresses());
     let jobs = jobs(source, plan, &limits, None, 0..plan.entries.len())?;
     let tensors = jobs.iter().map(|job| {
-        let widest = job.recipe.map(|recipe| recipe.layout(ScaleDtype::F32));
+        let widest = job.recipe.map(|recipe| recipe.encoding.with_f32_scales());
+        let widest = widest.map_or(job.tile.encoding, |wide| wide.or(job.tile.encoding));
         let tile = Tile {
-            layout: widest,
+            encoding: widest,
             ..job.tile.clone()
         };
         let mut planes: usize = tile.plane_bytes().unwrap_or_default().iter().sum();
@@ -76,9 +89,8 @@ pub fn output_bound(source: &dyn Source, plan: &Plan) -> Result<usize> {
             entry.min_cosine > NO_MIN_COSINE || plan.on_nonfinite == OnNonFinite::Keep;
         if entry.recipe.is_some() && may_be_kept {
             let kept = tile.row_count.saturating_mul(job.row_bytes);
-            let eight =
-                Format::Int8.row_bytes(tile.shape.cols()) + 8 * tile.shape.cols().div_ceil(16);
-            planes = planes.max(kept).max(eight.saturating_mul(tile.row_count));
+            let row = largest_row(tile.shape.cols());
+            planes = planes.max(kept).max(row.saturating_mul(tile.row_count));
         }
         let groups = plan.calibrated.as_ref().map(|c| c.time_groups as usize);
         OutlineTensor {

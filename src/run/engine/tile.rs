@@ -3,7 +3,7 @@
 
 use super::job::TileJob;
 use crate::error::{Error, Result};
-use crate::format::{Float, Layout, Recipe, ScaleDtype, ScalePolicy};
+use crate::format::{Encoding, Float, Recipe, ScalePolicy};
 use crate::kernel::{ErrorSums, KernelTable, Planes};
 use crate::quantize::transform::{apply_to_weights, measure_transformed_rows};
 use crate::quantize::{Fault, Matrix, Outcome, PlanesMut, find_non_finite, quantize_rows};
@@ -82,15 +82,11 @@ pub(crate) trait Target {
 #[derive(Clone, Copy)]
 pub(crate) struct How<'a> {
     pub(crate) recipe: &'a Recipe,
-    pub(crate) scale_dtype: ScaleDtype,
+    pub(crate) encoding: Encoding,
     pub(crate) prepared: &'a Prepared,
 }
 
 impl How<'_> {
-    pub(crate) fn layout(&self) -> Layout {
-        self.recipe.layout(self.scale_dtype)
-    }
-
     fn quantize(
         &self,
         table: &KernelTable,
@@ -102,7 +98,7 @@ impl How<'_> {
         quantize_rows(
             table,
             self.recipe,
-            self.scale_dtype,
+            self.encoding,
             matrix,
             guide,
             measure,
@@ -147,20 +143,20 @@ impl TileWork<'_> {
         (prepared, mut tile): (Prepared, Tile),
         target: &mut dyn Target,
     ) -> Result<Finished> {
-        let planned = recipe.planned_layout().scale_dtype;
-        let mut scale_dtype = planned;
+        let planned = recipe.planned();
+        let mut encoding = planned;
         let outcome = loop {
             let how = How {
                 recipe,
-                scale_dtype,
+                encoding,
                 prepared: &prepared,
             };
             let quantized = target.quantize(job, how)?;
-            if !wants_f32(recipe, scale_dtype, &quantized) {
+            let Some(wider) = wider(recipe, encoding, &quantized) else {
                 break quantized.map_err(|fault| self.explain(job.tensor, recipe, fault))?;
-            }
-            scale_dtype = ScaleDtype::F32;
-            tile.layout = Some(recipe.layout(scale_dtype));
+            };
+            encoding = wider;
+            tile.encoding = Some(encoding);
             target.restart(&tile)?;
         };
         let bytes = set_figures(&mut tile, &outcome);
@@ -173,7 +169,7 @@ impl TileWork<'_> {
             tile,
             bytes,
             error: outcome.error,
-            needed_f32: scale_dtype != planned,
+            needed_f32: encoding != planned,
             is_last: job.is_last(),
             steps: Vec::new(),
             calibrated: CalibratedTile {
@@ -206,7 +202,7 @@ impl TileWork<'_> {
         let bytes = rows * info.shape.cols() * info.dtype.bits() / 8;
         let quantized = self.context.with_rows(tensor, row, rows, |matrix| {
             // A second time with f32 scales is no progress.
-            if how.scale_dtype == how.recipe.planned_layout().scale_dtype {
+            if how.encoding == how.recipe.planned() {
                 self.context.advance(bytes);
             }
             match how.prepared.spatial.transform().is_identity() {
@@ -257,11 +253,11 @@ impl TileWork<'_> {
             scales,
             biases,
         };
-        let layout = how.layout();
+        let encoding = how.encoding;
         let mut row = vec![0; cols * size_of::<f32>()];
         let error = measure_transformed_rows(
             self.context.table,
-            layout,
+            encoding,
             transform,
             matrix,
             planes,
@@ -287,27 +283,26 @@ impl TileWork<'_> {
                     ScalePolicy::F16 => "f16",
                     ScalePolicy::Auto | ScalePolicy::F32 => "f32",
                 };
-                format!(
-                    "row {row} has weights too large for {held} scales or decoded values"
-                )
+                format!("row {row} has weights too large for {held} scales or decoded values")
             }
         };
         Error::tensor(self.context.source.path_of(tensor), name, reason)
     }
 }
 
-/// Whether rows quantized with scales of this dtype are to be quantized again with f32 ones.
-pub(crate) fn wants_f32(
+/// The encoding that rows quantized to this one are to be quantized to again, because its scales
+/// do not hold what they should.
+fn wider(
     recipe: &Recipe,
-    scale_dtype: ScaleDtype,
+    encoding: Encoding,
     quantized: &std::result::Result<Outcome, Fault>,
-) -> bool {
-    let may_widen = recipe.scales == ScalePolicy::Auto && scale_dtype == ScaleDtype::F16;
-    may_widen
-        && match quantized {
-            Ok(outcome) => outcome.wants_f32_scales(),
-            Err(fault) => matches!(fault, Fault::ScaleOverflow { .. }),
-        }
+) -> Option<Encoding> {
+    let wanted = match quantized {
+        Ok(outcome) => outcome.wants_f32_scales(),
+        Err(fault) => matches!(fault, Fault::ScaleOverflow { .. }),
+    };
+    let fallback = recipe.fallback().filter(|wider| *wider != encoding);
+    fallback.filter(|_| wanted)
 }
 
 /// Fills in what was measured of a quantized tile; returns the bytes of its planes.

@@ -7,7 +7,7 @@ use super::scales::Largest;
 use super::spatial::{Spatial, candidates};
 use crate::calibrate::Weights;
 use crate::error::{Error, Result};
-use crate::format::{Float, Recipe, ScaleDtype};
+use crate::format::{Float, Recipe};
 use crate::kernel::{ChannelSums, Planes};
 use crate::quantize::transform::{apply_to_weights, decode_row};
 use crate::quantize::{Matrix, PlanesMut, quantize_rows};
@@ -159,13 +159,10 @@ impl Inputs<'_> {
         let guide = prepared.transformed(spatial);
         let mut weights: Vec<u8> = sampled.iter().flat_map(|w| w.to_le_bytes()).collect();
         apply_to_weights(self.context.table, transform, cols, &mut weights);
-        let layout = recipe.layout(ScaleDtype::F32);
-        let [mut codes, mut scales, mut biases] = [
-            layout.code_bytes(cols),
-            layout.scale_bytes(cols),
-            layout.bias_bytes(cols),
-        ]
-        .map(|bytes| vec![0; rows * bytes]);
+        let encoding = recipe.encoding;
+        let encoding = encoding.with_f32_scales().unwrap_or(encoding);
+        let sizes = encoding.plane_bytes(cols);
+        let [mut codes, mut scales, mut biases] = sizes.map(|bytes| vec![0; rows * bytes]);
         let matrix = Matrix {
             rows,
             cols,
@@ -180,7 +177,7 @@ impl Inputs<'_> {
         let quantized = quantize_rows(
             self.context.table,
             recipe,
-            ScaleDtype::F32,
+            encoding,
             matrix,
             guide.guide(),
             false,
@@ -195,15 +192,8 @@ impl Inputs<'_> {
         let mut errors = sampled.to_vec();
         let (mut decoded, mut values) = (vec![0; cols * 4], vec![0.0; cols]);
         for (row, errors) in errors.chunks_exact_mut(cols).enumerate() {
-            let planes = planes.row(layout, cols, row);
-            if !decode_row(
-                self.context.table,
-                layout,
-                transform,
-                cols,
-                planes,
-                &mut decoded,
-            ) {
+            let (table, planes) = (self.context.table, planes.row(encoding, cols, row));
+            if !decode_row(table, encoding, transform, cols, planes, &mut decoded) {
                 return None;
             }
             self.context.table.widen(Float::F32, &decoded, &mut values);

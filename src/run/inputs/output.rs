@@ -81,7 +81,7 @@ impl Inputs<'_> {
         planes_of: PlaneRows<'_>,
         pulse: Pulse<'_>,
     ) -> Result<Option<OutputSums>> {
-        let Some(layout) = tile.layout else {
+        let Some(encoding) = tile.encoding else {
             return Ok(None);
         };
         let cols = tile.shape.cols();
@@ -101,16 +101,9 @@ impl Inputs<'_> {
             };
             bytes.resize(cols * 4, 0);
             for (i, decoded) in decoded.chunks_exact_mut(cols).enumerate() {
-                let planes = planes.row(layout, cols, i);
-                decode_row(
-                    self.context.table,
-                    layout,
-                    tile.transform(),
-                    cols,
-                    planes,
-                    bytes,
-                );
-                self.context.table.widen(Float::F32, bytes, decoded);
+                let (table, planes) = (self.context.table, planes.row(encoding, cols, i));
+                decode_row(table, encoding, tile.transform(), cols, planes, bytes);
+                table.widen(Float::F32, bytes, decoded);
             }
             for ((error, w), q) in error.iter_mut().zip(&*weights).zip(&*decoded) {
                 *error = w - q;

@@ -50,7 +50,7 @@ impl LadderStep {
         min_cosine: f64,
     ) -> Option<Self> {
         (cosine < min_cosine).then_some(Self {
-            format: recipe.format,
+            format: recipe.format(),
             spatial,
             cosine,
             measure,

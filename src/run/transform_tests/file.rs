@@ -290,8 +290,7 @@ fn weights_that_become_infinite_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.parquet");
     let (mut tile, [codes, scales, _]) = given()[3].quantized(0);
-    let layout = tile.layout.as_mut().unwrap();
-    layout.scale_dtype = ScaleDtype::F32;
+    tile.encoding = tile.encoding.unwrap().with_f32_scales();
     let mut wide: Vec<u8> = vec![0; scales.len() * 2];
     for (row, scale) in [1.0, 1e36, 1.0].into_iter().enumerate() {
         ScaleDtype::F32.put(&mut wide, row, scale);

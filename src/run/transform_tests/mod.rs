@@ -10,8 +10,8 @@ use bytes::Bytes;
 
 use super::engine::set_figures;
 use crate::format::{
-    ActivationRange, Float, Format, Gain, GroupSize, Method, Recipe, Rotation, ScaleDtype,
-    ScalePolicy, Scheme,
+    ActivationRange, Choice, Encoding, Float, Format, GroupSize, Method, Recipe, Rotation,
+    ScaleDtype, ScalePolicy, Scheme, Width,
 };
 use crate::kernel::{Isa, KernelTable};
 use crate::model::Model;
@@ -47,13 +47,18 @@ const fn range(t_begin: i32, t_end: i32, scale: f32, zero_point: f32) -> Activat
 /// `tests/data/transformed.parquet` holds these, as docs/format.md has it; its readers in other
 /// languages know them.
 fn given() -> Vec<Given> {
-    let recipe = |bits, scheme, group_size| Recipe {
-        format: Format::from_bits(bits).unwrap(),
-        scheme,
-        group_size: GroupSize::new(group_size).unwrap(),
-        method: Method::Lsq,
-        gain: Gain::of(Format::from_bits(bits).unwrap()),
-        scales: ScalePolicy::Auto,
+    let recipe = |bits, scheme, group_size| {
+        let format = Format::uniform(Width::from_bits(bits).unwrap());
+        Recipe {
+            encoding: format.encoding(Choice {
+                scheme,
+                group_size: GroupSize::new(group_size).unwrap(),
+                scale_dtype: ScaleDtype::F16,
+            }),
+            method: Method::Lsq,
+            gain: format.spec().gain,
+            scales: ScalePolicy::Auto,
+        }
     };
     let rotation = |block, seed| Some(Rotation { block, seed });
     let one = |name, (rows, cols), recipe, scaled, rotation| Given {
@@ -125,7 +130,7 @@ impl Given {
             row_count: self.step.min(self.rows - start),
             shape: Shape::new(vec![self.rows, self.cols]).unwrap(),
             source_dtype: Dtype::F32,
-            layout: Some(self.recipe.layout(ScaleDtype::F16)),
+            encoding: Some(self.recipe.planned()),
             input_scale: scale,
             rotation: self.rotation,
             activation: self.activation.clone().into(),
@@ -144,7 +149,7 @@ impl Given {
         let original = bytes(&self.weights()[rows]);
         let mut weights = original.clone();
         apply_to_weights(table, tile.transform(), self.cols, &mut weights);
-        let layout = tile.layout.unwrap();
+        let encoding = tile.encoding.unwrap();
         let mut planes = tile.plane_bytes().unwrap().map(|len| vec![0; len]);
         let [codes, scales, biases] = &mut planes;
         let matrix = |weights| Matrix {
@@ -158,11 +163,11 @@ impl Given {
             scales,
             biases,
         };
-        let (recipe, dtype) = (&self.recipe, ScaleDtype::F16);
+        let recipe = &self.recipe;
         let quantized = quantize_rows(
             table,
             recipe,
-            dtype,
+            encoding,
             matrix(&weights),
             Guide::None,
             false,
@@ -177,10 +182,10 @@ impl Given {
         };
         let mut room = vec![0; self.cols * 4];
         let (transform, matrix) = (tile.transform(), matrix(&original));
-        let error = measure_transformed_rows(table, layout, transform, matrix, stored, &mut room);
+        let error = measure_transformed_rows(table, encoding, transform, matrix, stored, &mut room);
         outcome.error = error.unwrap();
         set_figures(&mut tile, &outcome);
-        let biases = (layout.scheme == Scheme::Affine).then_some(biases.as_slice());
+        let biases = encoding.has_biases().then_some(biases.as_slice());
         tile.checksum = schema::checksum(&tile, codes, Some(scales), biases);
         (tile, planes)
     }
@@ -221,10 +226,10 @@ fn write(path: &Path, tiles: impl IntoIterator<Item = (Tile, [Vec<u8>; 3])>) {
         buffer
     };
     for (tile, [codes, scales, biases]) in tiles {
-        let affine = tile.layout.is_some_and(|l| l.scheme == Scheme::Affine);
+        let affine = tile.encoding.is_some_and(Encoding::has_biases);
         let planes = TileBuffers {
             codes: buffer(&codes),
-            scales: tile.layout.map(|_| buffer(&scales)),
+            scales: tile.encoding.map(|_| buffer(&scales)),
             biases: affine.then(|| buffer(&biases)),
         };
         put(sink.as_mut(), tile, planes);
@@ -245,7 +250,7 @@ fn kept() -> (Tile, [Vec<u8>; 3]) {
         name: "kept".to_owned(),
         row_count: 1,
         shape: Shape::new(vec![3]).unwrap(),
-        layout: None,
+        encoding: None,
         rotation: None,
         input_scale: None,
         activation: Arc::new([range(0, 1, 2.0, 3.0)]),

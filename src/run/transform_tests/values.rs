@@ -48,12 +48,12 @@ fn rows_decode_to_what_they_were() {
                 biases: &biases,
             };
             for row in 0..tile.row_count {
-                let layout = tile.layout.unwrap();
+                let encoding = tile.encoding.unwrap();
                 let mut weights = vec![0; given.cols * 4];
                 table.decode_row(crate::kernel::DecodeRow {
-                    layout,
+                    encoding,
                     cols: given.cols,
-                    planes: planes.row(layout, given.cols, row),
+                    planes: planes.row(encoding, given.cols, row),
                     float: Float::F32,
                     weights: &mut weights,
                 });
@@ -68,7 +68,7 @@ fn rows_decode_to_what_they_were() {
             signal += original.powi(2);
         }
         // They are what was quantized, too: bounds that no wrong order of columns meets.
-        let most = [0.2, 0.02, 0.001][given.recipe.format as usize];
+        let most = [0.2, 0.02, 0.001][given.recipe.format() as usize];
         assert!(error < most * signal, "{}: {}", given.name, error / signal);
         for float in [Float::F16, Float::BF16] {
             let narrow = decoded(&model, index, float);

@@ -20,6 +20,7 @@ use parquet::file::writer::{SerializedPageWriter, TrackedWrite};
 use parquet::schema::types::{ColumnDescPtr, SchemaDescPtr};
 
 use crate::error::{Error, Result};
+use crate::format::Encoding as Stored;
 use crate::schema::{Column, RAW, Tile, parquet_schema};
 use crate::sink::buffer::{PREFIX, PlaneBuffer, prefix};
 use crate::sink::destination::Destination;
@@ -352,7 +353,7 @@ fn write_values(
         }};
     }
     let text = |text: &str| ByteArray::from(text);
-    let layout = |tile: &Tile| tile.layout;
+    let encoding = |tile: &Tile| tile.encoding;
     match column {
         Column::Name => write!(ByteArrayColumnWriter, |t: &Tile| Some(text(&t.name))),
         Column::Tile => write!(Int32ColumnWriter, |t: &Tile| Some(t.tile as i32)),
@@ -365,16 +366,20 @@ fn write_values(
             )))
         }
         Column::Format => write!(ByteArrayColumnWriter, |t: &Tile| {
-            Some(text(layout(t).map_or(RAW, |l| l.format.name())))
+            Some(text(encoding(t).map_or(RAW, Stored::name)))
         }),
         Column::Scheme => write!(ByteArrayColumnWriter, |t: &Tile| {
-            layout(t).map(|l| text(l.scheme.name()))
+            encoding(t).and_then(Stored::scheme).map(|s| text(s.name()))
         }),
         Column::GroupSize => write!(Int32ColumnWriter, |t: &Tile| {
-            layout(t).map(|l| i32::from(l.group_size.get()))
+            encoding(t)
+                .and_then(Stored::group_size)
+                .map(|g| i32::from(g.get()))
         }),
         Column::ScaleDtype => write!(ByteArrayColumnWriter, |t: &Tile| {
-            layout(t).map(|l| text(l.scale_dtype.name()))
+            encoding(t)
+                .and_then(Stored::scale_dtype)
+                .map(|d| text(d.name()))
         }),
         Column::Checksum => write!(Int64ColumnWriter, |t: &Tile| Some(t.checksum as i64)),
         Column::Cosine => write!(FloatColumnWriter, |t: &Tile| t.cosine),

@@ -22,7 +22,7 @@ use super::planes::{PackedTile, TileBuffers};
 use super::staging::GoOn;
 use super::{Footer, OpenTile, Sink, SinkLimits};
 use crate::error::{Error, Result};
-use crate::format::{TILE_BYTES, TILE_BYTES_COMPRESSED};
+use crate::format::{Encoding, TILE_BYTES, TILE_BYTES_COMPRESSED};
 use crate::schema::{Checksum, Column, STEP, Tile};
 
 /// Kept tensors smaller than this share row groups, each of which costs some 2 KB of footer.
@@ -78,7 +78,7 @@ pub(super) fn create<'a>(
 
 /// Makes pages of planes. Small kept ones are compressed later, together.
 fn pack(tile: &Tile, planes: TileBuffers, compress: bool) -> std::io::Result<PackedTile> {
-    let kept = tile.layout.is_none();
+    let kept = tile.encoding.is_none();
     let compress = compress && !(kept && planes.codes.bytes().len() < SHARED_BELOW);
     let page = |plane: Option<_>| plane.map(|plane| body_of(plane, true, compress));
     Ok(PackedTile([
@@ -216,11 +216,11 @@ impl<'a> ParquetSink<'a> {
     /// Writes what comes before the planes of a tile, and leaves room for these.
     fn make_room(&mut self, tile: &Tile) -> Result<TileRoom> {
         let [codes, scales, biases] = tile.plane_bytes().unwrap_or_default();
-        let quantized = tile.layout.is_some();
+        let encoding = tile.encoding;
         let there = |bytes: usize, there: bool| there.then_some(bytes);
         let sizes = [
             Some(codes),
-            there(scales, quantized),
+            there(scales, encoding.is_some_and(Encoding::has_scales)),
             there(biases, biases > 0),
         ];
         let rooms = [0, 1, 2].map(|i| sizes[i].map(|bytes| Room::of(bytes, i > 0)));
@@ -257,7 +257,7 @@ impl Sink for ParquetSink<'_> {
     fn write(&mut self, tile: Tile, planes: PackedTile, go_on: GoOn<'_>) -> Result<()> {
         let PackedTile(planes) = planes;
         if let [Some(values), None, None] = &planes
-            && tile.layout.is_none()
+            && tile.encoding.is_none()
             && values.plane_bytes < SHARED_BELOW
         {
             self.shared_bytes += values.bytes.len();

@@ -143,13 +143,13 @@ fn projections_are_added_up_in_order() {
 
 #[test]
 fn errors_are_fed_back_column_by_column() {
-    for ((cols, format), scheme) in LENGTHS
+    for ((cols, width), scheme) in LENGTHS
         .into_iter()
-        .flat_map(|cols| [Format::Int2, Format::Int4, Format::Int8].map(|format| (cols, format)))
+        .flat_map(|cols| [Width::Two, Width::Four, Width::Eight].map(|width| (cols, width)))
         .flat_map(|case| [Scheme::Symmetric, Scheme::Affine].map(|scheme| (case, scheme)))
     {
         let layout = Layout {
-            format,
+            width,
             scheme,
             group_size: GroupSize::ROW,
             scale_dtype: ScaleDtype::F32,
@@ -157,7 +157,7 @@ fn errors_are_fed_back_column_by_column() {
         let (factor, weights) = (factor(cols), numbers(3, cols * BUNDLE));
         // Two groups by turns; a scale of 0 has a reciprocal of 0.
         let groups: Vec<u32> = (0..cols as u32).map(|k| k % 2).collect();
-        let span = f32::from(format.max_code());
+        let span = f32::from(width.max_code());
         let mut scales: Vec<f32> = numbers(9, 2 * BUNDLE)
             .iter()
             .map(|x| (1.2 + x) / span)
@@ -181,7 +181,7 @@ fn errors_are_fed_back_column_by_column() {
                     target += factor[k * cols + j] * errors[j * BUNDLE + row];
                 }
                 let grid = groups[k] as usize * BUNDLE + row;
-                let zero_point = format.zero_point();
+                let zero_point = width.zero_point();
                 let exact = match scheme {
                     Scheme::Symmetric => target * inverses[grid] + zero_point,
                     Scheme::Affine => (target - biases[grid]) * inverses[grid],
@@ -210,7 +210,7 @@ fn errors_are_fed_back_column_by_column() {
                 errors: &mut found_errors,
                 left: &mut found_left,
             });
-            let name = format!("{} {cols} {format} {scheme}", table.isa().name());
+            let name = format!("{} {cols} {width:?} {scheme}", table.isa().name());
             assert_eq!(found_codes, codes, "{name}");
             assert_eq!(found_errors, errors, "{name}");
             assert_eq!(found_left, left, "{name}");
@@ -222,7 +222,7 @@ fn errors_are_fed_back_column_by_column() {
 fn columns_are_rounded_again_given_all_others() {
     for cols in LENGTHS {
         let layout = Layout {
-            format: Format::Int2,
+            width: Width::Two,
             scheme: Scheme::Affine,
             group_size: GroupSize::ROW,
             scale_dtype: ScaleDtype::F32,

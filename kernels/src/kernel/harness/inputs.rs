@@ -10,7 +10,7 @@ struct Case<'a> {
     cols: usize,
     x: &'a [u8],
     input_scale: Option<&'a [f32]>,
-    format: Format,
+    width: Width,
     /// Group size, or scale and zero point.
     grid: Result<usize, (f32, f32)>,
     offset: usize,
@@ -40,7 +40,7 @@ impl Case<'_> {
             cols: self.cols,
             x: x.get(),
             input_scale: self.input_scale,
-            format: self.format,
+            width: self.width,
             grid,
             values: values.get(),
         });
@@ -61,7 +61,7 @@ impl Case<'_> {
         for row in values.chunks(self.cols.max(1)) {
             match self.grid {
                 Ok(group_size) => {
-                    let top = if self.format == Format::Int8 {
+                    let top = if self.width == Width::Eight {
                         127.0
                     } else {
                         7.0
@@ -84,7 +84,7 @@ impl Case<'_> {
                     }
                 }
                 Err((scale, zero_point)) => {
-                    let top = if self.format == Format::Int8 {
+                    let top = if self.width == Width::Eight {
                         255.0
                     } else {
                         15.0
@@ -108,7 +108,7 @@ impl Case<'_> {
                 self.x.len() / self.float.size(),
                 self.float,
                 self.cols,
-                self.format,
+                self.width,
                 self.grid,
                 self.input_scale.is_some()
             )),
@@ -146,7 +146,7 @@ pub(super) fn compare(table: &KernelTable) -> Result<(), String> {
                     cols,
                     x: &x,
                     input_scale: ((i + cols + kind) % 2 == 0).then_some(&input_scale),
-                    format: [Format::Int8, Format::Int4][(i + cols + kind) / 2 % 2],
+                    width: [Width::Eight, Width::Four][(i + cols + kind) / 2 % 2],
                     grid,
                     offset: (i + cols) % 5,
                 };
@@ -181,7 +181,7 @@ fn activations_become_what_they_should() {
         cols: 4,
         x: &x,
         input_scale: None,
-        format: Format::Int8,
+        width: Width::Eight,
         grid: Ok(0),
         offset: 0,
     };
@@ -194,7 +194,7 @@ fn activations_become_what_they_should() {
     let expected = (vec![2, 2, 0, -127, 4, 0, -2, 127], vec![1.0, 126.5 / 127.0]);
     assert_eq!(signed(case), expected);
     let four = Case {
-        format: Format::Int4,
+        width: Width::Four,
         cols: 8,
         ..case
     };
@@ -214,7 +214,7 @@ fn activations_become_what_they_should() {
     );
     assert_eq!(signed(divided), expected);
     let fixed = Case {
-        format: Format::Int4,
+        width: Width::Four,
         grid: Err((0.5, 3.0)),
         ..case
     };
@@ -245,7 +245,7 @@ fn what_is_not_finite_is_named() {
                         cols,
                         x: &x,
                         input_scale,
-                        format: Format::Int8,
+                        width: Width::Eight,
                         grid,
                         offset: 0,
                     };
@@ -271,7 +271,7 @@ fn a_quotient_that_overflows_is_named() {
             cols: 3,
             x: &x,
             input_scale: Some(&scale),
-            format: Format::Int8,
+            width: Width::Eight,
             grid: Ok(0),
             offset: 0,
         };
@@ -300,8 +300,8 @@ proptest! {
     ) {
         let cols = x.len();
         let x = x.concat();
-        let format = if four { Format::Int4 } else { Format::Int8 };
-        let case = Case { float, cols, x: &x, input_scale: None, format, grid, offset };
+        let width = if four { Width::Four } else { Width::Eight };
+        let case = Case { float, cols, x: &x, input_scale: None, width, grid, offset };
         for table in all() {
             prop_assert_eq!(case.check(table), Ok(()), "{}", table.isa().name());
         }

@@ -1,12 +1,18 @@
 //! Packed uniform codes in memory, over [`Lanes`].
 
-use crate::format::{Format, Layout, Scheme};
+use crate::format::{Encoding, Layout, Scheme, Width};
 use crate::kernel::lanes::{BLOCK, LANES, Lanes};
+
+/// The layout of a uniform matrix. Nothing else is given to the kernels of this folder.
+#[inline(always)]
+pub(crate) fn layout_of(encoding: Encoding) -> Layout {
+    encoding.layout().expect("a uniform encoding")
+}
 
 /// A packed code in memory, and what it counts from. One that is known when a kernel is compiled,
 /// or a [`Layout`].
 pub(crate) trait Code: Copy {
-    fn format(self) -> Format;
+    fn width(self) -> Width;
     fn scheme(self) -> Scheme;
     /// Writes the codes, or as many as there is room for.
     fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]);
@@ -16,7 +22,7 @@ pub(crate) trait Code: Copy {
     /// Bytes of `count` codes.
     #[inline(always)]
     fn bytes(self, count: usize) -> usize {
-        self.format().row_bytes(count)
+        self.width().row_bytes(count)
     }
 }
 
@@ -31,16 +37,16 @@ pub(crate) trait CodeMap<L> {
 /// are worth it as one of the types.
 macro_rules! with_code {
     ($lanes:ident, $layout:expr, |$code:ident| $body:expr) => {{
-        use $crate::format::{Format, Scheme};
+        use $crate::format::{Scheme, Width};
         use $crate::kernel::uniform::code as types;
         if $lanes::SPECIALIZED {
-            match ($layout.format, $layout.scheme) {
-                (Format::Int2, Scheme::Symmetric) => with_code!(@ $code, types::Int2, $body),
-                (Format::Int2, Scheme::Affine) => with_code!(@ $code, types::Int2Affine, $body),
-                (Format::Int4, Scheme::Symmetric) => with_code!(@ $code, types::Int4, $body),
-                (Format::Int4, Scheme::Affine) => with_code!(@ $code, types::Int4Affine, $body),
-                (Format::Int8, Scheme::Symmetric) => with_code!(@ $code, types::Int8, $body),
-                (Format::Int8, Scheme::Affine) => with_code!(@ $code, types::Int8Affine, $body),
+            match ($layout.width, $layout.scheme) {
+                (Width::Two, Scheme::Symmetric) => with_code!(@ $code, types::Int2, $body),
+                (Width::Two, Scheme::Affine) => with_code!(@ $code, types::Int2Affine, $body),
+                (Width::Four, Scheme::Symmetric) => with_code!(@ $code, types::Int4, $body),
+                (Width::Four, Scheme::Affine) => with_code!(@ $code, types::Int4Affine, $body),
+                (Width::Eight, Scheme::Symmetric) => with_code!(@ $code, types::Int8, $body),
+                (Width::Eight, Scheme::Affine) => with_code!(@ $code, types::Int8Affine, $body),
             }
         } else {
             with_code!(@ $code, $layout, $body)
@@ -54,14 +60,14 @@ macro_rules! with_code {
 pub(crate) use with_code;
 
 macro_rules! code {
-    ($type:ident, $format:ident, $scheme:ident, $pack:ident, |$map:ident, $packed:ident| $unpack:expr) => {
+    ($type:ident, $width:ident, $scheme:ident, $pack:ident, |$map:ident, $packed:ident| $unpack:expr) => {
         #[derive(Clone, Copy)]
         pub(crate) struct $type;
 
         impl Code for $type {
             #[inline(always)]
-            fn format(self) -> Format {
-                Format::$format
+            fn width(self) -> Width {
+                Width::$width
             }
             #[inline(always)]
             fn scheme(self) -> Scheme {
@@ -80,7 +86,7 @@ macro_rules! code {
                 let $packed = &match packed.first_chunk() {
                     Some(whole) => *whole,
                     None => {
-                        let mut bytes = [0; LANES * Format::$format.bits() / 8];
+                        let mut bytes = [0; LANES * Width::$width.bits() / 8];
                         bytes[..packed.len()].copy_from_slice(packed);
                         bytes
                     }
@@ -91,31 +97,31 @@ macro_rules! code {
     };
 }
 
-code!(Int2, Int2, Symmetric, pack2, |map, packed| L::look_up2(
+code!(Int2, Two, Symmetric, pack2, |map, packed| L::look_up2(
     map.table(),
     packed
 ));
-code!(Int4, Int4, Symmetric, pack4, |map, packed| L::look_up4(
+code!(Int4, Four, Symmetric, pack4, |map, packed| L::look_up4(
     map.table(),
     packed
 ));
-code!(Int8, Int8, Symmetric, pack8, |map, packed| map
+code!(Int8, Eight, Symmetric, pack8, |map, packed| map
     .of(L::unpack8(packed)));
-code!(Int2Affine, Int2, Affine, pack2, |map, packed| L::look_up2(
+code!(Int2Affine, Two, Affine, pack2, |map, packed| L::look_up2(
     map.table(),
     packed
 ));
-code!(Int4Affine, Int4, Affine, pack4, |map, packed| L::look_up4(
+code!(Int4Affine, Four, Affine, pack4, |map, packed| L::look_up4(
     map.table(),
     packed
 ));
-code!(Int8Affine, Int8, Affine, pack8, |map, packed| map
+code!(Int8Affine, Eight, Affine, pack8, |map, packed| map
     .of(L::unpack8(packed)));
 
 impl Code for Layout {
     #[inline(always)]
-    fn format(self) -> Format {
-        self.format
+    fn width(self) -> Width {
+        self.width
     }
     #[inline(always)]
     fn scheme(self) -> Scheme {
@@ -123,18 +129,18 @@ impl Code for Layout {
     }
     #[inline(always)]
     fn pack<L: Lanes>(self, codes: [L; BLOCK], packed: &mut [u8]) {
-        match self.format {
-            Format::Int2 => Int2.pack(codes, packed),
-            Format::Int4 => Int4.pack(codes, packed),
-            Format::Int8 => Int8.pack(codes, packed),
+        match self.width {
+            Width::Two => Int2.pack(codes, packed),
+            Width::Four => Int4.pack(codes, packed),
+            Width::Eight => Int8.pack(codes, packed),
         }
     }
     #[inline(always)]
     fn unpack<L: Lanes>(self, map: &impl CodeMap<L>, packed: &[u8]) -> L {
-        match self.format {
-            Format::Int2 => Int2.unpack(map, packed),
-            Format::Int4 => Int4.unpack(map, packed),
-            Format::Int8 => Int8.unpack(map, packed),
+        match self.width {
+            Width::Two => Int2.unpack(map, packed),
+            Width::Four => Int4.unpack(map, packed),
+            Width::Eight => Int8.unpack(map, packed),
         }
     }
 }

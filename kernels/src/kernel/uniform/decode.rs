@@ -1,6 +1,6 @@
 //! Decoding a row, and multiplying its scales.
 
-use super::code::Code;
+use super::code::{Code, layout_of};
 use super::grid::Decoder;
 use super::place::{Place, blocks, check_decodable, grids, load_scales, store_scales};
 use crate::format::Scheme;
@@ -10,7 +10,8 @@ use crate::kernel::row::{DecodeRow, RescaleRow, RowFault};
 
 #[inline(always)]
 pub(crate) fn decode_row<L: Lanes, E: Element, C: Code>(row: DecodeRow<'_>, element: E, code: C) {
-    let DecodeRow { layout, cols, .. } = row;
+    let DecodeRow { encoding, cols, .. } = row;
+    let layout = layout_of(encoding);
     let span = layout.group_size.span(cols);
     for (start, count) in blocks(layout.group_size.count(cols)) {
         let grids = grids::<L>(row.planes, layout, start, count);
@@ -29,7 +30,8 @@ pub(crate) fn decode_row<L: Lanes, E: Element, C: Code>(row: DecodeRow<'_>, elem
 
 #[inline(always)]
 pub(crate) fn rescale<L: Lanes>(row: RescaleRow<'_>) -> Result<(), RowFault> {
-    let RescaleRow { layout, gain, .. } = row;
+    let RescaleRow { encoding, gain, .. } = row;
+    let layout = layout_of(encoding);
     let dtype = layout.scale_dtype;
     for (start, count) in blocks(row.scales.len() / dtype.size()) {
         let mut rescaled = [[0.0; LANES]; 2];

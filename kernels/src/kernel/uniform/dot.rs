@@ -1,7 +1,7 @@
 //! Products of quantized matrices with vectors of f32, what an inference runtime spends its time
 //! on: weights are decoded in registers.
 
-use super::code::{Code, with_code};
+use super::code::{Code, layout_of, with_code};
 use super::grid::{Decoder, Grid};
 use super::place::load_scales;
 use crate::format::{GroupSize, Layout, Scheme};
@@ -22,16 +22,17 @@ const BATCH: usize = 4;
 
 #[inline(always)]
 pub(crate) fn matvec<L: Lanes>(m: MatVec<'_>) {
-    with_code!(L, m.layout, |c| matvec_rows::<L, _>(m, c))
+    with_code!(L, layout_of(m.encoding), |c| matvec_rows::<L, _>(m, c))
 }
 
 #[inline(always)]
 fn matvec_rows<L: Lanes, C: Code>(m: MatVec<'_>, code: C) {
-    let MatVec { layout, cols, .. } = m;
+    let MatVec { encoding, cols, .. } = m;
+    let layout = layout_of(encoding);
     let batch = m.y.len() / m.y_rows;
     let x = |b: usize| &m.x[b * cols..(b + 1) * cols];
     for (i, row) in m.rows.enumerate() {
-        let planes = m.planes.row(layout, cols, i);
+        let planes = m.planes.row(encoding, cols, i);
         let mut b = 0;
         while b < batch {
             if L::SPECIALIZED && batch - b >= BATCH {

@@ -1,7 +1,7 @@
 //! Products of quantized matrices with vectors of bytes, quantized as they come: codes are
 //! multiplied as integers.
 
-use super::code::{Code, with_code};
+use super::code::{Code, layout_of, with_code};
 use super::dot::Groups;
 use super::place::load_scales;
 use crate::format::{GroupSize, Layout, Scheme};
@@ -13,7 +13,9 @@ use crate::kernel::row::Planes;
 
 #[inline(always)]
 pub(crate) fn matvec_bytes<D: ByteDot>(m: ByteMatVec<'_>) {
-    with_code!(D, m.layout, |c| matvec_bytes_rows::<D, _>(m, c))
+    with_code!(D, layout_of(m.encoding), |c| matvec_bytes_rows::<D, _>(
+        m, c
+    ))
 }
 
 /// Bytes in a piece of a group.
@@ -25,7 +27,7 @@ const LONG: usize = 64;
 /// Bytes in a piece of this layout's groups.
 #[inline(always)]
 fn piece_bytes(layout: Layout, cols: usize) -> usize {
-    let bytes = layout.format.row_bytes(layout.group_size.span(cols));
+    let bytes = layout.width.row_bytes(layout.group_size.span(cols));
     match bytes.is_multiple_of(LONG) {
         true => LONG,
         false => SHORT,
@@ -34,7 +36,7 @@ fn piece_bytes(layout: Layout, cols: usize) -> usize {
 
 #[inline(always)]
 fn matvec_bytes_rows<D: ByteDot, C: Code>(m: ByteMatVec<'_>, code: C) {
-    match piece_bytes(m.layout, m.cols) {
+    match piece_bytes(layout_of(m.encoding), m.cols) {
         LONG => matvec_pieces::<D::Long, _, LONG>(m, code),
         _ => matvec_pieces::<D, _, SHORT>(m, code),
     }
@@ -43,12 +45,12 @@ fn matvec_bytes_rows<D: ByteDot, C: Code>(m: ByteMatVec<'_>, code: C) {
 #[inline(always)]
 fn matvec_pieces<D: ByteDot, C: Code, const BYTES: usize>(m: ByteMatVec<'_>, code: C) {
     let batch = m.y.len() / m.y_rows;
+    let layout = layout_of(m.encoding);
     for (i, row) in m.rows.enumerate() {
-        let planes = m.planes.row(m.layout, m.cols, i);
+        let planes = m.planes.row(m.encoding, m.cols, i);
         // The codes stay in cache, and unpacking them takes no longer than keeping them would.
         for b in 0..batch {
-            m.y[b * m.y_rows + row] =
-                byte_dot::<D, _, BYTES>(m.layout, code, m.cols, planes, m.x, b);
+            m.y[b * m.y_rows + row] = byte_dot::<D, _, BYTES>(layout, code, m.cols, planes, m.x, b);
         }
     }
 }
@@ -67,7 +69,7 @@ fn byte_dot<D: ByteDot, C: Code, const BYTES: usize>(
     let values = &x.values[b * cols..(b + 1) * cols];
     let x_groups = layout.group_size.count(cols);
     let groups = Groups::new(layout, cols);
-    let piece = BYTES * 8 / code.format().bits();
+    let piece = BYTES * 8 / code.width().bits();
     let whole = groups.are_whole(piece);
     let mut total = D::Lanes::splat(0.0);
     for (first, count) in Pieces::<LANES>(0..groups.count) {
@@ -100,7 +102,7 @@ fn byte_dot<D: ByteDot, C: Code, const BYTES: usize>(
         }
     }
     // What all values of a group are multiplied with beside the codes.
-    let less = D::Lanes::splat(D::offset(code.format()) - layout.zero_point());
+    let less = D::Lanes::splat(D::offset(code.width()) - layout.zero_point());
     for (first, count) in Pieces::<LANES>(0..x_groups) {
         let dtype = layout.scale_dtype;
         let scales = load_scales::<D::Lanes>(dtype, planes.scales, first, count);
@@ -122,7 +124,7 @@ fn whole_dot<D: ByteDot, C: Code, const BYTES: usize>(
     codes: &[[u8; BYTES]],
     values: &[i8],
 ) -> D::Sums {
-    let phases = 8 / code.format().bits();
+    let phases = 8 / code.width().bits();
     let mut sums = D::zero();
     for (packed, values) in codes.iter().zip(values.chunks_exact(phases * BYTES)) {
         sums = piece_dot::<D, _, BYTES>(code, sums, packed, values);
@@ -138,11 +140,11 @@ fn piece_dot<D: ByteDot, C: Code, const BYTES: usize>(
     packed: &[u8; BYTES],
     values: &[i8],
 ) -> D::Sums {
-    for phase in 0..8 / code.format().bits() {
+    for phase in 0..8 / code.width().bits() {
         for part in 0..BYTES / D::WIDTH {
-            let codes = D::unpack(code.format(), phase, &packed[part * D::WIDTH..][..D::WIDTH]);
+            let codes = D::unpack(code.width(), phase, &packed[part * D::WIDTH..][..D::WIDTH]);
             let x = &values[phase * BYTES + part * D::WIDTH..][..D::WIDTH];
-            sums = D::add(code.format(), sums, codes, x);
+            sums = D::add(code.width(), sums, codes, x);
         }
     }
     sums
@@ -156,7 +158,7 @@ fn part_dot<D: ByteDot, C: Code, const BYTES: usize>(
     values: &[i8],
 ) -> D::Sums {
     const MOST: usize = LONG * 4;
-    let phases = 8 / code.format().bits();
+    let phases = 8 / code.width().bits();
     let mut sums = D::zero();
     for (i, values) in values.chunks(phases * BYTES).enumerate() {
         let bytes = code.bytes(values.len());
@@ -183,10 +185,10 @@ fn phase_len(n: usize, phases: usize, phase: usize) -> usize {
 /// For each group a scale `largest magnitude / 127`, and the scale times the sum of its bytes.
 #[inline(always)]
 pub(crate) fn quantize_vectors<L: Lanes>(x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool {
-    let layout = out.layout;
+    let layout = layout_of(out.encoding);
     let span = layout.group_size.span(cols);
     let groups = layout.group_size.count(cols);
-    let phases = 8 / layout.format.bits();
+    let phases = 8 / layout.width.bits();
     let piece = piece_bytes(layout, cols) * phases;
     for (b, x) in x.chunks_exact(cols.max(1)).enumerate() {
         for g in 0..groups {

@@ -1,6 +1,6 @@
 //! Quantizing one row, written once over [`Lanes`].
 
-use super::code::{Code, with_code};
+use super::code::{Code, layout_of, with_code};
 use super::errors::{Mapped, decoded_error, error_power, group_moments};
 use super::fit::{least_squares, min_max};
 use super::grid::{Decoder, Encoder, Grid, Steps};
@@ -16,7 +16,8 @@ use crate::kernel::sums::GainSums;
 
 #[inline(always)]
 pub(crate) fn quantize<L: Lanes>(row: QuantizeRow<'_>) -> Result<f32, RowFault> {
-    with_element!(L, row.float, |e| with_code!(L, row.layout, |c| {
+    let layout = layout_of(row.encoding);
+    with_element!(L, row.float, |e| with_code!(L, layout, |c| {
         quantize_row::<L, _, _>(row, e, c)
     }))
 }
@@ -39,9 +40,10 @@ fn quantize_row<L: Lanes, E: Element, C: Code>(
     element: E,
     code: C,
 ) -> Result<f32, RowFault> {
-    let span = row.layout.group_size.span(row.cols);
+    let groups = layout_of(row.encoding).group_size;
+    let span = groups.span(row.cols);
     let mut largest = 0.0f32;
-    for (start, count) in blocks(row.layout.group_size.count(row.cols)) {
+    for (start, count) in blocks(groups.count(row.cols)) {
         let mut block = Block {
             start,
             count,
@@ -79,7 +81,7 @@ fn quantize_row<L: Lanes, E: Element, C: Code>(
 #[cold]
 #[inline(never)]
 fn quantize_far(row: &mut QuantizeRow<'_>, block: &Block) -> Result<(), RowFault> {
-    quantize_block::<Scalar, _, _, true>(row, row.float, row.layout, block)
+    quantize_block::<Scalar, _, _, true>(row, row.float, layout_of(row.encoding), block)
 }
 
 #[inline(always)]
@@ -90,7 +92,7 @@ fn quantize_block<L: Lanes, E: Element, C: Code, const FAR: bool>(
     block: &Block,
 ) -> Result<(), RowFault> {
     let &Block { start, count, .. } = block;
-    let layout = row.layout;
+    let layout = layout_of(row.encoding);
     let mut groups = Groups::<E, C, FAR> {
         element,
         code,

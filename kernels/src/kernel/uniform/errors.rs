@@ -1,6 +1,6 @@
 //! The errors of a quantized row: by the moments of its groups, or weight by weight.
 
-use super::code::{Code, CodeMap};
+use super::code::{Code, CodeMap, layout_of};
 use super::grid::{Decoder, Grid, Steps, add_product};
 use super::moments;
 use super::place::{Place, blocks, grids};
@@ -153,7 +153,8 @@ pub(crate) fn error_row<L: Lanes, E: Element, C: Code>(
     element: E,
     code: C,
 ) -> ErrorSums {
-    let ErrorRow { layout, cols, .. } = row;
+    let ErrorRow { encoding, cols, .. } = row;
+    let layout = layout_of(encoding);
     let span = layout.group_size.span(cols);
     let mut totals = ErrorSums::default();
     for (start, count) in blocks(layout.group_size.count(cols)) {
@@ -163,7 +164,7 @@ pub(crate) fn error_row<L: Lanes, E: Element, C: Code>(
             let weights = place.weights(element, row.weights);
             let packed = &row.planes.codes[place.codes(code)];
             let mut told = None;
-            if moments::tell(code.format()) {
+            if moments::tell(code.width()) {
                 let moments = match row.moments {
                     Some(moments) => moments[start + i],
                     None => decoded_moments::<L, _, _>(element, code, weights, packed),

@@ -34,7 +34,7 @@ pub struct Projection<'a> {
 /// A bundle of rows to quantize column by column, errors being made up for later.
 #[derive(Debug)]
 pub struct Feedback<'a> {
-    /// Format and scheme of the codes.
+    /// Width and scheme of the codes.
     pub layout: Layout,
     /// Weights in a row.
     pub cols: usize,
@@ -247,7 +247,7 @@ fn round<L: Lanes>(f: &mut Feedback<'_>, column: usize, targets: Wide<L>) {
 fn decode<L: Lanes>(code: impl Code, codes: L, scale: L, bias: L) -> L {
     match code.scheme() {
         Scheme::Symmetric => {
-            let zero_point = L::splat(code.format().zero_point());
+            let zero_point = L::splat(code.width().zero_point());
             codes.sub(zero_point).mul(scale)
         }
         Scheme::Affine => codes.mul(scale).add(bias),

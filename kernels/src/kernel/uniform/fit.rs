@@ -3,7 +3,7 @@
 
 use super::code::{Code, CodeMap};
 use super::grid::{Encoder, Grid, Steps, add_product};
-use crate::format::{Format, Scheme};
+use crate::format::{Scheme, Width};
 use crate::kernel::element::Element;
 use crate::kernel::group::{Scaled, first, sums};
 use crate::kernel::lanes::Lanes;
@@ -13,15 +13,15 @@ use crate::kernel::lanes::Lanes;
 pub(super) fn min_max(code: impl Code, low: f32, high: f32) -> Grid {
     match code.scheme() {
         Scheme::Affine => Grid {
-            scale: (high - low) / f32::from(code.format().max_code()),
+            scale: (high - low) / f32::from(code.width().max_code()),
             bias: low,
         },
         // The value of largest magnitude gets the extreme code; of two equal ones the positive.
         Scheme::Symmetric => {
             let extreme = if high >= -low { high } else { low };
-            let scale = match code.format() {
-                Format::Int2 => extreme.abs() / code.format().zero_point(),
-                Format::Int4 | Format::Int8 => -extreme / code.format().zero_point(),
+            let scale = match code.width() {
+                Width::Two => extreme.abs() / code.width().zero_point(),
+                Width::Four | Width::Eight => -extreme / code.width().zero_point(),
             };
             Grid { scale, bias: 0.0 }
         }
@@ -63,9 +63,9 @@ fn symmetric<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
         for (t, trial) in trials.iter_mut().enumerate() {
             *trial = start.scale * ratios.get(t).unwrap_or(&ratios[0]);
         }
-        let sums = match code.format() {
-            Format::Int2 => two_levels::<L, _, FAR, T>(group, trials),
-            Format::Int4 | Format::Int8 => many_levels::<L, _, _, FAR, T>(group, code, trials),
+        let sums = match code.width() {
+            Width::Two => two_levels::<L, _, FAR, T>(group, trials),
+            Width::Four | Width::Eight => many_levels::<L, _, _, FAR, T>(group, code, trials),
         };
         for [product, square] in sums {
             let explained = product * product;
@@ -85,8 +85,8 @@ fn many_levels<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
     code: C,
     trials: [f32; T],
 ) -> [[f64; 2]; T] {
-    let lowest = L::splat(-code.format().zero_point());
-    let highest = L::splat(code.format().zero_point() - 1.0);
+    let lowest = L::splat(-code.width().zero_point());
+    let highest = L::splat(code.width().zero_point() - 1.0);
     let mut inverses = [L::splat(0.0); T];
     for t in 0..T {
         let (scale, bias) = (trials[t], 0.0);
@@ -160,7 +160,7 @@ fn affine<L: Lanes, E: Element, C: Code, const FAR: bool, const T: usize>(
     start: Grid,
     ratios: &[f32],
 ) -> Grid {
-    let top = f32::from(code.format().max_code());
+    let top = f32::from(code.width().max_code());
     let middle = start.bias + start.scale * (top / 2.0);
     let mut fit = AffineFit {
         top,

@@ -1,7 +1,7 @@
 //! The map between weights and uniform codes: a scale, a bias, and what follows from them.
 
 use super::code::{Code, CodeMap};
-use crate::format::{Format, Scheme};
+use crate::format::{Scheme, Width};
 use crate::kernel::element::Element;
 use crate::kernel::lanes::{LANES, Lanes};
 
@@ -58,8 +58,8 @@ impl<L: Lanes, C: Code> Encoder<L, C> {
         Self {
             bias,
             inverse,
-            zero_point: L::splat(code.format().zero_point()),
-            max_code: L::splat(f32::from(code.format().max_code())),
+            zero_point: L::splat(code.width().zero_point()),
+            max_code: L::splat(f32::from(code.width().max_code())),
             code,
         }
     }
@@ -94,14 +94,14 @@ impl<L: Lanes> Steps<L> {
     #[inline(always)]
     pub(super) fn new(code: impl Code) -> Self {
         let middle = match code.scheme() {
-            Scheme::Symmetric => 2.0 * code.format().zero_point(),
-            Scheme::Affine => f32::from(code.format().max_code()),
+            Scheme::Symmetric => 2.0 * code.width().zero_point(),
+            Scheme::Affine => f32::from(code.width().max_code()),
         };
         let mut steps = Self {
             middle: L::splat(-middle),
             table: L::splat(0.0),
         };
-        steps.table = steps.of(L::from_array(table_codes(code.format())));
+        steps.table = steps.of(L::from_array(table_codes(code.width())));
         steps
     }
 }
@@ -120,16 +120,16 @@ impl<L: Lanes> CodeMap<L> for Steps<L> {
 
 /// The codes that lanes of a table stand for.
 #[inline(always)]
-pub(super) const fn table_codes(format: Format) -> [f32; LANES] {
+pub(super) const fn table_codes(width: Width) -> [f32; LANES] {
     const FOUR: [f32; LANES] = [
         0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0,
     ];
     const SIXTEEN: [f32; LANES] = [
         0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0,
     ];
-    match format {
-        Format::Int2 => FOUR,
-        Format::Int4 | Format::Int8 => SIXTEEN,
+    match width {
+        Width::Two => FOUR,
+        Width::Four | Width::Eight => SIXTEEN,
     }
 }
 
@@ -149,11 +149,11 @@ impl<L: Lanes, C: Code> Decoder<L, C> {
         let mut decoder = Self {
             scale: L::splat(grid.scale),
             bias: L::splat(grid.bias),
-            zero_point: L::splat(code.format().zero_point()),
+            zero_point: L::splat(code.width().zero_point()),
             table: L::splat(0.0),
             code,
         };
-        decoder.table = decoder.of(L::from_array(table_codes(code.format())));
+        decoder.table = decoder.of(L::from_array(table_codes(code.width())));
         decoder
     }
 }

@@ -10,7 +10,7 @@ pub(super) mod feedback;
 mod fit;
 mod grid;
 mod moments;
-mod place;
+pub(super) mod place;
 
 pub use feedback::{BUNDLE, Feedback, Projection};
-pub use moments::tell as moments_tell;
+pub use moments::moments_tell;

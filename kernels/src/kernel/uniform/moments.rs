@@ -3,7 +3,7 @@
 
 use super::code::Code;
 use super::grid::Grid;
-use crate::format::{Format, Scheme};
+use crate::format::{Encoding, Scheme, Width};
 use crate::kernel::sums::{ErrorSums, Moments};
 
 /// Where the error is a smaller part of the signal than this, the moments, which are sums in f32,
@@ -13,11 +13,17 @@ const SMALLEST_ERROR: f64 = 1.0 / 256.0;
 /// Smaller scales may decode to subnormal weights, which are rounded once more.
 const SMALLEST_SCALE: f32 = 1.0e-30;
 
-/// Whether groups of this format are measured by moments: 8 bits err too little.
-pub const fn tell(format: Format) -> bool {
-    match format {
-        Format::Int2 | Format::Int4 => true,
-        Format::Int8 => false,
+/// Whether groups of this encoding are measured by moments, which only uniform codes have: 8 bits
+/// err too little.
+pub fn moments_tell(encoding: Encoding) -> bool {
+    encoding.layout().is_some_and(|layout| tell(layout.width))
+}
+
+/// Whether groups of codes of this width are measured by moments.
+pub(super) const fn tell(width: Width) -> bool {
+    match width {
+        Width::Two | Width::Four => true,
+        Width::Eight => false,
     }
 }
 
@@ -54,7 +60,7 @@ fn centred(code: impl Code, grid: Grid) -> (f64, f64) {
     match code.scheme() {
         Scheme::Symmetric => (scale, 0.0),
         Scheme::Affine => {
-            let half = f64::from(code.format().max_code()) / 2.0;
+            let half = f64::from(code.width().max_code()) / 2.0;
             (scale, f64::from(grid.bias) + scale * half)
         }
     }
