@@ -7,8 +7,8 @@ fn main() {
     println!("cargo:rustc-env=TARGET={target}");
     let os = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if os == "linux" {
-        // The number changes when the C ABI does.
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libarrowquant.so.0");
+        // The number is AQ_ABI_VERSION of src/capi/types.rs, which changes whenever the C ABI breaks.
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-soname,libarrowquant.so.1");
         // zstd calls these where a program has them, but a program's are not meant for the zstd in
         // here: it gets names that no program has.
         for point in ["compress", "decompress"] {
@@ -20,6 +20,6 @@ fn main() {
     // cargo-c, whose feature this is, gives it the name of where it is installed.
     if matches!(os.as_str(), "macos" | "ios") && std::env::var_os("CARGO_FEATURE_CAPI").is_none() {
         // Without a name it has that of this machine's folder.
-        println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libarrowquant.0.dylib");
+        println!("cargo:rustc-cdylib-link-arg=-Wl,-install_name,@rpath/libarrowquant.1.dylib");
     }
 }

@@ -48,6 +48,6 @@ venv() {
 link() {
     mkdir -p "$scratch/lib"
     ln -sf "$built/libarrowquant.so" "$scratch/lib/libarrowquant.so"
-    ln -sf "$built/libarrowquant.so" "$scratch/lib/libarrowquant.so.0"
+    ln -sf "$built/libarrowquant.so" "$scratch/lib/libarrowquant.so.1"
     "$@" -g -Iinclude "-L$scratch/lib" -larrowquant "-Wl,-rpath,$scratch/lib" -lm -pthread
 }

@@ -151,7 +151,7 @@ def check(engines: list[str]) -> None:
     weights[0, :GROUP] = 0
     bf16 = (weights.view("<u4") >> 16).astype("<u2")
     for bits in ZERO_POINT:
-        native = arrowquant.quantize_rows(bf16, dtype="bf16", bits=bits, method="minmax", gain="lsq")
+        native = arrowquant.kernels.quantize_rows(bf16, dtype="bf16", bits=bits, method="minmax", gain="lsq")
         for engine in engines:
             codes, scales = ENGINES[engine](bf16, bits)
             if codes.tobytes() != native.codes or scales.tobytes() != native.scales:

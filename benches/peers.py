@@ -64,8 +64,8 @@ def ours() -> list[Peer]:
         return Peer(
             f"arrowquant {method}" + (f", groups of {group}" if group != GROUP else ""),
             bits,
-            lambda w: arrowquant.quantize_rows(w, bits=bits, method=method, gain=gain, group_size=group),
-            arrowquant.dequantize_rows,
+            lambda w: arrowquant.kernels.quantize_rows(w, bits=bits, method=method, gain=gain, group_size=group),
+            arrowquant.kernels.dequantize_rows,
             lambda q: len(q.codes) + len(q.scales),
         )
 

@@ -7,7 +7,7 @@ mod common;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use arrowquant::capi::kernels::aq_quantize_rows;
+use arrowquant::capi::kernels::{aq_planes, aq_quantize_rows};
 use arrowquant::capi::types::{
     AQ_DTYPE_BF16, AQ_DTYPE_F16, AQ_FORMAT_INT4, AQ_GAIN_UNIT, AQ_METHOD_MINMAX,
     AQ_SCHEME_SYMMETRIC, aq_recipe,
@@ -342,6 +342,15 @@ impl Run<'_> {
             gain: AQ_GAIN_UNIT,
         };
         let mut call = || {
+            let planes = aq_planes {
+                struct_size: size_of::<aq_planes>() as u32,
+                codes_len: codes.get().len(),
+                codes: codes.get_mut().as_mut_ptr().cast(),
+                scales_len: scales.get().len(),
+                scales: scales.get_mut().as_mut_ptr().cast(),
+                biases: std::ptr::null_mut(),
+                biases_len: 0,
+            };
             // SAFETY: lengths are those of the slices.
             let status = unsafe {
                 aq_quantize_rows(
@@ -352,12 +361,8 @@ impl Run<'_> {
                     rows,
                     cols,
                     std::ptr::null(),
-                    codes.get_mut().as_mut_ptr().cast(),
-                    codes.get().len(),
-                    scales.get_mut().as_mut_ptr().cast(),
-                    scales.get().len(),
+                    &planes,
                     std::ptr::null_mut(),
-                    0,
                     std::ptr::null_mut(),
                     std::ptr::null_mut(),
                 )

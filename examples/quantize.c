@@ -1,5 +1,5 @@
-/* Quantizes a model, opens the result, shows its worst tensors, decodes one, and quantizes a matrix
- * in memory.
+/* Quantizes a model, opens the result, shows its worst tensors, decodes and multiplies one, and
+ * quantizes a matrix in memory.
  *
  *   cc quantize.c -larrowquant -o quantize && ./quantize model.safetensors model.parquet
  *
@@ -34,7 +34,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: quantize IN.safetensors OUT.parquet [KEY=VALUE]...\n");
     return 2;
   }
-  aq_error err = AQ_ERROR_INIT;
+  aq_error err = AQ_INIT(aq_error);
 
   /* From file to file, to 4 bits unless settings say otherwise. */
   aq_config *config;
@@ -45,14 +45,13 @@ int main(int argc, char **argv) {
     if (value) *value++ = '\0';
     must(aq_config_set(config, argv[i], value ? value : "", &err), &err);
   }
-  aq_run_options options;
-  aq_run_options_init(&options, sizeof options);
+  aq_run_options options = AQ_INIT(aq_run_options);
   options.progress = show_progress;
   aq_report *report;
   must(aq_quantize_file(argv[1], argv[2], config, &options, &report, &err), &err);
   fprintf(stderr, "\n");
 
-  aq_report_total total = {.struct_size = sizeof total};
+  aq_report_total total = AQ_INIT(aq_report_total);
   must(aq_report_totals(report, &total, &err), &err);
   printf("%zu tensors quantized, %zu kept: %.3f bits a weight, cosine %.5f\n", total.quantized,
          total.kept, total.bits_per_weight, total.cosine);
@@ -61,9 +60,9 @@ int main(int argc, char **argv) {
   aq_tensor_report *worst = calloc(total.quantized, sizeof *worst);
   size_t found = 0;
   for (size_t i = 0; i < aq_report_count(report); i++) {
-    aq_tensor_report entry = {.struct_size = sizeof entry};
+    aq_tensor_report entry = AQ_INIT(aq_tensor_report);
     must(aq_report_tensor(report, i, &entry, &err), &err);
-    if (entry.format != AQ_FORMAT_RAW) worst[found++] = entry;
+    if (entry.format != AQ_FORMAT_KEPT) worst[found++] = entry;
   }
   qsort(worst, found, sizeof *worst, by_cosine);
   for (size_t i = 0; i < 3 && i < found; i++) printf("%.5f %s\n", worst[i].cosine, worst[i].name);
@@ -73,12 +72,20 @@ int main(int argc, char **argv) {
   must(aq_model_open(argv[2], &model, &err), &err);
   size_t index;
   must(aq_model_find(model, worst[0].name, &index, &err), &err);
-  aq_tensor_info info = {.struct_size = sizeof info};
+  aq_tensor_info info = AQ_INIT(aq_tensor_info);
   must(aq_model_tensor(model, index, &info, &err), &err);
   float *row = malloc(info.cols * sizeof *row);
   must(aq_model_dequantize_rows(model, index, 0, 1, AQ_DTYPE_F32, row, info.cols * sizeof *row, &err),
        &err);
   printf("%zu x %zu: %.6f %.6f %.6f\n", info.rows, info.cols, row[0], row[1], row[2]);
+
+  /* The products of its weights with a vector, without decoding them: that row. */
+  float *y = malloc(info.rows * sizeof *y);
+  aq_tensor_view view = AQ_INIT(aq_tensor_view);
+  must(aq_model_view(model, index, 0, &view, &err), &err);
+  must(aq_matvec(&view.matrix, row, info.cols, 1, y, view.matrix.rows, &err), &err);
+  printf("products: %.4f %.4f %.4f\n", y[0], y[1], y[2]);
+  free(y);
   free(row);
   aq_model_free(model);
   free(worst);
@@ -89,17 +96,18 @@ int main(int argc, char **argv) {
   enum { ROWS = 4, COLS = 64 };
   float weights[ROWS * COLS];
   for (int i = 0; i < ROWS * COLS; i++) weights[i] = (float)(i * 37 % 101 / 50.0 - 1.0);
-  aq_recipe recipe = {.struct_size = sizeof recipe, .format = AQ_FORMAT_INT4, .group_size = 32};
-  size_t codes_len, scales_len, biases_len;
-  must(aq_plane_sizes(&recipe, ROWS, COLS, &codes_len, &scales_len, &biases_len, &err), &err);
-  void *codes = malloc(codes_len), *scales = malloc(scales_len);
-  aq_quality quality = {.struct_size = sizeof quality};
-  must(aq_quantize_rows(&recipe, weights, sizeof weights, AQ_DTYPE_F32, ROWS, COLS, NULL, codes,
-                        codes_len, scales, scales_len, NULL, 0, &quality, &err),
+  const aq_recipe recipe = {.struct_size = sizeof recipe, .format = AQ_FORMAT_INT4, .group_size = 32};
+  aq_planes planes = AQ_INIT(aq_planes);
+  must(aq_plane_sizes(&recipe, ROWS, COLS, &planes, &err), &err);
+  planes.codes = malloc(planes.codes_len);
+  planes.scales = malloc(planes.scales_len);
+  aq_quality quality = AQ_INIT(aq_quality);
+  must(aq_quantize_rows(&recipe, weights, sizeof weights, AQ_DTYPE_F32, ROWS, COLS, NULL, &planes, NULL,
+                        &quality, &err),
        &err);
-  printf("%zu bytes to %zu: cosine %.5f, %.2f dB\n", sizeof weights, codes_len + scales_len,
+  printf("%zu bytes to %zu: cosine %.5f, %.2f dB\n", sizeof weights, planes.codes_len + planes.scales_len,
          quality.cosine, quality.sqnr_db);
-  free(codes);
-  free(scales);
+  free(planes.codes);
+  free(planes.scales);
   return 0;
 }

@@ -1,5 +1,5 @@
-// Quantizes a model, opens the result, shows its worst tensors, decodes one, and quantizes a matrix
-// in memory.
+// Quantizes a model, opens the result, shows its worst tensors, decodes and multiplies one, and
+// quantizes a matrix in memory.
 //
 //   c++ -std=c++17 quantize.cpp -larrowquant -o quantize && ./quantize model.safetensors model.parquet
 //
@@ -34,7 +34,7 @@ static int run(const char* input, const char* output, const std::vector<std::str
   // The worst three; kept tensors have no cosine.
   std::vector<aq_tensor_report> worst;
   for (std::size_t i = 0; i < report.size(); i++) {
-    if (report[i].format != AQ_FORMAT_RAW) worst.push_back(report[i]);
+    if (report[i].format != AQ_FORMAT_KEPT) worst.push_back(report[i]);
   }
   std::sort(worst.begin(), worst.end(),
             [](const auto& a, const auto& b) { return a.cosine < b.cosine; });
@@ -49,17 +49,20 @@ static int run(const char* input, const char* output, const std::vector<std::str
   const std::vector<float> row = model.dequantize(index, 0, 1);
   std::printf("%zu x %zu: %.6f %.6f %.6f\n", info.rows, info.cols, row.at(0), row.at(1), row.at(2));
 
+  // The products of its weights with a vector, without decoding them: that row.
+  const std::vector<float> y = arrowquant::matvec(model.view(index), row);
+  std::printf("products: %.4f %.4f %.4f\n", y.at(0), y.at(1), y.at(2));
+
   // From memory to memory.
   constexpr std::size_t rows = 4, cols = 64;
   std::vector<float> weights(rows * cols);
   for (std::size_t i = 0; i < weights.size(); i++) {
     weights[i] = static_cast<float>(static_cast<double>(i * 37 % 101) / 50.0 - 1.0);
   }
-  aq_quality quality;
-  const auto planes = arrowquant::quantize_rows(arrowquant::recipe(AQ_FORMAT_INT4, 32), weights, rows,
-                                                cols, &quality);
+  const auto made =
+      arrowquant::quantize_rows(arrowquant::recipe(AQ_FORMAT_INT4, 32), weights, rows, cols);
   std::printf("%zu bytes to %zu: cosine %.5f, %.2f dB\n", weights.size() * sizeof(float),
-              planes.codes.size() + planes.scales.size(), quality.cosine, quality.sqnr_db);
+              made.codes.size() + made.scales.size(), made.quality.cosine, made.quality.sqnr_db);
   return 0;
 }
 

@@ -1,5 +1,5 @@
-"""Quantizes a model, opens the result, shows its worst tensors, decodes one, and quantizes a matrix
-in memory.
+"""Quantizes a model, opens the result, shows its worst tensors, decodes and multiplies one, and
+quantizes a matrix in memory.
 
     python quantize.py model.safetensors model.parquet
 
@@ -10,6 +10,7 @@ import array
 import sys
 
 import arrowquant
+from arrowquant import kernels
 
 
 def main(input, output, *settings):
@@ -39,13 +40,17 @@ def main(input, output, *settings):
     # The worst one's first row, as it is now.
     with arrowquant.open(output) as model:
         tensor = model[worst[0].name]
-        row = memoryview(tensor.dequantize(rows=slice(0, 1))).cast("B").cast("f")
+        row = memoryview(tensor[0]).cast("B").cast("f")
         print(f"{tensor.info.rows} x {tensor.info.cols}: {row[0]:.6f} {row[1]:.6f} {row[2]:.6f}")
+
+        # The products of its weights with a vector, without decoding them: that row.
+        y = kernels.matvec(tensor, row)
+        print(f"products: {y[0]:.4f} {y[1]:.4f} {y[2]:.4f}")
 
     # From memory to memory.
     rows, cols = 4, 64
     weights = array.array("f", (i * 37 % 101 / 50 - 1 for i in range(rows * cols)))
-    planes = arrowquant.quantize_rows(weights, rows=rows, cols=cols, bits=4, group_size=32)
+    planes = kernels.quantize_rows(weights, rows=rows, cols=cols, bits=4, group_size=32)
     print(
         f"{len(weights) * 4} bytes to {len(planes.codes) + len(planes.scales)}: "
         f"cosine {planes.quality.cosine:.5f}, {planes.quality.sqnr_db:.2f} dB"

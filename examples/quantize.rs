@@ -87,6 +87,12 @@ fn work(input: &Path, output: &Path, settings: &[String]) -> Result<()> {
         value(2)
     );
 
+    // The products of its weights with a vector, without decoding them: that row.
+    let x: Vec<f32> = (0..cols).map(value).collect();
+    let mut y = vec![0.0; rows];
+    model.matvec(index, &x, &mut y)?;
+    println!("products: {:.4} {:.4} {:.4}", y[0], y[1], y[2]);
+
     // From memory to memory.
     let (rows, cols) = (4, 64);
     let weights = (0..rows * cols).map(|i| ((i * 37 % 101) as f64 / 50.0 - 1.0) as f32);

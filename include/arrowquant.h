@@ -1,32 +1,41 @@
 /*
- * ArrowQuant quantizes the weights of diffusion models to INT2, INT4 and INT8.
+ * ArrowQuant quantizes diffusion-model weights to INT2, INT4 and INT8.
  *
  * What holds for every function:
  *
  * - A call that can fail returns an `aq_status`: AQ_OK (0) or one of the AQ_ERROR codes. Its last
  *   parameter is an `aq_error` of the caller's for code and message, or NULL. Start with
- *   `aq_error err = AQ_ERROR_INIT;`. No call keeps an error anywhere else.
+ *   `aq_error err = AQ_INIT(aq_error);`. No call keeps an error anywhere else.
  * - Inputs come first, outputs last. Outputs are written only on success.
+ * - Structs that may grow begin with `uint32_t struct_size`, the caller's own `sizeof`. Start each
+ *   with AQ_INIT, which sets that and all else to 0: `aq_run_options options =
+ *   AQ_INIT(aq_run_options);`. The library reads and writes no more than struct_size bytes, and
+ *   takes the default for the rest. In an option 0 or NULL means the default; where 0 is a value of
+ *   its own, the field says how to ask for it. A struct_size of 0 is refused, except in an
+ *   `aq_error`.
  * - A handle (`aq_config *`, `aq_model *`, ...) is made by a call and given back to the `_free`
  *   function of its kind, for which NULL is a no-op. A handle that was freed, or is of another
  *   kind, is refused as long as its memory has not been taken for another handle.
+ * - A tensor, tile, layer, row or key that does not exist is an AQ_ERROR_TENSOR, whether it was asked
+ *   for by name or by index. (A setting that does not exist is an AQ_ERROR_CONFIG.)
  * - `const aq_x *` may be used by several threads at once; `aq_x *` by one at a time. Handles may
  *   move between threads.
- * - Strings that come in end in NUL and are UTF-8, paths too, on every system. Strings that go
- *   out belong to the handle they came from: they last until it is freed, or changed by a call
- *   that takes it without const.
- * - Structs that may grow begin with `uint32_t struct_size`, which the caller sets to its own
- *   `sizeof`: `aq_tensor_info info = {.struct_size = sizeof info};`. The library reads and writes
- *   no more than that, and takes defaults for the rest; 0 is refused (in an `aq_error` it stands
- *   for today's size). An option of 0 has its default.
- * - Callbacks run on the thread that made the call, never on another, but for an aq_fitness_fn
- *   whose caller asked for it. Returning false cancels: the call then returns AQ_ERROR_CANCELLED
- *   and leaves no file behind. A callback may call the library, but not change or free what its
- *   own call uses, and must not let an exception out, jump out, or end its thread.
+ * - Input strings end in NUL and are UTF-8, paths too, on every system. Output strings belong to the
+ *   handle they came from: they last until it is freed, or changed by a call that takes it without
+ *   const.
+ * - A parameter or field that ends in `_len` counts bytes, one that ends in `_count` counts values.
+ * - Callbacks run on the thread that made the call, never on another, except an aq_fitness_fn whose
+ *   caller asked for it. Returning false cancels: the call then returns AQ_ERROR_CANCELLED and leaves
+ *   no file behind. A callback may call the library, but must not change or free what its own call
+ *   uses, let an exception out, jump out, or end its thread.
  * - After fork() in a process with other threads the child may only exec().
  * - Pointers to data need no alignment, unless they are of another type than void.
- * - No failure inside the library crosses into the caller: what should never happen is an
- *   AQ_ERROR_INTERNAL with a message.
+ * - No failure inside the library crosses into the caller: a bug in it is an AQ_ERROR_INTERNAL with a
+ *   message.
+ * - AQ_ABI_VERSION and the SONAME change together, with every release that breaks programs built with
+ *   an earlier header, before version 1.0 too. As long as they stay, functions, constants and their
+ *   meaning stay, structs only grow at their end, and enumerations and settings only gain values. A
+ *   program that loads the library at run time compares aq_abi_version() with AQ_ABI_VERSION first.
  */
 
 #ifndef ARROWQUANT_H
@@ -42,11 +51,46 @@
 #define AQ_STD
 #endif
 
+/* What stands before every function. Windows: define AQ_DLL in programs that use the DLL, and
+ * AQ_DLL_EXPORTS in a DLL of your own that contains the static library and exports its functions.
+ * Tools that read this header, such as cffi, may define AQ_API as nothing. */
+#ifndef AQ_API
+#if defined(_WIN32) || defined(__CYGWIN__)
+#if defined(AQ_DLL_EXPORTS)
+#define AQ_API __declspec(dllexport)
+#elif defined(AQ_DLL)
+#define AQ_API __declspec(dllimport)
+#else
+#define AQ_API
+#endif
+#elif defined(__GNUC__)
+#define AQ_API __attribute__((visibility("default")))
+#else
+#define AQ_API
+#endif
+#endif
+
+/* The version of this header. */
+#define AQ_VERSION_MAJOR 0
+#define AQ_VERSION_MINOR 1
+#define AQ_VERSION_PATCH 0
+
+/* The initial value of every struct that begins with struct_size: sets that, and all else to 0. */
+#ifdef __cplusplus
+template <class T>
+inline T aq_init() {
+  T value = T();
+  value.struct_size = sizeof(T);
+  return value;
+}
+#define AQ_INIT(type) aq_init<type>()
+#else
+#define AQ_INIT(type) { .struct_size = sizeof(type) }
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#define AQ_ERROR_INIT { sizeof(aq_error), 0, { 0 } }
 
 /*
  * Status codes and errors.
@@ -59,15 +103,18 @@ extern "C" {
 typedef int32_t aq_status;
 
 /**
- * What went wrong. Starts as AQ_ERROR_INIT; every call that gets it sets code and message, to
+ * What went wrong. Start with AQ_INIT(aq_error); every call that gets it sets code and message, to
  * AQ_OK and "" on success.
  */
 typedef struct aq_error {
-  /** sizeof(aq_error). */
+  /** sizeof(aq_error); 0 stands for today's size. */
   uint32_t struct_size;
   /** The status that was returned. */
   aq_status code;
-  /** UTF-8 that names the file, the tensor and the reason; what is too long lacks its middle. */
+  /**
+   * UTF-8 that names the file, the tensor and the reason. A message that is too long is cut in
+   * the middle.
+   */
   char message[AQ_MESSAGE_SIZE];
 } aq_error;
 
@@ -79,13 +126,16 @@ typedef struct aq_error {
 /** The operating system refused to open, read or write a file. */
 #define AQ_ERROR_IO 2
 
-/** A file is not what it should be. */
+/** A file is damaged, incomplete or of another kind. */
 #define AQ_ERROR_FILE 3
 
-/** A tensor is not what it should be, or cannot be treated as asked. */
+/**
+ * A tensor is not what it should be, or cannot be treated as asked; or a tensor, tile, layer or
+ * timestep that was asked for by name or index does not exist.
+ */
 #define AQ_ERROR_TENSOR 4
 
-/** A plan does not fit its source, or cannot be read. */
+/** A plan does not match its source, or cannot be read. */
 #define AQ_ERROR_PLAN 5
 
 /** A checksum does not match: the data is damaged. */
@@ -97,25 +147,20 @@ typedef struct aq_error {
 /** A bug in the library. */
 #define AQ_ERROR_INTERNAL 8
 
-/** An argument cannot be: NULL, a wrong length, a handle that was freed, not UTF-8. */
+/** An argument is invalid: NULL, a wrong length, a handle that was freed, text that is not UTF-8. */
 #define AQ_ERROR_ARGUMENT 9
-
-#if defined(AQ_STD)
-/**
- * Fails with AQ_ERROR_INTERNAL and `message` (NULL: none), by the way any bug in the library
- * would: for testing how a program takes that.
- */
-aq_status aq_fail(const char *message, aq_error *err);
-#endif
 
 /*
  * Versions, and the numbers that name formats and dtypes.
  */
 
-/** Changes when a program that was built with this header may no longer work with the library. */
-#define AQ_ABI_VERSION 0
+/**
+ * Version of the binary interface, and number of the SONAME. Changes with every release that
+ * breaks programs built with an earlier header, before version 1.0 too.
+ */
+#define AQ_ABI_VERSION 1
 
-/** Width of the codes of a quantized tensor. */
+/** Encoding of a tensor's weights. */
 typedef int32_t aq_format;
 
 /** Whether groups have a bias beside their scale. */
@@ -148,8 +193,8 @@ typedef struct aq_recipe {
   aq_gain gain;
 } aq_recipe;
 
-/** Not quantized: the values as they were. */
-#define AQ_FORMAT_RAW 0
+/** Not quantized: the values are kept as they were. */
+#define AQ_FORMAT_KEPT 0
 #define AQ_FORMAT_INT2 2
 #define AQ_FORMAT_INT4 4
 #define AQ_FORMAT_INT8 8
@@ -204,13 +249,13 @@ typedef struct aq_recipe {
 #define AQ_DTYPE_BOOL 22
 
 /** The library's version, such as "0.1.0". Lasts for ever. */
-const char *aq_version(void);
+AQ_API const char *aq_version(void);
 
 /**
- * The library's AQ_ABI_VERSION. A program that loads the library at run time should compare it
- * with that of its header.
+ * The library's AQ_ABI_VERSION. A program that loads the library at run time must compare it
+ * with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
  */
-uint32_t aq_abi_version(void);
+AQ_API uint32_t aq_abi_version(void);
 
 /**
  * The instruction set whose kernels are in use: the best of this machine, or a lesser one that
@@ -218,15 +263,251 @@ uint32_t aq_abi_version(void);
  * "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" when AQ_ISA names none there is;
  * calls that need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
  */
-const char *aq_isa_name(void);
+AQ_API const char *aq_isa_name(void);
 
 /*
- * Kernels over the caller's memory.
+ * Matrices: how weights are laid out, and where they lie.
  *
- * A quantized matrix is three planes: packed codes, scales, and biases where the scheme is
- * affine. Each holds one row after the other; docs/format.md has the layout. Nothing here
- * allocates or starts threads, and any number of threads may work on different rows at once.
+ * A quantized matrix is three planes: packed codes, scales, and biases where the scheme is affine.
+ * Each holds one row after another; docs/format.md has the layout. The columns of some matrices
+ * were scaled or rotated before quantization. The matrix says so, and every function that takes
+ * one accounts for it: decoding undoes it, products apply it to the vectors.
  */
+
+/**
+ * A matrix of weights, quantized or kept. aq_model_view and aq_quantize_rows fill one; for planes
+ * from elsewhere, start with AQ_INIT(aq_matrix) and set the fields that apply.
+ *
+ * The matrix owns nothing: its planes must last while it is used. Its size is fixed as long as
+ * AQ_ABI_VERSION is, because other structs contain it; new fields take reserved ones.
+ */
+typedef struct aq_matrix {
+  /** sizeof(aq_matrix). */
+  uint32_t struct_size;
+  /** How weights are encoded; AQ_FORMAT_KEPT for weights that are not quantized. */
+  aq_format format;
+  /** Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row. */
+  uint32_t group_size;
+  /** Default: symmetric. Ignored when kept. */
+  aq_scheme scheme;
+  /** Storage of scales and biases: AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32. Ignored when kept. */
+  aq_dtype scale_dtype;
+  /**
+   * Element type of the codes plane when kept. In a view of a quantized tensor, the element type
+   * of its source, which no function here reads.
+   */
+  aq_dtype dtype;
+  /** Rows of the matrix. */
+  size_t rows;
+  /** Weights in a row. */
+  size_t cols;
+  /**
+   * Packed codes: element i of a row is in byte i * bits / 8 of the row, least significant bits
+   * first. When kept, the values themselves. A format whose codes hold everything has no other
+   * plane.
+   */
+  const void *codes;
+  /** Bytes of the codes plane. */
+  size_t codes_len;
+  /** Bytes from the start of one row of codes to the next; 0 means that rows are contiguous. */
+  size_t codes_stride;
+  /** One scale per group, row after row; NULL when kept. */
+  const void *scales;
+  /** Bytes of the scales plane. */
+  size_t scales_len;
+  /** Bytes from the start of one row of scales to the next; 0 means that rows are contiguous. */
+  size_t scales_stride;
+  /** One bias per group, row after row; NULL unless the scheme is affine. */
+  const void *biases;
+  /** Bytes of the biases plane. */
+  size_t biases_len;
+  /** Bytes from the start of one row of biases to the next; 0 means that rows are contiguous. */
+  size_t biases_stride;
+  /** Factor that each column was multiplied by before quantization, as f16; NULL for none. */
+  const void *input_scale;
+  /** Bytes of input_scale: 2 * cols, or 0. */
+  size_t input_scale_len;
+  /** Columns that were rotated together after that; 0 for no rotation. */
+  size_t rotation_block;
+  /** Seed of the rotation's signs, see docs/format.md. */
+  uint64_t rotation_seed;
+  /** Must be 0. */
+  uint64_t reserved[4];
+} aq_matrix;
+
+/**
+ * Sets `part` to `rows` rows of `matrix`, from `row_start` on. The planes are shared, nothing is
+ * copied. `part` may be `matrix` itself. Use it to decode or multiply in pieces, for example one on
+ * each thread.
+ *
+ * Fails with AQ_ERROR_TENSOR if the matrix has no such rows.
+ */
+AQ_API aq_status aq_matrix_rows(const aq_matrix *matrix,
+                                size_t row_start,
+                                size_t rows,
+                                aq_matrix *part,
+                                aq_error *err);
+
+/**
+ * Decodes a matrix as f32, f16 or bf16 (the f32 result rounded half to even). `weights` has room
+ * for rows * cols values, `weights_len` bytes, and may not overlap the matrix.
+ *
+ * Weights are decoded to what they were: scaling and rotation of columns are undone. Kept weights
+ * of f32, f16 and bf16 are converted; for other kept types call aq_model_dequantize_rows. Planes
+ * are decoded as they are: scales that are not finite give weights that are not.
+ *
+ * Allocates nothing, except for one row where a matrix with scaled or rotated columns becomes f16
+ * or bf16. The library for firmware refuses that with AQ_ERROR_ARGUMENT.
+ */
+AQ_API aq_status aq_dequantize_rows(const aq_matrix *matrix,
+                                    aq_dtype dtype,
+                                    void *weights,
+                                    size_t weights_len,
+                                    aq_error *err);
+
+/*
+ * Products of matrices with vectors.
+ *
+ * Vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
+ * (aq_matvec_int8), also known as dynamic activations. Products start no threads; any number of
+ * threads may multiply different rows at once (aq_matrix_rows), each into a y of its own. Where
+ * columns of the matrix were scaled or rotated, vectors are transformed accordingly, in memory
+ * that is allocated for the call.
+ */
+
+#if defined(AQ_STD)
+/**
+ * Vectors of signed bytes, and what they were made for. The caller sets the pointers and counts of
+ * values, scales and sums; aq_quantize_vectors sets the rest.
+ */
+typedef struct aq_vectors {
+  /** sizeof(aq_vectors). */
+  uint32_t struct_size;
+  /** Format of the matrix, which decides the order of the values. */
+  aq_format format;
+  /** Group size of the matrix. */
+  uint32_t group_size;
+  /** Values in a vector. */
+  size_t cols;
+  /** Number of vectors. */
+  size_t batch;
+  /** Identifies how vectors were scaled and rotated for the matrix; 0 for not at all. */
+  uint64_t transform;
+  /** Room for batch * cols values, in an order of the library's own. None of them is -128. */
+  int8_t *values;
+  /** Number of values. */
+  size_t values_count;
+  /**
+   * Room for batch * groups scales, where groups is ceil(cols / group_size), or 1 for a
+   * group_size of 0: x is about scale * value.
+   */
+  float *scales;
+  /** Number of scales. */
+  size_t scales_count;
+  /** Room for as many sums: the scale times the sum of the group's values. */
+  float *sums;
+  /** Number of sums. */
+  size_t sums_count;
+} aq_vectors;
+#endif
+
+/**
+ * Multiplies a quantized matrix with `batch` vectors: `y[b][r]` is the sum over c of
+ * `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` may not overlap an input.
+ * Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
+ *
+ * Each y is within 2^-17 of the sum of |w * x| of the exact one; unlike everything else, products
+ * may differ between instruction sets.
+ *
+ * Fails with AQ_ERROR_TENSOR for a kept matrix. The library for firmware, which cannot allocate,
+ * fails with AQ_ERROR_ARGUMENT for scaled or rotated columns: call aq_transform_vectors, and
+ * multiply with a copy of the matrix whose input_scale is NULL (and its length 0) and whose
+ * rotation_block is 0.
+ */
+AQ_API aq_status aq_matvec(const aq_matrix *matrix,
+                           const float *x,
+                           size_t x_count,
+                           size_t batch,
+                           float *y,
+                           size_t y_count,
+                           aq_error *err);
+
+/**
+ * Transforms `batch` vectors in place: divides them by the matrix's input scale and rotates them,
+ * so that planes can be multiplied with them as they are. Vectors do not change if the matrix has
+ * neither. Only for products of your own: all functions here do this by themselves.
+ */
+AQ_API aq_status aq_transform_vectors(const aq_matrix *matrix,
+                                      float *x,
+                                      size_t x_count,
+                                      size_t batch,
+                                      aq_error *err);
+
+#if defined(AQ_STD)
+/**
+ * Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with this matrix, or with any other
+ * of the same cols, format, group_size, input scale and rotation. The planes are not read.
+ *
+ * In each group of a vector the largest magnitude becomes 127, all others in proportion, rounded
+ * half to even. Vectors are first transformed as the matrix requires. No output may overlap another
+ * or the input.
+ *
+ * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity; the memory then holds nothing of use.
+ */
+AQ_API aq_status aq_quantize_vectors(const aq_matrix *matrix,
+                                     const float *x,
+                                     size_t x_count,
+                                     size_t batch,
+                                     aq_vectors *vectors,
+                                     aq_error *err);
+#endif
+
+#if defined(AQ_STD)
+/**
+ * Multiplies a quantized matrix with vectors from aq_quantize_vectors, as aq_matvec does with f32.
+ * Codes and values are multiplied as integers, by the CPU's own instructions for that where it has
+ * them (AVX-512 VNNI, NEON's dot products).
+ *
+ * These products are exact, and each y is within 2^-17 of the sum over groups of largest |w| times
+ * sum of |x|, for w and x as quantized, of the exact one; the largest |w| is the largest that a
+ * code of the group could represent. What x lost when it was quantized, up to half a scale for each
+ * value, comes on top.
+ *
+ * Fails with AQ_ERROR_ARGUMENT for vectors that were made for another kind of matrix.
+ */
+AQ_API aq_status aq_matvec_int8(const aq_matrix *matrix,
+                                const aq_vectors *vectors,
+                                float *y,
+                                size_t y_count,
+                                aq_error *err);
+#endif
+
+/*
+ * Quantizing the caller's rows, and comparing values.
+ *
+ * Any number of threads may work on different rows at once.
+ */
+
+/**
+ * Memory for the planes of a matrix that is about to be quantized. aq_plane_sizes sets the
+ * lengths; the caller sets the pointers.
+ */
+typedef struct aq_planes {
+  /** sizeof(aq_planes). */
+  uint32_t struct_size;
+  /** Room for the codes. */
+  void *codes;
+  /** Bytes of the codes. */
+  size_t codes_len;
+  /** Room for the scales. */
+  void *scales;
+  /** Bytes of the scales. */
+  size_t scales_len;
+  /** Room for the biases; NULL unless the scheme is affine. */
+  void *biases;
+  /** Bytes of the biases; 0 unless the scheme is affine. */
+  size_t biases_len;
+} aq_planes;
 
 #if defined(AQ_STD)
 /** What quantizing some rows came to, measured on the weights as they decode. */
@@ -237,50 +518,45 @@ typedef struct aq_quality {
   double cosine;
   /** Signal to quantization noise ratio in dB; infinite without any error. */
   double sqnr_db;
-  /** Scales and biases counted; NaN without weights. */
+  /** Bits per weight, scales and biases counted; NaN without weights. */
   double bits_per_weight;
 } aq_quality;
 #endif
 
 /**
- * Bytes of each plane of `rows` rows of `cols` weights: how much memory quantizing them needs.
- * `biases` is 0 for a symmetric scheme.
+ * Sets the lengths in `planes` to what `rows` rows of `cols` weights need, and leaves its pointers
+ * as they are.
  */
-aq_status aq_plane_sizes(const aq_recipe *recipe,
-                         size_t rows,
-                         size_t cols,
-                         size_t *codes,
-                         size_t *scales,
-                         size_t *biases,
-                         aq_error *err);
+AQ_API aq_status aq_plane_sizes(const aq_recipe *recipe,
+                                size_t rows,
+                                size_t cols,
+                                aq_planes *planes,
+                                aq_error *err);
 
 #if defined(AQ_STD)
 /**
- * Quantizes `rows` rows of `cols` weights (f32, f16 or bf16, row after row).
+ * Quantizes `rows` rows of `cols` weights (f32, f16 or bf16, row after row) into `planes`, whose
+ * lengths must be those of aq_plane_sizes.
  *
  * `importance` weighs the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
- * Codes, scales and biases must be as long as aq_plane_sizes says, and no output may overlap
- * another or an input. `quality` may be NULL: nothing is measured then, which is faster.
+ * `matrix` receives the result, for products and decoding; it points to the planes. `quality`
+ * receives what was measured. Both may be NULL; without `quality` nothing is measured, which is
+ * faster. No output may overlap another or an input.
  *
- * Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and where
- * the scale dtype does not hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing
- * of use.
+ * Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and if the
+ * scale dtype cannot hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing of use.
  */
-aq_status aq_quantize_rows(const aq_recipe *recipe,
-                           const void *weights,
-                           size_t weights_len,
-                           aq_dtype dtype,
-                           size_t rows,
-                           size_t cols,
-                           const float *importance,
-                           void *codes,
-                           size_t codes_len,
-                           void *scales,
-                           size_t scales_len,
-                           void *biases,
-                           size_t biases_len,
-                           aq_quality *quality,
-                           aq_error *err);
+AQ_API aq_status aq_quantize_rows(const aq_recipe *recipe,
+                                  const void *weights,
+                                  size_t weights_len,
+                                  aq_dtype dtype,
+                                  size_t rows,
+                                  size_t cols,
+                                  const float *importance,
+                                  const aq_planes *planes,
+                                  aq_matrix *matrix,
+                                  aq_quality *quality,
+                                  aq_error *err);
 #endif
 
 #if defined(AQ_STD)
@@ -294,146 +570,15 @@ aq_status aq_quantize_rows(const aq_recipe *recipe,
  *
  * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity.
  */
-aq_status aq_compare(const void *a,
-                     size_t a_len,
-                     aq_dtype a_dtype,
-                     const void *b,
-                     size_t b_len,
-                     aq_dtype b_dtype,
-                     double *cosine,
-                     double *sqnr_db,
-                     aq_error *err);
-#endif
-
-/**
- * Decodes `rows` rows of `cols` weights as f32, f16 or bf16 (the f32 result rounded half to
- * even). Lengths as for aq_quantize_rows; no output may overlap an input. Whatever the planes
- * hold is decoded: scales that make no finite weights are not looked for.
- */
-aq_status aq_dequantize_rows(const aq_recipe *recipe,
-                             const void *codes,
-                             size_t codes_len,
-                             const void *scales,
-                             size_t scales_len,
-                             const void *biases,
-                             size_t biases_len,
-                             size_t rows,
-                             size_t cols,
-                             aq_dtype dtype,
-                             void *weights,
-                             size_t weights_len,
-                             aq_error *err);
-
-/**
- * Packs `count` codes of one row, one a byte in, into the layout of a codes plane. Bits of a code
- * above the format's are passed over. `packed` has ceil(count * bits / 8) bytes.
- */
-aq_status aq_pack(aq_format format,
-                  const uint8_t *codes,
-                  size_t count,
-                  void *packed,
-                  size_t packed_len,
-                  aq_error *err);
-
-/** Unpacks what aq_pack packed: one row of a codes plane. */
-aq_status aq_unpack(aq_format format,
-                    const void *packed,
-                    size_t packed_len,
-                    uint8_t *codes,
-                    size_t count,
-                    aq_error *err);
-
-/*
- * Products of quantized matrices with vectors.
- *
- * The vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
- * (aq_matvec_int8), which is also called dynamic activations. (For bytes in plain order, for
- * products of your own, see aq_quantize_activations.) Planes are those of the kernels
- * above; nothing here allocates or starts threads either, and any number of threads may work on
- * different rows at once, each with a y of its own.
- */
-
-/**
- * Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: `y[b][r]` is
- * the sum over c of `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` may not
- * overlap an input. Fastest where planes and `x` begin at multiples of 64 bytes; that is not needed.
- *
- * Each y is within 2^-17 of the sum of |w * x| of the exact one; unlike all else, this and
- * aq_matvec_int8 may differ between instruction sets.
- */
-aq_status aq_matvec(const aq_recipe *recipe,
-                    const void *codes,
-                    size_t codes_len,
-                    const void *scales,
-                    size_t scales_len,
-                    const void *biases,
-                    size_t biases_len,
-                    size_t rows,
-                    size_t cols,
-                    const float *x,
-                    size_t x_count,
-                    size_t batch,
-                    float *y,
-                    size_t y_count,
-                    aq_error *err);
-
-#if defined(AQ_STD)
-/**
- * Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with any matrix of the same `cols`
- * whose recipe has the same format and group_size; the rest of `recipe` does not matter.
- *
- * The groups of a vector are those of a row of the matrix: ceil(cols / group_size), or one for a
- * group_size of 0. In each the largest magnitude becomes 127, all others in proportion, rounded
- * half to even. There are batch * cols `values`, in an order that depends on the recipe and cols, and
- * batch * groups `scales` (x is about scale * value) and `sums` (scale * the sum of the group's
- * values). No output may overlap another or the input.
- *
- * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity. The outputs then hold nothing of use.
- */
-aq_status aq_quantize_vectors(const aq_recipe *recipe,
-                              const float *x,
-                              size_t x_count,
-                              size_t cols,
-                              size_t batch,
-                              int8_t *values,
-                              size_t values_count,
-                              float *scales,
-                              size_t scales_count,
-                              float *sums,
-                              size_t sums_count,
-                              aq_error *err);
-#endif
-
-#if defined(AQ_STD)
-/**
- * As aq_matvec, with vectors that aq_quantize_vectors made: counts are as there, and no value
- * is -128. Codes and values are multiplied as integers, by the CPU's own instructions for that
- * where it has some (AVX-512 VNNI, NEON's dot products).
- *
- * These products are exact, and each y is within 2^-17 of the sum over groups of largest |w| times
- * sum of |x|, for w and x as quantized, of the exact one; the largest |w| is that which a code of
- * the group could stand for. What x lost when it was quantized, up to half a scale for each value,
- * comes on top.
- */
-aq_status aq_matvec_int8(const aq_recipe *recipe,
-                         const void *codes,
-                         size_t codes_len,
-                         const void *scales,
-                         size_t scales_len,
-                         const void *biases,
-                         size_t biases_len,
-                         size_t rows,
-                         size_t cols,
-                         const int8_t *x_values,
-                         size_t x_values_count,
-                         const float *x_scales,
-                         size_t x_scales_count,
-                         const float *x_sums,
-                         size_t x_sums_count,
-                         size_t batch,
-                         float *y,
-                         size_t y_count,
-                         aq_error *err);
+AQ_API aq_status aq_compare(const void *a,
+                            size_t a_len,
+                            aq_dtype a_dtype,
+                            const void *b,
+                            size_t b_len,
+                            aq_dtype b_dtype,
+                            double *cosine,
+                            double *sqnr_db,
+                            aq_error *err);
 #endif
 
 /*
@@ -464,7 +609,7 @@ typedef struct aq_activation_options {
   /** What each column is divided by first: `cols` normal numbers above 0, or NULL for none. */
   const float *input_scale;
   /** How many these are. */
-  size_t input_scale_len;
+  size_t input_scale_count;
 } aq_activation_options;
 #endif
 
@@ -476,7 +621,7 @@ typedef struct aq_activation_options {
  * Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are int8,
  * `round(x * (top / a))`, and stand for `value * (a / top)`. There are rows * groups `scales`,
  * `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A group
- * without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_len` counts them, not bytes.
+ * without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_count` counts them, not bytes.
  *
  * Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and stand
  * for `(value - zero_point) * scale`. There are no `scales`: NULL and 0.
@@ -487,17 +632,17 @@ typedef struct aq_activation_options {
  * Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, when
  * dynamic, becomes so when divided by `input_scale`. The outputs then hold nothing of use.
  */
-aq_status aq_quantize_activations(const void *x,
-                                  size_t x_len,
-                                  aq_dtype dtype,
-                                  size_t rows,
-                                  size_t cols,
-                                  const aq_activation_options *options,
-                                  void *values,
-                                  size_t values_len,
-                                  float *scales,
-                                  size_t scales_len,
-                                  aq_error *err);
+AQ_API aq_status aq_quantize_activations(const void *x,
+                                         size_t x_len,
+                                         aq_dtype dtype,
+                                         size_t rows,
+                                         size_t cols,
+                                         const aq_activation_options *options,
+                                         void *values,
+                                         size_t values_len,
+                                         float *scales,
+                                         size_t scales_count,
+                                         aq_error *err);
 #endif
 
 #ifdef AQ_STD
@@ -517,42 +662,48 @@ typedef struct aq_config aq_config;
  * Makes a configuration with the defaults of a profile: "edge", "local" or "cloud", or NULL for
  * "local". No environment variable is read.
  */
-aq_status aq_config_new(const char *profile, aq_config **config, aq_error *err);
+AQ_API aq_status aq_config_new(const char *profile, aq_config **config, aq_error *err);
 
 /** Makes another configuration with the same settings. */
-aq_status aq_config_clone(const aq_config *config, aq_config **copy, aq_error *err);
+AQ_API aq_status aq_config_clone(const aq_config *config,
+                                 aq_config **copy,
+                                 aq_error *err);
 
 /** Sets `key` to `value`. "rules" adds rules, separated by semicolons. */
-aq_status aq_config_set(aq_config *config,
-                        const char *key,
-                        const char *value,
-                        aq_error *err);
+AQ_API aq_status aq_config_set(aq_config *config,
+                               const char *key,
+                               const char *value,
+                               aq_error *err);
 
 /** Adds one rule, such as "lm_head.*=keep" or "*.v_proj.weight=bits:8,group:64". */
-aq_status aq_config_add_rule(aq_config *config, const char *rule, aq_error *err);
+AQ_API aq_status aq_config_add_rule(aq_config *config, const char *rule, aq_error *err);
 
 /** The value in force for `key`, as aq_config_set takes it. Belongs to the config. */
-aq_status aq_config_get(const aq_config *config,
-                        const char *key,
-                        const char **value,
-                        aq_error *err);
+AQ_API aq_status aq_config_get(const aq_config *config,
+                               const char *key,
+                               const char **value,
+                               aq_error *err);
 
 /** Takes in a YAML document: a mapping of keys to values. */
-aq_status aq_config_merge_yaml(aq_config *config, const char *yaml, aq_error *err);
+AQ_API aq_status aq_config_merge_yaml(aq_config *config, const char *yaml, aq_error *err);
 
 /** Takes in a YAML file. */
-aq_status aq_config_merge_yaml_file(aq_config *config, const char *path, aq_error *err);
+AQ_API aq_status aq_config_merge_yaml_file(aq_config *config,
+                                           const char *path,
+                                           aq_error *err);
 
 /**
  * Takes in the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
  * none of them unless asked so.
  */
-aq_status aq_config_merge_env(aq_config *config, aq_error *err);
+AQ_API aq_status aq_config_merge_env(aq_config *config, aq_error *err);
 
 /** All settings in force as YAML, which aq_config_merge_yaml reads back. Belongs to the config. */
-aq_status aq_config_to_yaml(const aq_config *config, const char **yaml, aq_error *err);
+AQ_API aq_status aq_config_to_yaml(const aq_config *config,
+                                   const char **yaml,
+                                   aq_error *err);
 
-void aq_config_free(aq_config *config);
+AQ_API void aq_config_free(aq_config *config);
 
 /*
  * aq_calibration: what a model's layers see, by timestep.
@@ -570,7 +721,7 @@ void aq_config_free(aq_config *config);
 /** What a model's layers see, by timestep. */
 typedef struct aq_calibration aq_calibration;
 
-/** How a calibration divides time, and what it keeps. Start with aq_calibration_options_init. */
+/** How a calibration divides time, and what it keeps. Start with AQ_INIT(aq_calibration_options). */
 typedef struct aq_calibration_options {
   /** sizeof(aq_calibration_options). */
   uint32_t struct_size;
@@ -614,30 +765,24 @@ typedef struct aq_layer_info {
   uint64_t rows;
 } aq_layer_info;
 
-/**
- * Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
- * sizeof(aq_calibration_options).
- */
-void aq_calibration_options_init(aq_calibration_options *options, uint32_t struct_size);
-
 /** Makes an empty calibration. `options` may be NULL for the defaults. */
-aq_status aq_calibration_new(const aq_calibration_options *options,
-                             aq_calibration **calibration,
-                             aq_error *err);
+AQ_API aq_status aq_calibration_new(const aq_calibration_options *options,
+                                    aq_calibration **calibration,
+                                    aq_error *err);
 
 /**
  * Reads a file that aq_calibration_save wrote, to use it or to go on observing. Hessians beyond
  * `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such.
  */
-aq_status aq_calibration_load(const char *path,
-                              uint64_t memory_limit,
-                              aq_calibration **calibration,
-                              aq_error *err);
+AQ_API aq_status aq_calibration_load(const char *path,
+                                     uint64_t memory_limit,
+                                     aq_calibration **calibration,
+                                     aq_error *err);
 
 /** Writes everything to the Parquet file `path`, which appears whole or not at all. */
-aq_status aq_calibration_save(const aq_calibration *calibration,
-                              const char *path,
-                              aq_error *err);
+AQ_API aq_status aq_calibration_save(const aq_calibration *calibration,
+                                     const char *path,
+                                     aq_error *err);
 
 /**
  * Takes in what another calibration of the same model has seen, which stays as it was. Both must
@@ -645,18 +790,18 @@ aq_status aq_calibration_save(const aq_calibration *calibration,
  * none. Counts, ranges and histograms are as if one calibration had seen all; sums are so to
  * rounding. On an error nothing is taken in, unless a temporary file failed (AQ_ERROR_IO).
  */
-aq_status aq_calibration_merge(const aq_calibration *into,
-                               const aq_calibration *from,
-                               aq_error *err);
+AQ_API aq_status aq_calibration_merge(const aq_calibration *into,
+                                      const aq_calibration *from,
+                                      aq_error *err);
 
 /**
- * Says how much of the signal is left at each timestep: `n` numbers from 0 to 1, one a timestep,
+ * Says how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one a timestep,
  * the cumulative products of 1 - beta. Needed only to weigh timesteps by their noise.
  */
-aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
-                                      const double *alphas,
-                                      size_t n,
-                                      aq_error *err);
+AQ_API aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
+                                             const double *alphas,
+                                             size_t alphas_count,
+                                             aq_error *err);
 
 /**
  * Takes in some rows of a layer's input at a timestep: `rows` vectors of `cols` input channels,
@@ -669,38 +814,38 @@ aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
  * with another `cols`, or a value is NaN, infinite or beyond 10^18 (the message says where).
  * AQ_ERROR_IO where a temporary file cannot be written.
  */
-aq_status aq_calibration_observe(const aq_calibration *calibration,
-                                 const char *layer,
-                                 uint32_t timestep,
-                                 const void *x,
-                                 size_t x_len,
-                                 aq_dtype dtype,
-                                 size_t rows,
-                                 size_t cols,
-                                 aq_error *err);
+AQ_API aq_status aq_calibration_observe(const aq_calibration *calibration,
+                                        const char *layer,
+                                        uint32_t timestep,
+                                        const void *x,
+                                        size_t x_len,
+                                        aq_dtype dtype,
+                                        size_t rows,
+                                        size_t cols,
+                                        aq_error *err);
 
 /** The number of layers observed; 0 for NULL. */
-size_t aq_calibration_count(const aq_calibration *calibration);
+AQ_API size_t aq_calibration_count(const aq_calibration *calibration);
 
 /**
  * What is known of layer `index`. Layers are in the order of their names' bytes: one that is
  * observed for the first time moves those after it.
  */
-aq_status aq_calibration_layer(const aq_calibration *calibration,
-                               size_t index,
-                               aq_layer_info *info,
-                               aq_error *err);
+AQ_API aq_status aq_calibration_layer(const aq_calibration *calibration,
+                                      size_t index,
+                                      aq_layer_info *info,
+                                      aq_error *err);
 
 /**
  * Has runs with this config quantize by a calibration, or by none where it is NULL. The calibration
  * may be freed before the config, which keeps what it needs, as do its clones. It is no part of the
  * config's YAML.
  */
-aq_status aq_config_set_calibration(aq_config *config,
-                                    const aq_calibration *calibration,
-                                    aq_error *err);
+AQ_API aq_status aq_config_set_calibration(aq_config *config,
+                                           const aq_calibration *calibration,
+                                           aq_error *err);
 
-void aq_calibration_free(aq_calibration *calibration);
+AQ_API void aq_calibration_free(aq_calibration *calibration);
 
 /* The Arrow C data and stream interfaces, as their specification has them. */
 
@@ -758,13 +903,14 @@ struct ArrowArrayStream {
 /** Tensors to quantize. */
 typedef struct aq_source aq_source;
 
-/** What to open of a path. Zero all, and set struct_size. */
+/** What to open of a path. Start with AQ_INIT(aq_open_options). */
 typedef struct aq_open_options {
   /** sizeof(aq_open_options). */
   uint32_t struct_size;
-  /** `n_without` names of components to leave out, where the path is that of a pipeline. */
+  /** Names of pipeline components to leave out; they may be missing. */
   const char *const *without;
-  size_t n_without;
+  /** Number of names. */
+  size_t without_count;
 } aq_open_options;
 
 /** A tensor's description. Pointers belong to the handle it was asked of. */
@@ -777,10 +923,10 @@ typedef struct aq_tensor_info {
   const char *name;
   /** Bytes of the name without its final NUL: a name may hold a NUL, too. */
   size_t name_len;
-  /** `n_dims` dimensions, outermost first. */
+  /** `dims_count` dimensions, outermost first. */
   const size_t *dims;
   /** Number of dimensions; 0 for a scalar. */
-  size_t n_dims;
+  size_t dims_count;
   /** Rows of the matrix it is quantized as: all dimensions but the first fold into columns. */
   size_t rows;
   /** Columns of that matrix. */
@@ -792,34 +938,30 @@ typedef struct aq_tensor_info {
 } aq_tensor_info;
 
 /**
- * Opens what weights come in. Reads headers only. f8 weights with scales are bf16 tensors here,
- * multiplied by them; the scales are no tensors.
+ * Opens a model to quantize. Reads headers only. f8 weights with scales are bf16 tensors here,
+ * multiplied by them; the scales are not tensors. `options` may be NULL.
  *
  * - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
  *   these.
- * - The folder of a diffusers pipeline, with its `model_index.json`: all its components. Names
- *   begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
- * - A GGUF file, any part of one that was split (`NAME-00001-of-00003.gguf`), or a folder with
- *   one of these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to
- *   Q6_K, IQ4_NL or IQ4_XS; packed ones are f32 here.
- * - A Parquet file: a table with one tensor a row, in columns as aq_source_from_arrow takes them
- *   (`data` binary), or a file of ours whose tensors were all kept.
+ * - The folder of a diffusers pipeline, with its `model_index.json`: all its components, except
+ *   those in `without`. Names begin with that of the component and a dot
+ *   (`transformer.blocks.0.attn.qkv.weight`). Leaving out an unknown component, or a component of
+ *   anything but a pipeline, is an error.
+ * - A GGUF file, any part of a split one (`NAME-00001-of-00003.gguf`), or a folder with one of
+ *   these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
+ *   IQ4_NL or IQ4_XS; packed ones are f32 here.
+ * - A Parquet file: a table with one tensor per row, in columns as aq_source_from_arrow takes them
+ *   (`data` binary), or a file of this library whose tensors were all kept.
  * - A JSON file that lists tensors without their weights, for plans: `{"dtype": "bf16",
  *   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
  */
-aq_status aq_source_open(const char *path, aq_source **source, aq_error *err);
-
-/**
- * As aq_source_open, but not all of it: a component that is left out may be missing. To leave out
- * what is no component, or of what is no pipeline, is an error. `options` may be NULL.
- */
-aq_status aq_source_open_with(const char *path,
-                              const aq_open_options *options,
-                              aq_source **source,
-                              aq_error *err);
+AQ_API aq_status aq_source_open(const char *path,
+                                const aq_open_options *options,
+                                aq_source **source,
+                                aq_error *err);
 
 /** Makes a source without tensors, to which aq_source_add_tensor adds some. */
-aq_status aq_source_new(aq_source **source, aq_error *err);
+AQ_API aq_status aq_source_new(aq_source **source, aq_error *err);
 
 /**
  * Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
@@ -827,14 +969,14 @@ aq_status aq_source_new(aq_source **source, aq_error *err);
  * (e4m3, e5m2) is kept as it is. An f8 weight whose scale is added, too, such as `a.weight_scale`
  * beside `a.weight`, becomes one bf16 tensor, as when it is read from a file. Only for sources from aq_source_new or aq_source_from_arrow.
  */
-aq_status aq_source_add_tensor(aq_source *source,
-                               const char *name,
-                               aq_dtype dtype,
-                               const size_t *dims,
-                               size_t n_dims,
-                               const void *data,
-                               size_t data_len,
-                               aq_error *err);
+AQ_API aq_status aq_source_add_tensor(aq_source *source,
+                                      const char *name,
+                                      aq_dtype dtype,
+                                      const size_t *dims,
+                                      size_t dims_count,
+                                      const void *data,
+                                      size_t data_len,
+                                      aq_error *err);
 
 /**
  * Makes a source of the tensors in an Arrow table, whose values are not copied. One tensor a row:
@@ -844,24 +986,27 @@ aq_status aq_source_add_tensor(aq_source *source,
  * The stream is taken: it must not be used or released any more, whether the call succeeds or
  * not, and its `release` is NULL after it. Its arrays are released when the source is freed.
  */
-aq_status aq_source_from_arrow(struct ArrowArrayStream *stream,
-                               aq_source **source,
-                               aq_error *err);
+AQ_API aq_status aq_source_from_arrow(struct ArrowArrayStream *stream,
+                                      aq_source **source,
+                                      aq_error *err);
 
 /** The number of tensors; 0 for NULL. */
-size_t aq_source_count(const aq_source *source);
+AQ_API size_t aq_source_count(const aq_source *source);
 
 /** Describes tensor `index`. */
-aq_status aq_source_tensor(const aq_source *source,
-                           size_t index,
-                           aq_tensor_info *info,
-                           aq_error *err);
+AQ_API aq_status aq_source_tensor(const aq_source *source,
+                                  size_t index,
+                                  aq_tensor_info *info,
+                                  aq_error *err);
 
-void aq_source_free(aq_source *source);
+AQ_API void aq_source_free(aq_source *source);
 
 /*
  * How calls that work for a while go about it, and what they tell meanwhile.
  */
+
+/** How much a message matters. */
+typedef int32_t aq_log_level;
 
 /** How far a run has come. */
 typedef struct aq_progress {
@@ -879,9 +1024,6 @@ typedef struct aq_progress {
  */
 typedef bool (*aq_progress_fn)(void *user_data, const aq_progress *progress);
 
-/** How much a message matters. */
-typedef int32_t aq_log_level;
-
 /**
  * Told, in a line, what is worth telling: what a plan does that was hardly meant, tensors that
  * got something else than planned. False cancels.
@@ -890,7 +1032,7 @@ typedef bool (*aq_log_fn)(void *user_data, aq_log_level level, const char *messa
 
 /**
  * How a run goes about it; nothing here changes what tensors become. Start with
- * aq_run_options_init.
+ * AQ_INIT(aq_run_options).
  */
 typedef struct aq_run_options {
   /** sizeof(aq_run_options). */
@@ -933,12 +1075,6 @@ typedef struct aq_run_options {
 /** For whoever started the run, and nothing is wrong: that it goes on with what is there. */
 #define AQ_LOG_NOTICE 3
 
-/**
- * Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
- * sizeof(aq_run_options).
- */
-void aq_run_options_init(aq_run_options *options, uint32_t struct_size);
-
 /*
  * aq_plan: what each tensor will get, before any work.
  */
@@ -950,7 +1086,7 @@ typedef struct aq_plan aq_plan;
 typedef struct aq_tensor_plan {
   /** sizeof(aq_tensor_plan). */
   uint32_t struct_size;
-  /** AQ_FORMAT_RAW for a tensor that is kept; the next five are then 0. */
+  /** AQ_FORMAT_KEPT for a tensor that is kept; the next five are then 0. */
   aq_format format;
   /** Weights that share a scale; 0 for a whole row. */
   uint32_t group_size;
@@ -978,85 +1114,54 @@ typedef struct aq_tensor_plan {
 } aq_tensor_plan;
 
 /**
- * Plans for the tensors of a source. `config` may be NULL for the defaults. The plan holds on to
- * neither. With a budget ("max_size", "avg_bits", "mixed_precision") this takes a while:
- * aq_plan_create_with tells how far it has come.
+ * Plans for the tensors of a source. `config` (NULL for the defaults) and `options` may be NULL. The
+ * plan refers to neither afterwards.
+ *
+ * With a budget ("max_size", "avg_bits", "mixed_precision"), first measures what tensors lose by
+ * each format, on a sample of their rows, with the threads, progress (in bytes of the sample) and
+ * log of `options`. Fails with AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
  */
-aq_status aq_plan_create(const aq_source *source,
-                         const aq_config *config,
-                         aq_plan **plan,
-                         aq_error *err);
-
-/**
- * As aq_plan_create. Where a budget is set, what tensors lose by each format is measured on a sample
- * of their rows, with the threads, progress (in bytes of the sample) and log of `options`, which
- * may be NULL. AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
- */
-aq_status aq_plan_create_with(const aq_source *source,
-                              const aq_config *config,
-                              const aq_run_options *options,
-                              aq_plan **plan,
-                              aq_error *err);
+AQ_API aq_status aq_plan_new(const aq_source *source,
+                             const aq_config *config,
+                             const aq_run_options *options,
+                             aq_plan **plan,
+                             aq_error *err);
 
 /** The number of tensors; 0 for NULL. */
-size_t aq_plan_count(const aq_plan *plan);
+AQ_API size_t aq_plan_count(const aq_plan *plan);
 
 /** What tensor `index` will get; tensors are in the order of the source. */
-aq_status aq_plan_tensor(const aq_plan *plan,
-                         size_t index,
-                         aq_tensor_plan *entry,
-                         aq_error *err);
+AQ_API aq_status aq_plan_tensor(const aq_plan *plan,
+                                size_t index,
+                                aq_tensor_plan *entry,
+                                aq_error *err);
 
 /**
  * Predicted bytes of the file that the plan makes of its source: planes to the byte, and what is
  * beside them to a few hundred bytes a tensor. Compression, scales that turn out to need f32 and
  * tensors that get more bits to reach their cosine change it. AQ_ERROR_PLAN for another source.
  */
-aq_status aq_plan_file_bytes(const aq_source *source,
-                             const aq_plan *plan,
-                             uint64_t *bytes,
-                             aq_error *err);
-
-/** What the model generates: "text", "code", "image", "audio" or "unknown". Belongs to the plan. */
-aq_status aq_plan_modality(const aq_plan *plan, const char **modality, aq_error *err);
-
-/** The number of sentences that say what tells the modality; 0 for NULL. */
-size_t aq_plan_evidence_count(const aq_plan *plan);
-
-/** Sentence `index` of them. Belongs to the plan. */
-aq_status aq_plan_evidence(const aq_plan *plan,
-                           size_t index,
-                           const char **evidence,
-                           aq_error *err);
-
-/**
- * The number of things that a plan does but were hardly meant, such as rules that match no tensor;
- * 0 for NULL. Runs tell them to their log.
- */
-size_t aq_plan_warning_count(const aq_plan *plan);
-
-/** Warning `index`, in a line. Belongs to the plan. */
-aq_status aq_plan_warning(const aq_plan *plan,
-                          size_t index,
-                          const char **warning,
-                          aq_error *err);
+AQ_API aq_status aq_plan_file_bytes(const aq_plan *plan,
+                                    const aq_source *source,
+                                    uint64_t *bytes,
+                                    aq_error *err);
 
 /**
  * Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
  * bits, group, scheme, method, gain, scale_dtype and min_cosine.
  */
-aq_status aq_plan_set(aq_plan *plan,
-                      const char *tensor,
-                      const char *settings,
-                      aq_error *err);
+AQ_API aq_status aq_plan_set(aq_plan *plan,
+                             const char *tensor,
+                             const char *settings,
+                             aq_error *err);
 
 /** The plan as JSON, as `arrowquant plan --json` prints it. Belongs to the plan. */
-aq_status aq_plan_to_json(const aq_plan *plan, const char **json, aq_error *err);
+AQ_API aq_status aq_plan_to_json(const aq_plan *plan, const char **json, aq_error *err);
 
 /** Reads a plan from JSON, edited or not. */
-aq_status aq_plan_from_json(const char *json, aq_plan **plan, aq_error *err);
+AQ_API aq_status aq_plan_from_json(const char *json, aq_plan **plan, aq_error *err);
 
-void aq_plan_free(aq_plan *plan);
+AQ_API void aq_plan_free(aq_plan *plan);
 
 /*
  * aq_report: what a run measured.
@@ -1069,7 +1174,7 @@ typedef struct aq_report aq_report;
 typedef struct aq_tensor_report {
   /** sizeof(aq_tensor_report). */
   uint32_t struct_size;
-  /** AQ_FORMAT_RAW for a tensor that was kept. */
+  /** AQ_FORMAT_KEPT for a tensor that was kept. */
   aq_format format;
   const char *name;
   /** Bytes of the name without its final NUL. */
@@ -1140,29 +1245,33 @@ typedef struct aq_report_total {
 } aq_report_total;
 
 /** The number of tensors; 0 for NULL. */
-size_t aq_report_count(const aq_report *report);
+AQ_API size_t aq_report_count(const aq_report *report);
 
 /** What was measured of tensor `index`; tensors are in the order of the plan. */
-aq_status aq_report_tensor(const aq_report *report,
-                           size_t index,
-                           aq_tensor_report *entry,
-                           aq_error *err);
+AQ_API aq_status aq_report_tensor(const aq_report *report,
+                                  size_t index,
+                                  aq_tensor_report *entry,
+                                  aq_error *err);
 
 /** What was measured over all tensors. */
-aq_status aq_report_totals(const aq_report *report,
-                           aq_report_total *total,
-                           aq_error *err);
+AQ_API aq_status aq_report_totals(const aq_report *report,
+                                  aq_report_total *total,
+                                  aq_error *err);
 
 /** All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report. */
-aq_status aq_report_to_json(const aq_report *report, const char **json, aq_error *err);
+AQ_API aq_status aq_report_to_json(const aq_report *report,
+                                   const char **json,
+                                   aq_error *err);
 
 /**
  * All of it as a page of HTML for people, as `arrowquant quantize --report out.html` writes it: one
  * file that loads nothing. Belongs to the report.
  */
-aq_status aq_report_to_html(const aq_report *report, const char **html, aq_error *err);
+AQ_API aq_status aq_report_to_html(const aq_report *report,
+                                   const char **html,
+                                   aq_error *err);
 
-void aq_report_free(aq_report *report);
+AQ_API void aq_report_free(aq_report *report);
 
 /*
  * Runs: a plan is done, from a source to a file or to the caller's memory.
@@ -1181,49 +1290,49 @@ void aq_report_free(aq_report *report);
  * With a budget ("max_size", "avg_bits", "mixed_precision") progress is told of the measuring
  * first, and then of the run.
  */
-aq_status aq_quantize_file(const char *input,
-                           const char *output,
-                           const aq_config *config,
-                           const aq_run_options *options,
-                           aq_report **report,
-                           aq_error *err);
+AQ_API aq_status aq_quantize_file(const char *input,
+                                  const char *output,
+                                  const aq_config *config,
+                                  const aq_run_options *options,
+                                  aq_report **report,
+                                  aq_error *err);
 
 /**
  * Does a plan: quantizes a source into the Parquet file or folder `output`, as aq_quantize_file.
  * The plan must be one for this source. `options` and `report` may be NULL.
  */
-aq_status aq_run_to_path(const aq_source *source,
-                         const aq_plan *plan,
-                         const char *output,
-                         const aq_run_options *options,
-                         aq_report **report,
-                         aq_error *err);
+AQ_API aq_status aq_plan_run(const aq_plan *plan,
+                             const aq_source *source,
+                             const char *output,
+                             const aq_run_options *options,
+                             aq_report **report,
+                             aq_error *err);
 
-/** Bytes that the file of a plan never exceeds: memory that is enough for aq_run_into. */
-aq_status aq_run_size_bound(const aq_source *source,
-                            const aq_plan *plan,
-                            size_t *size,
-                            aq_error *err);
+/** Bytes that the file of a plan never exceeds: memory that is enough for aq_plan_run_into. */
+AQ_API aq_status aq_plan_size_bound(const aq_plan *plan,
+                                    const aq_source *source,
+                                    size_t *size,
+                                    aq_error *err);
 
 /**
- * As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. Memory that is
+ * As aq_plan_run, into the caller's memory: the same bytes, `written` of them. Memory that is
  * too small is an AQ_ERROR_IO; on any failure it holds nothing of use. It must not overlap the
  * tensors of the source. aq_model_open_memory opens the result where it lies.
  */
-aq_status aq_run_into(const aq_source *source,
-                      const aq_plan *plan,
-                      const aq_run_options *options,
-                      void *output,
-                      size_t output_len,
-                      size_t *written,
-                      aq_report **report,
-                      aq_error *err);
+AQ_API aq_status aq_plan_run_into(const aq_plan *plan,
+                                  const aq_source *source,
+                                  const aq_run_options *options,
+                                  void *output,
+                                  size_t output_len,
+                                  size_t *written,
+                                  aq_report **report,
+                                  aq_error *err);
 
 /**
  * Makes one model of a folder of parts that several runs with `part` made: checks that all are
  * there and belong together, and writes the manifest.
  */
-aq_status aq_merge(const char *folder, aq_error *err);
+AQ_API aq_status aq_merge(const char *folder, aq_error *err);
 
 /*
  * aq_analysis: what tensors lose by each way to store them.
@@ -1238,23 +1347,22 @@ typedef struct aq_analysis aq_analysis;
  * calibration of `config` it is the loss of the layer's outputs. `config` (the defaults) and
  * `options`, whose threads, progress (in bytes of the sample) and log count, may be NULL.
  */
-aq_status aq_analyze(const aq_source *source,
-                     const aq_config *config,
-                     const aq_run_options *options,
-                     aq_analysis **analysis,
-                     aq_error *err);
-
-/** The number of tensors that can be quantized; 0 for NULL. */
-size_t aq_analysis_count(const aq_analysis *analysis);
+AQ_API aq_status aq_analyze(const aq_source *source,
+                            const aq_config *config,
+                            const aq_run_options *options,
+                            aq_analysis **analysis,
+                            aq_error *err);
 
 /**
  * All of it as JSON, as `arrowquant analyze --json` prints it: "tensors" with "name", "sensitive"
  * (why, or null) and "formats", each with "format", "group_size", "scheme", "bytes",
  * "bits_per_weight", "cosine" and "error", which is 1 - cosine^2. Belongs to the analysis.
  */
-aq_status aq_analysis_to_json(const aq_analysis *analysis, const char **json, aq_error *err);
+AQ_API aq_status aq_analysis_to_json(const aq_analysis *analysis,
+                                     const char **json,
+                                     aq_error *err);
 
-void aq_analysis_free(aq_analysis *analysis);
+AQ_API void aq_analysis_free(aq_analysis *analysis);
 
 /*
  * aq_evolution: searching for the plan that is worth most.
@@ -1262,6 +1370,9 @@ void aq_analysis_free(aq_analysis *analysis);
  * A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. What a model is
  * worth need be no such sum: a search tries whole plans, and goes by what the caller makes of each.
  */
+
+/** Stands for 0 in fields whose 0 means a default. */
+#define AQ_NONE UINT32_MAX
 
 /** What the generations of a search came to. */
 typedef struct aq_evolution aq_evolution;
@@ -1272,7 +1383,7 @@ typedef struct aq_evolution aq_evolution;
  * and infinity are errors.
  *
  * The candidate lasts until the function returns, and is freed by the search. It can be read, done
- * (aq_run_to_path, aq_run_into) and written down, on any thread.
+ * (aq_plan_run, aq_plan_run_into) and written down, on any thread.
  */
 typedef double (*aq_fitness_fn)(void *user_data, const aq_plan *candidate);
 
@@ -1298,13 +1409,13 @@ typedef struct aq_generation {
  */
 typedef bool (*aq_generation_fn)(void *user_data, const aq_generation *generation);
 
-/** How a search goes about it. Start with aq_evolve_options_init. */
+/** How a search goes about it. Start with AQ_INIT(aq_evolve_options). */
 typedef struct aq_evolve_options {
   /** sizeof(aq_evolve_options). */
   uint32_t struct_size;
   /** Candidates in each generation, at least 2; 0 for 50. */
   uint32_t population;
-  /** Generations after the first; 0 for 10. */
+  /** Generations after the first; 0 for 10, and AQ_NONE for none. */
   uint32_t generations;
   /**
    * Not 0: as many threads as the run's options say call `fitness` at once. 0: it is called on
@@ -1326,42 +1437,36 @@ typedef struct aq_evolve_options {
 } aq_evolve_options;
 
 /**
- * Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
- * sizeof(aq_evolve_options).
- */
-void aq_evolve_options_init(aq_evolve_options *options, uint32_t struct_size);
-
-/**
  * Searches for the plan that is worth most, among those that take no more than the budget of
  * `config`, or than its own plan where it sets none. The first generation has the budget's plan and
  * those that treat all tensors alike. Candidates spend what they may: tensors get more bits as long
  * as these fit. With the same "seed", and a fitness that is the same for the
  * same plan, so is the search, on any number of threads.
  *
- * What tensors lose by each format is measured first, as in aq_plan_create_with, which is what
+ * What tensors lose by each format is measured first, as in aq_plan_new, which is what
  * `options` hears of; its threads count for a parallel fitness, too. `config`, `evolve`, `options`
  * and `evolution` may be NULL.
  *
  * AQ_ERROR_CANCELLED when it is ended before anything is found.
  */
-aq_status aq_evolve(const aq_source *source,
-                    const aq_config *config,
-                    const aq_evolve_options *evolve,
-                    const aq_run_options *options,
-                    aq_plan **plan,
-                    aq_evolution **evolution,
-                    aq_error *err);
+AQ_API aq_status aq_evolve(const aq_source *source,
+                           const aq_config *config,
+                           const aq_evolve_options *evolve,
+                           const aq_run_options *options,
+                           aq_plan **plan,
+                           aq_evolution **evolution,
+                           aq_error *err);
 
 /**
  * All of it as JSON, as `arrowquant evolve --json` prints it: "fitness" of the plan, "start" (that of
  * the budget's plan; null if it was not tried), "generations" (the history), "stopped" (whether it
  * was ended early), "seed", "limit_bytes" and "additive". Belongs to the evolution.
  */
-aq_status aq_evolution_to_json(const aq_evolution *evolution,
-                               const char **json,
-                               aq_error *err);
+AQ_API aq_status aq_evolution_to_json(const aq_evolution *evolution,
+                                      const char **json,
+                                      aq_error *err);
 
-void aq_evolution_free(aq_evolution *evolution);
+AQ_API void aq_evolution_free(aq_evolution *evolution);
 
 /*
  * aq_fold_report: smoothing folded into the weights before the layers that it is for.
@@ -1383,7 +1488,10 @@ typedef struct aq_fold_options {
    * weights that were changed are rounded to it; as f32 the model computes what it did.
    */
   aq_dtype dtype;
-  /** Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha): up to 1, or 0 for 0.5. */
+  /**
+   * Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha). Up to 1; 0 stands for the
+   * default 0.5, and any negative number for an alpha of 0.
+   */
   double alpha;
 } aq_fold_options;
 
@@ -1396,23 +1504,23 @@ typedef struct aq_fold_options {
  * The inputs of these layers are then others: a calibration of the new model is gathered by running
  * it. AQ_ERROR_FILE where nothing can be folded; the message says why.
  */
-aq_status aq_fold_file(const char *input,
-                       const char *output,
-                       const aq_calibration *calibration,
-                       const aq_fold_options *fold_options,
-                       const aq_run_options *options,
-                       aq_fold_report **report,
-                       aq_error *err);
+AQ_API aq_status aq_fold_file(const char *input,
+                              const char *output,
+                              const aq_calibration *calibration,
+                              const aq_fold_options *fold_options,
+                              const aq_run_options *options,
+                              aq_fold_report **report,
+                              aq_error *err);
 
 /**
  * All of it as JSON, as `arrowquant fold --json` prints it: what was folded into what, the scales,
  * and what could not be and why. Belongs to the report.
  */
-aq_status aq_fold_report_to_json(const aq_fold_report *report,
-                                 const char **json,
-                                 aq_error *err);
+AQ_API aq_status aq_fold_report_to_json(const aq_fold_report *report,
+                                        const char **json,
+                                        aq_error *err);
 
-void aq_fold_report_free(aq_fold_report *report);
+AQ_API void aq_fold_report_free(aq_fold_report *report);
 
 /*
  * aq_model: a quantized file, opened.
@@ -1425,64 +1533,26 @@ typedef struct aq_model aq_model;
 typedef void (*aq_release_fn)(void *user_data);
 
 /**
- * Some rows of a tensor, where they lie. Pointers last until the model is freed, and point into
- * the file's memory map unless the file is compressed: then planes are unpacked when first
- * viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other
- * planes need not be aligned.
+ * Some rows of a tensor, without copying them. Pointers last until the model is freed, and point
+ * into the file's memory map, unless the file is compressed: then planes are unpacked when first
+ * viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other planes
+ * need not be aligned.
  */
 typedef struct aq_tensor_view {
   /** sizeof(aq_tensor_view). */
   uint32_t struct_size;
-  /** AQ_FORMAT_RAW for a tensor that was kept: codes are then its values, of `dtype`. */
-  aq_format format;
-  /** Weights that share a scale; 0 for a whole row. */
-  uint32_t group_size;
-  /** 0 when kept. */
-  aq_scheme scheme;
-  /** AQ_DTYPE_F16 or AQ_DTYPE_F32; 0 when kept. */
-  aq_dtype scale_dtype;
-  /** Element type in the source. */
-  aq_dtype dtype;
-  /** First row of the matrix in this tile. */
+  /** First of these rows in the tensor. */
   size_t row_start;
-  /** Rows of the matrix in this tile. */
-  size_t rows;
-  /** Weights in a row. */
-  size_t cols;
-  /** Packed codes: element i of a row is in its byte i * bits / 8, least significant bits first. */
-  const void *codes;
-  size_t codes_len;
-  /**
-   * Bytes from one row of codes to the next; 0 where rows are no whole bytes (a kept tensor
-   * of sub-byte elements).
-   */
-  size_t codes_stride;
-  /** Scales, group after group; NULL when kept. */
-  const void *scales;
-  size_t scales_len;
-  size_t scales_stride;
-  /** Biases, group after group; NULL unless the scheme is affine. */
-  const void *biases;
-  size_t biases_len;
-  size_t biases_stride;
+  /** The rows, for products and decoding: `&view.matrix` can be passed to both. */
+  aq_matrix matrix;
   /** XXH3-64 of the tile, see docs/format.md. */
   uint64_t checksum;
-  /** As measured when the file was written; NaN when kept. */
+  /** Cosine as measured when the file was written; NaN when kept. */
   double cosine;
-  /** As measured when the file was written, in dB; infinite without error, NaN when kept. */
+  /** SQNR as measured when the file was written, in dB; infinite without error, NaN when kept. */
   double sqnr_db;
-  /** Scales and biases counted; NaN without weights. */
+  /** Bits per weight, scales and biases counted; NaN without weights. */
   double bits_per_weight;
-  /**
-   * What each column was multiplied by before it was quantized, as f16; NULL where nothing was.
-   * What decodes must be divided by it, or inputs instead (aq_model_transform_activations).
-   */
-  const void *input_scale;
-  size_t input_scale_len;
-  /** Columns that were rotated together then, after that; 0 where none were. */
-  size_t rotation_block;
-  /** What the signs of that rotation follow from, see docs/format.md. */
-  uint64_t rotation_seed;
 } aq_tensor_view;
 
 /**
@@ -1490,7 +1560,7 @@ typedef struct aq_tensor_view {
  * file may be put in its place, but it must not be written into. Reads its footer; checksums are
  * checked by aq_model_verify.
  */
-aq_status aq_model_open(const char *path, aq_model **model, aq_error *err);
+AQ_API aq_status aq_model_open(const char *path, aq_model **model, aq_error *err);
 
 /**
  * Opens such a file that lies in memory, which must stay as it is until `release` is called, or,
@@ -1498,63 +1568,63 @@ aq_status aq_model_open(const char *path, aq_model **model, aq_error *err);
  *
  * `release` is called exactly once, also when the call fails.
  */
-aq_status aq_model_open_memory(const void *data,
-                               size_t data_len,
-                               aq_release_fn release,
-                               void *user_data,
-                               aq_model **model,
-                               aq_error *err);
+AQ_API aq_status aq_model_open_memory(const void *data,
+                                      size_t data_len,
+                                      aq_release_fn release,
+                                      void *user_data,
+                                      aq_model **model,
+                                      aq_error *err);
 
 /** The number of tensors; 0 for NULL. */
-size_t aq_model_count(const aq_model *model);
+AQ_API size_t aq_model_count(const aq_model *model);
 
 /** Describes tensor `index`; tensors are in the order of the file. */
-aq_status aq_model_tensor(const aq_model *model,
-                          size_t index,
-                          aq_tensor_info *info,
-                          aq_error *err);
+AQ_API aq_status aq_model_tensor(const aq_model *model,
+                                 size_t index,
+                                 aq_tensor_info *info,
+                                 aq_error *err);
 
 /** The index of the tensor called `name`; AQ_ERROR_TENSOR when there is none. */
-aq_status aq_model_find(const aq_model *model,
-                        const char *name,
-                        size_t *index,
-                        aq_error *err);
+AQ_API aq_status aq_model_find(const aq_model *model,
+                               const char *name,
+                               size_t *index,
+                               aq_error *err);
 
 /**
  * Views tile `tile` of tensor `index`; most tensors have one tile, and aq_tensor_info says how
  * many.
  */
-aq_status aq_model_view(const aq_model *model,
-                        size_t index,
-                        size_t tile,
-                        aq_tensor_view *view,
-                        aq_error *err);
+AQ_API aq_status aq_model_view(const aq_model *model,
+                               size_t index,
+                               size_t tile,
+                               aq_tensor_view *view,
+                               aq_error *err);
 
 /**
  * Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
  * rows * cols values. Kept f32, f16, bf16 and f8 tensors are converted.
  */
-aq_status aq_model_dequantize_rows(const aq_model *model,
-                                   size_t index,
-                                   size_t row_start,
-                                   size_t rows,
-                                   aq_dtype dtype,
-                                   void *weights,
-                                   size_t weights_len,
-                                   aq_error *err);
+AQ_API aq_status aq_model_dequantize_rows(const aq_model *model,
+                                          size_t index,
+                                          size_t row_start,
+                                          size_t rows,
+                                          aq_dtype dtype,
+                                          void *weights,
+                                          size_t weights_len,
+                                          aq_error *err);
 
 /**
  * Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does. `x` has batch *
  * cols values, `y` batch * rows. The tensor must be quantized.
  */
-aq_status aq_model_matvec(const aq_model *model,
-                          size_t index,
-                          const float *x,
-                          size_t x_count,
-                          size_t batch,
-                          float *y,
-                          size_t y_count,
-                          aq_error *err);
+AQ_API aq_status aq_model_matvec(const aq_model *model,
+                                 size_t index,
+                                 const float *x,
+                                 size_t x_count,
+                                 size_t batch,
+                                 float *y,
+                                 size_t y_count,
+                                 aq_error *err);
 
 /**
  * Decodes every tensor into the safetensors file `output`, with the original names, shapes and
@@ -1562,33 +1632,28 @@ aq_status aq_model_matvec(const aq_model *model,
  * AQ_DTYPE_DEFAULT, but quantized f8 tensors bf16; other tensors stay as they are. Checks every
  * checksum. `options` may be NULL.
  */
-aq_status aq_model_dequantize_to_path(const aq_model *model,
-                                      const char *output,
-                                      aq_dtype dtype,
-                                      const aq_run_options *options,
-                                      aq_error *err);
+AQ_API aq_status aq_model_dequantize(const aq_model *model,
+                                     const char *output,
+                                     aq_dtype dtype,
+                                     const aq_run_options *options,
+                                     aq_error *err);
 
 /**
- * What the file's footer says under `key`, such as "arrowquant.config" (docs/format.md), or NULL.
- * Belongs to the model.
+ * Finds what the file's footer says under `key`, such as "arrowquant.config" (docs/format.md). Fails
+ * with AQ_ERROR_TENSOR if there is no such key. The value belongs to the model.
  */
-aq_status aq_model_metadata(const aq_model *model,
-                            const char *key,
-                            const char **value,
-                            aq_error *err);
+AQ_API aq_status aq_model_metadata(const aq_model *model,
+                                   const char *key,
+                                   const char **value,
+                                   aq_error *err);
 
-/** The number of keys in the file's footer; 0 for NULL. */
-size_t aq_model_metadata_count(const aq_model *model);
-
-/** Key `index` of the footer, in alphabetic order, and its value. Both belong to the model. */
-aq_status aq_model_metadata_entry(const aq_model *model,
-                                  size_t index,
-                                  const char **key,
-                                  const char **value,
-                                  aq_error *err);
+/** The file's footer as a JSON object of strings, by key. Belongs to the model. */
+AQ_API aq_status aq_model_metadata_to_json(const aq_model *model,
+                                           const char **json,
+                                           aq_error *err);
 
 /** Closes the file. Arrow streams and arrays that were exported from it keep what they need. */
-void aq_model_free(aq_model *model);
+AQ_API void aq_model_free(aq_model *model);
 
 /*
  * What a quantized tensor's inputs must go through: its transform, and static parameters of
@@ -1598,7 +1663,7 @@ void aq_model_free(aq_model *model);
 /**
  * Static parameters of a tensor's activations, from a timestep on up to another: an activation x
  * is stored as round(x / scale + zero_point). They are of activations as
- * aq_model_transform_activations makes them, where it changes any.
+ * aq_transform_vectors makes them, where it changes any.
  */
 typedef struct aq_activation_params {
   /** sizeof(aq_activation_params). */
@@ -1612,26 +1677,14 @@ typedef struct aq_activation_params {
 } aq_activation_params;
 
 /**
- * The static parameters of activations that enter the tensor called `tensor` at a timestep.
- * AQ_ERROR_TENSOR when the file has none for it.
+ * Finds the static parameters of activations that enter tensor `index` at a timestep. Fails with
+ * AQ_ERROR_TENSOR if the file has none.
  */
-aq_status aq_model_activation_params(const aq_model *model,
-                                     const char *tensor,
-                                     int32_t timestep,
-                                     aq_activation_params *params,
-                                     aq_error *err);
-
-/**
- * Makes of `batch` vectors of `cols` activations what the weights of tensor `index` are to be
- * multiplied with as they lie in the file: divided by its input scale, then rotated, in place.
- * Vectors stay as they are where it has neither. aq_model_matvec does so by itself.
- */
-aq_status aq_model_transform_activations(const aq_model *model,
-                                         size_t index,
-                                         float *x,
-                                         size_t x_count,
-                                         size_t batch,
-                                         aq_error *err);
+AQ_API aq_status aq_model_activation_params(const aq_model *model,
+                                            size_t index,
+                                            int32_t timestep,
+                                            aq_activation_params *params,
+                                            aq_error *err);
 
 /*
  * aq_verification: what checking a file found.
@@ -1639,21 +1692,6 @@ aq_status aq_model_transform_activations(const aq_model *model,
 
 /** What checking a file found. */
 typedef struct aq_verification aq_verification;
-
-/** What checking one tensor found. Strings belong to the verification. */
-typedef struct aq_tensor_check {
-  /** sizeof(aq_tensor_check). */
-  uint32_t struct_size;
-  const char *name;
-  /** Bytes of the name without its final NUL. */
-  size_t name_len;
-  /** What is wrong with it, or NULL. */
-  const char *problem;
-  /** Measured against the original; NaN without one, and for kept tensors. */
-  double cosine;
-  /** Measured against the original in dB; infinite without error, NaN where cosine is. */
-  double sqnr_db;
-} aq_tensor_check;
 
 /**
  * Checks every checksum of a model. With an `original` (or NULL), also that both hold the same
@@ -1663,29 +1701,20 @@ typedef struct aq_tensor_check {
  * AQ_OK says that the check was done; `failures` counts the tensors with a problem.
  * `verification` may be NULL.
  */
-aq_status aq_model_verify(const aq_model *model,
-                          const aq_source *original,
-                          double min_cosine,
-                          const aq_run_options *options,
-                          size_t *failures,
-                          aq_verification **verification,
-                          aq_error *err);
-
-/** The number of tensors; 0 for NULL. */
-size_t aq_verification_count(const aq_verification *verification);
-
-/** What checking tensor `index` found: those of the file first, then those that it lacks. */
-aq_status aq_verification_tensor(const aq_verification *verification,
-                                 size_t index,
-                                 aq_tensor_check *entry,
+AQ_API aq_status aq_model_verify(const aq_model *model,
+                                 const aq_source *original,
+                                 double min_cosine,
+                                 const aq_run_options *options,
+                                 size_t *failures,
+                                 aq_verification **verification,
                                  aq_error *err);
 
 /** All of it as JSON, as `arrowquant verify --json` prints it. Belongs to the verification. */
-aq_status aq_verification_to_json(const aq_verification *verification,
-                                  const char **json,
-                                  aq_error *err);
+AQ_API aq_status aq_verification_to_json(const aq_verification *verification,
+                                         const char **json,
+                                         aq_error *err);
 
-void aq_verification_free(aq_verification *verification);
+AQ_API void aq_verification_free(aq_verification *verification);
 
 /*
  * Quantized models as Arrow tables.
@@ -1697,9 +1726,9 @@ void aq_verification_free(aq_verification *verification);
  * to, so the model may be freed before them. `stream` need not be initialized; the caller releases
  * it.
  */
-aq_status aq_model_export_arrow(const aq_model *model,
-                                struct ArrowArrayStream *stream,
-                                aq_error *err);
+AQ_API aq_status aq_model_to_arrow(const aq_model *model,
+                                   struct ArrowArrayStream *stream,
+                                   aq_error *err);
 
 #endif /* AQ_STD */
 

@@ -66,17 +66,9 @@ namespace detail {
 // Calls a C function with an aq_error after its arguments.
 template <class F, class... Args>
 void call(F function, Args... args) {
-  aq_error error = AQ_ERROR_INIT;
+  aq_error error = AQ_INIT(aq_error);
   const aq_status status = function(args..., &error);
   if (status != AQ_OK) throw Error(status, error.message);
-}
-
-// A C struct that begins with its size.
-template <class T>
-T sized() {
-  T value{};
-  value.struct_size = sizeof(T);
-  return value;
 }
 
 template <class T, void (*Free)(T*)>
@@ -157,7 +149,7 @@ class Calibration {
   std::size_t size() const noexcept { return aq_calibration_count(handle()); }
   LayerInfo operator[](std::size_t index) const&& = delete;  // its name would be gone
   LayerInfo operator[](std::size_t index) const& {
-    auto info = detail::sized<aq_layer_info>();
+    aq_layer_info info = AQ_INIT(aq_layer_info);
     detail::call(aq_calibration_layer, handle(), index, &info);
     return {{info.name, info.name_len}, info.cols, info.rows};
   }
@@ -167,7 +159,7 @@ class Calibration {
  private:
   explicit Calibration(aq_calibration* made) : handle_(made) {}
   static aq_calibration_options with(std::uint32_t timesteps) {
-    auto options = detail::sized<aq_calibration_options>();
+    aq_calibration_options options = AQ_INIT(aq_calibration_options);
     options.timesteps = timesteps;
     return options;
   }
@@ -242,7 +234,7 @@ struct TensorInfo {
   explicit TensorInfo(const aq_tensor_info& info)
       : name(info.name, info.name_len),
         dtype(info.dtype),
-        dims(info.dims, info.n_dims),
+        dims(info.dims, info.dims_count),
         rows(info.rows),
         cols(info.cols),
         bytes(info.bytes),
@@ -259,18 +251,20 @@ class Source {
   }
   static Source open(std::string_view path) {
     aq_source* made = nullptr;
-    detail::call(aq_source_open, detail::terminated(path).c_str(), &made);
+    detail::call(aq_source_open, detail::terminated(path).c_str(),
+                 static_cast<const aq_open_options*>(nullptr), &made);
     return Source(made);
   }
-  // All of a pipeline but some components, which may be missing.
+  // A pipeline without some components, which may be missing.
   static Source open(std::string_view path, Span<const std::string> without) {
     std::vector<const char*> names;
     for (const std::string& name : without) names.push_back(name.c_str());
-    auto options = detail::sized<aq_open_options>();
+    aq_open_options options = AQ_INIT(aq_open_options);
     options.without = names.data();
-    options.n_without = names.size();
+    options.without_count = names.size();
     aq_source* made = nullptr;
-    detail::call(aq_source_open_with, detail::terminated(path).c_str(), &options, &made);
+    detail::call(aq_source_open, detail::terminated(path).c_str(),
+                 static_cast<const aq_open_options*>(&options), &made);
     return Source(made);
   }
   // Takes the stream, whether it succeeds or not.
@@ -296,7 +290,7 @@ class Source {
   std::size_t size() const noexcept { return aq_source_count(handle()); }
   TensorInfo operator[](std::size_t index) const&& = delete;  // its names would be gone
   TensorInfo operator[](std::size_t index) const& {
-    auto info = detail::sized<aq_tensor_info>();
+    aq_tensor_info info = AQ_INIT(aq_tensor_info);
     detail::call(aq_source_tensor, handle(), index, &info);
     return TensorInfo(info);
   }
@@ -328,7 +322,6 @@ namespace detail {
 class RunOptions {
  public:
   explicit RunOptions(const Options& options) : options_(options) {
-    aq_run_options_init(&c_, sizeof c_);
     c_.threads = options.threads;
     c_.resume = options.resume;
     c_.part = options.part;
@@ -355,7 +348,7 @@ class RunOptions {
   // As call, with the options' exceptions before the call's own.
   template <class F, class... Args>
   void call(F function, Args... args) {
-    aq_error error = AQ_ERROR_INIT;
+    aq_error error = AQ_INIT(aq_error);
     const aq_status status = function(args..., &error);
     if (thrown_) std::rethrow_exception(thrown_);
     if (status != AQ_OK) throw Error(status, error.message);
@@ -383,13 +376,16 @@ class RunOptions {
 
  private:
   const Options& options_;
-  aq_run_options c_;
+  aq_run_options c_ = AQ_INIT(aq_run_options);
   std::mutex mutex_;
   std::exception_ptr thrown_;
 };
 
 }  // namespace detail
 
+class Report;
+
+// What each tensor will get, before any work.
 class Plan {
  public:
   explicit Plan(const Source& source) : Plan(create(source.handle(), nullptr)) {}
@@ -413,42 +409,27 @@ class Plan {
   std::size_t size() const noexcept { return aq_plan_count(handle()); }
   aq_tensor_plan operator[](std::size_t index) const&& = delete;  // its names would be gone
   aq_tensor_plan operator[](std::size_t index) const& {
-    auto entry = detail::sized<aq_tensor_plan>();
+    aq_tensor_plan entry = AQ_INIT(aq_tensor_plan);
     detail::call(aq_plan_tensor, handle(), index, &entry);
     return entry;
-  }
-  // What it does but was hardly meant.
-  std::vector<std::string> warnings() const {
-    std::vector<std::string> warnings(aq_plan_warning_count(handle()));
-    for (std::size_t i = 0; i < warnings.size(); i++) {
-      const char* warning = nullptr;
-      detail::call(aq_plan_warning, handle(), i, &warning);
-      warnings[i] = warning;
-    }
-    return warnings;
   }
   // Predicted bytes of the file that it makes of its source.
   std::uint64_t file_bytes(const Source& source) const {
     std::uint64_t bytes = 0;
-    detail::call(aq_plan_file_bytes, source.handle(), handle(), &bytes);
+    detail::call(aq_plan_file_bytes, handle(), source.handle(), &bytes);
     return bytes;
   }
-  // "text", "code", "image", "audio" or "unknown".
-  std::string modality() const {
-    const char* modality = nullptr;
-    detail::call(aq_plan_modality, handle(), &modality);
-    return modality;
+  // Bytes that the file never exceeds.
+  std::size_t size_bound(const Source& source) const {
+    std::size_t bytes = 0;
+    detail::call(aq_plan_size_bound, handle(), source.handle(), &bytes);
+    return bytes;
   }
-  // What tells the modality, a sentence each.
-  std::vector<std::string> evidence() const {
-    std::vector<std::string> sentences(aq_plan_evidence_count(handle()));
-    for (std::size_t i = 0; i < sentences.size(); i++) {
-      const char* sentence = nullptr;
-      detail::call(aq_plan_evidence, handle(), i, &sentence);
-      sentences[i] = sentence;
-    }
-    return sentences;
-  }
+  // Quantizes a source into a file or a folder, as quantize_file does.
+  Report run(const Source& source, std::string_view output, const Options& options = {}) const;
+  // The bytes of the file.
+  std::vector<std::byte> run_to_memory(const Source& source, const Options& options = {}) const;
+  // Everything, with "modality", "evidence" and "warnings".
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_plan_to_json, handle(), &json);
@@ -461,15 +442,11 @@ class Plan {
   friend class detail::Lent;
   friend class Evolution;
   explicit Plan(aq_plan* made) : handle_(made) {}
-  static aq_plan* create(const aq_source* source, const aq_config* config) {
-    aq_plan* made = nullptr;
-    detail::call(aq_plan_create, source, config, &made);
-    return made;
-  }
-  static aq_plan* create(const aq_source* source, const aq_config* config, const Options& options) {
+  static aq_plan* create(const aq_source* source, const aq_config* config,
+                         const Options& options = {}) {
     detail::RunOptions run(options);
     aq_plan* made = nullptr;
-    run.call(aq_plan_create_with, source, config, run.get(), &made);
+    run.call(aq_plan_new, source, config, run.get(), &made);
     return made;
   }
   detail::Handle<aq_plan, aq_plan_free> handle_;
@@ -500,12 +477,12 @@ class Report {
   std::size_t size() const noexcept { return aq_report_count(handle()); }
   aq_tensor_report operator[](std::size_t index) const&& = delete;  // its names would be gone
   aq_tensor_report operator[](std::size_t index) const& {
-    auto entry = detail::sized<aq_tensor_report>();
+    aq_tensor_report entry = AQ_INIT(aq_tensor_report);
     detail::call(aq_report_tensor, handle(), index, &entry);
     return entry;
   }
   aq_report_total totals() const {
-    auto total = detail::sized<aq_report_total>();
+    aq_report_total total = AQ_INIT(aq_report_total);
     detail::call(aq_report_totals, handle(), &total);
     return total;
   }
@@ -535,23 +512,21 @@ inline Report quantize_file(std::string_view input, std::string_view output,
   return Report(report);
 }
 
-inline Report run_to_path(const Source& source, const Plan& plan, std::string_view output,
-                          const Options& options = {}) {
+inline Report Plan::run(const Source& source, std::string_view output,
+                        const Options& options) const {
   detail::RunOptions run(options);
   aq_report* report = nullptr;
-  run.call(aq_run_to_path, source.handle(), plan.handle(), detail::terminated(output).c_str(),
-           run.get(), &report);
+  run.call(aq_plan_run, handle(), source.handle(), detail::terminated(output).c_str(), run.get(),
+           &report);
   return Report(report);
 }
 
-// The bytes of the file.
-inline std::vector<std::byte> run_to_memory(const Source& source, const Plan& plan,
-                                            const Options& options = {}) {
+inline std::vector<std::byte> Plan::run_to_memory(const Source& source,
+                                                  const Options& options) const {
   detail::RunOptions run(options);
+  std::vector<std::byte> output(size_bound(source));
   std::size_t size = 0;
-  detail::call(aq_run_size_bound, source.handle(), plan.handle(), &size);
-  std::vector<std::byte> output(size);
-  run.call(aq_run_into, source.handle(), plan.handle(), run.get(),
+  run.call(aq_plan_run_into, handle(), source.handle(), run.get(),
            static_cast<void*>(output.data()), output.size(), &size,
            static_cast<aq_report**>(nullptr));
   output.resize(size);
@@ -569,8 +544,6 @@ class Analysis {
     handle_.reset(made);
   }
 
-  // Tensors that can be quantized.
-  std::size_t size() const noexcept { return aq_analysis_count(handle()); }
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_analysis_to_json, handle(), &json);
@@ -590,7 +563,7 @@ struct EvolveOptions {
   std::function<double(const Plan& candidate)> fitness = nullptr;
   // Told after each generation; false ends the search with the best so far.
   std::function<bool(const aq_generation& generation)> generation = nullptr;
-  // 0 for C's defaults.
+  // 0 for C's defaults; AQ_NONE generations for none after the first.
   std::uint32_t population = 0, generations = 0;
   // Whether several threads may call `fitness` at once.
   bool parallel = false;
@@ -630,8 +603,7 @@ class Evolution {
     detail::RunOptions run(options);
     Callbacks callbacks{evolve, run};
     const std::string checkpoint = detail::terminated(evolve.checkpoint);
-    aq_evolve_options c;
-    aq_evolve_options_init(&c, sizeof c);
+    aq_evolve_options c = AQ_INIT(aq_evolve_options);
     c.population = evolve.population;
     c.generations = evolve.generations;
     c.parallel = evolve.parallel;
@@ -676,9 +648,10 @@ inline std::string fold_file(std::string_view input, std::string_view output,
                              const Calibration& calibration, double alpha = 0.5,
                              aq_dtype dtype = AQ_DTYPE_DEFAULT, const Options& options = {}) {
   detail::RunOptions run(options);
-  auto fold = detail::sized<aq_fold_options>();
-  // In C 0 is the default.
-  fold.alpha = alpha == 0 ? 1e-300 : alpha;
+  aq_fold_options fold = AQ_INIT(aq_fold_options);
+  // In C 0 is the default, and a negative number is 0.
+  if (alpha < 0) throw Error(AQ_ERROR_CONFIG, "alpha is negative");
+  fold.alpha = alpha == 0 ? -1 : alpha;
   fold.dtype = dtype;
   aq_fold_report* made = nullptr;
   run.call(aq_fold_file, detail::terminated(input).c_str(), detail::terminated(output).c_str(),
@@ -696,13 +669,7 @@ class Verification {
 
   // Tensors with a problem.
   std::size_t failures() const noexcept { return failures_; }
-  std::size_t size() const noexcept { return aq_verification_count(handle_.get()); }
-  aq_tensor_check operator[](std::size_t index) const&& = delete;  // its names would be gone
-  aq_tensor_check operator[](std::size_t index) const& {
-    auto entry = detail::sized<aq_tensor_check>();
-    detail::call(aq_verification_tensor, handle_.get(), index, &entry);
-    return entry;
-  }
+  // What was found, tensor by tensor.
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_verification_to_json, handle_.get(), &json);
@@ -715,17 +682,40 @@ class Verification {
   detail::Handle<aq_verification, aq_verification_free> handle_;
 };
 
-// Some rows of a tensor where they lie; lasts as long as the model.
-struct TensorView : aq_tensor_view {
+// A matrix for products and decoding. It owns nothing: what it refers to must outlast it.
+struct Matrix : aq_matrix {
+  Matrix() : aq_matrix(AQ_INIT(aq_matrix)) {}
+  Matrix(const aq_matrix& matrix) : aq_matrix(matrix) {}
+
   Bytes code_bytes() const { return bytes(codes, codes_len); }
   Bytes scale_bytes() const { return bytes(scales, scales_len); }
   Bytes bias_bytes() const { return bytes(biases, biases_len); }
   Bytes input_scale_bytes() const { return bytes(input_scale, input_scale_len); }
+  bool is_quantized() const noexcept { return format != AQ_FORMAT_KEPT; }
+  // Some of its rows, in the same memory.
+  Matrix rows_from(std::size_t row_start, std::size_t count) const {
+    Matrix part;
+    detail::call(aq_matrix_rows, static_cast<const aq_matrix*>(this), row_start, count,
+                 static_cast<aq_matrix*>(&part));
+    return part;
+  }
 
  private:
   static Bytes bytes(const void* data, std::size_t size) {
     return {static_cast<const std::byte*>(data), size};
   }
+};
+
+// Some rows of a tensor, without copying them; lasts as long as the model.
+struct TensorView : aq_tensor_view {
+  TensorView() : aq_tensor_view(AQ_INIT(aq_tensor_view)) {}
+  // For the kernels, which take a view as well as a matrix.
+  operator Matrix() const { return matrix; }
+
+  Bytes code_bytes() const { return Matrix(matrix).code_bytes(); }
+  Bytes scale_bytes() const { return Matrix(matrix).scale_bytes(); }
+  Bytes bias_bytes() const { return Matrix(matrix).bias_bytes(); }
+  Bytes input_scale_bytes() const { return Matrix(matrix).input_scale_bytes(); }
 };
 
 // Makes one model of a folder of parts that several runs with `part` made.
@@ -761,7 +751,7 @@ class Model {
   std::size_t size() const noexcept { return aq_model_count(handle()); }
   TensorInfo operator[](std::size_t index) const&& = delete;  // its names would be gone
   TensorInfo operator[](std::size_t index) const& {
-    auto info = detail::sized<aq_tensor_info>();
+    aq_tensor_info info = AQ_INIT(aq_tensor_info);
     detail::call(aq_model_tensor, handle(), index, &info);
     return TensorInfo(info);
   }
@@ -772,8 +762,7 @@ class Model {
   }
   TensorView view(std::size_t index, std::size_t tile = 0) const&& = delete;
   TensorView view(std::size_t index, std::size_t tile = 0) const& {
-    TensorView view{};
-    view.struct_size = sizeof(aq_tensor_view);
+    TensorView view;
     detail::call(aq_model_view, handle(), index, tile, static_cast<aq_tensor_view*>(&view));
     return view;
   }
@@ -792,10 +781,11 @@ class Model {
                        void* weights, std::size_t bytes) const {
     detail::call(aq_model_dequantize_rows, handle(), index, row, rows, dtype, weights, bytes);
   }
+  // Decodes every tensor into a safetensors file.
   void dequantize_to_path(std::string_view output, aq_dtype dtype = AQ_DTYPE_DEFAULT,
                           const Options& options = {}) const {
     detail::RunOptions run(options);
-    run.call(aq_model_dequantize_to_path, handle(), detail::terminated(output).c_str(), dtype,
+    run.call(aq_model_dequantize, handle(), detail::terminated(output).c_str(), dtype,
              run.get());
   }
   // y of one or more vectors x, one after the other.
@@ -807,17 +797,10 @@ class Model {
     return y;
   }
 
-  // Vectors x, one after the other, as the weights of a tensor are multiplied with where they lie.
-  void transform_activations(std::size_t index, Span<float> x) const {
-    const TensorInfo info = (*this)[index];
-    const std::size_t batch = info.cols ? x.size() / info.cols : 0;
-    detail::call(aq_model_transform_activations, handle(), index, x.data(), x.size(), batch);
-  }
   // Throws where the file has none for that timestep.
-  aq_activation_params activation_params(std::string_view tensor, std::int32_t timestep) const {
-    auto params = detail::sized<aq_activation_params>();
-    detail::call(aq_model_activation_params, handle(), detail::terminated(tensor).c_str(), timestep,
-                 &params);
+  aq_activation_params activation_params(std::size_t index, std::int32_t timestep) const {
+    aq_activation_params params = AQ_INIT(aq_activation_params);
+    detail::call(aq_model_activation_params, handle(), index, timestep, &params);
     return params;
   }
 
@@ -826,15 +809,21 @@ class Model {
                       const Options& options = {}) const {
     return verify(detail::there(original.handle()), min_cosine, options);
   }
-  // Empty where there is none.
+  // What the file's footer says under a key; throws if it has no such key.
   std::string metadata(std::string_view key) const {
     const char* value = nullptr;
     detail::call(aq_model_metadata, handle(), detail::terminated(key).c_str(), &value);
-    return value ? value : "";
+    return value;
+  }
+  // The whole footer, as a JSON object of strings.
+  std::string metadata_to_json() const {
+    const char* json = nullptr;
+    detail::call(aq_model_metadata_to_json, handle(), &json);
+    return json;
   }
   // The caller releases the stream, which may outlive the model.
-  void export_arrow(ArrowArrayStream* stream) const {
-    detail::call(aq_model_export_arrow, handle(), stream);
+  void to_arrow(ArrowArrayStream* stream) const {
+    detail::call(aq_model_to_arrow, handle(), stream);
   }
 
   const aq_model* handle() const noexcept { return handle_.get(); }
@@ -855,43 +844,50 @@ class Model {
 
 // A recipe with symmetric scales in f16 by least squares; change the fields as needed.
 inline aq_recipe recipe(aq_format format, std::uint32_t group_size = 128) {
-  auto made = detail::sized<aq_recipe>();
+  aq_recipe made = AQ_INIT(aq_recipe);
   made.format = format;
   made.group_size = group_size;
   return made;
 }
 
-struct Planes {
+// A quantized matrix with memory of its own. It can be moved, not copied: the matrix points into it.
+struct Quantized {
   std::vector<std::byte> codes, scales, biases;
+  Matrix matrix;
+  aq_quality quality = AQ_INIT(aq_quality);
+  operator Matrix() const { return matrix; }
+
+  Quantized() = default;
+  Quantized(Quantized&&) = default;
+  Quantized& operator=(Quantized&&) = default;
 };
 
 // `weights` holds rows * cols values of `dtype`.
-inline Planes quantize_rows(const aq_recipe& recipe, const void* weights, std::size_t bytes,
-                            aq_dtype dtype, std::size_t rows, std::size_t cols,
-                            aq_quality* quality = nullptr) {
-  std::size_t codes = 0, scales = 0, biases = 0;
-  detail::call(aq_plane_sizes, &recipe, rows, cols, &codes, &scales, &biases);
-  Planes planes{std::vector<std::byte>(codes), std::vector<std::byte>(scales),
-                std::vector<std::byte>(biases)};
-  if (quality) quality->struct_size = sizeof *quality;
+inline Quantized quantize_rows(const aq_recipe& recipe, const void* weights, std::size_t bytes,
+                               aq_dtype dtype, std::size_t rows, std::size_t cols) {
+  aq_planes planes = AQ_INIT(aq_planes);
+  detail::call(aq_plane_sizes, &recipe, rows, cols, &planes);
+  Quantized made;
+  made.codes.resize(planes.codes_len);
+  made.scales.resize(planes.scales_len);
+  made.biases.resize(planes.biases_len);
+  planes.codes = made.codes.data();
+  planes.scales = made.scales.data();
+  planes.biases = made.biases.data();
   detail::call(aq_quantize_rows, &recipe, weights, bytes, dtype, rows, cols,
-               static_cast<const float*>(nullptr), static_cast<void*>(planes.codes.data()), codes,
-               static_cast<void*>(planes.scales.data()), scales,
-               static_cast<void*>(planes.biases.data()), biases, quality);
-  return planes;
+               static_cast<const float*>(nullptr), static_cast<const aq_planes*>(&planes),
+               static_cast<aq_matrix*>(&made.matrix), &made.quality);
+  return made;
 }
-inline Planes quantize_rows(const aq_recipe& recipe, Span<const float> weights, std::size_t rows,
-                            std::size_t cols, aq_quality* quality = nullptr) {
-  return quantize_rows(recipe, weights.data(), weights.size_bytes(), AQ_DTYPE_F32, rows, cols,
-                       quality);
+inline Quantized quantize_rows(const aq_recipe& recipe, Span<const float> weights,
+                               std::size_t rows, std::size_t cols) {
+  return quantize_rows(recipe, weights.data(), weights.size_bytes(), AQ_DTYPE_F32, rows, cols);
 }
 
-inline std::vector<float> dequantize_rows(const aq_recipe& recipe, Bytes codes, Bytes scales,
-                                          Bytes biases, std::size_t rows, std::size_t cols) {
-  std::vector<float> weights(rows * cols);
-  detail::call(aq_dequantize_rows, &recipe, static_cast<const void*>(codes.data()), codes.size(),
-               static_cast<const void*>(scales.data()), scales.size(),
-               static_cast<const void*>(biases.data()), biases.size(), rows, cols, AQ_DTYPE_F32,
+// All rows of a matrix, or of a view, as f32.
+inline std::vector<float> dequantize_rows(const Matrix& matrix) {
+  std::vector<float> weights(matrix.rows * matrix.cols);
+  detail::call(aq_dequantize_rows, static_cast<const aq_matrix*>(&matrix), AQ_DTYPE_F32,
                static_cast<void*>(weights.data()), weights.size() * sizeof(float));
   return weights;
 }
@@ -915,36 +911,60 @@ inline Comparison compare(Span<const float> a, Span<const float> b) {
   return compare(bytes(a), AQ_DTYPE_F32, bytes(b), AQ_DTYPE_F32);
 }
 
-// y of one or more vectors x of `cols` values, one after the other.
-inline std::vector<float> matvec(const aq_recipe& recipe, Bytes codes, Bytes scales, Bytes biases,
-                                 std::size_t rows, std::size_t cols, Span<const float> x) {
-  const std::size_t batch = cols ? x.size() / cols : 0;
-  std::vector<float> y(batch * rows);
-  detail::call(aq_matvec, &recipe, static_cast<const void*>(codes.data()), codes.size(),
-               static_cast<const void*>(scales.data()), scales.size(),
-               static_cast<const void*>(biases.data()), biases.size(), rows, cols, x.data(),
-               x.size(), batch, y.data(), y.size());
+// The products y of a matrix, or a view, with one or more vectors x, one after another.
+inline std::vector<float> matvec(const Matrix& matrix, Span<const float> x) {
+  const std::size_t batch = matrix.cols ? x.size() / matrix.cols : 0;
+  std::vector<float> y(batch * matrix.rows);
+  detail::call(aq_matvec, static_cast<const aq_matrix*>(&matrix), x.data(), x.size(), batch,
+               y.data(), y.size());
   return y;
 }
 
+// Transforms vectors x in place, one after another, so that planes can be multiplied with them as
+// they are. The functions here do so by themselves.
+inline void transform_vectors(const Matrix& matrix, Span<float> x) {
+  const std::size_t batch = matrix.cols ? x.size() / matrix.cols : 0;
+  detail::call(aq_transform_vectors, static_cast<const aq_matrix*>(&matrix), x.data(), x.size(),
+               batch);
+}
+
 // Vectors of signed bytes.
-struct Activations {
+struct Vectors {
   std::vector<std::int8_t> values;
   std::vector<float> scales, sums;
+  aq_vectors vectors = AQ_INIT(aq_vectors);
+
+  Vectors() = default;
+  Vectors(Vectors&&) = default;
+  Vectors& operator=(Vectors&&) = default;
 };
 
-// `x` is one or more vectors of `cols` values, one after the other.
-inline Activations quantize_vectors(const aq_recipe& recipe, Span<const float> x,
-                                        std::size_t cols) {
-  const std::size_t batch = cols ? x.size() / cols : 0;
-  const std::size_t span = recipe.group_size ? recipe.group_size : cols;
+// Quantizes one or more vectors x, one after another, for a matrix, or others like it.
+inline Vectors quantize_vectors(const Matrix& matrix, Span<const float> x) {
+  const std::size_t cols = matrix.cols, batch = cols ? x.size() / cols : 0;
+  const std::size_t span = matrix.group_size ? matrix.group_size : cols;
   const std::size_t groups = cols ? batch * ((cols + span - 1) / span) : 0;
-  Activations made{std::vector<std::int8_t>(x.size()), std::vector<float>(groups),
-                   std::vector<float>(groups)};
-  detail::call(aq_quantize_vectors, &recipe, x.data(), x.size(), cols, batch,
-               made.values.data(), made.values.size(), made.scales.data(), groups,
-               made.sums.data(), groups);
+  Vectors made;
+  made.values.resize(x.size());
+  made.scales.resize(groups);
+  made.sums.resize(groups);
+  made.vectors.values = made.values.data();
+  made.vectors.values_count = made.values.size();
+  made.vectors.scales = made.scales.data();
+  made.vectors.scales_count = groups;
+  made.vectors.sums = made.sums.data();
+  made.vectors.sums_count = groups;
+  detail::call(aq_quantize_vectors, static_cast<const aq_matrix*>(&matrix), x.data(), x.size(),
+               batch, &made.vectors);
   return made;
+}
+
+// The products of a matrix, or a view, with vectors of signed bytes.
+inline std::vector<float> matvec_int8(const Matrix& matrix, const Vectors& x) {
+  std::vector<float> y(x.vectors.batch * matrix.rows);
+  detail::call(aq_matvec_int8, static_cast<const aq_matrix*>(&matrix), &x.vectors, y.data(),
+               y.size());
+  return y;
 }
 
 // Activations as integers: int8 values when dynamic, uint8 and no scales when static.
@@ -972,20 +992,6 @@ inline QuantizedActivations quantize_activations(Span<const float> x, std::size_
   return quantize_activations(
       Bytes(reinterpret_cast<const std::byte*>(x.data()), x.size_bytes()), AQ_DTYPE_F32, cols,
       options);
-}
-
-// As matvec.
-inline std::vector<float> matvec_int8(const aq_recipe& recipe, Bytes codes, Bytes scales,
-                                      Bytes biases, std::size_t rows, std::size_t cols,
-                                      const Activations& x) {
-  const std::size_t batch = cols ? x.values.size() / cols : 0;
-  std::vector<float> y(batch * rows);
-  detail::call(aq_matvec_int8, &recipe, static_cast<const void*>(codes.data()), codes.size(),
-               static_cast<const void*>(scales.data()), scales.size(),
-               static_cast<const void*>(biases.data()), biases.size(), rows, cols, x.values.data(),
-               x.values.size(), x.scales.data(), x.scales.size(), x.sums.data(), x.sums.size(),
-               batch, y.data(), y.size());
-  return y;
 }
 
 }  // namespace arrowquant

@@ -13,8 +13,9 @@ use crate::common::*;
 const SECTIONS: &[&str] = &[
     "guard",
     "types",
-    "kernels",
+    "matrix",
     "products",
+    "kernels",
     "activation",
     "config",
     "calibration",
@@ -32,6 +33,7 @@ const SECTIONS: &[&str] = &[
     "arrow",
 ];
 
+/// What stands before the declarations; the version is that of Cargo.toml.
 const OPENING: &str = r#"
 #ifndef ARROWQUANT_H
 #define ARROWQUANT_H
@@ -46,11 +48,46 @@ const OPENING: &str = r#"
 #define AQ_STD
 #endif
 
+/* What stands before every function. Windows: define AQ_DLL in programs that use the DLL, and
+ * AQ_DLL_EXPORTS in a DLL of your own that contains the static library and exports its functions.
+ * Tools that read this header, such as cffi, may define AQ_API as nothing. */
+#ifndef AQ_API
+#if defined(_WIN32) || defined(__CYGWIN__)
+#if defined(AQ_DLL_EXPORTS)
+#define AQ_API __declspec(dllexport)
+#elif defined(AQ_DLL)
+#define AQ_API __declspec(dllimport)
+#else
+#define AQ_API
+#endif
+#elif defined(__GNUC__)
+#define AQ_API __attribute__((visibility("default")))
+#else
+#define AQ_API
+#endif
+#endif
+
+/* The version of this header. */
+#define AQ_VERSION_MAJOR @MAJOR@
+#define AQ_VERSION_MINOR @MINOR@
+#define AQ_VERSION_PATCH @PATCH@
+
+/* The initial value of every struct that begins with struct_size: sets that, and all else to 0. */
+#ifdef __cplusplus
+template <class T>
+inline T aq_init() {
+  T value = T();
+  value.struct_size = sizeof(T);
+  return value;
+}
+#define AQ_INIT(type) aq_init<type>()
+#else
+#define AQ_INIT(type) { .struct_size = sizeof(type) }
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#define AQ_ERROR_INIT { sizeof(aq_error), 0, { 0 } }
 "#;
 
 const ARROW: &str = r#"
@@ -148,6 +185,7 @@ fn section(name: &str) -> String {
         "FFI_ArrowArrayStream".into(),
         "struct ArrowArrayStream".into(),
     );
+    config.function.prefix = Some("AQ_API".into());
     config
         .defines
         .insert("feature = std".into(), "AQ_STD".into());
@@ -172,12 +210,23 @@ fn tidy(text: &str) -> String {
     let text = replace(text, r"/\*\*\n *\* (.*)\n *\*/", "/** $1 */");
     let text = replace(&text, r"(?m)^(#define .*)\n(?:\n(#define))", "$1\n$2");
     let text = replace(&text, r"(?m)^(#define .*)\n(?:\n(#define))", "$1\n$2");
-    replace(&text, r"\bstruct (aq_\w+ \*)", "$1")
+    let text = replace(&text, r"\bstruct (aq_\w+ \*)", "$1");
+    // cbindgen gives the macro a line of its own where parameters are below each other.
+    let long = Regex::new(r"(?m)^AQ_API\n([^;]*;)").unwrap();
+    let joined = long.replace_all(&text, |found: &regex::Captures<'_>| {
+        let indent = " ".repeat("AQ_API ".len());
+        format!("AQ_API {}", found[1].replace('\n', &format!("\n{indent}")))
+    });
+    joined.into_owned()
 }
 
 fn generate() -> String {
     let conventions = std::fs::read_to_string(root().join("src/capi/mod.rs")).unwrap();
-    let mut header = preamble(&conventions) + OPENING;
+    let opening = OPENING
+        .replace("@MAJOR@", env!("CARGO_PKG_VERSION_MAJOR"))
+        .replace("@MINOR@", env!("CARGO_PKG_VERSION_MINOR"))
+        .replace("@PATCH@", env!("CARGO_PKG_VERSION_PATCH"));
+    let mut header = preamble(&conventions) + &opening;
     for name in SECTIONS {
         if *name == "config" {
             header += "\n#ifdef AQ_STD\n";

@@ -30,6 +30,22 @@ fn the_contract_holds() {
 }
 
 #[test]
+fn a_bug_inside_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    for link in LINKS {
+        let program = folder.path().join("fence");
+        build_failing(&root().join("tests/c/fence.c"), link, &program);
+        let mut command = Command::new(&program);
+        command.arg(demo_model("dit-digits.safetensors"));
+        let output = run(command.arg(folder.path().join("out.parquet")), "gcc");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{stderr}");
+        assert_eq!(output.stdout, b"24 checks\n");
+        assert_eq!(stderr, "", "no message of a panic");
+    }
+}
+
+#[test]
 fn the_wrapper_for_cpp_adds_handles_exceptions_and_views() {
     for (link, standard) in [(Link::Shared, "c++17"), (Link::Static, "c++20")] {
         let folder = tempfile::tempdir().unwrap();
@@ -46,7 +62,7 @@ fn the_wrapper_for_cpp_adds_handles_exceptions_and_views() {
             .arg(folder.path())
             .arg(transformed_model());
         let printed = succeed(&mut command, "g++");
-        assert!(printed.starts_with("868 checks"), "{printed}");
+        assert!(printed.starts_with("876 checks"), "{printed}");
     }
 }
 
@@ -108,7 +124,7 @@ fn the_examples_do_the_same_in_every_language() {
         let expected = std::fs::read(output).unwrap();
         let printed = example(&mut Command::new(&rust), settings, &expected);
         assert!(printed.starts_with(start), "{printed}");
-        assert_eq!(printed.lines().count(), 6);
+        assert_eq!(printed.lines().count(), 7);
         for program in &others {
             let mut command = Command::new(&program[0]);
             let other = example(command.args(&program[1..]), settings, &expected);

@@ -25,7 +25,7 @@ for target; do
         --profile firmware --target "$target"
     library=${CARGO_TARGET_DIR:-target}/$target/firmware/libarrowquant.a
     echo "$library"
-    for functions in aq_unpack aq_matvec aq_dequantize_rows "aq_unpack aq_matvec aq_dequantize_rows"; do
+    for functions in aq_matvec aq_dequantize_rows "aq_matvec aq_dequantize_rows"; do
         # shellcheck disable=SC2046,SC2086 # a flag a function
         "$tools/gcc-ld/ld.lld" --gc-sections -e "${functions##* }" \
             $(printf -- '-u %s ' $functions) "$library" -o "$linked"

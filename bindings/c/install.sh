@@ -1,5 +1,6 @@
 #!/bin/sh
-# Builds the C library and installs it, on systems whose object files are ELF (Linux).
+# Installs the C library, on systems whose object files are ELF (Linux): the one in the target folder if
+# there is one, which cargo brings up to date, else one that it builds.
 set -eu
 
 usage() {
@@ -9,9 +10,13 @@ usage: install.sh [options]
   --prefix DIR      where to install (/usr/local); the result may be moved later
   --libdir DIR      folder of the libraries below the prefix (lib)
   --destdir DIR     put in front of every path, for making packages
-  --profile NAME    profile of Cargo.toml to build: dist (the default) or release
+  --profile NAME    builds that profile of Cargo.toml: dist, which is what is shipped, or release
+  --rebuild         the same as --profile dist, which takes minutes
   --target TRIPLE   machine to build for, such as aarch64-unknown-linux-gnu
   --built DIR       builds nothing, takes libarrowquant.so and libarrowquant.a from DIR
+
+Without --profile, --rebuild and --built it takes the newest library in the target folder, of dist or
+release. Only if that is older than its sources, or there is none (then dist), cargo compiles.
 
 CARGO_TARGET_DIR is respected. CC, AR, LD, NM, OBJCOPY and READELF name other tools; with
 --target they start as those of that machine, such as aarch64-linux-gnu-gcc.
@@ -23,11 +28,16 @@ fail() {
     exit 1
 }
 
-prefix=/usr/local libdir=lib destdir='' profile=dist target='' built=''
+prefix=/usr/local libdir=lib destdir='' profile='' target='' built=''
 while [ $# -gt 0 ]; do
     option=$1
     case $option in
         -h | --help) usage && exit ;;
+        --rebuild)
+            profile=${profile:-dist}
+            shift
+            continue
+            ;;
         --*=*) value=${option#*=} option=${option%%=*} ;;
         --*)
             [ $# -ge 2 ] || fail "$option needs a value"
@@ -85,11 +95,12 @@ done
 
 home=$(cd "$(dirname "$0")" && pwd)
 cd "$home/../.."
-version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1) # the first is that of the package
 
-# The crate types are named, as cargo leaves link-time optimization out where an rlib is asked for.
+# Builds a profile for this script alone. The crate types are named, as cargo leaves link-time
+# optimization out where an rlib is asked for.
 build() {
-    set -- --locked -p arrowquant --lib --profile "$profile" --no-default-features --features capi
+    set -- --locked -p arrowquant --lib --profile "$1" --no-default-features --features capi
     if [ -n "$target" ]; then
         set -- "$@" --target "$target"
         linker=CARGO_TARGET_$(echo "$target" | tr 'a-z.-' 'A-Z__')_LINKER
@@ -98,12 +109,46 @@ build() {
     "$cargo" rustc "$@" --crate-type cdylib,staticlib
 }
 
+# The profile of the newest library in the target folder $1, or nothing. It is looked for where the
+# compiler leaves it: `cargo install` and `cargo test` copy it no further.
+newest() {
+    # shellcheck disable=SC2012,SC2045 # names of our own, by time
+    for library in $(ls -t "$1/dist/deps/libarrowquant.so" "$1/release/deps/libarrowquant.so" 2>/dev/null); do
+        folder=${library%/deps/*}
+        if [ -e "$folder/deps/libarrowquant.a" ]; then
+            echo "${folder##*/}"
+            return
+        fi
+    done
+}
+
 if [ -z "$built" ]; then
     command -v "$CC" >/dev/null || fail "$CC is missing: install a C compiler (${target:-this machine})"
-    build
-    built=$("$cargo" metadata --locked --no-deps --format-version 1 |
-        sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
-    built=$built/${target:+$target/}$profile
+    folder=$("$cargo" metadata --locked --no-deps --format-version 1 |
+        sed 's/.*"target_directory":"\([^"]*\)".*/\1/')${target:+/$target}
+    if [ -n "$profile" ]; then
+        build "$profile"
+    else
+        profile=$(cd "$folder" 2>/dev/null && newest .)
+        # Cargo itself knows whether that is as its sources are: then it does nothing. It is asked in the
+        # way it was built by: dist by this script, release by cargo build --release.
+        case $profile in
+            release)
+                echo "install.sh: taking the library in $folder/release (--rebuild builds what is shipped)"
+                "$cargo" build --locked -p arrowquant --lib --profile release ${target:+--target "$target"}
+                ;;
+            dist)
+                echo "install.sh: taking the library in $folder/dist"
+                build dist
+                ;;
+            *)
+                profile=dist
+                echo "install.sh: building the library in $folder/dist, which takes minutes"
+                build dist
+                ;;
+        esac
+    fi
+    built=$folder/$profile
 fi
 
 work=$(mktemp -d)

@@ -5,9 +5,9 @@
 use core::ffi::c_void;
 
 use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard, read, versioned};
-use super::kernels::{check_len, matrix_len};
-use super::types::{FLOATS, aq_dtype, table};
-use crate::format::{GroupSize, Width};
+use super::matrix::{check_len, matrix_len};
+use super::types::{FLOATS, aq_dtype, group_size, table};
+use crate::format::Width;
 use crate::kernel::{ActivationGrid, QuantizeActivations};
 
 /// How activations are quantized: dynamically, by their own magnitudes, where scale is 0, else by a
@@ -30,7 +30,7 @@ pub struct aq_activation_options {
     /// What each column is divided by first: `cols` normal numbers above 0, or NULL for none.
     pub input_scale: *const f32,
     /// How many these are.
-    pub input_scale_len: usize,
+    pub input_scale_count: usize,
 }
 
 versioned!(aq_activation_options {
@@ -40,7 +40,7 @@ versioned!(aq_activation_options {
     scale,
     zero_point,
     input_scale,
-    input_scale_len
+    input_scale_count
 });
 
 /// Quantizes `rows` rows of `cols` activations (f32, f16 or bf16), `x_len` bytes, to `rows * cols`
@@ -49,7 +49,7 @@ versioned!(aq_activation_options {
 /// Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are int8,
 /// `round(x * (top / a))`, and stand for `value * (a / top)`. There are rows * groups `scales`,
 /// `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A group
-/// without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_len` counts them, not bytes.
+/// without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_count` counts them, not bytes.
 ///
 /// Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and stand
 /// for `(value - zero_point) * scale`. There are no `scales`: NULL and 0.
@@ -71,7 +71,7 @@ pub unsafe extern "C" fn aq_quantize_activations(
     values: *mut c_void,
     values_len: usize,
     scales: *mut f32,
-    scales_len: usize,
+    scales_count: usize,
     err: *mut aq_error,
 ) -> aq_status {
     // SAFETY: by the header's conventions.
@@ -80,13 +80,13 @@ pub unsafe extern "C" fn aq_quantize_activations(
             let float = FLOATS.read(dtype)?;
             let options = match options.is_null() {
                 true => DEFAULTS,
-                false => read(options, "options.struct_size")?,
+                false => read(options, "options")?,
             };
             let x = bytes::<u8>(x.cast(), x_len, "x")?;
             check_len("x", x.len(), matrix_len(rows, cols, float.size())?)?;
             let values = bytes_mut::<u8>(values.cast(), values_len, "values")?;
             check_len("values", values.len(), matrix_len(rows, cols, 1)?)?;
-            let scales = bytes_mut(scales, scales_len, "scales")?;
+            let scales = bytes_mut(scales, scales_count, "scales")?;
             let input_scale = options.input_scale(cols)?;
             let grid = options.grid(scales, rows, cols)?;
             let quantized = table()?.quantize_activations(QuantizeActivations {
@@ -116,7 +116,7 @@ const DEFAULTS: aq_activation_options = aq_activation_options {
     scale: 0.0,
     zero_point: 0.0,
     input_scale: core::ptr::null(),
-    input_scale_len: 0,
+    input_scale_count: 0,
 };
 
 impl aq_activation_options {
@@ -142,11 +142,7 @@ impl aq_activation_options {
             scale, zero_point, ..
         } = self;
         if scale == 0.0 {
-            let group_size = GroupSize::new(self.group_size.into()).ok_or(Fault::Value {
-                what: "group_size",
-                found: self.group_size.into(),
-                allowed: "0 or a multiple of 16 up to 1024",
-            })?;
+            let group_size = group_size(self.group_size)?;
             let groups = matrix_len(rows, group_size.count(cols), 1)?;
             check_len("scales", scales.len(), groups)?;
             return Ok(ActivationGrid::Dynamic { group_size, scales });
@@ -167,11 +163,11 @@ impl aq_activation_options {
     /// # Safety
     /// By the header's conventions.
     unsafe fn input_scale<'a>(&self, cols: usize) -> Result<Option<&'a [f32]>, Fault> {
-        if self.input_scale.is_null() && self.input_scale_len == 0 {
+        if self.input_scale.is_null() && self.input_scale_count == 0 {
             return Ok(None);
         }
         // SAFETY: as the caller's.
-        let scale = unsafe { bytes(self.input_scale, self.input_scale_len, "input_scale")? };
+        let scale = unsafe { bytes(self.input_scale, self.input_scale_count, "input_scale")? };
         check_len("input_scale", scale.len(), cols)?;
         match scale.iter().all(|s| s.is_normal() && *s > 0.0) {
             true => Ok(Some(scale)),

@@ -6,7 +6,7 @@ use super::config::{aq_config, config_or_default};
 use super::guard::{aq_error, aq_status, check_put, guard, put};
 use super::handle::{Handle, Strings, borrow, free, give};
 use super::options::aq_run_options;
-use super::source::{aq_source, count};
+use super::source::aq_source;
 use crate::run::{self, Analysis};
 
 /// What tensors lose by each way to store them.
@@ -48,13 +48,6 @@ pub unsafe extern "C" fn aq_analyze(
             )
         })
     }
-}
-
-/// The number of tensors that can be quantized; 0 for NULL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_analysis_count(analysis: *const aq_analysis) -> usize {
-    // SAFETY: by the header's conventions.
-    unsafe { count(analysis, |found| found.analysis.tensors.len()) }
 }
 
 /// All of it as JSON, as `arrowquant analyze --json` prints it: "tensors" with "name", "sensitive"

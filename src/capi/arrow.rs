@@ -16,7 +16,7 @@ use crate::model::ArrowExport;
 /// to, so the model may be freed before them. `stream` need not be initialized; the caller releases
 /// it.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_model_export_arrow(
+pub unsafe extern "C" fn aq_model_to_arrow(
     model: *const aq_model,
     stream: *mut FFI_ArrowArrayStream,
     err: *mut aq_error,

@@ -15,8 +15,7 @@ use std::sync::Arc;
 
 use super::config::aq_config;
 use super::guard::{
-    Fault, aq_error, aq_status, bytes, check_out, check_put, guard, put, read, text, versioned,
-    write,
+    Fault, aq_error, aq_status, bytes, check_out, check_put, guard, read, text, versioned, write,
 };
 use super::handle::{Handle, Strings, borrow, borrow_mut, borrow_or, free, give};
 use super::source::{at, count};
@@ -34,7 +33,7 @@ impl Handle for aq_calibration {
     const NAME: &'static str = "aq_calibration";
 }
 
-/// How a calibration divides time, and what it keeps. Start with aq_calibration_options_init.
+/// How a calibration divides time, and what it keeps. Start with AQ_INIT(aq_calibration_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_calibration_options {
@@ -92,25 +91,6 @@ versioned!(aq_layer_info {
     rows
 });
 
-/// Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
-/// sizeof(aq_calibration_options).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_calibration_options_init(
-    options: *mut aq_calibration_options,
-    struct_size: u32,
-) {
-    // SAFETY: by the header's conventions, here and in all that follow.
-    unsafe {
-        guard(std::ptr::null_mut(), || {
-            if struct_size as usize >= size_of::<u32>() && !options.is_null() {
-                options.cast::<u8>().write_bytes(0, struct_size as usize);
-                put(options.cast::<u32>(), struct_size, "options")?;
-            }
-            Ok(())
-        })
-    };
-}
-
 /// A limit in bytes, where 0 is none.
 fn limit(bytes: u64) -> Option<usize> {
     // More than there is address space is no limit.
@@ -124,7 +104,7 @@ impl aq_calibration_options {
             return Ok(wanted);
         }
         // SAFETY: as the caller's.
-        let options = unsafe { read(options, "options.struct_size")? };
+        let options = unsafe { read(options, "options")? };
         let numbers = [
             (options.timesteps, &mut wanted.timesteps),
             (options.bins, &mut wanted.bins),
@@ -236,19 +216,19 @@ pub unsafe extern "C" fn aq_calibration_merge(
     }
 }
 
-/// Says how much of the signal is left at each timestep: `n` numbers from 0 to 1, one a timestep,
+/// Says how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one a timestep,
 /// the cumulative products of 1 - beta. Needed only to weigh timesteps by their noise.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_set_schedule(
     calibration: *const aq_calibration,
     alphas: *const f64,
-    n: usize,
+    alphas_count: usize,
     err: *mut aq_error,
 ) -> aq_status {
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let alphas = bytes(alphas, n, "alphas")?;
+            let alphas = bytes(alphas, alphas_count, "alphas")?;
             Ok(borrow(calibration)?.calibration.set_schedule(alphas)?)
         })
     }
@@ -314,7 +294,7 @@ pub unsafe extern "C" fn aq_calibration_layer(
     unsafe {
         guard(err, || {
             let calibration = borrow(calibration)?;
-            check_out(info, "info.struct_size")?;
+            check_out(info, "info")?;
             let layers = calibration.calibration.layers();
             let found = at(&layers, index, "layer")?;
             let layer = aq_layer_info {
@@ -324,7 +304,7 @@ pub unsafe extern "C" fn aq_calibration_layer(
                 cols: found.cols,
                 rows: found.rows,
             };
-            write(info, layer, "info.struct_size")
+            write(info, layer, "info")
         })
     }
 }

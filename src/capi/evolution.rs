@@ -29,7 +29,7 @@ impl Handle for aq_evolution {
 /// and infinity are errors.
 ///
 /// The candidate lasts until the function returns, and is freed by the search. It can be read, done
-/// (aq_run_to_path, aq_run_into) and written down, on any thread.
+/// (aq_plan_run, aq_plan_run_into) and written down, on any thread.
 pub type aq_fitness_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, candidate: *const aq_plan) -> f64>;
 
@@ -56,7 +56,10 @@ pub struct aq_generation {
 pub type aq_generation_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, generation: *const aq_generation) -> bool>;
 
-/// How a search goes about it. Start with aq_evolve_options_init.
+/// Stands for 0 in fields whose 0 means a default.
+pub const AQ_NONE: u32 = u32::MAX;
+
+/// How a search goes about it. Start with AQ_INIT(aq_evolve_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_evolve_options {
@@ -64,7 +67,7 @@ pub struct aq_evolve_options {
     pub struct_size: u32,
     /// Candidates in each generation, at least 2; 0 for 50.
     pub population: u32,
-    /// Generations after the first; 0 for 10.
+    /// Generations after the first; 0 for 10, and AQ_NONE for none.
     pub generations: u32,
     /// Not 0: as many threads as the run's options say call `fitness` at once. 0: it is called on
     /// the thread that made the call alone.
@@ -92,22 +95,6 @@ versioned!(aq_evolve_options {
     generation,
     user_data
 });
-
-/// Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
-/// sizeof(aq_evolve_options).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_evolve_options_init(options: *mut aq_evolve_options, struct_size: u32) {
-    // SAFETY: by the header's conventions, here and in all that follow.
-    unsafe {
-        guard(std::ptr::null_mut(), || {
-            if struct_size as usize >= size_of::<u32>() && !options.is_null() {
-                options.cast::<u8>().write_bytes(0, struct_size as usize);
-                put(options.cast::<u32>(), struct_size, "options")?;
-            }
-            Ok(())
-        })
-    };
-}
 
 /// The caller's function, and what it gets.
 #[derive(Clone, Copy)]
@@ -189,7 +176,7 @@ impl aq_evolve_options {
         ];
         for (given, field) in numbers {
             if given > 0 {
-                *field = given as usize;
+                *field = if given == AQ_NONE { 0 } else { given as usize };
             }
         }
         if !self.checkpoint.is_null() {
@@ -210,7 +197,7 @@ impl aq_evolve_options {
 /// as these fit. With the same "seed", and a fitness that is the same for the
 /// same plan, so is the search, on any number of threads.
 ///
-/// What tensors lose by each format is measured first, as in aq_plan_create_with, which is what
+/// What tensors lose by each format is measured first, as in aq_plan_new, which is what
 /// `options` hears of; its threads count for a parallel fitness, too. `config`, `evolve`, `options`
 /// and `evolution` may be NULL.
 ///
@@ -232,7 +219,7 @@ pub unsafe extern "C" fn aq_evolve(
             let (source, config) = (borrow(source)?.source(), config_or_default(config)?);
             let evolve = match evolve.is_null() {
                 true => aq_evolve_options::DEFAULTS,
-                false => read(evolve, "evolve.struct_size")?,
+                false => read(evolve, "evolve")?,
             };
             let options = aq_run_options::read(options)?.or_threads_of(&config);
             let found = evolve.with(|search| {

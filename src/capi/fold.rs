@@ -33,7 +33,8 @@ pub struct aq_fold_options {
     /// AQ_DTYPE_F32, _F16 or _BF16: what all floats become. By default each stays what it was, and
     /// weights that were changed are rounded to it; as f32 the model computes what it did.
     pub dtype: aq_dtype,
-    /// Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha): up to 1, or 0 for 0.5.
+    /// Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha). Up to 1; 0 stands for the
+    /// default 0.5, and any negative number for an alpha of 0.
     pub alpha: f64,
 }
 
@@ -50,9 +51,13 @@ impl aq_fold_options {
             return Ok(wanted);
         }
         // SAFETY: as the caller's.
-        let options = unsafe { read(options, "fold_options.struct_size")? };
+        let options = unsafe { read(options, "fold_options")? };
         if options.alpha != 0.0 {
-            wanted.alpha = options.alpha;
+            wanted.alpha = if options.alpha < 0.0 {
+                0.0
+            } else {
+                options.alpha
+            };
         }
         if options.dtype != AQ_DTYPE_DEFAULT {
             wanted.float = Some(FLOATS.read(options.dtype)?);

@@ -11,11 +11,12 @@ pub const AQ_OK: aq_status = 0;
 pub const AQ_ERROR_CONFIG: aq_status = 1;
 /// The operating system refused to open, read or write a file.
 pub const AQ_ERROR_IO: aq_status = 2;
-/// A file is not what it should be.
+/// A file is damaged, incomplete or of another kind.
 pub const AQ_ERROR_FILE: aq_status = 3;
-/// A tensor is not what it should be, or cannot be treated as asked.
+/// A tensor is not what it should be, or cannot be treated as asked; or a tensor, tile, layer or
+/// timestep that was asked for by name or index does not exist.
 pub const AQ_ERROR_TENSOR: aq_status = 4;
-/// A plan does not fit its source, or cannot be read.
+/// A plan does not match its source, or cannot be read.
 pub const AQ_ERROR_PLAN: aq_status = 5;
 /// A checksum does not match: the data is damaged.
 pub const AQ_ERROR_CHECKSUM: aq_status = 6;
@@ -23,21 +24,22 @@ pub const AQ_ERROR_CHECKSUM: aq_status = 6;
 pub const AQ_ERROR_CANCELLED: aq_status = 7;
 /// A bug in the library.
 pub const AQ_ERROR_INTERNAL: aq_status = 8;
-/// An argument cannot be: NULL, a wrong length, a handle that was freed, not UTF-8.
+/// An argument is invalid: NULL, a wrong length, a handle that was freed, text that is not UTF-8.
 pub const AQ_ERROR_ARGUMENT: aq_status = 9;
 
 /// Bytes of an error's message, its NUL included.
 pub const AQ_MESSAGE_SIZE: usize = 512;
 
-/// What went wrong. Starts as AQ_ERROR_INIT; every call that gets it sets code and message, to
+/// What went wrong. Start with AQ_INIT(aq_error); every call that gets it sets code and message, to
 /// AQ_OK and "" on success.
 #[repr(C)]
 pub struct aq_error {
-    /// sizeof(aq_error).
+    /// sizeof(aq_error); 0 stands for today's size.
     pub struct_size: u32,
     /// The status that was returned.
     pub code: aq_status,
-    /// UTF-8 that names the file, the tensor and the reason; what is too long lacks its middle.
+    /// UTF-8 that names the file, the tensor and the reason. A message that is too long is cut in
+    /// the middle.
     pub message: [c_char; AQ_MESSAGE_SIZE],
 }
 
@@ -55,12 +57,38 @@ pub(super) enum Fault {
         expected: usize,
         found: usize,
     },
+    /// The named struct does not begin with its size.
+    NoSize(&'static str),
     /// The named argument or field has a value that it cannot have.
     Value {
         what: &'static str,
         found: i64,
         allowed: &'static str,
     },
+    /// Rows of the named plane would overlap.
+    Stride {
+        what: &'static str,
+        row: usize,
+        found: usize,
+    },
+    /// A matrix does not have these rows.
+    NoRows {
+        start: usize,
+        count: usize,
+        rows: usize,
+    },
+    /// A tensor cannot be treated as asked.
+    Tensor(&'static str),
+    /// Nothing has the index that was asked for.
+    #[cfg(feature = "std")]
+    NoIndex {
+        what: &'static str,
+        index: usize,
+        count: usize,
+    },
+    /// Nothing has the name that was asked for.
+    #[cfg(feature = "std")]
+    NoName { what: &'static str, name: String },
     /// Something else about the arguments.
     Argument(&'static str),
     /// AQ_ISA names no instruction set.
@@ -75,9 +103,14 @@ pub(super) enum Fault {
 impl Fault {
     fn status(&self) -> aq_status {
         match self {
+            Self::Tensor(_) | Self::NoRows { .. } => AQ_ERROR_TENSOR,
+            #[cfg(feature = "std")]
+            Self::NoIndex { .. } | Self::NoName { .. } => AQ_ERROR_TENSOR,
             Self::Null(_)
             | Self::Unaligned(_)
             | Self::Length { .. }
+            | Self::Stride { .. }
+            | Self::NoSize(_)
             | Self::Value { .. }
             | Self::Argument(_) => AQ_ERROR_ARGUMENT,
             Self::Isa => AQ_ERROR_CONFIG,
@@ -98,13 +131,30 @@ impl fmt::Display for Fault {
                 what,
                 expected,
                 found,
-            } => write!(f, "{what} is {found} long, needed are {expected}"),
+            } => write!(f, "{what} has length {found}, expected {expected}"),
+            Self::NoSize(what) => {
+                write!(f, "{what}.struct_size is 0: start with AQ_INIT")
+            }
+            Self::Stride { what, row, found } => write!(
+                f,
+                "{what} has a stride of {found} bytes, less than the {row} bytes of a row"
+            ),
+            Self::NoRows { start, count, rows } => write!(
+                f,
+                "there are no {count} rows from row {start} on: the matrix has {rows}"
+            ),
+            #[cfg(feature = "std")]
+            Self::NoIndex { what, index, count } => {
+                write!(f, "there is no {what} {index}: there are {count}")
+            }
+            #[cfg(feature = "std")]
+            Self::NoName { what, name } => write!(f, "there is no {what} '{name}'"),
             Self::Value {
                 what,
                 found,
                 allowed,
-            } => write!(f, "{what} is {found}, which is not {allowed}"),
-            Self::Argument(text) => f.write_str(text),
+            } => write!(f, "{what} is {found}, expected {allowed}"),
+            Self::Argument(text) | Self::Tensor(text) => f.write_str(text),
             Self::Isa => write!(f, "AQ_ISA {}", crate::kernel::UnknownIsa),
             #[cfg(feature = "std")]
             Self::Rows(crate::quantize::Fault::NonFinite { row, col, value }) => {
@@ -288,12 +338,15 @@ mod fence {
     }
 }
 
-/// Fails with AQ_ERROR_INTERNAL and `message` (NULL: none), by the way any bug in the library
-/// would: for testing how a program takes that.
+/// Fails with AQ_ERROR_INTERNAL and `message` (NULL: none), in the same way as any bug in the library
+/// would. No C function: tests build a library of their own that exports it (tests/c/fail.rs).
+///
+/// # Safety
+/// As for C functions.
 #[cfg(feature = "std")]
-#[unsafe(no_mangle)]
+#[doc(hidden)]
 #[allow(clippy::panic)] // is what it is for
-pub unsafe extern "C" fn aq_fail(message: *const c_char, err: *mut aq_error) -> aq_status {
+pub unsafe fn fail(message: *const c_char, err: *mut aq_error) -> aq_status {
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || match message.is_null() {
@@ -395,11 +448,7 @@ pub(super) use versioned;
 /// Bytes of `T` that a caller's struct of `size` bytes has, in whole fields.
 fn known<T: Versioned>(size: u32, what: &'static str) -> Result<usize, Fault> {
     if size == 0 {
-        return Err(Fault::Value {
-            what,
-            found: 0,
-            allowed: "the sizeof of its struct",
-        });
+        return Err(Fault::NoSize(what));
     }
     let ends = T::ENDS.iter().copied();
     Ok(ends
@@ -427,8 +476,7 @@ pub(super) unsafe fn read<T: Versioned>(from: *const T, what: &'static str) -> R
     }
 }
 
-/// Checks that the caller's struct can be written, before the work whose result it is to hold.
-#[cfg(feature = "std")]
+/// Checks that the caller's struct can be written, before the work whose result it will hold.
 pub(super) unsafe fn check_out<T: Versioned>(to: *mut T, what: &'static str) -> Result<(), Fault> {
     if to.is_null() {
         return Err(Fault::Null(what));
@@ -437,8 +485,7 @@ pub(super) unsafe fn check_out<T: Versioned>(to: *mut T, what: &'static str) -> 
     known::<T>(unsafe { to.cast::<u32>().read_unaligned() }, what).map(drop)
 }
 
-/// Writes the fields that the caller's struct has, but its size.
-#[cfg(feature = "std")]
+/// Writes the fields that the caller's struct has, except its size.
 pub(super) unsafe fn write<T: Versioned>(
     to: *mut T,
     value: T,
@@ -458,6 +505,7 @@ pub(super) unsafe fn write<T: Versioned>(
 }
 
 /// Writes one output.
+#[cfg(feature = "std")]
 pub(super) unsafe fn put<T>(to: *mut T, value: T, what: &'static str) -> Result<(), Fault> {
     check_put(to, what)?;
     // SAFETY: it is not null, so the caller's, and writable.
@@ -465,7 +513,8 @@ pub(super) unsafe fn put<T>(to: *mut T, value: T, what: &'static str) -> Result<
     Ok(())
 }
 
-/// Checks that an output can be written, before the work whose result it is to hold.
+/// Checks that an output can be written, before the work whose result it will hold.
+#[cfg(feature = "std")]
 pub(super) fn check_put<T>(to: *mut T, what: &'static str) -> Result<(), Fault> {
     match to.is_null() {
         true => Err(Fault::Null(what)),

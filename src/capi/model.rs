@@ -9,12 +9,11 @@ use super::guard::{
     Fault, aq_error, aq_status, bytes, bytes_mut, check_put, guard, put, text, versioned, write,
 };
 use super::handle::{Handle, Strings, borrow, free, give};
-use super::kernels::check_len;
+use super::matrix::{aq_matrix, check_len};
 use super::options::aq_run_options;
 use super::source::{aq_tensor_info, at, count};
 use super::types::*;
 use crate::error::Error;
-use crate::format::Encoding;
 use crate::model::{Model, TilePlanes};
 use crate::run;
 
@@ -30,90 +29,37 @@ impl Handle for aq_model {
     const NAME: &'static str = "aq_model";
 }
 
-/// Some rows of a tensor, where they lie. Pointers last until the model is freed, and point into
-/// the file's memory map unless the file is compressed: then planes are unpacked when first
-/// viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other
-/// planes need not be aligned.
+/// Some rows of a tensor, without copying them. Pointers last until the model is freed, and point
+/// into the file's memory map, unless the file is compressed: then planes are unpacked when first
+/// viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other planes
+/// need not be aligned.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_tensor_view {
     /// sizeof(aq_tensor_view).
     pub struct_size: u32,
-    /// AQ_FORMAT_RAW for a tensor that was kept: codes are then its values, of `dtype`.
-    pub format: aq_format,
-    /// Weights that share a scale; 0 for a whole row.
-    pub group_size: u32,
-    /// 0 when kept.
-    pub scheme: aq_scheme,
-    /// AQ_DTYPE_F16 or AQ_DTYPE_F32; 0 when kept.
-    pub scale_dtype: aq_dtype,
-    /// Element type in the source.
-    pub dtype: aq_dtype,
-    /// First row of the matrix in this tile.
+    /// First of these rows in the tensor.
     pub row_start: usize,
-    /// Rows of the matrix in this tile.
-    pub rows: usize,
-    /// Weights in a row.
-    pub cols: usize,
-    /// Packed codes: element i of a row is in its byte i * bits / 8, least significant bits first.
-    pub codes: *const c_void,
-    pub codes_len: usize,
-    /// Bytes from one row of codes to the next; 0 where rows are no whole bytes (a kept tensor
-    /// of sub-byte elements).
-    pub codes_stride: usize,
-    /// Scales, group after group; NULL when kept.
-    pub scales: *const c_void,
-    pub scales_len: usize,
-    pub scales_stride: usize,
-    /// Biases, group after group; NULL unless the scheme is affine.
-    pub biases: *const c_void,
-    pub biases_len: usize,
-    pub biases_stride: usize,
+    /// The rows, for products and decoding: `&view.matrix` can be passed to both.
+    pub matrix: aq_matrix,
     /// XXH3-64 of the tile, see docs/format.md.
     pub checksum: u64,
-    /// As measured when the file was written; NaN when kept.
+    /// Cosine as measured when the file was written; NaN when kept.
     pub cosine: f64,
-    /// As measured when the file was written, in dB; infinite without error, NaN when kept.
+    /// SQNR as measured when the file was written, in dB; infinite without error, NaN when kept.
     pub sqnr_db: f64,
-    /// Scales and biases counted; NaN without weights.
+    /// Bits per weight, scales and biases counted; NaN without weights.
     pub bits_per_weight: f64,
-    /// What each column was multiplied by before it was quantized, as f16; NULL where nothing was.
-    /// What decodes must be divided by it, or inputs instead (aq_model_transform_activations).
-    pub input_scale: *const c_void,
-    pub input_scale_len: usize,
-    /// Columns that were rotated together then, after that; 0 where none were.
-    pub rotation_block: usize,
-    /// What the signs of that rotation follow from, see docs/format.md.
-    pub rotation_seed: u64,
 }
 
 versioned!(aq_tensor_view {
     struct_size,
-    format,
-    group_size,
-    scheme,
-    scale_dtype,
-    dtype,
     row_start,
-    rows,
-    cols,
-    codes,
-    codes_len,
-    codes_stride,
-    scales,
-    scales_len,
-    scales_stride,
-    biases,
-    biases_len,
-    biases_stride,
+    matrix,
     checksum,
     cosine,
     sqnr_db,
-    bits_per_weight,
-    input_scale,
-    input_scale_len,
-    rotation_block,
-    rotation_seed
+    bits_per_weight
 });
 
 /// Told once, on whatever thread lets go last, that memory is not used any more.
@@ -221,7 +167,7 @@ pub unsafe extern "C" fn aq_model_tensor(
             let model = borrow(model)?;
             let tensor = at(model.model.tensors(), index, "tensor")?;
             let found = aq_tensor_info::of(&tensor.info, tensor.tiles.len(), &model.strings);
-            write(info, found, "info.struct_size")
+            write(info, found, "info")
         })
     }
 }
@@ -264,8 +210,8 @@ pub unsafe extern "C" fn aq_model_view(
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            super::guard::check_out(view, "view.struct_size")?;
-            write(view, borrow(model)?.view(index, tile)?, "view.struct_size")
+            super::guard::check_out(view, "view")?;
+            write(view, borrow(model)?.view(index, tile)?, "view")
         })
     }
 }
@@ -291,16 +237,8 @@ impl aq_model {
         let rotation = tile.rotation;
         let encoding = tile.encoding;
         let cosine = tile.cosine.map(f64::from);
-        Ok(aq_tensor_view {
-            struct_size: 0,
-            format: encoding.map_or(AQ_FORMAT_RAW, |e| FORMATS.write(e.format())),
-            group_size: (encoding.and_then(Encoding::group_size))
-                .map_or(0, |size| size.get().into()),
-            scheme: (encoding.and_then(Encoding::scheme)).map_or(0, |s| SCHEMES.write(s)),
-            scale_dtype: (encoding.and_then(Encoding::scale_dtype))
-                .map_or(0, |dtype| SCALE_DTYPES.write(dtype)),
+        let matrix = aq_matrix {
             dtype: DTYPES.write(tile.source_dtype),
-            row_start: tile.row_start,
             rows: tile.row_count,
             cols: tile.shape.cols(),
             codes,
@@ -312,14 +250,20 @@ impl aq_model {
             biases,
             biases_len,
             biases_stride: stride(biases_len),
-            checksum: tile.checksum,
-            cosine: cosine.unwrap_or(f64::NAN),
-            sqnr_db: super::report::decibels(cosine, tile.sqnr_db.map(f64::from)),
-            bits_per_weight: tile.bits_per_weight.map_or(f64::NAN, f64::from),
             input_scale,
             input_scale_len,
             rotation_block: rotation.map_or(0, |rotation| rotation.block as usize),
             rotation_seed: rotation.map_or(0, |rotation| rotation.seed),
+            ..aq_matrix::of(encoding)
+        };
+        Ok(aq_tensor_view {
+            struct_size: 0,
+            row_start: tile.row_start,
+            matrix,
+            checksum: tile.checksum,
+            cosine: cosine.unwrap_or(f64::NAN),
+            sqnr_db: super::report::decibels(cosine, tile.sqnr_db.map(f64::from)),
+            bits_per_weight: tile.bits_per_weight.map_or(f64::NAN, f64::from),
         })
     }
 
@@ -362,11 +306,11 @@ pub unsafe extern "C" fn aq_model_dequantize_rows(
             let end = row_start
                 .checked_add(rows)
                 .filter(|&end| end <= shape.rows());
-            let Some(end) = end else {
-                let found = shape.rows();
-                let reason = format!("{rows} rows from row {row_start} on are not in its {found}");
-                return Err(Error::Argument(reason).into());
-            };
+            let end = end.ok_or(Fault::NoRows {
+                start: row_start,
+                count: rows,
+                rows: shape.rows(),
+            })?;
             let weights = bytes_mut(weights.cast(), weights_len, "weights")?;
             let expected = rows * shape.cols() * float.size();
             check_len("weights", weights.len(), expected)?;
@@ -411,7 +355,7 @@ pub unsafe extern "C" fn aq_model_matvec(
 /// AQ_DTYPE_DEFAULT, but quantized f8 tensors bf16; other tensors stay as they are. Checks every
 /// checksum. `options` may be NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_model_dequantize_to_path(
+pub unsafe extern "C" fn aq_model_dequantize(
     model: *const aq_model,
     output: *const c_char,
     dtype: aq_dtype,
@@ -433,8 +377,8 @@ pub unsafe extern "C" fn aq_model_dequantize_to_path(
     }
 }
 
-/// What the file's footer says under `key`, such as "arrowquant.config" (docs/format.md), or NULL.
-/// Belongs to the model.
+/// Finds what the file's footer says under `key`, such as "arrowquant.config" (docs/format.md). Fails
+/// with AQ_ERROR_TENSOR if there is no such key. The value belongs to the model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_metadata(
     model: *const aq_model,
@@ -446,38 +390,33 @@ pub unsafe extern "C" fn aq_model_metadata(
     unsafe {
         guard(err, || {
             let model = borrow(model)?;
-            let found = model.model.metadata().get(text(key, "key")?);
-            let lent = found.map_or(std::ptr::null(), |text| model.strings.lend(text));
-            put(value, lent, "value")
+            let key = text(key, "key")?;
+            let found = model
+                .model
+                .metadata()
+                .get(key)
+                .ok_or_else(|| Fault::NoName {
+                    what: "key",
+                    name: key.to_owned(),
+                })?;
+            put(value, model.strings.lend(found), "value")
         })
     }
 }
 
-/// The number of keys in the file's footer; 0 for NULL.
+/// The file's footer as a JSON object of strings, by key. Belongs to the model.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_model_metadata_count(model: *const aq_model) -> usize {
-    // SAFETY: by the header's conventions.
-    unsafe { count(model, |model| model.model.metadata().len()) }
-}
-
-/// Key `index` of the footer, in alphabetic order, and its value. Both belong to the model.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_model_metadata_entry(
+pub unsafe extern "C" fn aq_model_metadata_to_json(
     model: *const aq_model,
-    index: usize,
-    key: *mut *const c_char,
-    value: *mut *const c_char,
+    json: *mut *const c_char,
     err: *mut aq_error,
 ) -> aq_status {
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            check_put(value, "value")?;
             let model = borrow(model)?;
-            let entries: Vec<_> = model.model.metadata().iter().collect();
-            let found = at(&entries, index, "key")?;
-            put(key, model.strings.lend(found.0), "key")?;
-            put(value, model.strings.lend(found.1), "value")
+            let text = serde_json::json!(model.model.metadata()).to_string();
+            put(json, model.strings.lend(&text), "json")
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_char, c_void};
 
-use super::guard::{Fault, guard, put, read, versioned};
+use super::guard::{Fault, read, versioned};
 use crate::plan::Config;
 use crate::run::{Level, Options, Progress, Share};
 
@@ -43,7 +43,7 @@ pub type aq_log_fn = Option<
 >;
 
 /// How a run goes about it; nothing here changes what tensors become. Start with
-/// aq_run_options_init.
+/// AQ_INIT(aq_run_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_run_options {
@@ -83,22 +83,6 @@ versioned!(aq_run_options {
     restart
 });
 
-/// Sets all fields to their defaults, and struct_size to `struct_size`: the caller's
-/// sizeof(aq_run_options).
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_run_options_init(options: *mut aq_run_options, struct_size: u32) {
-    // SAFETY: by the header's conventions, here and in all that follow.
-    unsafe {
-        guard(std::ptr::null_mut(), || {
-            if struct_size as usize >= size_of::<u32>() && !options.is_null() {
-                options.cast::<u8>().write_bytes(0, struct_size as usize);
-                put(options.cast::<u32>(), struct_size, "options")?;
-            }
-            Ok(())
-        })
-    };
-}
-
 impl aq_run_options {
     /// The caller's options; NULL for the defaults.
     pub(super) unsafe fn read(options: *const Self) -> Result<Self, Fault> {
@@ -117,7 +101,7 @@ impl aq_run_options {
             });
         }
         // SAFETY: as the caller's.
-        unsafe { read(options, "options.struct_size") }
+        unsafe { read(options, "options") }
     }
 
     /// With the threads of a config, unless it has its own.

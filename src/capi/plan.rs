@@ -35,7 +35,7 @@ impl aq_plan {
 pub struct aq_tensor_plan {
     /// sizeof(aq_tensor_plan).
     pub struct_size: u32,
-    /// AQ_FORMAT_RAW for a tensor that is kept; the next five are then 0.
+    /// AQ_FORMAT_KEPT for a tensor that is kept; the next five are then 0.
     pub format: aq_format,
     /// Weights that share a scale; 0 for a whole row.
     pub group_size: u32,
@@ -83,7 +83,7 @@ impl aq_tensor_plan {
         let encoding = recipe.map(Recipe::planned);
         Self {
             struct_size: 0,
-            format: recipe.map_or(AQ_FORMAT_RAW, |r| FORMATS.write(r.format())),
+            format: recipe.map_or(AQ_FORMAT_KEPT, |r| FORMATS.write(r.format())),
             group_size: (encoding.and_then(Encoding::group_size))
                 .map_or(0, |size| size.get().into()),
             scheme: (encoding.and_then(Encoding::scheme)).map_or(0, |s| SCHEMES.write(s)),
@@ -112,13 +112,17 @@ fn scale_dtype(recipe: &Recipe) -> aq_dtype {
     }
 }
 
-/// Plans for the tensors of a source. `config` may be NULL for the defaults. The plan holds on to
-/// neither. With a budget ("max_size", "avg_bits", "mixed_precision") this takes a while:
-/// aq_plan_create_with tells how far it has come.
+/// Plans for the tensors of a source. `config` (NULL for the defaults) and `options` may be NULL. The
+/// plan refers to neither afterwards.
+///
+/// With a budget ("max_size", "avg_bits", "mixed_precision"), first measures what tensors lose by
+/// each format, on a sample of their rows, with the threads, progress (in bytes of the sample) and
+/// log of `options`. Fails with AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_plan_create(
+pub unsafe extern "C" fn aq_plan_new(
     source: *const aq_source,
     config: *const aq_config,
+    options: *const aq_run_options,
     plan: *mut *mut aq_plan,
     err: *mut aq_error,
 ) -> aq_status {
@@ -126,31 +130,10 @@ pub unsafe extern "C" fn aq_plan_create(
     unsafe {
         guard(err, || {
             check_put(plan, "plan")?;
-            let created = run::plan(borrow(source)?.source(), &config_or_default(config)?)?;
-            give(aq_plan::new(created), plan)
-        })
-    }
-}
-
-/// As aq_plan_create. Where a budget is set, what tensors lose by each format is measured on a sample
-/// of their rows, with the threads, progress (in bytes of the sample) and log of `options`, which
-/// may be NULL. AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_plan_create_with(
-    source: *const aq_source,
-    config: *const aq_config,
-    options: *const aq_run_options,
-    plan: *mut *mut aq_plan,
-    err: *mut aq_error,
-) -> aq_status {
-    // SAFETY: by the header's conventions.
-    unsafe {
-        guard(err, || {
-            check_put(plan, "plan")?;
             let (source, config) = (borrow(source)?.source(), config_or_default(config)?);
             let options = aq_run_options::read(options)?.or_threads_of(&config);
-            let created = options.with(|options| run::plan_with(source, &config, options))?;
-            give(aq_plan::new(created), plan)
+            let made = options.with(|options| run::plan_with(source, &config, options))?;
+            give(aq_plan::new(made), plan)
         })
     }
 }
@@ -175,11 +158,7 @@ pub unsafe extern "C" fn aq_plan_tensor(
         guard(err, || {
             let plan = borrow(plan)?;
             let found = at(&plan.plan.entries, index, "tensor")?;
-            write(
-                entry,
-                aq_tensor_plan::of(found, &plan.strings),
-                "entry.struct_size",
-            )
+            write(entry, aq_tensor_plan::of(found, &plan.strings), "entry")
         })
     }
 }
@@ -189,8 +168,8 @@ pub unsafe extern "C" fn aq_plan_tensor(
 /// tensors that get more bits to reach their cosine change it. AQ_ERROR_PLAN for another source.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_file_bytes(
-    source: *const aq_source,
     plan: *const aq_plan,
+    source: *const aq_source,
     bytes: *mut u64,
     err: *mut aq_error,
 ) -> aq_status {
@@ -200,75 +179,6 @@ pub unsafe extern "C" fn aq_plan_file_bytes(
             let (source, plan) = (borrow(source)?.source(), &borrow(plan)?.plan);
             plan.check_matches(source.tensors())?;
             put(bytes, run::predicted_bytes(source, plan) as u64, "bytes")
-        })
-    }
-}
-
-/// What the model generates: "text", "code", "image", "audio" or "unknown". Belongs to the plan.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_plan_modality(
-    plan: *const aq_plan,
-    modality: *mut *const c_char,
-    err: *mut aq_error,
-) -> aq_status {
-    // SAFETY: by the header's conventions.
-    unsafe {
-        guard(err, || {
-            let plan = borrow(plan)?;
-            let name = plan.strings.lend(plan.plan.modality.name());
-            put(modality, name, "modality")
-        })
-    }
-}
-
-/// The number of sentences that say what tells the modality; 0 for NULL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_plan_evidence_count(plan: *const aq_plan) -> usize {
-    // SAFETY: by the header's conventions.
-    unsafe { count(plan, |plan| plan.plan.evidence.len()) }
-}
-
-/// Sentence `index` of them. Belongs to the plan.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_plan_evidence(
-    plan: *const aq_plan,
-    index: usize,
-    evidence: *mut *const c_char,
-    err: *mut aq_error,
-) -> aq_status {
-    // SAFETY: by the header's conventions.
-    unsafe {
-        guard(err, || {
-            let plan = borrow(plan)?;
-            let found = at(&plan.plan.evidence, index, "evidence")?;
-            put(evidence, plan.strings.lend(found), "evidence")
-        })
-    }
-}
-
-/// The number of things that a plan does but were hardly meant, such as rules that match no tensor;
-/// 0 for NULL. Runs tell them to their log.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_plan_warning_count(plan: *const aq_plan) -> usize {
-    // SAFETY: by the header's conventions.
-    unsafe { count(plan, |plan| plan.plan.warnings().len()) }
-}
-
-/// Warning `index`, in a line. Belongs to the plan.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_plan_warning(
-    plan: *const aq_plan,
-    index: usize,
-    warning: *mut *const c_char,
-    err: *mut aq_error,
-) -> aq_status {
-    // SAFETY: by the header's conventions.
-    unsafe {
-        guard(err, || {
-            let plan = borrow(plan)?;
-            let warnings = plan.plan.warnings();
-            let found = at(&warnings, index, "warning")?;
-            put(warning, plan.strings.lend(found), "warning")
         })
     }
 }

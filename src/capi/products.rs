@@ -1,35 +1,34 @@
-//! Products of quantized matrices with vectors.
+//! Products of matrices with vectors.
 //!
-//! The vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
-//! (aq_matvec_int8), which is also called dynamic activations. (For bytes in plain order, for
-//! products of your own, see aq_quantize_activations.) Planes are those of the kernels
-//! above; nothing here allocates or starts threads either, and any number of threads may work on
-//! different rows at once, each with a y of its own.
+//! Vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
+//! (aq_matvec_int8), also known as dynamic activations. Products start no threads; any number of
+//! threads may multiply different rows at once (aq_matrix_rows), each into a y of its own. Where
+//! columns of the matrix were scaled or rotated, vectors are transformed accordingly, in memory
+//! that is allocated for the call.
 
-use core::ffi::c_void;
+use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard};
+use super::matrix::{Matrix, aq_matrix, check_len, matrix_len};
+#[cfg(feature = "std")]
+use super::types::aq_format;
+use super::types::table;
+#[cfg(feature = "std")]
+use crate::format::Encoding;
+use crate::kernel::{KernelTable, MatVec};
 
-use super::guard::{aq_error, aq_status, bytes, bytes_mut, guard};
-use super::kernels::{check_len, encoding, matrix_len, planes};
-use super::types::{aq_recipe, table};
-use crate::kernel::MatVec;
-
-/// Multiplies a quantized matrix of `rows` rows of `cols` weights with `batch` vectors: `y[b][r]` is
-/// the sum over c of `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` may not
-/// overlap an input. Fastest where planes and `x` begin at multiples of 64 bytes; that is not needed.
+/// Multiplies a quantized matrix with `batch` vectors: `y[b][r]` is the sum over c of
+/// `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` may not overlap an input.
+/// Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
 ///
-/// Each y is within 2^-17 of the sum of |w * x| of the exact one; unlike all else, this and
-/// aq_matvec_int8 may differ between instruction sets.
+/// Each y is within 2^-17 of the sum of |w * x| of the exact one; unlike everything else, products
+/// may differ between instruction sets.
+///
+/// Fails with AQ_ERROR_TENSOR for a kept matrix. The library for firmware, which cannot allocate,
+/// fails with AQ_ERROR_ARGUMENT for scaled or rotated columns: call aq_transform_vectors, and
+/// multiply with a copy of the matrix whose input_scale is NULL (and its length 0) and whose
+/// rotation_block is 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_matvec(
-    recipe: *const aq_recipe,
-    codes: *const c_void,
-    codes_len: usize,
-    scales: *const c_void,
-    scales_len: usize,
-    biases: *const c_void,
-    biases_len: usize,
-    rows: usize,
-    cols: usize,
+    matrix: *const aq_matrix,
     x: *const f32,
     x_count: usize,
     batch: usize,
@@ -37,154 +36,277 @@ pub unsafe extern "C" fn aq_matvec(
     y_count: usize,
     err: *mut aq_error,
 ) -> aq_status {
+    // SAFETY: by the header's conventions, here and in all that follow.
+    unsafe {
+        guard(err, || {
+            let matrix = Matrix::read(matrix)?;
+            let encoding = matrix.encoding()?;
+            let (x, y) = (bytes(x, x_count, "x")?, bytes_mut(y, y_count, "y")?);
+            check_len("x", x.len(), matrix_len(batch, matrix.cols, 1)?)?;
+            check_len("y", y.len(), matrix_len(batch, matrix.rows, 1)?)?;
+            let table = table()?;
+            transformed(&matrix, table, x, |x| {
+                matrix.contiguous(|rows, planes| {
+                    table.matvec(MatVec {
+                        encoding,
+                        cols: matrix.cols,
+                        planes,
+                        rows,
+                        x,
+                        y: &mut *y,
+                        y_rows: matrix.rows,
+                    });
+                });
+                Ok(())
+            })
+        })
+    }
+}
+
+/// Transforms `batch` vectors in place: divides them by the matrix's input scale and rotates them,
+/// so that planes can be multiplied with them as they are. Vectors do not change if the matrix has
+/// neither. Only for products of your own: all functions here do this by themselves.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn aq_transform_vectors(
+    matrix: *const aq_matrix,
+    x: *mut f32,
+    x_count: usize,
+    batch: usize,
+    err: *mut aq_error,
+) -> aq_status {
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let encoding = encoding(recipe)?;
-            let planes = planes(
-                encoding,
-                (rows, cols),
-                (codes, codes_len),
-                (scales, scales_len),
-                (biases, biases_len),
-            )?;
-            let (x, y) = (bytes(x, x_count, "x")?, bytes_mut(y, y_count, "y")?);
+            let (transform, cols) = aq_matrix::read_transform(matrix)?;
+            let x = bytes_mut(x, x_count, "x")?;
             check_len("x", x.len(), matrix_len(batch, cols, 1)?)?;
-            check_len("y", y.len(), matrix_len(batch, rows, 1)?)?;
-            table()?.matvec(MatVec {
-                encoding,
-                cols,
-                planes,
-                rows: 0..rows,
-                x,
-                y,
-                y_rows: rows,
-            });
+            if !transform.is_identity() {
+                table()?.transform_activations(transform, cols, x);
+            }
             Ok(())
         })
     }
 }
 
-/// Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with any matrix of the same `cols`
-/// whose recipe has the same format and group_size; the rest of `recipe` does not matter.
+/// The group size of an encoding as C knows it.
+#[cfg(feature = "std")]
+fn group_size(encoding: Encoding) -> u32 {
+    encoding.group_size().map_or(0, |size| size.get().into())
+}
+
+/// Calls `multiply` with the vectors as the planes of the matrix need them.
+#[cfg(feature = "std")]
+fn transformed(
+    matrix: &Matrix<'_>,
+    table: &KernelTable,
+    x: &[f32],
+    multiply: impl FnOnce(&[f32]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    if matrix.transform.is_identity() {
+        return multiply(x);
+    }
+    let mut copy = x.to_vec();
+    table.transform_activations(matrix.transform, matrix.cols, &mut copy);
+    multiply(&copy)
+}
+
+/// Calls `multiply` with the vectors, which nothing can be done to without an allocator.
+#[cfg(not(feature = "std"))]
+fn transformed(
+    matrix: &Matrix<'_>,
+    _: &KernelTable,
+    x: &[f32],
+    multiply: impl FnOnce(&[f32]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    match matrix.transform.is_identity() {
+        true => multiply(x),
+        false => Err(Fault::Argument(
+            "the matrix has an input scale or a rotation: call aq_transform_vectors on the \
+             vectors, and multiply with a copy of the matrix without them",
+        )),
+    }
+}
+
+/// Vectors of signed bytes, and what they were made for. The caller sets the pointers and counts of
+/// values, scales and sums; aq_quantize_vectors sets the rest.
+#[cfg(feature = "std")]
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_vectors {
+    /// sizeof(aq_vectors).
+    pub struct_size: u32,
+    /// Format of the matrix, which decides the order of the values.
+    pub format: aq_format,
+    /// Group size of the matrix.
+    pub group_size: u32,
+    /// Values in a vector.
+    pub cols: usize,
+    /// Number of vectors.
+    pub batch: usize,
+    /// Identifies how vectors were scaled and rotated for the matrix; 0 for not at all.
+    pub transform: u64,
+    /// Room for batch * cols values, in an order of the library's own. None of them is -128.
+    pub values: *mut i8,
+    /// Number of values.
+    pub values_count: usize,
+    /// Room for batch * groups scales, where groups is ceil(cols / group_size), or 1 for a
+    /// group_size of 0: x is about scale * value.
+    pub scales: *mut f32,
+    /// Number of scales.
+    pub scales_count: usize,
+    /// Room for as many sums: the scale times the sum of the group's values.
+    pub sums: *mut f32,
+    /// Number of sums.
+    pub sums_count: usize,
+}
+
+#[cfg(feature = "std")]
+super::guard::versioned!(aq_vectors {
+    struct_size,
+    format,
+    group_size,
+    cols,
+    batch,
+    transform,
+    values,
+    values_count,
+    scales,
+    scales_count,
+    sums,
+    sums_count
+});
+
+/// Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with this matrix, or with any other
+/// of the same cols, format, group_size, input scale and rotation. The planes are not read.
 ///
-/// The groups of a vector are those of a row of the matrix: ceil(cols / group_size), or one for a
-/// group_size of 0. In each the largest magnitude becomes 127, all others in proportion, rounded
-/// half to even. There are batch * cols `values`, in an order that depends on the recipe and cols, and
-/// batch * groups `scales` (x is about scale * value) and `sums` (scale * the sum of the group's
-/// values). No output may overlap another or the input.
+/// In each group of a vector the largest magnitude becomes 127, all others in proportion, rounded
+/// half to even. Vectors are first transformed as the matrix requires. No output may overlap another
+/// or the input.
 ///
-/// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity. The outputs then hold nothing of use.
+/// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity; the memory then holds nothing of use.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_vectors(
-    recipe: *const aq_recipe,
+    matrix: *const aq_matrix,
     x: *const f32,
     x_count: usize,
-    cols: usize,
     batch: usize,
-    values: *mut i8,
-    values_count: usize,
-    scales: *mut f32,
-    scales_count: usize,
-    sums: *mut f32,
-    sums_count: usize,
+    vectors: *mut aq_vectors,
     err: *mut aq_error,
 ) -> aq_status {
-    use super::guard::Fault;
+    use super::guard::{read, write};
+    use super::types::FORMATS;
     use crate::kernel::ActivationsMut;
 
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let encoding = encoding(recipe)?;
+            let matrix = Matrix::read(matrix)?;
+            let encoding = matrix.encoding()?;
+            let given = read(vectors, "vectors")?;
             let x = bytes(x, x_count, "x")?;
-            let values = bytes_mut(values, values_count, "values")?;
-            let scales = bytes_mut(scales, scales_count, "scales")?;
-            let sums = bytes_mut(sums, sums_count, "sums")?;
+            let values = bytes_mut(given.values, given.values_count, "vectors.values")?;
+            let scales = bytes_mut(given.scales, given.scales_count, "vectors.scales")?;
+            let sums = bytes_mut(given.sums, given.sums_count, "vectors.sums")?;
+            let cols = matrix.cols;
             let count = matrix_len(batch, cols, 1)?;
             check_len("x", x.len(), count)?;
-            check_len("values", values.len(), count)?;
+            check_len("vectors.values", values.len(), count)?;
             let groups = matrix_len(batch, encoding.groups(cols), 1)?;
-            check_len("scales", scales.len(), groups)?;
-            check_len("sums", sums.len(), groups)?;
-            let out = ActivationsMut {
-                encoding,
-                values,
-                scales,
-                sums,
+            check_len("vectors.scales", scales.len(), groups)?;
+            check_len("vectors.sums", sums.len(), groups)?;
+            let table = table()?;
+            transformed(&matrix, table, x, |x| {
+                let out = ActivationsMut {
+                    encoding,
+                    values,
+                    scales,
+                    sums,
+                };
+                match table.quantize_vectors(x, cols, out) {
+                    true => Ok(()),
+                    false => Err(Fault::Argument("x has a NaN or an infinity")),
+                }
+            })?;
+            let made = aq_vectors {
+                format: FORMATS.write(encoding.format()),
+                group_size: group_size(encoding),
+                cols,
+                batch,
+                transform: matrix.transform_id(),
+                ..given
             };
-            match table()?.quantize_vectors(x, cols, out) {
-                true => Ok(()),
-                false => Err(Fault::Argument("x has a NaN or an infinity")),
-            }
+            write(vectors, made, "vectors")
         })
     }
 }
 
-/// As aq_matvec, with vectors that aq_quantize_vectors made: counts are as there, and no value
-/// is -128. Codes and values are multiplied as integers, by the CPU's own instructions for that
-/// where it has some (AVX-512 VNNI, NEON's dot products).
+/// Multiplies a quantized matrix with vectors from aq_quantize_vectors, as aq_matvec does with f32.
+/// Codes and values are multiplied as integers, by the CPU's own instructions for that where it has
+/// them (AVX-512 VNNI, NEON's dot products).
 ///
 /// These products are exact, and each y is within 2^-17 of the sum over groups of largest |w| times
-/// sum of |x|, for w and x as quantized, of the exact one; the largest |w| is that which a code of
-/// the group could stand for. What x lost when it was quantized, up to half a scale for each value,
-/// comes on top.
+/// sum of |x|, for w and x as quantized, of the exact one; the largest |w| is the largest that a
+/// code of the group could represent. What x lost when it was quantized, up to half a scale for each
+/// value, comes on top.
+///
+/// Fails with AQ_ERROR_ARGUMENT for vectors that were made for another kind of matrix.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_matvec_int8(
-    recipe: *const aq_recipe,
-    codes: *const c_void,
-    codes_len: usize,
-    scales: *const c_void,
-    scales_len: usize,
-    biases: *const c_void,
-    biases_len: usize,
-    rows: usize,
-    cols: usize,
-    x_values: *const i8,
-    x_values_count: usize,
-    x_scales: *const f32,
-    x_scales_count: usize,
-    x_sums: *const f32,
-    x_sums_count: usize,
-    batch: usize,
+    matrix: *const aq_matrix,
+    vectors: *const aq_vectors,
     y: *mut f32,
     y_count: usize,
     err: *mut aq_error,
 ) -> aq_status {
+    use super::guard::read;
+    use super::types::FORMATS;
     use crate::kernel::{Activations, ByteMatVec};
 
     // SAFETY: by the header's conventions.
     unsafe {
         guard(err, || {
-            let encoding = encoding(recipe)?;
-            let planes = planes(
-                encoding,
-                (rows, cols),
-                (codes, codes_len),
-                (scales, scales_len),
-                (biases, biases_len),
-            )?;
+            let matrix = Matrix::read(matrix)?;
+            let encoding = matrix.encoding()?;
+            let vectors = read(vectors, "vectors")?;
+            let cols = matrix.cols;
+            let made_for = (vectors.format, vectors.group_size, vectors.cols);
+            let format = FORMATS.write(encoding.format());
+            if made_for != (format, group_size(encoding), cols) {
+                return Err(Fault::Argument(
+                    "vectors were quantized for a matrix of another format, group size or cols",
+                ));
+            }
+            if vectors.transform != matrix.transform_id() {
+                return Err(Fault::Argument(
+                    "vectors were quantized for a matrix with another input scale or rotation",
+                ));
+            }
+            let batch = vectors.batch;
             let x = Activations {
-                values: bytes(x_values, x_values_count, "x_values")?,
-                scales: bytes(x_scales, x_scales_count, "x_scales")?,
-                sums: bytes(x_sums, x_sums_count, "x_sums")?,
+                values: bytes(vectors.values, vectors.values_count, "vectors.values")?,
+                scales: bytes(vectors.scales, vectors.scales_count, "vectors.scales")?,
+                sums: bytes(vectors.sums, vectors.sums_count, "vectors.sums")?,
             };
             let y = bytes_mut(y, y_count, "y")?;
-            check_len("x_values", x.values.len(), matrix_len(batch, cols, 1)?)?;
+            let count = matrix_len(batch, cols, 1)?;
+            check_len("vectors.values", x.values.len(), count)?;
             let groups = matrix_len(batch, encoding.groups(cols), 1)?;
-            check_len("x_scales", x.scales.len(), groups)?;
-            check_len("x_sums", x.sums.len(), groups)?;
-            check_len("y", y.len(), matrix_len(batch, rows, 1)?)?;
-            table()?.matvec_bytes(ByteMatVec {
-                encoding,
-                cols,
-                planes,
-                rows: 0..rows,
-                x,
-                y,
-                y_rows: rows,
+            check_len("vectors.scales", x.scales.len(), groups)?;
+            check_len("vectors.sums", x.sums.len(), groups)?;
+            check_len("y", y.len(), matrix_len(batch, matrix.rows, 1)?)?;
+            let table = table()?;
+            matrix.contiguous(|rows, planes| {
+                table.matvec_bytes(ByteMatVec {
+                    encoding,
+                    cols,
+                    planes,
+                    rows,
+                    x,
+                    y: &mut *y,
+                    y_rows: matrix.rows,
+                });
             });
             Ok(())
         })

@@ -5,7 +5,7 @@ use std::ffi::c_char;
 use super::guard::{aq_error, aq_status, guard, put, versioned, write};
 use super::handle::{Handle, Strings, borrow, free};
 use super::source::{at, count};
-use super::types::{AQ_FORMAT_RAW, FORMATS, aq_format};
+use super::types::{AQ_FORMAT_KEPT, FORMATS, aq_format};
 use crate::format::Format;
 use crate::run::{Report, TensorReport};
 
@@ -78,7 +78,7 @@ versioned!(aq_report_total {
 pub struct aq_tensor_report {
     /// sizeof(aq_tensor_report).
     pub struct_size: u32,
-    /// AQ_FORMAT_RAW for a tensor that was kept.
+    /// AQ_FORMAT_KEPT for a tensor that was kept.
     pub format: aq_format,
     pub name: *const c_char,
     /// Bytes of the name without its final NUL.
@@ -160,7 +160,7 @@ pub unsafe extern "C" fn aq_report_tensor(
             let found = aq_tensor_report {
                 struct_size: 0,
                 format: (tensor.format.parse::<Format>())
-                    .map_or(AQ_FORMAT_RAW, |f| FORMATS.write(f)),
+                    .map_or(AQ_FORMAT_KEPT, |f| FORMATS.write(f)),
                 name: report.strings.lend(&tensor.name),
                 name_len: tensor.name.len(),
                 reason: report.strings.lend(&tensor.reason),
@@ -181,7 +181,7 @@ pub unsafe extern "C" fn aq_report_tensor(
                 ladder_steps: tensor.ladder.len(),
                 below_min_cosine: tensor.below_min_cosine.into(),
             };
-            write(entry, found, "entry.struct_size")
+            write(entry, found, "entry")
         })
     }
 }
@@ -212,7 +212,7 @@ pub unsafe extern "C" fn aq_report_totals(
                 sqnr_db: decibels(totals.cosine, totals.sqnr_db),
                 seconds: report.seconds,
             };
-            write(total, found, "total.struct_size")
+            write(total, found, "total")
         })
     }
 }

@@ -57,9 +57,9 @@ pub unsafe extern "C" fn aq_quantize_file(
 /// Does a plan: quantizes a source into the Parquet file or folder `output`, as aq_quantize_file.
 /// The plan must be one for this source. `options` and `report` may be NULL.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_run_to_path(
-    source: *const aq_source,
+pub unsafe extern "C" fn aq_plan_run(
     plan: *const aq_plan,
+    source: *const aq_source,
     output: *const c_char,
     options: *const aq_run_options,
     report: *mut *mut aq_report,
@@ -77,11 +77,11 @@ pub unsafe extern "C" fn aq_run_to_path(
     }
 }
 
-/// Bytes that the file of a plan never exceeds: memory that is enough for aq_run_into.
+/// Bytes that the file of a plan never exceeds: memory that is enough for aq_plan_run_into.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_run_size_bound(
-    source: *const aq_source,
+pub unsafe extern "C" fn aq_plan_size_bound(
     plan: *const aq_plan,
+    source: *const aq_source,
     size: *mut usize,
     err: *mut aq_error,
 ) -> aq_status {
@@ -94,13 +94,13 @@ pub unsafe extern "C" fn aq_run_size_bound(
     }
 }
 
-/// As aq_run_to_path, into the caller's memory: the same bytes, `written` of them. Memory that is
+/// As aq_plan_run, into the caller's memory: the same bytes, `written` of them. Memory that is
 /// too small is an AQ_ERROR_IO; on any failure it holds nothing of use. It must not overlap the
 /// tensors of the source. aq_model_open_memory opens the result where it lies.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_run_into(
-    source: *const aq_source,
+pub unsafe extern "C" fn aq_plan_run_into(
     plan: *const aq_plan,
+    source: *const aq_source,
     options: *const aq_run_options,
     output: *mut c_void,
     output_len: usize,

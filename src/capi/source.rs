@@ -68,10 +68,10 @@ pub struct aq_tensor_info {
     pub name: *const c_char,
     /// Bytes of the name without its final NUL: a name may hold a NUL, too.
     pub name_len: usize,
-    /// `n_dims` dimensions, outermost first.
+    /// `dims_count` dimensions, outermost first.
     pub dims: *const usize,
     /// Number of dimensions; 0 for a scalar.
-    pub n_dims: usize,
+    pub dims_count: usize,
     /// Rows of the matrix it is quantized as: all dimensions but the first fold into columns.
     pub rows: usize,
     /// Columns of that matrix.
@@ -88,7 +88,7 @@ versioned!(aq_tensor_info {
     name,
     name_len,
     dims,
-    n_dims,
+    dims_count,
     rows,
     cols,
     bytes,
@@ -103,7 +103,7 @@ impl aq_tensor_info {
             name: strings.lend(&info.name),
             name_len: info.name.len(),
             dims: info.shape.dims().as_ptr(),
-            n_dims: info.shape.dims().len(),
+            dims_count: info.shape.dims().len(),
             rows: info.shape.rows(),
             cols: info.shape.cols(),
             bytes: info.bytes().unwrap_or(0),
@@ -113,30 +113,49 @@ impl aq_tensor_info {
 }
 
 /// Element `index` of a list, or an error that says what there is.
-pub(super) fn at<'a, T>(list: &'a [T], index: usize, what: &str) -> Result<&'a T, Fault> {
-    list.get(index).ok_or_else(|| {
-        let count = list.len();
-        Error::Argument(format!("there is no {what} {index}: there are {count}")).into()
-    })
+pub(super) fn at<'a, T>(list: &'a [T], index: usize, what: &'static str) -> Result<&'a T, Fault> {
+    let count = list.len();
+    list.get(index).ok_or(Fault::NoIndex { what, index, count })
 }
 
-/// Opens what weights come in. Reads headers only. f8 weights with scales are bf16 tensors here,
-/// multiplied by them; the scales are no tensors.
+/// What to open of a path. Start with AQ_INIT(aq_open_options).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct aq_open_options {
+    /// sizeof(aq_open_options).
+    pub struct_size: u32,
+    /// Names of pipeline components to leave out; they may be missing.
+    pub without: *const *const c_char,
+    /// Number of names.
+    pub without_count: usize,
+}
+
+versioned!(aq_open_options {
+    struct_size,
+    without,
+    without_count
+});
+
+/// Opens a model to quantize. Reads headers only. f8 weights with scales are bf16 tensors here,
+/// multiplied by them; the scales are not tensors. `options` may be NULL.
 ///
 /// - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
 ///   these.
-/// - The folder of a diffusers pipeline, with its `model_index.json`: all its components. Names
-///   begin with that of the component and a dot (`transformer.blocks.0.attn.qkv.weight`).
-/// - A GGUF file, any part of one that was split (`NAME-00001-of-00003.gguf`), or a folder with
-///   one of these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to
-///   Q6_K, IQ4_NL or IQ4_XS; packed ones are f32 here.
-/// - A Parquet file: a table with one tensor a row, in columns as aq_source_from_arrow takes them
-///   (`data` binary), or a file of ours whose tensors were all kept.
+/// - The folder of a diffusers pipeline, with its `model_index.json`: all its components, except
+///   those in `without`. Names begin with that of the component and a dot
+///   (`transformer.blocks.0.attn.qkv.weight`). Leaving out an unknown component, or a component of
+///   anything but a pipeline, is an error.
+/// - A GGUF file, any part of a split one (`NAME-00001-of-00003.gguf`), or a folder with one of
+///   these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
+///   IQ4_NL or IQ4_XS; packed ones are f32 here.
+/// - A Parquet file: a table with one tensor per row, in columns as aq_source_from_arrow takes them
+///   (`data` binary), or a file of this library whose tensors were all kept.
 /// - A JSON file that lists tensors without their weights, for plans: `{"dtype": "bf16",
 ///   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_open(
     path: *const c_char,
+    options: *const aq_open_options,
     source: *mut *mut aq_source,
     err: *mut aq_error,
 ) -> aq_status {
@@ -144,47 +163,11 @@ pub unsafe extern "C" fn aq_source_open(
     unsafe {
         guard(err, || {
             check_put(source, "source")?;
-            let opened = source::open(Path::new(text(path, "path")?))?;
-            give(aq_source::new(Kind::Opened(opened)), source)
-        })
-    }
-}
-
-/// What to open of a path. Zero all, and set struct_size.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct aq_open_options {
-    /// sizeof(aq_open_options).
-    pub struct_size: u32,
-    /// `n_without` names of components to leave out, where the path is that of a pipeline.
-    pub without: *const *const c_char,
-    pub n_without: usize,
-}
-
-versioned!(aq_open_options {
-    struct_size,
-    without,
-    n_without
-});
-
-/// As aq_source_open, but not all of it: a component that is left out may be missing. To leave out
-/// what is no component, or of what is no pipeline, is an error. `options` may be NULL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_source_open_with(
-    path: *const c_char,
-    options: *const aq_open_options,
-    source: *mut *mut aq_source,
-    err: *mut aq_error,
-) -> aq_status {
-    // SAFETY: by the header's conventions.
-    unsafe {
-        guard(err, || {
-            check_put(source, "source")?;
             let path = Path::new(text(path, "path")?);
             let mut wanted = OpenOptions::default();
             if !options.is_null() {
-                let options = read(options, "options.struct_size")?;
-                for &name in bytes(options.without, options.n_without, "options.without")? {
+                let options = read(options, "options")?;
+                for &name in bytes(options.without, options.without_count, "options.without")? {
                     let name = text(name, "a name in options.without")?;
                     wanted.without.push(name.to_owned());
                 }
@@ -220,7 +203,7 @@ pub unsafe extern "C" fn aq_source_add_tensor(
     name: *const c_char,
     dtype: aq_dtype,
     dims: *const usize,
-    n_dims: usize,
+    dims_count: usize,
     data: *const c_void,
     data_len: usize,
     err: *mut aq_error,
@@ -234,7 +217,7 @@ pub unsafe extern "C" fn aq_source_add_tensor(
             };
             handle.before.extend(handle.resolved.take());
             let (name, dtype) = (text(name, "name")?, DTYPES.read(dtype)?);
-            let dims = bytes(dims, n_dims, "dims")?;
+            let dims = bytes(dims, dims_count, "dims")?;
             let data: &'static [u8] = bytes(data.cast(), data_len, "data")?;
             Ok(source.add(name, dtype, dims, data)?)
         })
@@ -301,7 +284,7 @@ pub unsafe extern "C" fn aq_source_tensor(
             let source = borrow(source)?;
             let tensor = at(source.source().tensors(), index, "tensor")?;
             let found = aq_tensor_info::of(tensor, 0, &source.strings);
-            write(info, found, "info.struct_size")
+            write(info, found, "info")
         })
     }
 }

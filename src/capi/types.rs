@@ -10,13 +10,14 @@ use crate::kernel::KernelTable;
 #[cfg(feature = "std")]
 use crate::tensor::Dtype;
 
-/// Changes when a program that was built with this header may no longer work with the library.
-pub const AQ_ABI_VERSION: u32 = 0;
+/// Version of the binary interface, and number of the SONAME. Changes with every release that
+/// breaks programs built with an earlier header, before version 1.0 too.
+pub const AQ_ABI_VERSION: u32 = 1;
 
-/// Width of the codes of a quantized tensor.
+/// Encoding of a tensor's weights.
 pub type aq_format = i32;
-/// Not quantized: the values as they were.
-pub const AQ_FORMAT_RAW: aq_format = 0;
+/// Not quantized: the values are kept as they were.
+pub const AQ_FORMAT_KEPT: aq_format = 0;
 pub const AQ_FORMAT_INT2: aq_format = 2;
 pub const AQ_FORMAT_INT4: aq_format = 4;
 pub const AQ_FORMAT_INT8: aq_format = 8;
@@ -80,8 +81,8 @@ pub extern "C" fn aq_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// The library's AQ_ABI_VERSION. A program that loads the library at run time should compare it
-/// with that of its header.
+/// The library's AQ_ABI_VERSION. A program that loads the library at run time must compare it
+/// with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_abi_version() -> u32 {
     AQ_ABI_VERSION
@@ -145,7 +146,7 @@ pub(super) static FORMATS: Codes<Format> = Codes {
 
 pub(super) static SCHEMES: Codes<Scheme> = Codes {
     what: "scheme",
-    allowed: "an AQ_SCHEME",
+    allowed: "an AQ_SCHEME constant",
     rows: &[
         (AQ_SCHEME_SYMMETRIC, Scheme::Symmetric),
         (AQ_SCHEME_AFFINE, Scheme::Affine),
@@ -154,7 +155,7 @@ pub(super) static SCHEMES: Codes<Scheme> = Codes {
 
 pub(super) static METHODS: Codes<Method> = Codes {
     what: "method",
-    allowed: "an AQ_METHOD",
+    allowed: "an AQ_METHOD constant",
     rows: &[
         (AQ_METHOD_MINMAX, Method::MinMax),
         (AQ_METHOD_LSQ, Method::Lsq),
@@ -164,7 +165,7 @@ pub(super) static METHODS: Codes<Method> = Codes {
 
 pub(super) static GAINS: Codes<Gain> = Codes {
     what: "gain",
-    allowed: "an AQ_GAIN",
+    allowed: "an AQ_GAIN constant",
     rows: &[(AQ_GAIN_UNIT, Gain::Unit), (AQ_GAIN_LSQ, Gain::Lsq)],
 };
 
@@ -190,7 +191,7 @@ pub(super) static SCALE_DTYPES: Codes<ScaleDtype> = Codes {
 #[cfg(feature = "std")]
 pub(super) static DTYPES: Codes<Dtype> = Codes {
     what: "dtype",
-    allowed: "an AQ_DTYPE",
+    allowed: "an AQ_DTYPE constant",
     rows: &[
         (AQ_DTYPE_F32, Dtype::F32),
         (AQ_DTYPE_F16, Dtype::F16),
@@ -245,6 +246,15 @@ versioned!(aq_recipe {
     gain
 });
 
+/// A caller's group size.
+pub(super) fn group_size(size: u32) -> Result<GroupSize, Fault> {
+    GroupSize::new(size.into()).ok_or(Fault::Value {
+        what: "group_size",
+        found: size.into(),
+        allowed: "0 or a multiple of 16 up to 1024",
+    })
+}
+
 impl aq_recipe {
     pub(super) fn read(&self) -> Result<Recipe, Fault> {
         let format = FORMATS.read(self.format)?;
@@ -257,11 +267,7 @@ impl aq_recipe {
                 AQ_SCHEME_DEFAULT => Scheme::Symmetric,
                 code => SCHEMES.read(code)?,
             },
-            group_size: GroupSize::new(self.group_size.into()).ok_or(Fault::Value {
-                what: "group_size",
-                found: self.group_size.into(),
-                allowed: "0 or a multiple of 16 up to 1024",
-            })?,
+            group_size: group_size(self.group_size)?,
             scale_dtype,
         };
         Ok(Recipe {

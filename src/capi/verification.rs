@@ -2,11 +2,11 @@
 
 use std::ffi::c_char;
 
-use super::guard::{aq_error, aq_status, check_put, guard, put, versioned, write};
+use super::guard::{aq_error, aq_status, check_put, guard, put};
 use super::handle::{Handle, Strings, borrow, borrow_or, free, give};
 use super::model::aq_model;
 use super::options::aq_run_options;
-use super::source::{aq_source, at, count};
+use super::source::aq_source;
 use crate::run::{self, Verification};
 
 /// What checking a file found.
@@ -18,32 +18,6 @@ pub struct aq_verification {
 impl Handle for aq_verification {
     const NAME: &'static str = "aq_verification";
 }
-
-/// What checking one tensor found. Strings belong to the verification.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct aq_tensor_check {
-    /// sizeof(aq_tensor_check).
-    pub struct_size: u32,
-    pub name: *const c_char,
-    /// Bytes of the name without its final NUL.
-    pub name_len: usize,
-    /// What is wrong with it, or NULL.
-    pub problem: *const c_char,
-    /// Measured against the original; NaN without one, and for kept tensors.
-    pub cosine: f64,
-    /// Measured against the original in dB; infinite without error, NaN where cosine is.
-    pub sqnr_db: f64,
-}
-
-versioned!(aq_tensor_check {
-    struct_size,
-    name,
-    name_len,
-    problem,
-    cosine,
-    sqnr_db
-});
 
 /// Checks every checksum of a model. With an `original` (or NULL), also that both hold the same
 /// tensors, that kept ones are equal, that quantized ones are as close to it as the file says, and
@@ -82,40 +56,6 @@ pub unsafe extern "C" fn aq_model_verify(
                 },
                 verification,
             )
-        })
-    }
-}
-
-/// The number of tensors; 0 for NULL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_verification_count(verification: *const aq_verification) -> usize {
-    // SAFETY: by the header's conventions.
-    unsafe { count(verification, |found| found.verification.tensors.len()) }
-}
-
-/// What checking tensor `index` found: those of the file first, then those that it lacks.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn aq_verification_tensor(
-    verification: *const aq_verification,
-    index: usize,
-    entry: *mut aq_tensor_check,
-    err: *mut aq_error,
-) -> aq_status {
-    // SAFETY: by the header's conventions.
-    unsafe {
-        guard(err, || {
-            let verification = borrow(verification)?;
-            let tensor = at(&verification.verification.tensors, index, "tensor")?;
-            let lend = |text: &String| verification.strings.lend(text);
-            let found = aq_tensor_check {
-                struct_size: 0,
-                name: lend(&tensor.name),
-                name_len: tensor.name.len(),
-                problem: tensor.problem.as_ref().map_or(std::ptr::null(), lend),
-                cosine: tensor.cosine.unwrap_or(f64::NAN),
-                sqnr_db: super::report::decibels(tensor.cosine, tensor.sqnr_db),
-            };
-            write(entry, found, "entry.struct_size")
         })
     }
 }

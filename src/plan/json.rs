@@ -26,6 +26,7 @@ impl Plan {
             families: Some(self.families.clone()),
             evidence: self.evidence.clone(),
             source_warnings: self.source_warnings.clone(),
+            warnings: self.warnings(),
             total_bytes: self.total_bytes(),
             source_bytes: self.source_bytes(),
             compression: self.compression.name().to_owned(),
@@ -174,6 +175,9 @@ struct PlanJson {
     evidence: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     source_warnings: Vec<String>,
+    /// Those of the source, and those that follow from the rest.
+    #[serde(default)]
+    warnings: Vec<String>,
     #[serde(default)]
     total_bytes: usize,
     #[serde(default)]

@@ -66,7 +66,8 @@ int main(int argc, char** argv) {
   const auto error = refused([&] { config.set("bit_width", "9"); });
   CHECK(error.code() == AQ_ERROR_CONFIG && std::strstr(error.what(), "'9'"));
   CHECK(config.clone().add_rule("re:a;b=keep").get("rules") == "re:a;b=keep");
-  CHECK(aq::Plan(aq::Source(), config.clone().add_rule("x=keep")).warnings().size() == 1);
+  const auto warned = aq::Plan(aq::Source(), config.clone().add_rule("x=keep")).to_json();
+  CHECK(warned.find("\"warnings\":[\"rule x=keep matches no tensor\"]") != std::string::npos);
   CHECK(refused([] { aq::Source::open("/nowhere"); }).code() == AQ_ERROR_IO);
 
   kept_to_the_end.emplace("cloud");
@@ -92,10 +93,10 @@ int main(int argc, char** argv) {
   const aq::Source source = aq::Source::open(input);
   const aq::Plan plan(source, config);
   CHECK(plan.size() == source.size() && report.size() == plan.size());
-  const auto file = aq::run_to_memory(source, plan);
+  const auto file = plan.run_to_memory(source);
   CHECK(file == bytes_of(output));
   const aq::Plan copy = aq::Plan::from_json(plan.to_json());
-  aq::run_to_path(source, copy, folder + "/copy.parquet");
+  copy.run(source, folder + "/copy.parquet");
   CHECK(bytes_of(folder + "/copy.parquet") == file);
 
   // Exceptions of callbacks come out as they are, and nothing is left behind.
@@ -108,7 +109,7 @@ int main(int argc, char** argv) {
   }
   CHECK(caught && bytes_of(folder + "/never.parquet").empty());
   options.progress = [](std::uint64_t, std::uint64_t) { return false; };
-  CHECK(refused([&] { aq::run_to_memory(source, plan, options); }).code() == AQ_ERROR_CANCELLED);
+  CHECK(refused([&] { plan.run_to_memory(source, options); }).code() == AQ_ERROR_CANCELLED);
   std::string heard;
   options.progress = nullptr;
   options.log = [&](aq_log_level, std::string_view message) { return heard += message, true; };
@@ -144,32 +145,33 @@ int main(int argc, char** argv) {
         view.code_bytes().end() <= file.data() + file.size());
   const auto info = model[index];
   CHECK(info.name == "blocks.0.attn.qkv.weight" && info.dims.size() == 2);
-  CHECK(info.dims[0] == info.rows && info.dims[1] == info.cols && view.format == AQ_FORMAT_INT8);
-  CHECK(view.scheme == AQ_SCHEME_AFFINE && view.bias_bytes().size() == view.scale_bytes().size());
+  CHECK(info.dims[0] == info.rows && info.dims[1] == info.cols && view.matrix.format == AQ_FORMAT_INT8);
+  CHECK(view.matrix.scheme == AQ_SCHEME_AFFINE && view.bias_bytes().size() == view.scale_bytes().size());
 
   // Decoded whole, by rows, by the kernel, and as a product with a unit vector.
   const auto weights = model.dequantize(index);
   CHECK(weights.size() == info.rows * info.cols);
   const auto row = model.dequantize(index, 5, 1);
   CHECK(std::equal(row.begin(), row.end(), weights.begin() + std::ptrdiff_t(5 * info.cols)));
-  auto recipe = aq::recipe(view.format, view.group_size);
-  recipe.scheme = view.scheme;
-  recipe.scale_dtype = view.scale_dtype;
-  CHECK(aq::dequantize_rows(recipe, view.code_bytes(), view.scale_bytes(), view.bias_bytes(),
-                            view.rows, view.cols) == weights);
+  CHECK(aq::dequantize_rows(view) == weights);
+  CHECK(aq::dequantize_rows(aq::Matrix(view).rows_from(5, 1)) == row);
+  CHECK(aq::Matrix(view).is_quantized() && aq::Matrix(view).rows == view.matrix.rows);
+  CHECK(refused([&] { aq::Matrix(view).rows_from(info.rows, 1); }).code() == AQ_ERROR_TENSOR);
   std::vector<float> unit(info.cols);
   unit[3] = 1;
   const auto y = model.matvec(index, unit);
   for (std::size_t r = 0; r < info.rows; r++) CHECK(y[r] == weights[r * info.cols + 3]);
+  CHECK(aq::matvec(view, unit) == y);
   CHECK(refused([&] { model.matvec(index, std::vector<float>(3)); }).code() == AQ_ERROR_ARGUMENT);
 
   // Verified against the original, and against what is not.
   CHECK(model.verify().failures() == 0);
   const auto verification = model.verify(source, 0.999);
-  CHECK(verification.failures() == 0 && verification.size() == model.size());
-  CHECK(verification[index].cosine > 0.999 && verification.to_json()[0] == '{');
+  CHECK(verification.failures() == 0 && verification.to_json().find(info.name) != std::string::npos);
   CHECK(model.verify(source, 0.99999999).failures() > 0);
-  CHECK(model.metadata("arrowquant.format_version") == "2" && model.metadata("nothing").empty());
+  CHECK(model.metadata("arrowquant.format_version") == "2");
+  CHECK(refused([&] { model.metadata("nothing"); }).code() == AQ_ERROR_TENSOR);
+  CHECK(model.metadata_to_json().find("\"arrowquant.format_version\":\"2\"") != std::string::npos);
   model.dequantize_to_path(folder + "/back.safetensors", AQ_DTYPE_F32);
   CHECK(aq::Source::open(folder + "/back.safetensors").size() == source.size());
 
@@ -180,18 +182,18 @@ int main(int argc, char** argv) {
   aq::Source made;
   made.add("made.weight", dims, values);
   CHECK(made.size() == 1 && made[0].cols == 40 && made[0].bytes == values.size() * sizeof(float));
-  const auto made_file = aq::run_to_memory(made, aq::Plan(made).set("made.weight", "bits:8"));
-  aq_quality quality;
-  const auto planes = aq::quantize_rows(aq::recipe(AQ_FORMAT_INT8), values, 12, 40, &quality);
-  CHECK(quality.cosine > 0.9999 && planes.codes.size() == values.size() && planes.biases.empty());
-  const auto int8 = aq::recipe(AQ_FORMAT_INT8);
-  const auto decoded = aq::dequantize_rows(int8, planes.codes, planes.scales, planes.biases, 12, 40);
+  const auto made_file = aq::Plan(made).set("made.weight", "bits:8").run_to_memory(made);
+  const auto int8 = aq::quantize_rows(aq::recipe(AQ_FORMAT_INT8), values, 12, 40);
+  CHECK(int8.quality.cosine > 0.9999 && int8.codes.size() == values.size() && int8.biases.empty());
+  const auto decoded = aq::dequantize_rows(int8);
   const auto compared = aq::compare(values, decoded);
-  CHECK(std::abs(compared.sqnr_db - quality.sqnr_db) < 1e-6);
-  const auto product = aq::matvec(int8, planes.codes, planes.scales, planes.biases, 12, 40, values);
-  const auto acts = aq::quantize_vectors(int8, values, 40);
-  const auto fast = aq::matvec_int8(int8, planes.codes, planes.scales, planes.biases, 12, 40, acts);
+  CHECK(std::abs(compared.sqnr_db - int8.quality.sqnr_db) < 1e-6);
+  const auto product = aq::matvec(int8, values);
+  const auto fast = aq::matvec_int8(int8, aq::quantize_vectors(int8, values));
   CHECK(product.size() == 12 * 12 && aq::compare(product, fast).cosine > 0.9999);
+  const auto int4 = aq::quantize_rows(aq::recipe(AQ_FORMAT_INT4), values, 12, 40);
+  CHECK(refused([&] { aq::matvec_int8(int4, aq::quantize_vectors(int8, values)); }).code() ==
+        AQ_ERROR_ARGUMENT);
   aq_activation_options four = {};
   four.bits = 4;
   four.group_size = 16;
@@ -207,7 +209,7 @@ int main(int argc, char** argv) {
   CHECK(timestep.scales.empty() && timestep.values[0] == std::byte{128});
   const aq::Model made_model = aq::Model::open(std::vector<std::byte>(made_file));
   const auto codes = made_model.view(0).code_bytes();
-  CHECK(std::equal(codes.begin(), codes.end(), planes.codes.begin(), planes.codes.end()));
+  CHECK(std::equal(codes.begin(), codes.end(), int8.codes.begin(), int8.codes.end()));
 
   // Budgets, analyses and searches.
   aq::Source alike;
@@ -220,15 +222,16 @@ int main(int argc, char** argv) {
   measuring.progress = [&](std::uint64_t, std::uint64_t) { return ++measured > 0; };
   const aq::Plan budget(alike, frugal, measuring);
   CHECK(measured > 0 && budget.size() == 3 && std::isnan(budget[0].min_cosine));
-  const auto budget_file = aq::run_to_memory(alike, budget);
+  const auto budget_file = budget.run_to_memory(alike);
   CHECK(std::abs(double(budget.file_bytes(alike)) - double(budget_file.size())) < 3 * 400);
-  CHECK(budget.modality() == aq::Plan(alike).modality() && !budget.modality().empty());
-  CHECK(aq::Plan(alike, frugal.clone().set("modality", "audio")).evidence().size() > 0);
+  CHECK(budget.size_bound(alike) >= budget_file.size());
+  const auto audio = aq::Plan(alike, frugal.clone().set("modality", "audio")).to_json();
+  CHECK(audio.find("\"modality\":\"audio\"") != std::string::npos);
   measuring.progress = [](std::uint64_t, std::uint64_t) { return false; };
   CHECK(refused([&] { aq::Plan(alike, frugal, measuring); }).code() == AQ_ERROR_CANCELLED);
   CHECK(refused([&] { aq::Analysis(alike, frugal, measuring); }).code() == AQ_ERROR_CANCELLED);
   const aq::Analysis analysis(alike, frugal);
-  CHECK(analysis.size() == 3 && analysis.to_json().find("\"int2\"") != std::string::npos);
+  CHECK(analysis.to_json().find("\"int2\"") != std::string::npos);
 
   // The last tensor counts most: it gets 8 bits, which leave the others 2.
   aq::EvolveOptions evolve;
@@ -237,7 +240,7 @@ int main(int argc, char** argv) {
   int scored = 0, generations = 0;
   evolve.fitness = [&](const aq::Plan& candidate) {
     scored++;
-    CHECK(aq::run_to_memory(alike, candidate).size() > 0);
+    CHECK(candidate.run_to_memory(alike).size() > 0);
     return double(candidate[2].format) + 0.1 * candidate[1].format;
   };
   evolve.generation = [&](const aq_generation& told) {
@@ -284,18 +287,19 @@ int main(int argc, char** argv) {
 
   // What the inputs of transformed tensors go through.
   const aq::Model transformed = aq::Model::open(argv[3]);
-  CHECK(transformed.activation_params("both", 300).zero_point == -1.5f);
-  CHECK(refused([&] { transformed.activation_params("both", -1); }).code() == AQ_ERROR_TENSOR);
+  CHECK(transformed.activation_params(transformed.find("both"), 300).zero_point == -1.5f);
+  CHECK(refused([&] { transformed.activation_params(0, -1); }).code() == AQ_ERROR_TENSOR);
   CHECK(transformed.view(0).input_scale_bytes().size() == 80);
   CHECK(transformed.view(1).input_scale_bytes().size() == 0);
   std::vector<float> inputs(2 * 40);
   inputs[0] = inputs[40] = 1;
-  transformed.transform_activations(0, inputs);
+  aq::transform_vectors(transformed.view(0), inputs);
   // (1 / 0.5) / sqrt(8) in all of the first block, with the sign of its column.
   for (int i = 0; i < 8; i++) {
     CHECK(std::fabs(std::fabs(inputs[i]) - std::sqrt(0.5f)) < 1e-6f && inputs[i] == inputs[40 + i]);
   }
   CHECK(inputs[8] == 0);
+  CHECK(aq::dequantize_rows(transformed.view(0)) == transformed.dequantize(0));
   // A calibration, by two of them, through a file.
   const aq::Calibration one(100), two(100);
   const std::vector<float> x = {1, 2, 3, 4, 5, 6};
@@ -317,13 +321,14 @@ int main(int argc, char** argv) {
   const auto folded = folder + "/folded.safetensors";
   CHECK(refused([&] { aq::fold_file(input, folded, gone); }).code() == AQ_ERROR_ARGUMENT);
   CHECK(refused([&] { aq::fold_file(input, folded, taken, 2); }).code() == AQ_ERROR_CONFIG);
+  CHECK(refused([&] { aq::fold_file(input, folded, taken, -1); }).code() == AQ_ERROR_CONFIG);
   taken.observe("blocks.0.mlp.fc1", 99, std::vector<float>(256, 2), 256);
   CHECK(aq::fold_file(input, folded, taken, 0, AQ_DTYPE_F32).find("blocks.0.adaLN_modulation.1") != std::string::npos);
   CHECK(refused([&] { aq::Config("edge").set_calibration(gone); }).code() == AQ_ERROR_ARGUMENT);
 
   // A stream goes out and, holding no weights, is refused on its way in.
   ArrowArrayStream stream;
-  made_model.export_arrow(&stream);
+  made_model.to_arrow(&stream);
   CHECK(refused([&] { aq::Source::from_arrow(&stream); }).code() == AQ_ERROR_FILE);
   CHECK(stream.release == nullptr);
 

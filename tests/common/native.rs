@@ -50,22 +50,32 @@ pub fn library_folder() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("shared");
-        std::fs::create_dir_all(&folder).unwrap();
-        let own = match DLL_SUFFIX {
-            ".dylib" => "libarrowquant.0.dylib".to_owned(),
-            ".so" => "libarrowquant.so.0".to_owned(),
-            _ => shared(),
-        };
-        for name in [shared(), own] {
-            let link = folder.join(name);
-            let _ = std::fs::remove_file(&link);
-            #[cfg(unix)]
-            std::os::unix::fs::symlink(library(&shared()), link).unwrap();
-            #[cfg(not(unix))]
-            std::fs::copy(library(&shared()), link).unwrap();
-        }
+        link_shared(&folder, &library(&shared()));
         folder
     })
+}
+
+/// Makes a folder where a shared library has the names that programs look for when they are linked,
+/// and when they run.
+fn link_shared(folder: &Path, library: &Path) {
+    std::fs::create_dir_all(folder).unwrap();
+    let own = match DLL_SUFFIX {
+        ".dylib" => "libarrowquant.1.dylib".to_owned(),
+        ".so" => "libarrowquant.so.1".to_owned(),
+        _ => shared(),
+    };
+    for name in [shared(), own] {
+        link_to(folder, &name, library);
+    }
+}
+
+fn link_to(folder: &Path, name: &str, file: &Path) {
+    let link = folder.join(name);
+    let _ = std::fs::remove_file(&link);
+    #[cfg(unix)]
+    std::os::unix::fs::symlink(file, link).unwrap();
+    #[cfg(not(unix))]
+    std::fs::copy(file, link).unwrap();
 }
 
 /// Returns the C or C++ compiler, with warnings as errors.
@@ -114,18 +124,66 @@ pub fn succeed(command: &mut Command, package: &str) -> String {
     stdout
 }
 
+/// A folder with the library that has a bug on purpose (tests/c/fail.rs), under the names of the real
+/// one. It is built if need be: only linked, as the crate itself was built for the tests.
+pub fn failing_library() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let mut build = cargo("rustc");
+        build.args(["--example", "arrowquant_fail"]);
+        if DLL_SUFFIX == ".so" {
+            build.args(["--", "-Clink-arg=-Wl,-soname,libarrowquant.so.1"]);
+        }
+        succeed(&mut build, "cargo");
+        let shared = format!("{DLL_PREFIX}arrowquant_fail{DLL_SUFFIX}");
+        let examples = built().join("examples");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("failing");
+        link_shared(&folder, &examples.join(shared));
+        link_to(
+            &folder,
+            "libarrowquant.a",
+            &examples.join("libarrowquant_fail.a"),
+        );
+        folder
+    })
+}
+
 /// Compiles a program of one file and links it with the library.
 pub fn build(source: &Path, standard: &str, link: Link, program: &Path) {
+    let archive = library("libarrowquant.a");
+    build_with(
+        source,
+        standard,
+        link,
+        (library_folder(), &archive),
+        program,
+    );
+}
+
+/// As [`build`], with the library that has a bug on purpose.
+pub fn build_failing(source: &Path, link: Link, program: &Path) {
+    let folder = failing_library();
+    let archive = folder.join("libarrowquant.a");
+    build_with(source, "gnu11", link, (folder, &archive), program);
+}
+
+/// Compiles and links with the shared library in a folder, or with an archive.
+fn build_with(
+    source: &Path,
+    standard: &str,
+    link: Link,
+    (folder, archive): (&Path, &Path),
+    program: &Path,
+) {
     let mut command = compiler(standard);
     command.arg("-g").arg(source).arg("-o").arg(program);
     match link {
         Link::Shared => {
-            let folder = library_folder();
             command.arg("-L").arg(folder).arg("-larrowquant");
             command.arg(format!("-Wl,-rpath,{}", folder.display()));
         }
         Link::Static => {
-            command.arg(library("libarrowquant.a"));
+            command.arg(archive);
         }
     }
     command.args(["-lpthread", "-ldl", "-lm"]);

@@ -184,7 +184,7 @@ fn the_reference_is_the_header() {
         "docs/c-reference.md is not that of the header: UPDATE_DOCS=1 cargo test --release docs"
     );
     // The page has every function.
-    let function = regex::Regex::new(r"(?m)^[a-z].*?\b(aq_[a-z0-9_]+)\(").unwrap();
+    let function = regex::Regex::new(r"(?m)^AQ_API .*?\b(aq_[a-z0-9_]+)\(").unwrap();
     let mut count = 0;
     for found in function.captures_iter(&header) {
         assert!(
@@ -194,5 +194,5 @@ fn the_reference_is_the_header() {
         );
         count += 1;
     }
-    assert!(count > 90, "{count} functions");
+    assert!(count > 80, "{count} functions");
 }

@@ -2,6 +2,7 @@
 
 import array
 import inspect
+import dataclasses
 import json
 import logging
 import mmap
@@ -9,6 +10,7 @@ import os
 import re
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -75,7 +77,7 @@ def test_another_version_of_the_interface_is_refused(python):
         "try: lib._load()\n"
         "except ImportError as error: print(error)\n"
     )
-    assert "version 0 of the C interface, this package needs version 7" in python(text).stdout
+    assert "version 1 of the binary interface; this package needs version 7" in python(text).stdout
 
 
 def test_a_missing_library_is_an_import_error(python):
@@ -187,7 +189,7 @@ def test_quantize_reports_what_numpy_measures(small, tensors, tmp_path):
     assert total.cosine == pytest.approx(cosine(all_w, all_y), abs=1e-7)
     assert total.sqnr_db == pytest.approx(sqnr_db(all_w, all_y), abs=1e-4)
     kept = report["position_ids"]
-    assert (kept.format, kept.cosine, kept.sqnr_db, kept.bytes) == ("raw", None, None, 96)
+    assert (kept.format, kept.cosine, kept.sqnr_db, kept.bytes) == ("kept", None, None, 96)
     assert report["empty.weight"].bits_per_weight is None
     assert report[0] == next(iter(report))
     with pytest.raises(KeyError):
@@ -340,7 +342,7 @@ def test_plan_says_what_each_tensor_will_get(small, tensors, tmp_path):
     assert entry.bits_per_weight == pytest.approx(8 * entry.bytes / 9600)
     kept = plan["blocks.0.conv.weight"]
     assert (kept.format, kept.group_size, kept.scheme, kept.scale_dtype, kept.method, kept.gain) == (
-        "raw", None, None, None, None, None,
+        "kept", None, None, None, None, None,
     )
     assert plan[0] == next(iter(plan)) and plan[-1] == list(plan)[-1]
     with pytest.raises(KeyError):
@@ -385,7 +387,7 @@ def test_plan_can_be_edited_and_written_down(small, tmp_path):
     again.run(aq.Source.open(small), second)
     assert first.read_bytes() == second.read_bytes()
     with aq.open(first) as model:
-        assert model["blocks.0.attn.qkv.weight"].tiles[0].format == "raw"
+        assert model["blocks.0.attn.qkv.weight"].tiles[0].format == "kept"
 
 
 def test_size_bound_holds(small):
@@ -467,7 +469,7 @@ def test_kept_tensors_are_viewed_as_they_were(packed, tensors):
         _, data = tensors[name]
         (tile,) = model[name].tiles
         assert bytes(tile.codes) == data.tobytes()
-        assert (tile.format, tile.scales, tile.biases, tile.recipe) == ("raw", None, None, None)
+        assert (tile.format, tile.scales, tile.biases, tile.recipe) == ("kept", None, None, None)
         assert (tile.scheme, tile.group_size, tile.scale_dtype) == (None, None, None)
         assert (tile.cosine, tile.sqnr_db) == (None, None)
         assert tile.numpy().codes.tobytes() == data.tobytes()
@@ -500,10 +502,47 @@ def test_dequantize_gives_types_and_rows(packed, tensors):
         half = tensor.dequantize("f16")
         assert half.dtype == np.float16 and half.tobytes() == y.astype("<f2").tobytes()
         brain = tensor.dequantize("bf16")
-        assert brain.dtype == np.uint16 and brain.tobytes() == round_to_bf16(y).tobytes()
+        assert brain.dtype == ml_dtypes.bfloat16 and brain.tobytes() == round_to_bf16(y).tobytes()
         matrix = y.reshape(tensor.info.rows, tensor.info.cols)
         for rows in [slice(1, 4), slice(None, 2), slice(-1, None), slice(0, 0), slice(5, 2)]:
             assert tensor.dequantize(rows=rows).tolist() == matrix[rows].tolist()
+
+
+def test_bf16_without_ml_dtypes(packed, monkeypatch):
+    tensor = aq.open(packed)["blocks.0.mlp.weight"]
+    with_types = tensor.dequantize("bf16")
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    bits = tensor.dequantize("bf16")
+    assert bits.dtype == np.uint16 and bits.tobytes() == with_types.tobytes()
+
+
+def test_tensors_are_sliced_and_become_arrays(packed, tensors):
+    model = aq.open(packed)
+    for name in QUANTIZED + ["blocks.0.norm.weight"]:
+        tensor = model[name]
+        y = tensor.dequantize()
+        assert tensor.shape == y.shape and len(tensor) == len(y)
+        for rows in [slice(1, 4), slice(None, 2), slice(-1, None), slice(0, 0), slice(5, 2)]:
+            assert tensor[rows].dtype == np.float32 and tensor[rows].tolist() == y[rows].tolist()
+        for row in (0, 3, -1, np.int64(2)):
+            assert np.asarray(tensor[row]).tolist() == y[row].tolist()
+        assert [np.asarray(row).tolist() for row in tensor] == y.tolist()
+        for row in (len(y), -len(y) - 1):
+            with pytest.raises(IndexError, match=f"there is no row {row}"):
+                tensor[row]
+        with pytest.raises(TypeError):
+            tensor["1"]
+        assert np.asarray(tensor).tobytes() == y.tobytes()
+        assert np.array(tensor, dtype="f8").tolist() == y.tolist()
+        assert np.from_dlpack(tensor).tobytes() == y.tobytes()
+        assert tensor.__dlpack_device__() == np.zeros(1).__dlpack_device__()
+    scalar, empty = model["temperature"], model["empty.weight"]
+    assert float(np.asarray(scalar)) == 0.5 and bool(empty) and len(empty) == 0
+    assert empty[:].shape == (0, 16)
+    with pytest.raises(TypeError, match="a scalar has no rows"):
+        scalar[0]
+    with pytest.raises(aq.TensorError, match="i64 values are not quantized"):
+        model["position_ids"][0]
 
 
 def test_matvec_is_within_its_error(packed):
@@ -646,7 +685,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("format, scheme, group, cols", LAYOUTS)
 def test_quantize_rows_is_minmax_of_the_format(format, scheme, group, cols):
     w = noise(5, 6, cols)
-    found = aq.quantize_rows(
+    found = aq.kernels.quantize_rows(
         w, format=format, scheme=scheme, group_size=group, method="minmax", gain="lsq"
     )
     codes, scales, biases = minmax(w, format, scheme, group)
@@ -654,19 +693,19 @@ def test_quantize_rows_is_minmax_of_the_format(format, scheme, group, cols):
     assert (unpack(found.codes, BITS[format], *w.shape) == codes).all()
     assert bytes(found.scales) == scales.tobytes()
     assert found.biases == (biases.tobytes() if scheme == "affine" else None)
-    sizes = aq.plane_sizes(*w.shape, found.recipe)
+    sizes = aq.kernels.plane_sizes(*w.shape, found.recipe)
     assert sizes == (len(found.codes), len(found.scales), len(found.biases or b""))
     y = decode_tile(found)
     assert found.quality.cosine == pytest.approx(cosine(w, y), abs=1e-7)
     assert found.quality.sqnr_db == pytest.approx(sqnr_db(w, y), abs=1e-4)
     assert found.quality.bits_per_weight == pytest.approx(8 * sum(sizes) / w.size)
-    assert aq.dequantize_rows(found).tobytes() == y.tobytes()
-    assert aq.dequantize_rows(found, dtype="f16").tobytes() == y.astype("<f2").tobytes()
-    assert aq.dequantize_rows(found, dtype="bf16").tobytes() == round_to_bf16(y).tobytes()
+    assert aq.kernels.dequantize_rows(found).tobytes() == y.tobytes()
+    assert aq.kernels.dequantize_rows(found, dtype="f16").tobytes() == y.astype("<f2").tobytes()
+    assert aq.kernels.dequantize_rows(found, dtype="bf16").tobytes() == round_to_bf16(y).tobytes()
     x = noise(6, 3, cols)
     bound = (np.abs(np.float64(x)) @ np.abs(np.float64(y)).T) * 2**-17
-    assert (np.abs(np.float64(x) @ np.float64(y).T - aq.matvec(found, x)) <= bound).all()
-    assert aq.matvec(found, x[0]).tobytes() == aq.matvec(found, x)[0].tobytes()
+    assert (np.abs(np.float64(x) @ np.float64(y).T - aq.kernels.matvec(found, x)) <= bound).all()
+    assert aq.kernels.matvec(found, x[0]).tobytes() == aq.kernels.matvec(found, x)[0].tobytes()
     planes = found.numpy()
     assert planes.codes.shape == (6, -(-cols * BITS[format] // 8))
     assert planes.scales.tolist() == scales.tolist()
@@ -687,14 +726,14 @@ def bytes_of(x, group):
 @pytest.mark.parametrize("format, scheme, group, cols", LAYOUTS)
 def test_matvec_int8_multiplies_rounded_vectors(format, scheme, group, cols):
     w = noise(5, 6, cols)
-    found = aq.quantize_rows(w, format=format, scheme=scheme, group_size=group)
+    found = aq.kernels.quantize_rows(w, format=format, scheme=scheme, group_size=group)
     x = noise(6, 3, cols)
     x[1] = 0
     span = group or cols
     values, scales = bytes_of(x, span)
     starts = range(0, cols, span)
-    activations = aq.quantize_vectors(x, like=found)
-    assert activations.shape == x.shape and activations.recipe == found.recipe
+    activations = aq.kernels.quantize_vectors(found, x)
+    assert activations.shape == x.shape and activations.fits == (BITS[format], group, cols, 0)
     assert activations.values.dtype == np.int8 and activations.values.shape == x.shape
     assert activations.scales.tolist() == scales[:, starts].tolist()
     sums = np.add.reduceat(values, starts, axis=1)
@@ -707,13 +746,13 @@ def test_matvec_int8_multiplies_rounded_vectors(format, scheme, group, cols):
     decoded, rounded = np.float64(decode_tile(found)), np.float64(values) * np.float64(scales)
     largest = np.maximum.reduceat(np.abs(decoded), starts, axis=1)
     bound = np.add.reduceat(np.abs(rounded), starts, axis=1) @ largest.T * 2**-17
-    y = aq.matvec_int8(found, activations)
+    y = aq.kernels.matvec_int8(found, activations)
     assert y.dtype == np.float32 and y.shape == (3, 6) and (y[1] == 0).all()
     assert (np.abs(rounded @ decoded.T - y) <= bound).all()
-    one = aq.quantize_vectors(x[0], like=found)
+    one = aq.kernels.quantize_vectors(found, x[0])
     assert one.shape == (cols,) and one.scales.shape == (len(starts),)
-    assert aq.matvec_int8(found, one).tobytes() == y[0].tobytes()
-    assert aq.matvec_int8(found, aq.quantize_vectors(x[:0], found)).shape == (0, 6)
+    assert aq.kernels.matvec_int8(found, one).tobytes() == y[0].tobytes()
+    assert aq.kernels.matvec_int8(found, aq.kernels.quantize_vectors(found, x[:0])).shape == (0, 6)
 
 
 @pytest.mark.parametrize("count", [1, 15, 40, 1000, 5000])
@@ -723,20 +762,20 @@ def test_compare_measures_what_numpy_does(count):
     for a_dtype, original in kinds.items():
         w = from_bf16(original) if a_dtype == "bf16" else original.astype("<f4")
         for b_dtype, rounded in kinds.items():
-            found = aq.compare(original, rounded, a_dtype=a_dtype, b_dtype=b_dtype)
+            found = aq.kernels.compare(original, rounded, a_dtype=a_dtype, b_dtype=b_dtype)
             y = from_bf16(rounded) if b_dtype == "bf16" else rounded.astype("<f4")
             assert found.cosine == pytest.approx(cosine(w, y), abs=1e-9)
             if (w == y).all():
                 assert found == (1, np.inf)
             else:
                 assert found.sqnr_db == pytest.approx(sqnr_db(w, y), abs=1e-4)
-    assert aq.compare(a, -a).cosine == pytest.approx(-1)
-    assert aq.compare(a, 0 * a) == (0, 0) and aq.compare(0 * a, a) == (0, -np.inf)
-    assert aq.compare(a[:, None], memoryview(a)) == aq.compare(a[:0], b"", b_dtype="f16") == (1, np.inf)
+    assert aq.kernels.compare(a, -a).cosine == pytest.approx(-1)
+    assert aq.kernels.compare(a, 0 * a) == (0, 0) and aq.kernels.compare(0 * a, a) == (0, -np.inf)
+    assert aq.kernels.compare(a[:, None], memoryview(a)) == aq.kernels.compare(a[:0], b"", b_dtype="f16") == (1, np.inf)
     # Magnitudes whose squares f32 does not hold.
     for power in [1e-30, 1e30]:
         w, y = a * np.float32(power), a[::-1].copy() * np.float32(power)
-        assert aq.compare(w, y).cosine == pytest.approx(cosine(w, y), abs=1e-6)
+        assert aq.kernels.compare(w, y).cosine == pytest.approx(cosine(w, y), abs=1e-6)
 
 
 def test_quantize_rows_is_what_files_hold(packed, tensors):
@@ -744,11 +783,11 @@ def test_quantize_rows_is_what_files_hold(packed, tensors):
     for name in QUANTIZED:
         dtype, data = tensors[name]
         (tile,) = model[name].tiles
-        found = aq.quantize_rows(data, dtype=dtype.lower(), group_size=64)
+        found = aq.kernels.quantize_rows(data, dtype=dtype.lower(), group_size=64)
         assert bytes(found.codes) == bytes(tile.codes) and bytes(found.scales) == bytes(tile.scales)
-        assert aq.dequantize_rows(tile).tobytes() == model[name].dequantize().tobytes()
+        assert aq.kernels.dequantize_rows(tile).tobytes() == model[name].dequantize().tobytes()
         x = noise(1, tile.cols)
-        assert aq.matvec(tile, x).tobytes() == model[name].matvec(x).tobytes()
+        assert aq.kernels.matvec(tile, x).tobytes() == model[name].matvec(x).tobytes()
 
 
 @pytest.mark.parametrize("weights, options", [
@@ -763,59 +802,114 @@ def test_quantize_rows_is_what_files_hold(packed, tensors):
 ])
 def test_weights_may_be_any_buffer(weights, options):
     w = noise(8, 4, 32)
-    wanted = aq.quantize_rows(w, bits=8, group_size=16)
-    found = aq.quantize_rows(weights(w), bits=8, group_size=16, **options)
+    wanted = aq.kernels.quantize_rows(w, bits=8, group_size=16)
+    found = aq.kernels.quantize_rows(weights(w), bits=8, group_size=16, **options)
     assert found == wanted
 
 
 def test_half_precision_weights():
     w = noise(8, 4, 32)
     half = w.astype("<f2")
-    assert aq.quantize_rows(half) == aq.quantize_rows(half.astype("<f4"))
+    assert aq.kernels.quantize_rows(half) == aq.kernels.quantize_rows(half.astype("<f4"))
     brain = to_bf16(w)
-    assert aq.quantize_rows(brain, dtype="bf16") == aq.quantize_rows(from_bf16(brain))
+    assert aq.kernels.quantize_rows(brain, dtype="bf16") == aq.kernels.quantize_rows(from_bf16(brain))
 
 
 def test_importance_weighs_columns():
     w = noise(8, 16, 64)
     h = np.where(np.arange(64) < 8, 1000, 0.001).astype("<f4")
-    plain = aq.quantize_rows(w, bits=2, gain="lsq")
-    weighed = aq.quantize_rows(w, bits=2, gain="lsq", importance=h)
-    error = lambda q: (h * (aq.dequantize_rows(q) - w) ** 2).sum()
+    plain = aq.kernels.quantize_rows(w, bits=2, gain="lsq")
+    weighed = aq.kernels.quantize_rows(w, bits=2, gain="lsq", importance=h)
+    error = lambda q: (h * (aq.kernels.dequantize_rows(q) - w) ** 2).sum()
     assert error(weighed) < error(plain)
 
 
 def test_results_can_go_into_the_callers_memory():
     w = noise(8, 4, 64)
-    wanted = aq.quantize_rows(w, bits=4, scheme="affine", group_size=32)
+    wanted = aq.kernels.quantize_rows(w, bits=4, scheme="affine", group_size=32)
     out = [np.zeros(len(plane), "u1") for plane in (wanted.codes, wanted.scales, wanted.biases)]
-    found = aq.quantize_rows(w, bits=4, scheme="affine", group_size=32, out=out)
+    found = aq.kernels.quantize_rows(w, bits=4, scheme="affine", group_size=32, out=out)
     assert found.codes is out[0] and found.biases is out[2]
     assert [p.tobytes() for p in out] == [bytes(wanted.codes), bytes(wanted.scales), bytes(wanted.biases)]
     y = np.empty((4, 64), "<f4")
-    assert aq.dequantize_rows(found, out=y) is y
-    assert y.tobytes() == aq.dequantize_rows(wanted).tobytes()
-    symmetric = aq.quantize_rows(w, out=[bytearray(4 * 32), bytearray(4 * 2), None])
-    assert symmetric == aq.quantize_rows(w)
+    assert aq.kernels.dequantize_rows(found, out=y) is y
+    assert y.tobytes() == aq.kernels.dequantize_rows(wanted).tobytes()
+    symmetric = aq.kernels.quantize_rows(w, out=[bytearray(4 * 32), bytearray(4 * 2), None])
+    assert symmetric == aq.kernels.quantize_rows(w)
 
 
 def test_matrices_without_elements():
     for shape in [(0, 5), (3, 0), (0, 0)]:
-        found = aq.quantize_rows(np.zeros(shape, "<f4"))
+        found = aq.kernels.quantize_rows(np.zeros(shape, "<f4"))
         assert (found.rows, found.cols) == shape and not found.codes and not found.scales
-        assert aq.dequantize_rows(found).shape == shape
+        assert aq.kernels.dequantize_rows(found).shape == shape
         x = np.zeros(shape[1], "<f4")
-        assert aq.matvec(found, x).tolist() == [0] * shape[0]
-        assert aq.matvec_int8(found, aq.quantize_vectors(x, found)).tolist() == [0] * shape[0]
+        assert aq.kernels.matvec(found, x).tolist() == [0] * shape[0]
+        assert aq.kernels.matvec_int8(found, aq.kernels.quantize_vectors(found, x)).tolist() == [0] * shape[0]
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
-def test_pack_and_unpack(bits):
-    codes = np.random.default_rng(bits).integers(0, 2**bits, 77).astype(np.uint8)
-    packed = aq.pack(codes, bits)
-    assert (unpack(packed, bits, 1, 77)[0] == codes).all()
-    assert aq.unpack(packed, 77, bits) == codes.tobytes()
-    assert aq.pack(b"", bits) == b"" and aq.unpack(b"", 0, bits) == b""
+def test_matrices_are_sliced(packed):
+    w = noise(3, 9, 100)
+    for settings in ({"bits": 2}, {"bits": 4, "scheme": "affine"}, {"bits": 8, "group_size": 0}):
+        whole = aq.kernels.quantize_rows(w, **settings)
+        y, x = aq.kernels.dequantize_rows(whole), noise(4, 2, 100)
+        products = aq.kernels.matvec(whole, x)
+        for rows in (slice(2, 7), slice(None), slice(-1, None), slice(4, 4), slice(7, 2)):
+            part = whole[rows]
+            assert len(part) == part.rows == len(y[rows]) and part.cols == 100
+            assert aq.kernels.dequantize_rows(part).tobytes() == y[rows].tobytes()
+            assert np.allclose(aq.kernels.matvec(part, x), products[:, rows], rtol=1e-4, atol=1e-5)
+        assert part.quality is None and whole.quality.cosine > 0.7
+        with pytest.raises(aq.ArgumentError, match="step of 2"):
+            whole[::2]
+        with pytest.raises(TypeError, match="slice"):
+            whole[3]
+    w = noise(5, 4, 6).astype("<f2")
+    file, _ = aq.quantize_to_bytes({"kept.weight": w}, keep=["*"])
+    kept = aq.open(file)["kept.weight"].tiles[0].matrix
+    assert kept.format == "kept" and kept.dtype == "f16"
+    assert aq.kernels.dequantize_rows(kept[1:3]).tolist() == w[1:3].tolist()
+
+
+def test_kernels_take_tensors_of_several_tiles(root):
+    model = aq.open(root / "tests" / "data" / "transformed.parquet")
+    tensor = model["tiles"]
+    assert len(tensor.matrices) == 3
+    x = noise(5, 4, tensor.info.cols)
+    for vectors in (x, x[0]):
+        exact = tensor.matvec(vectors)
+        assert aq.kernels.matvec(tensor, vectors).tobytes() == exact.tobytes()
+        int8 = aq.kernels.matvec_int8(tensor, aq.kernels.quantize_vectors(tensor, vectors))
+        assert int8.shape == exact.shape and aq.kernels.compare(exact, int8).cosine > 0.999
+    for dtype in ("f32", "f16", "bf16"):
+        decoded = aq.kernels.dequantize_rows(tensor, dtype=dtype)
+        assert decoded.tobytes() == tensor.dequantize(dtype).tobytes()
+    out = bytearray(tensor.info.rows * tensor.info.cols * 4)
+    aq.kernels.dequantize_rows(tensor, out=out)
+    assert out == tensor.dequantize().tobytes()
+    # Vectors of bytes fit the matrices that were treated alike, and no others.
+    other = model["plain"]
+    if other.info.cols == tensor.info.cols:
+        with pytest.raises(aq.ArgumentError, match="another"):
+            aq.kernels.matvec_int8(other, aq.kernels.quantize_vectors(tensor, x))
+    both = model["both"].tiles[0].matrix
+    bare = dataclasses.replace(both, input_scale=None, rotation=None)
+    vectors = noise(6, 2, both.cols)
+    with pytest.raises(aq.ArgumentError, match="another input scale or rotation"):
+        aq.kernels.matvec_int8(bare, aq.kernels.quantize_vectors(both, vectors))
+    there = aq.kernels.transform_vectors(both, vectors)
+    assert aq.kernels.matvec(bare, there).tobytes() == aq.kernels.matvec(both, vectors).tobytes()
+
+
+def test_settings_are_those_of_the_library():
+    yaml = aq.Config().to_yaml()
+    keys = re.findall(r"^(\w+):", yaml, flags=re.MULTILINE)
+    assert len(keys) > 20
+    short = {"bits": "bit_width", "profile": "deployment_profile", "keep": "rules"}
+    assert set(aq.Settings.__annotations__) == set(keys) | {"rules", "calibration"} | set(short)
+    assert tuple(aq.Config().keys()) == tuple(k for k in aq.Settings.__annotations__ if k not in short)
+    for key in aq.Config().keys():
+        aq.Config()[key]
 
 
 # python -m arrowquant
@@ -901,7 +995,7 @@ def test_module_takes_settings_from_file_and_environment(module, small, tmp_path
 def test_declared_functions_and_constants_are_those_of_the_header(root):
     header = (root / "include" / "arrowquant.h").read_text()
     code = re.sub(r"/\*.*?\*/", "", header, flags=re.DOTALL)
-    functions = set(re.findall(r"\b(aq_\w+)\(", code))
+    functions = set(re.findall(r"\nAQ_API [^;(]*?\b(aq_\w+)\(", code))
     assert functions == set(_library.FALLIBLE) | set(_library.PLAIN)
     fallible = set(re.findall(r"aq_status (aq_\w+)\(", code))
     assert fallible == set(_library.FALLIBLE)

@@ -30,7 +30,7 @@ def model():
 def plane_bytes(entry, shape):
     """Returns bytes by the format's description: rows of codes starting at a byte, an f16 per group, two if affine."""
     rows, cols = shape
-    if entry.format == "raw":
+    if entry.format == "kept":
         return rows * cols * 4
     groups = -(-cols // (entry.group_size or cols))
     scales = groups * (4 if entry.scheme == "affine" else 2)
@@ -47,7 +47,7 @@ def test_avg_bits_are_those_of_the_planes(bits, model):
     assert 0.97 * bits < 8 * sum(sizes) / weights <= bits
     assert all(plan[name].reason.startswith("budget: ") for name in NAMES)
     assert len({(plan[name].format, plan[name].group_size) for name in NAMES}) > 1
-    assert plan["layers.0.norm.weight"].format == "raw"
+    assert plan["layers.0.norm.weight"].format == "kept"
 
 
 def test_candidates_are_what_is_chosen_from(model):

@@ -334,7 +334,7 @@ def test_what_cannot_be_observed_is_refused_and_not_taken_in(tmp_path):
         (("w", 40, x), aq.ConfigError, "layer 'w': timestep 40 is not from 0 to 39"),
         (("w", -1, x), aq.ArgumentError, "layer 'w': -1 is no timestep"),
         (("w", 0.5, x), aq.ArgumentError, "layer 'w': 0.5 is no timestep"),
-        (("w", 5, x.astype("<f8")), aq.ArgumentError, "layer 'w': 'f64' is none of f32, f16, bf16"),
+        (("w", 5, x.astype("<f8")), aq.ArgumentError, "layer 'w': invalid value 'f64' (expected f32, f16, bf16)"),
         (("w", 5, x.T), aq.ArgumentError, "layer 'w' is not C-contiguous"),
         (("w", 5, np.float32(1)), aq.ArgumentError, "have no channels"),
         (("w", 5, [1.0]), TypeError, "buffer protocol"),
@@ -578,7 +578,7 @@ def test_hooks_read_tensors(tmp_path):
     with cal.hook(Module(proj=net), prefix="transformer."), cal.at(np.int64(3)):
         for tensor, _ in tensors:
             net(tensor)
-        with pytest.raises(aq.ArgumentError, match="layer 'transformer.proj': 'torch.float64' is none"):
+        with pytest.raises(aq.ArgumentError, match="layer 'transformer.proj': invalid value 'torch.float64'"):
             net(Tensor(np.float64(x), "float64"))
     check(cal, tmp_path / "c.parquet", [("transformer.proj", 3, values) for _, values in tensors], 40, 12, 4)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import arrowquant as aq
-from arrowquant import _library
+from arrowquant import errors
 from common import noise, write_safetensors
 
 NAME = "blocks.0.attn.qkv.weight"
@@ -132,9 +132,9 @@ def test_tensor_errors(small, packed, tmp_path):
     with raises(aq.TensorError, small, "position_ids"):
         aq.quantize(small, tmp_path / "m.parquet", rules=["position_ids=bits:4"])
     with raises(aq.TensorError, "row 2, column 5 is inf"):
-        aq.quantize_rows(bad)
+        aq.kernels.quantize_rows(bad)
     with raises(aq.TensorError, "row 0", "scale dtype"):
-        aq.quantize_rows(np.full((1, 16), 1e30, "<f4"))
+        aq.kernels.quantize_rows(np.full((1, 16), 1e30, "<f4"))
     with raises(aq.UnknownTensor, "nothing"):
         aq.open(packed)["nothing"]
     with raises(aq.Error, "position_ids"):
@@ -189,58 +189,68 @@ def test_checksum_errors(damaged, tmp_path):
 
 
 def test_internal_errors():
-    with raises(aq.InternalError, "a test", "capi"):
-        _library.call(_library.lib.aq_fail, b"a test")
+    # The library has no function that fails inside: what it would return.
+    error = errors.of_status(8, "internal error: a test at src/capi/guard.rs:1:1")
+    assert type(error) is aq.InternalError and isinstance(error, RuntimeError) and "a test" in str(error)
+
+
+def test_kept_tensors_are_not_multiplied(packed):
+    model = aq.open(packed)
+    x = noise(1, 64).ravel()
+    for use, parts in [
+        (lambda: aq.kernels.dequantize_rows(model["position_ids"]), ["f32, f16 and bf16 only"]),
+        (lambda: aq.kernels.matvec(model["blocks.0.norm.weight"], x), ["kept, not quantized"]),
+        (lambda: aq.kernels.quantize_vectors(model["blocks.0.norm.weight"], x), ["kept, not quantized"]),
+    ]:
+        with raises(aq.TensorError, *parts):
+            use()
+    with raises(TypeError, "a Matrix, or a tensor or tile of a model, is needed, not int"):
+        aq.kernels.matvec(7, x)
 
 
 def test_argument_errors(packed, small):
     w = noise(1, 4, 32)
-    q = aq.quantize_rows(w)
-    wide, narrow = aq.quantize_rows(w, bits=8, group_size=16), aq.quantize_rows(w[:, :16].copy())
+    q = aq.kernels.quantize_rows(w)
+    wide, narrow = aq.kernels.quantize_rows(w, bits=8, group_size=16), aq.kernels.quantize_rows(w[:, :16].copy())
     tensor = aq.open(packed)[NAME]
     for use, parts in [
-        (lambda: aq.quantize_rows(w[:, ::2]), ["weights is not C-contiguous"]),
-        (lambda: aq.quantize_rows(w.T), ["weights is not C-contiguous"]),
-        (lambda: aq.quantize_rows(w.ravel()), ["need rows or cols"]),
-        (lambda: aq.quantize_rows(w.ravel(), rows=3), ["weights is 512 long"]),
-        (lambda: aq.quantize_rows(w, rows=-1), ["rows: -1"]),
-        (lambda: aq.quantize_rows(w.astype("<f8")), ["'f64' is none of f32, f16, bf16"]),
-        (lambda: aq.quantize_rows(w.astype(">f4")), ["dtype of the weights"]),
-        (lambda: aq.quantize_rows(w, bits=3), ["format", "'int3'"]),
-        (lambda: aq.quantize_rows(w, bits=4, format="int8"), ["contradict"]),
-        (lambda: aq.quantize_rows(w, group_size=17), ["group_size is 17"]),
-        (lambda: aq.quantize_rows(w, group_size=-1), ["group_size"]),
-        (lambda: aq.quantize_rows(w, scheme="odd"), ["scheme", "symmetric, affine"]),
-        (lambda: aq.quantize_rows(w, method="best"), ["method", "minmax, lsq"]),
-        (lambda: aq.quantize_rows(w, importance=w[0, :5]), ["importance has 5"]),
-        (lambda: aq.quantize_rows(w, importance=-w[0] ** 2), ["importance"]),
-        (lambda: aq.quantize_rows(w, importance=w[0].astype("<f8")), ["importance must be f32"]),
-        (lambda: aq.quantize_rows(w, out=[bytes(64), bytearray(8), None]), ["codes is read-only"]),
-        (lambda: aq.quantize_rows(w, out=[bytearray(63), bytearray(8), None]), ["codes is 63 long, needed are 64"]),
-        (lambda: aq.quantize_rows(w, out=[bytearray(64)]), ["codes, scales and biases"]),
-        (lambda: aq.dequantize_rows(q, dtype="f64"), ["'f64'"]),
-        (lambda: aq.dequantize_rows(q, out=bytearray(5)), ["weights is 5 long"]),
-        (lambda: aq.dequantize_rows(q, out=bytes(512)), ["out is read-only"]),
-        (lambda: aq.matvec(q, w[0].astype("<f8")), ["x must be f32"]),
-        (lambda: aq.matvec(q, w[0, :5].copy()), ["x has shape (5,)", "32 columns"]),
-        (lambda: aq.matvec(q, noise(1, 2, 5)), ["vectors of 5", "32 columns"]),
+        (lambda: aq.kernels.quantize_rows(w[:, ::2]), ["weights is not C-contiguous"]),
+        (lambda: aq.kernels.quantize_rows(w.T), ["weights is not C-contiguous"]),
+        (lambda: aq.kernels.quantize_rows(w.ravel()), ["need rows or cols"]),
+        (lambda: aq.kernels.quantize_rows(w.ravel(), rows=3), ["weights has length 512"]),
+        (lambda: aq.kernels.quantize_rows(w, rows=-1), ["rows: -1"]),
+        (lambda: aq.kernels.quantize_rows(w.astype("<f8")), ["invalid value 'f64' (expected f32, f16, bf16)"]),
+        (lambda: aq.kernels.quantize_rows(w.astype(">f4")), ["dtype of the weights"]),
+        (lambda: aq.kernels.quantize_rows(w, bits=3), ["format", "'int3'"]),
+        (lambda: aq.kernels.quantize_rows(w, bits=4, format="int8"), ["contradict"]),
+        (lambda: aq.kernels.quantize_rows(w, group_size=17), ["group_size is 17"]),
+        (lambda: aq.kernels.quantize_rows(w, group_size=-1), ["group_size"]),
+        (lambda: aq.kernels.quantize_rows(w, scheme="odd"), ["scheme", "symmetric, affine"]),
+        (lambda: aq.kernels.quantize_rows(w, method="best"), ["method", "minmax, lsq"]),
+        (lambda: aq.kernels.quantize_rows(w, importance=w[0, :5]), ["importance has 5"]),
+        (lambda: aq.kernels.quantize_rows(w, importance=-w[0] ** 2), ["importance"]),
+        (lambda: aq.kernels.quantize_rows(w, importance=w[0].astype("<f8")), ["importance must be f32"]),
+        (lambda: aq.kernels.quantize_rows(w, out=[bytes(64), bytearray(8), None]), ["codes is read-only"]),
+        (lambda: aq.kernels.quantize_rows(w, out=[bytearray(63), bytearray(8), None]), ["codes has length 63, expected 64"]),
+        (lambda: aq.kernels.quantize_rows(w, out=[bytearray(64)]), ["codes, scales and biases"]),
+        (lambda: aq.kernels.dequantize_rows(q, dtype="f64"), ["'f64'"]),
+        (lambda: aq.kernels.dequantize_rows(q, out=bytearray(5)), ["out has 5 bytes, expected 512"]),
+        (lambda: aq.kernels.dequantize_rows(q, out=bytes(512)), ["out is read-only"]),
+        (lambda: aq.kernels.matvec(q, w[0].astype("<f8")), ["x must be f32"]),
+        (lambda: aq.kernels.matvec(q, w[0, :5].copy()), ["x has shape (5,)", "32 columns"]),
+        (lambda: aq.kernels.matvec(q, noise(1, 2, 5)), ["vectors of 5", "32 columns"]),
         (lambda: tensor.matvec(w[0]), ["200 columns"]),
-        (lambda: aq.quantize_vectors(w[0].astype("<f8"), q), ["x must be f32"]),
-        (lambda: aq.quantize_vectors(noise(1, 2, 5), q), ["vectors of 5", "32 columns"]),
-        (lambda: aq.quantize_vectors(w * np.float32("nan"), q), ["x has a NaN"]),
-        (lambda: aq.matvec_int8(q, aq.quantize_vectors(w, wide)), ["int8", "groups of 16", "int4"]),
-        (lambda: aq.matvec_int8(q, aq.quantize_vectors(w[:, :16].copy(), narrow)), ["vectors of 16"]),
-        (lambda: aq.compare(w, w[0]), ["b is 128 long, needed are 512"]),
-        (lambda: aq.compare(w, w.view("<u2")), ["dtype of b", "'u16'"]),
-        (lambda: aq.compare(w * np.float32("inf"), w), ["a or b has a NaN or an infinity"]),
+        (lambda: aq.kernels.quantize_vectors(q, w[0].astype("<f8")), ["x must be f32"]),
+        (lambda: aq.kernels.quantize_vectors(q, noise(1, 2, 5)), ["vectors of 5", "32 columns"]),
+        (lambda: aq.kernels.quantize_vectors(q, w * np.float32("nan")), ["x has a NaN"]),
+        (lambda: aq.kernels.matvec_int8(q, aq.kernels.quantize_vectors(wide, w)), ["another format, group size or cols"]),
+        (lambda: aq.kernels.matvec_int8(q, aq.kernels.quantize_vectors(narrow, w[:, :16].copy())), ["another format, group size or cols"]),
+        (lambda: aq.kernels.compare(w, w[0]), ["b has length 128, expected 512"]),
+        (lambda: aq.kernels.compare(w, w.view("<u2")), ["dtype of b", "'u16'"]),
+        (lambda: aq.kernels.compare(w * np.float32("inf"), w), ["a or b has a NaN or an infinity"]),
         (lambda: tensor.dequantize("f64"), ["'f64'"]),
         (lambda: tensor.dequantize(rows=slice(0, 4, 2)), ["step of 2"]),
-        (lambda: aq.pack(b"\1", 3), ["'int3'"]),
-        (lambda: aq.pack(w, 4), ["one a byte"]),
-        (lambda: aq.unpack(b"\1\2", 1, 4), ["packed is 2 long"]),
-        (lambda: aq.unpack(b"", -1, 4), ["count: -1"]),
-        (lambda: aq.plane_sizes(1 << 62, 1 << 62), ["larger than any memory"]),
-        (lambda: aq.dequantize_rows(aq.open(packed)["position_ids"].tiles[0]), ["kept tensor"]),
+        (lambda: aq.kernels.plane_sizes(1 << 62, 1 << 62), ["larger than any memory"]),
         (lambda: aq.Source().add_tensor("w", w[:, ::2]), ["tensor 'w' is not C-contiguous"]),
         (lambda: aq.Source().add_tensor("w", w, dtype="f33"), ["'w'", "'f33'"]),
         (lambda: aq.Source().add_tensor("w", w, dtype="bf16"), ["'w'", "give a shape"]),
@@ -265,7 +275,7 @@ def test_wrong_types(small, tmp_path):
         (lambda: aq.quantize(small, "m.parquet", progress=4), ["progress must be callable"]),
         (lambda: aq.quantize(small, "m.parquet", log="x"), ["log must be callable"]),
         (lambda: aq.open(7), ["the file", "buffer protocol", "int"]),
-        (lambda: aq.quantize_rows([1.0]), ["weights", "list"]),
+        (lambda: aq.kernels.quantize_rows([1.0]), ["weights", "list"]),
         (lambda: aq.Source().add_tensor(3, b""), ["name must be a string"]),
     ]:
         with raises(TypeError, *parts):

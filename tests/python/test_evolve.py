@@ -141,7 +141,7 @@ def test_a_candidate_is_one_until_the_call_ends(model):
             plan.set(NAMES[0], "keep")
         copy = aq.Plan.from_json(plan.to_json())
         copy.set(NAMES[0], "keep")
-        assert copy[0].format == "raw" != plan[0].format
+        assert copy[0].format == "kept" != plan[0].format
         data, _ = plan.run_to_bytes(model)
         with aq.open(data) as opened:
             assert len(opened) == len(NAMES)

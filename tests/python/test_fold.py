@@ -112,7 +112,7 @@ def test_what_is_refused(model, tmp_path):
         aq.fold(model.path, path, saved)
     with pytest.raises(aq.ConfigError, match="1.5 is not from 0 to 1"):
         aq.fold(model.path, path, model.calibration, alpha=1.5)
-    with pytest.raises(aq.ArgumentError, match="dtype: 'i8'"):
+    with pytest.raises(aq.ArgumentError, match="dtype: invalid value 'i8'"):
         aq.fold(model.path, path, model.calibration, dtype="i8")
     with pytest.raises(aq.ConfigError, match="safetensors"):
         aq.fold(model.path, tmp_path / "folded.parquet", model.calibration)

@@ -298,7 +298,7 @@ def test_a_callback_cannot_change_the_plan_that_is_run(small, tmp_path):
         plan.run(small, tmp_path / "m.parquet", progress=progress)
     assert told == [7] and plan[NAME].format == "int4"
     plan.set(NAME, "keep")
-    assert plan[NAME].format == "raw"
+    assert plan[NAME].format == "kept"
 
 
 def test_a_callback_may_call_the_library(small, tmp_path):

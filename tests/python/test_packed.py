@@ -230,7 +230,7 @@ def test_a_pattern_does_not_reach_companions(model, tmp_path):
     plan = aq.Plan.create(folder, packed="keep", rules=["*=bits:8", "re:scale=bits:4"])
     formats = {entry.name: entry.format for entry in plan}
     assert formats["b.weight"] == "int8"
-    assert all(formats[name] == "raw" for name in tensors)
+    assert all(formats[name] == "kept" for name in tensors)
 
 
 def test_a_config_without_packed_weights_is_told(tmp_path):
@@ -264,7 +264,7 @@ def test_components_of_a_pipeline_have_their_own_schemes(tmp_path):
     assert code == 1 and "text_encoder_2.a.weight': already quantized (bitsandbytes)" in text
     plan = aq.Plan.create(tmp_path, packed="keep")
     formats = {entry.name: entry.format for entry in plan}
-    assert formats["transformer.b.weight"] == "int4" and formats["text_encoder_2.a.weight"] == "raw"
+    assert formats["transformer.b.weight"] == "int4" and formats["text_encoder_2.a.weight"] == "kept"
 
 
 # f64, and weights that are all zero

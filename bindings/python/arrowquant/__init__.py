@@ -12,14 +12,14 @@ from __future__ import annotations
 import ctypes as _ctypes
 import os as _os
 from collections.abc import Mapping as _Mapping
-from typing import Any as _Any, Union as _Union
+from typing import TYPE_CHECKING as _TYPE_CHECKING, Any as _Any, Union as _Union
 
 from ._library import call as _call, encode_path as _encode_path, lib as _lib
 from ._run import Log, Progress, Run as _Run
-from .activations import QuantizedActivations, quantize_activations
+from . import kernels
 from .analysis import Analysis, FormatAnalysis, TensorAnalysis, analyze
 from .calibration import Calibration, LayerInfo
-from .config import Config
+from .config import Config, Settings
 from .errors import (
     ArgumentError,
     Cancelled,
@@ -37,28 +37,11 @@ from .errors import (
 )
 from .evolution import Evolution, Fitness, Generation, OnGeneration, evolve
 from .folding import Folded, FoldReport, fold
-from .kernels import (
-    Activations,
-    Comparison,
-    Planes,
-    Quality,
-    Quantized,
-    Recipe,
-    compare,
-    dequantize_rows,
-    matvec,
-    matvec_int8,
-    pack,
-    plane_sizes,
-    quantize_rows,
-    quantize_vectors,
-    unpack,
-)
+from .kernels import Matrix, Rotation
 from .model import (
     ActivationParams,
     Metadata,
     Model,
-    Rotation,
     Tensor,
     Tile,
     open_model as open,
@@ -66,6 +49,9 @@ from .model import (
 from .plan import Plan, PlanEntry
 from .report import LadderStep, Report, TensorCheck, TensorReport, Totals, Verification
 from .source import Source, TensorInfo
+
+if _TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __version__: str = _lib.aq_version().decode()
 
@@ -89,7 +75,7 @@ def quantize(
     part: _Union[tuple[int, int], None] = None,
     part_bytes: _Union[int, None] = None,
     restart: bool = False,
-    **settings: _Any,
+    **settings: Unpack[Settings],
 ) -> Report:
     """Quantizes a model into the Parquet file `output`, which appears whole at its path, or not at
     all; or, where `output` does not end in .parquet, into a folder of parts with a manifest.json.
@@ -161,7 +147,7 @@ def quantize_to_bytes(
     progress: _Union[bool, Progress, None] = None,
     log: _Union[Log, None] = None,
     threads: int = 0,
-    **settings: _Any,
+    **settings: Unpack[Settings],
 ) -> tuple[bytearray, Report]:
     """As `quantize`, into memory: the same bytes as the file would have, which `open` opens where
     they lie."""
@@ -174,13 +160,11 @@ def quantize_to_bytes(
 
 __all__ = [
     "ActivationParams",
-    "Activations",
     "Analysis",
     "ArgumentError",
     "Calibration",
     "Cancelled",
     "ChecksumError",
-    "Comparison",
     "Config",
     "ConfigError",
     "Error",
@@ -196,6 +180,7 @@ __all__ = [
     "LadderStep",
     "LayerInfo",
     "Log",
+    "Matrix",
     "Metadata",
     "MissingFile",
     "Model",
@@ -203,13 +188,10 @@ __all__ = [
     "Plan",
     "PlanEntry",
     "PlanError",
-    "Planes",
     "Progress",
-    "Quality",
-    "Quantized",
-    "Recipe",
     "Report",
     "Rotation",
+    "Settings",
     "Source",
     "Tensor",
     "TensorAnalysis",
@@ -223,21 +205,12 @@ __all__ = [
     "UnknownTensor",
     "Verification",
     "analyze",
-    "compare",
-    "dequantize_rows",
     "evolve",
     "fold",
     "isa_name",
-    "matvec",
-    "matvec_int8",
+    "kernels",
     "merge",
     "open",
-    "pack",
-    "plane_sizes",
     "quantize",
-    "quantize_activations",
-    "quantize_rows",
     "quantize_to_bytes",
-    "quantize_vectors",
-    "unpack",
 ]

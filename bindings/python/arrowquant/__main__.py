@@ -336,7 +336,7 @@ def _plan(args: argparse.Namespace) -> int:
         rows.append(
             (
                 _printable(entry.name),
-                "keep" if entry.format == "raw" else entry.format,
+                "keep" if entry.format == "kept" else entry.format,
                 "-" if entry.group_size is None else str(entry.group_size),
                 _figure(entry.bits_per_weight, 3),
                 str(entry.bytes),
@@ -513,7 +513,8 @@ def _inspection(model: arrowquant.Model, file_bytes: int) -> dict[str, Any]:
                 "name": info.name,
                 "shape": info.shape,
                 "dtype": info.dtype,
-                "format": tiles[0].format,
+                # As files have it.
+                "format": "raw" if tiles[0].format == "kept" else tiles[0].format,
                 "scheme": tiles[0].scheme,
                 "group_size": tiles[0].group_size,
                 "scale_dtypes": scale_dtypes,

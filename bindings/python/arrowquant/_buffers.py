@@ -143,7 +143,16 @@ def need_numpy() -> ModuleType:
     return numpy
 
 
-# bf16 is no type of numpy's: its bits are.
+def ml_dtypes_or_none() -> ModuleType | None:
+    """ml_dtypes, if it is installed: the package with numpy's missing types."""
+    try:
+        import ml_dtypes  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    return ml_dtypes  # type: ignore[no-any-return, unused-ignore]
+
+
+# numpy has no bf16: its bits stand for it.
 NUMPY_DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i8": "i1", "u8": "u1"}
 
 # What `array.array` calls the types it has.
@@ -151,12 +160,14 @@ _ARRAY_TYPES = {"f32": "f", "i8": "b", "u8": "B"}
 
 
 class Output:
-    """New memory for numbers that the library writes: a numpy array, or without numpy an
-    `array.array` of f32, i8 or u8, or bytes of f16 and bf16."""
+    """New memory for numbers that the library writes: a numpy array (of bf16 as ml_dtypes.bfloat16
+    where that package is installed, else as uint16), or without numpy an `array.array` of f32, i8 or
+    u8, or bytes of f16 and bf16."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
         self._numpy = numpy_or_none()
         self._type = _ARRAY_TYPES.get(dtype)
+        self._bf16 = dtype == "bf16"
         self._data: Any
         if self._numpy is not None:
             self._data = self._numpy.empty(shape, NUMPY_DTYPES[dtype])
@@ -167,9 +178,10 @@ class Output:
 
     def result(self) -> Any:
         """What was written."""
-        if self._numpy is None and not self._type:
-            return bytes(self._data)
-        return self._data
+        if self._numpy is None:
+            return self._data if self._type else bytes(self._data)
+        ml_dtypes = ml_dtypes_or_none() if self._bf16 else None
+        return self._data if ml_dtypes is None else self._data.view(ml_dtypes.bfloat16)
 
 
 def array_of(view: memoryview, dtype: str, shape: tuple[int, ...]) -> Any:

@@ -32,10 +32,11 @@ from typing import Any, Callable
 
 from .errors import ArgumentError, of_status
 
-ABI_VERSION = 0
+# AQ_ABI_VERSION of the header that this file describes.
+ABI_VERSION = 1
 
 # Numbers of the header, by the names that settings and files use.
-FORMATS = {"raw": 0, "int2": 2, "int4": 4, "int8": 8}
+FORMATS = {"kept": 0, "int2": 2, "int4": 4, "int8": 8}
 SCHEMES = {"symmetric": 1, "affine": 2}
 METHODS = {"minmax": 1, "lsq": 2, "gptq": 3}
 GAINS = {"auto": 0, "unit": 1, "lsq": 2}
@@ -68,7 +69,7 @@ DTYPES = {
 def code_of(names: Mapping[str, int], name: str, what: str) -> int:
     """The header's number for a name."""
     if name not in names:
-        raise ArgumentError(f"{what}: {name!r} is none of {', '.join(names)}")
+        raise ArgumentError(f"{what}: invalid value {name!r} (expected {', '.join(names)})")
     return names[name]
 
 
@@ -104,6 +105,62 @@ class aq_recipe(Sized):
     ]
 
 
+class aq_matrix(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("format", c_int32),
+        ("group_size", c_uint32),
+        ("scheme", c_int32),
+        ("scale_dtype", c_int32),
+        ("dtype", c_int32),
+        ("rows", c_size_t),
+        ("cols", c_size_t),
+        ("codes", c_void_p),
+        ("codes_len", c_size_t),
+        ("codes_stride", c_size_t),
+        ("scales", c_void_p),
+        ("scales_len", c_size_t),
+        ("scales_stride", c_size_t),
+        ("biases", c_void_p),
+        ("biases_len", c_size_t),
+        ("biases_stride", c_size_t),
+        ("input_scale", c_void_p),
+        ("input_scale_len", c_size_t),
+        ("rotation_block", c_size_t),
+        ("rotation_seed", c_uint64),
+        ("reserved", c_uint64 * 4),
+    ]
+
+
+class aq_vectors(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("format", c_int32),
+        ("group_size", c_uint32),
+        ("cols", c_size_t),
+        ("batch", c_size_t),
+        ("transform", c_uint64),
+        ("values", c_void_p),
+        ("values_count", c_size_t),
+        ("scales", c_void_p),
+        ("scales_count", c_size_t),
+        ("sums", c_void_p),
+        ("sums_count", c_size_t),
+    ]
+
+
+class aq_planes(Sized):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("codes", c_void_p),
+        ("codes_len", c_size_t),
+        ("scales", c_void_p),
+        ("scales_len", c_size_t),
+        ("biases", c_void_p),
+        ("biases_len", c_size_t),
+    ]
+
+
 class aq_activation_options(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
@@ -112,7 +169,7 @@ class aq_activation_options(Sized):
         ("scale", c_float),
         ("zero_point", c_float),
         ("input_scale", c_void_p),
-        ("input_scale_len", c_size_t),
+        ("input_scale_count", c_size_t),
     ]
 
 
@@ -133,7 +190,7 @@ class aq_tensor_info(Sized):
         ("name", c_void_p),
         ("name_len", c_size_t),
         ("dims", POINTER(c_size_t)),
-        ("n_dims", c_size_t),
+        ("dims_count", c_size_t),
         ("rows", c_size_t),
         ("cols", c_size_t),
         ("bytes", c_size_t),
@@ -227,7 +284,7 @@ class aq_open_options(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
         ("without", POINTER(c_char_p)),
-        ("n_without", c_size_t),
+        ("without_count", c_size_t),
     ]
 
 
@@ -286,31 +343,12 @@ class aq_fold_options(Sized):
 class aq_tensor_view(Sized):
     _fields_ = [
         ("struct_size", c_uint32),
-        ("format", c_int32),
-        ("group_size", c_uint32),
-        ("scheme", c_int32),
-        ("scale_dtype", c_int32),
-        ("dtype", c_int32),
         ("row_start", c_size_t),
-        ("rows", c_size_t),
-        ("cols", c_size_t),
-        ("codes", c_void_p),
-        ("codes_len", c_size_t),
-        ("codes_stride", c_size_t),
-        ("scales", c_void_p),
-        ("scales_len", c_size_t),
-        ("scales_stride", c_size_t),
-        ("biases", c_void_p),
-        ("biases_len", c_size_t),
-        ("biases_stride", c_size_t),
+        ("matrix", aq_matrix),
         ("checksum", c_uint64),
         ("cosine", c_double),
         ("sqnr_db", c_double),
         ("bits_per_weight", c_double),
-        ("input_scale", c_void_p),
-        ("input_scale_len", c_size_t),
-        ("rotation_block", c_size_t),
-        ("rotation_seed", c_uint64),
     ]
 
 
@@ -321,17 +359,6 @@ class aq_activation_params(Sized):
         ("t_end", c_int32),
         ("scale", c_float),
         ("zero_point", c_float),
-    ]
-
-
-class aq_tensor_check(Sized):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("name", c_void_p),
-        ("name_len", c_size_t),
-        ("problem", c_char_p),
-        ("cosine", c_double),
-        ("sqnr_db", c_double),
     ]
 
 
@@ -370,31 +397,27 @@ _OUT = POINTER(c_void_p)
 _TEXT = POINTER(c_char_p)
 _SIZE = POINTER(c_size_t)
 _RECIPE = POINTER(aq_recipe)
+_MATRIX = POINTER(aq_matrix)
+_VECTORS = POINTER(aq_vectors)
+_PLANES = POINTER(aq_planes)
 _OPTIONS = POINTER(aq_run_options)
 _STREAM = POINTER(ArrowArrayStream)
-_PLANES = [c_void_p, c_size_t] * 3
 
 # Functions that return a status, whose last parameter, an aq_error, is left out here.
 FALLIBLE: dict[str, list[Any]] = {
     "aq_merge": [c_char_p],
-    "aq_fail": [c_char_p],
-    "aq_plane_sizes": [_RECIPE, c_size_t, c_size_t, _SIZE, _SIZE, _SIZE],
+    "aq_plane_sizes": [_RECIPE, c_size_t, c_size_t, _PLANES],
     "aq_quantize_rows": [_RECIPE, c_void_p, c_size_t, c_int32, c_size_t, c_size_t, c_void_p]
-    + _PLANES
-    + [POINTER(aq_quality)],
+    + [_PLANES, _MATRIX, POINTER(aq_quality)],
     "aq_compare": [c_void_p, c_size_t, c_int32] * 2 + [POINTER(c_double)] * 2,
-    "aq_dequantize_rows": [_RECIPE, *_PLANES, c_size_t, c_size_t, c_int32, c_void_p, c_size_t],
-    "aq_matvec": [_RECIPE, *_PLANES, c_size_t, c_size_t]
-    + [c_void_p, c_size_t, c_size_t, c_void_p, c_size_t],
-    "aq_quantize_vectors": [_RECIPE, c_void_p, c_size_t, c_size_t, c_size_t]
-    + [c_void_p, c_size_t] * 3,
+    "aq_matrix_rows": [_MATRIX, c_size_t, c_size_t, _MATRIX],
+    "aq_dequantize_rows": [_MATRIX, c_int32, c_void_p, c_size_t],
+    "aq_matvec": [_MATRIX, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t],
+    "aq_transform_vectors": [_MATRIX, c_void_p, c_size_t, c_size_t],
+    "aq_quantize_vectors": [_MATRIX, c_void_p, c_size_t, c_size_t, _VECTORS],
+    "aq_matvec_int8": [_MATRIX, _VECTORS, c_void_p, c_size_t],
     "aq_quantize_activations": [c_void_p, c_size_t, c_int32, c_size_t, c_size_t]
     + [POINTER(aq_activation_options), c_void_p, c_size_t, c_void_p, c_size_t],
-    "aq_matvec_int8": [_RECIPE, *_PLANES, c_size_t, c_size_t]
-    + [c_void_p, c_size_t] * 3
-    + [c_size_t, c_void_p, c_size_t],
-    "aq_pack": [c_int32, c_void_p, c_size_t, c_void_p, c_size_t],
-    "aq_unpack": [c_int32, c_void_p, c_size_t, c_void_p, c_size_t],
     "aq_config_new": [c_char_p, _OUT],
     "aq_config_clone": [_HANDLE, _OUT],
     "aq_config_set": [_HANDLE, c_char_p, c_char_p],
@@ -413,19 +436,14 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_calibration_observe": [_HANDLE, c_char_p, c_uint32, c_void_p, c_size_t, c_int32]
     + [c_size_t] * 2,
     "aq_calibration_layer": [_HANDLE, c_size_t, POINTER(aq_layer_info)],
-    "aq_source_open": [c_char_p, _OUT],
-    "aq_source_open_with": [c_char_p, POINTER(aq_open_options), _OUT],
+    "aq_source_open": [c_char_p, POINTER(aq_open_options), _OUT],
     "aq_source_new": [_OUT],
     "aq_source_add_tensor": [_HANDLE, c_char_p, c_int32, _SIZE, c_size_t, c_void_p, c_size_t],
     "aq_source_from_arrow": [c_void_p, _OUT],
     "aq_source_tensor": [_HANDLE, c_size_t, POINTER(aq_tensor_info)],
-    "aq_plan_create": [_HANDLE, _HANDLE, _OUT],
-    "aq_plan_create_with": [_HANDLE, _HANDLE, _OPTIONS, _OUT],
+    "aq_plan_new": [_HANDLE, _HANDLE, _OPTIONS, _OUT],
     "aq_plan_file_bytes": [_HANDLE, _HANDLE, POINTER(c_uint64)],
-    "aq_plan_modality": [_HANDLE, _TEXT],
-    "aq_plan_evidence": [_HANDLE, c_size_t, _TEXT],
     "aq_plan_tensor": [_HANDLE, c_size_t, POINTER(aq_tensor_plan)],
-    "aq_plan_warning": [_HANDLE, c_size_t, _TEXT],
     "aq_plan_set": [_HANDLE, c_char_p, c_char_p],
     "aq_plan_to_json": [_HANDLE, _TEXT],
     "aq_plan_from_json": [c_char_p, _OUT],
@@ -434,9 +452,9 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_report_to_json": [_HANDLE, _TEXT],
     "aq_report_to_html": [_HANDLE, _TEXT],
     "aq_quantize_file": [c_char_p, c_char_p, _HANDLE, _OPTIONS, _OUT],
-    "aq_run_to_path": [_HANDLE, _HANDLE, c_char_p, _OPTIONS, _OUT],
-    "aq_run_size_bound": [_HANDLE, _HANDLE, _SIZE],
-    "aq_run_into": [_HANDLE, _HANDLE, _OPTIONS, c_void_p, c_size_t, _SIZE, _OUT],
+    "aq_plan_run": [_HANDLE, _HANDLE, c_char_p, _OPTIONS, _OUT],
+    "aq_plan_size_bound": [_HANDLE, _HANDLE, _SIZE],
+    "aq_plan_run_into": [_HANDLE, _HANDLE, _OPTIONS, c_void_p, c_size_t, _SIZE, _OUT],
     "aq_analyze": [_HANDLE, _HANDLE, _OPTIONS, _OUT],
     "aq_analysis_to_json": [_HANDLE, _TEXT],
     "aq_evolve": [_HANDLE, _HANDLE, POINTER(aq_evolve_options), _OPTIONS, _OUT, _OUT],
@@ -451,15 +469,13 @@ FALLIBLE: dict[str, list[Any]] = {
     "aq_model_dequantize_rows": [_HANDLE, c_size_t, c_size_t, c_size_t, c_int32]
     + [c_void_p, c_size_t],
     "aq_model_matvec": [_HANDLE, c_size_t, c_void_p, c_size_t, c_size_t, c_void_p, c_size_t],
-    "aq_model_activation_params": [_HANDLE, c_char_p, c_int32, POINTER(aq_activation_params)],
-    "aq_model_transform_activations": [_HANDLE, c_size_t, c_void_p, c_size_t, c_size_t],
-    "aq_model_dequantize_to_path": [_HANDLE, c_char_p, c_int32, _OPTIONS],
+    "aq_model_activation_params": [_HANDLE, c_size_t, c_int32, POINTER(aq_activation_params)],
+    "aq_model_dequantize": [_HANDLE, c_char_p, c_int32, _OPTIONS],
     "aq_model_metadata": [_HANDLE, c_char_p, _TEXT],
-    "aq_model_metadata_entry": [_HANDLE, c_size_t, _TEXT, _TEXT],
+    "aq_model_metadata_to_json": [_HANDLE, _TEXT],
     "aq_model_verify": [_HANDLE, _HANDLE, c_double, _OPTIONS, _SIZE, _OUT],
-    "aq_verification_tensor": [_HANDLE, c_size_t, POINTER(aq_tensor_check)],
     "aq_verification_to_json": [_HANDLE, _TEXT],
-    "aq_model_export_arrow": [_HANDLE, _STREAM],
+    "aq_model_to_arrow": [_HANDLE, _STREAM],
 }
 
 # The others: what they return, and their parameters.
@@ -467,21 +483,13 @@ PLAIN: dict[str, tuple[Any, list[Any]]] = {
     "aq_version": (c_char_p, []),
     "aq_abi_version": (c_uint32, []),
     "aq_isa_name": (c_char_p, []),
-    "aq_run_options_init": (None, [_OPTIONS, c_uint32]),
-    "aq_calibration_options_init": (None, [POINTER(aq_calibration_options), c_uint32]),
     "aq_calibration_count": (c_size_t, [_HANDLE]),
     "aq_source_count": (c_size_t, [_HANDLE]),
     "aq_plan_count": (c_size_t, [_HANDLE]),
-    "aq_plan_warning_count": (c_size_t, [_HANDLE]),
-    "aq_plan_evidence_count": (c_size_t, [_HANDLE]),
-    "aq_evolve_options_init": (None, [POINTER(aq_evolve_options), c_uint32]),
-    "aq_analysis_count": (c_size_t, [_HANDLE]),
     "aq_analysis_free": (None, [_HANDLE]),
     "aq_evolution_free": (None, [_HANDLE]),
     "aq_report_count": (c_size_t, [_HANDLE]),
     "aq_model_count": (c_size_t, [_HANDLE]),
-    "aq_model_metadata_count": (c_size_t, [_HANDLE]),
-    "aq_verification_count": (c_size_t, [_HANDLE]),
     "aq_config_free": (None, [_HANDLE]),
     "aq_calibration_free": (None, [_HANDLE]),
     "aq_source_free": (None, [_HANDLE]),
@@ -515,7 +523,7 @@ def _load() -> ctypes.CDLL:
         ) from error
     if abi != ABI_VERSION:
         raise ImportError(
-            f"{path} has version {abi} of the C interface, this package needs version {ABI_VERSION}"
+            f"{path} has version {abi} of the binary interface; this package needs version {ABI_VERSION}"
         )
     try:
         for name, params in FALLIBLE.items():

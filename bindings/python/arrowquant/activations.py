@@ -71,7 +71,7 @@ def quantize_activations(
         if divisors.dtype != "f32":
             raise ArgumentError(f"input_scale must be f32, not {divisors.dtype}")
         options.input_scale = divisors.address
-        options.input_scale_len = divisors.nbytes // 4
+        options.input_scale_count = divisors.nbytes // 4
     groups = -(-cols // (group_size or max(cols, 1)))
     values = Output(memory.shape, "i8" if scale is None else "u8")
     scales = Output((*memory.shape[:-1], groups), "f32") if scale is None else None

@@ -6,12 +6,15 @@ import ctypes
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from ._library import Handle, lib, text_of
 from ._run import Log, Progress, Run
-from .config import Config
+from .config import Config, Settings
 from .source import Source
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ def analyze(
     progress: Union[bool, Progress, None] = None,
     log: Union[Log, None] = None,
     threads: int = 0,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Analysis:
     """Measures, on a sample of the rows of each tensor that can be quantized, what it loses by the
     formats that a budget would choose from (the setting `candidates`), and by that of the settings.

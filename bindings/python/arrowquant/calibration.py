@@ -69,7 +69,8 @@ class Values:
             self.shape = memory.shape
             found = dtype or memory.dtype or "unknown"
         if found not in _FLOATS:
-            raise ArgumentError(f"{what}: {found!r} is none of {', '.join(_FLOATS)}")
+            expected = ", ".join(_FLOATS)
+            raise ArgumentError(f"{what}: invalid value {found!r} (expected {expected})")
         self.dtype = found
         count = self.nbytes // ITEM_BYTES[found]
         if math.prod(self.shape) != count or not self.shape:

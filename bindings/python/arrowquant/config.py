@@ -4,44 +4,58 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any, Callable, Union
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Callable, TypedDict, Union
 
 from ._library import Owner, call, encode, encode_path, lib, make, text_of
 from .calibration import Calibration
 from .errors import ConfigError, UnknownKey
 
-KEYS = (
-    "deployment_profile",
-    "bit_width",
-    "group_size",
-    "scheme",
-    "method",
-    "gain",
-    "scale_dtype",
-    "on_nonfinite",
-    "packed",
-    "compression",
-    "streaming_mode",
-    "memory_limit",
-    "fail_fast",
-    "calibration",
-    "enable_time_aware",
-    "num_time_groups",
-    "time_weighting",
-    "enable_spatial",
-    "modality",
-    "min_cosine",
-    "mixed_precision",
-    "max_size",
-    "avg_bits",
-    "candidates",
-    "seed",
-    "num_threads",
-    "rules",
-)
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class Settings(TypedDict, total=False):
+    """Every setting, by key (docs/configuration.md), with what it takes: the keyword arguments of
+    `quantize` and others, for type checkers and editors."""
+
+    deployment_profile: str
+    bit_width: int
+    group_size: int
+    scheme: str
+    method: str
+    gain: str
+    scale_dtype: str
+    on_nonfinite: str
+    packed: str
+    compression: str
+    streaming_mode: bool
+    memory_limit: Union[int, str, None]
+    fail_fast: bool
+    calibration: Union[Calibration, str, os.PathLike[str], None]
+    enable_time_aware: bool
+    num_time_groups: int
+    time_weighting: str
+    enable_spatial: bool
+    modality: str
+    min_cosine: Union[float, str, None]
+    mixed_precision: bool
+    max_size: Union[int, str, None]
+    avg_bits: Union[float, str, None]
+    candidates: Union[Sequence[str], str]
+    seed: int
+    num_threads: int
+    rules: Union[Sequence[Union[str, Mapping[str, Any]]], str]
+    # Short for the above.
+    profile: str
+    bits: int
+    keep: Union[Sequence[str], str]
+
 
 _ALIASES = {"profile": "deployment_profile", "bits": "bit_width", "threads": "num_threads"}
+
+#: Every key, in the order of the library's YAML.
+KEYS = tuple(key for key in Settings.__annotations__ if key not in _ALIASES and key != "keep")
 
 _NUMBERS = ("bit_width", "group_size", "num_time_groups", "seed", "num_threads")
 
@@ -74,7 +88,7 @@ class Config(Owner):
     No environment variable is read unless `merge_env` or `from_env` is called.
     """
 
-    def __init__(self, profile: str | None = None, **settings: Any) -> None:
+    def __init__(self, profile: str | None = None, /, **settings: Unpack[Settings]) -> None:
         name = None if profile is None else encode(profile, "profile")
         self._handle = make(lib.aq_config_free, lib.aq_config_new, name)
         self.update(settings)

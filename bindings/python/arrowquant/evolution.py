@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from ._library import (
     Handle,
@@ -22,10 +22,13 @@ from ._library import (
     text_of,
 )
 from ._run import Log, Progress, Run
-from .config import Config
+from .config import Config, Settings
 from .errors import ConfigError
 from .plan import Plan
 from .source import Source
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def evolve(
     progress: Union[bool, Progress, None] = None,
     log: Union[Log, None] = None,
     threads: int = 0,
-    **settings: Any,
+    **settings: Unpack[Settings],
 ) -> Evolution:
     """Searches for the plan that is worth most, among those that take no more than the budget of the
     settings (`max_size`, `avg_bits`), or than their own plan where they set none.

@@ -19,6 +19,7 @@ from ._library import (
 )
 from ._run import Log, Progress, Run
 from .calibration import Calibration
+from .errors import ConfigError
 
 _FLOATS = {name: DTYPES[name] for name in ("f32", "f16", "bf16")}
 
@@ -74,8 +75,10 @@ def fold(
     if not isinstance(calibration, Calibration):
         calibration = Calibration.load(calibration)
     options = aq_fold_options()
-    # In C 0 is the default.
-    options.alpha = float(alpha) or 1e-300
+    if alpha < 0:
+        raise ConfigError(f"alpha: {alpha} is negative")
+    # In C 0 is the default, and a negative number is 0.
+    options.alpha = float(alpha) or -1.0
     if dtype is not None:
         options.dtype = code_of(_FLOATS, dtype, "dtype")
     paths = encode_path(input, "input"), encode_path(output, "output")

@@ -1,26 +1,58 @@
-"""Kernels over memory: rows of weights to codes and scales, and back. No files, no threads; any
-number of threads may call them at once."""
+"""Kernels: rows of weights to codes and scales, and back; products with vectors; comparison.
+
+They take a tensor of a model, one of its tiles, or a `Matrix` in memory of any kind:
+
+    with arrowquant.open("model.parquet") as model:
+        y = kernels.matvec(model["blocks.0.attn.qkv.weight"], x)
+
+Nothing here reads files or starts threads; any number of threads may call it at once."""
 
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, Union
 
-from ._buffers import Memory, Output, array_of
+from ._buffers import ITEM_BYTES, Memory, Output, array_of
 from ._library import (
     DTYPES,
     FORMATS,
     GAINS,
     METHODS,
     SCHEMES,
+    aq_matrix,
+    aq_planes,
     aq_quality,
     aq_recipe,
+    aq_vectors,
     call,
     code_of,
     lib,
 )
-from .errors import ArgumentError
+from .activations import QuantizedActivations, quantize_activations
+from .errors import ArgumentError, TensorError
+
+__all__ = [
+    "Comparison",
+    "Matrix",
+    "Planes",
+    "Quality",
+    "QuantizedActivations",
+    "Recipe",
+    "Rotation",
+    "Vectors",
+    "compare",
+    "dequantize_rows",
+    "matvec",
+    "matvec_int8",
+    "plane_sizes",
+    "quantize_activations",
+    "quantize_rows",
+    "quantize_vectors",
+    "transform_vectors",
+]
 
 _FLOATS = {name: DTYPES[name] for name in ("f32", "f16", "bf16")}
 _SCALES = {name: DTYPES[name] for name in ("f16", "f32")}
@@ -54,12 +86,16 @@ class Recipe:
         """Scales of a row of `cols` weights."""
         return -(-cols // (self.group_size or max(cols, 1)))
 
-    def _struct(self) -> aq_recipe:
+    def _group_size(self) -> int:
+        """One that C does not cut."""
         if not 0 <= self.group_size < 1 << 32:
-            raise ArgumentError(f"group_size: {self.group_size} is no multiple of 16 up to 1024")
+            raise ArgumentError(f"group_size: {self.group_size} is not a multiple of 16 up to 1024")
+        return self.group_size
+
+    def _struct(self) -> aq_recipe:
         recipe = aq_recipe()
         recipe.format = self.bits
-        recipe.group_size = self.group_size
+        recipe.group_size = self._group_size()
         recipe.scheme = code_of(SCHEMES, self.scheme, "scheme")
         recipe.scale_dtype = code_of(_SCALES, self.scale_dtype, "scale_dtype")
         recipe.method = code_of(METHODS, self.method, "method")
@@ -69,14 +105,24 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Quality:
-    """What quantizing came to, measured on the weights as they decode."""
+    """What quantizing some rows came to, measured on the weights as they decode."""
 
     #: Cosine of the angle between original and decoded weights.
     cosine: float
     #: Signal to quantization noise in dB; infinite without any error.
     sqnr_db: float
-    #: Scales and biases counted; NaN without weights.
+    #: Bits per weight, scales and biases counted; NaN without weights.
     bits_per_weight: float
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How columns were rotated before they were quantized, see docs/format.md."""
+
+    #: Columns that were rotated together.
+    block: int
+    #: Seed of the signs; 0 for none.
+    seed: int
 
 
 class Planes(NamedTuple):
@@ -88,66 +134,180 @@ class Planes(NamedTuple):
     biases: Any
 
 
-class HasPlanes(Protocol):
-    """A Quantized, a Tile, or anything else that has planes."""
-
-    @property
-    def codes(self) -> Any: ...
-    @property
-    def scales(self) -> Any: ...
-    @property
-    def biases(self) -> Any: ...
-    @property
-    def rows(self) -> int: ...
-    @property
-    def cols(self) -> int: ...
-    @property
-    def recipe(self) -> Recipe | None: ...
-
-
-def shaped(planes: HasPlanes) -> Planes:
-    """The planes of a quantized matrix as numpy arrays, where they lie."""
-    recipe = _recipe_of(planes)
-    dtype = {"f16": "<f2", "f32": "<f4"}[recipe.scale_dtype]
-    stride = -(-planes.cols * recipe.bits // 8)
-    groups = (planes.rows, recipe.groups(planes.cols))
-    biases = planes.biases
-    return Planes(
-        array_of(memoryview(planes.codes), "u1", (planes.rows, stride)),
-        array_of(memoryview(planes.scales), dtype, groups),
-        None if biases is None else array_of(memoryview(biases), dtype, groups),
-    )
-
-
 @dataclass(frozen=True)
-class Quantized:
-    """A quantized matrix of `rows` x `cols` weights.
+class Matrix:
+    """A matrix of `rows` x `cols` weights, quantized or kept, in memory of any kind.
 
-    `codes`, `scales` and `biases` (None when symmetric) are bytes, one row after the other;
-    `numpy()` gives them shapes. To decode planes from elsewhere, make one of them.
+    `quantize_rows` makes one, and `tile.matrix` of a model's tensor is one. For planes from elsewhere,
+    make your own. `matrix[10:20]` is the same for some of its rows, without a copy.
     """
 
-    codes: Any
-    scales: Any
-    biases: Any
-    #: None for planes that were not quantized here.
-    quality: Quality | None
-    recipe: Recipe
+    #: Packed codes, one row after another: anything with the buffer protocol. When kept, the values.
+    codes: Any = field(repr=False)
+    #: One scale per group, row after row; None when kept.
+    scales: Any = field(repr=False)
+    #: One bias per group, row after row; None unless the scheme is affine.
+    biases: Any = field(repr=False)
+    #: How weights are quantized; None when kept.
+    recipe: Recipe | None
     rows: int
     cols: int
+    #: Element type of kept weights. In a view of a quantized tensor, the type in the source.
+    dtype: str | None = None
+    #: Factor that each column was multiplied by before quantization: memory of f16, or None.
+    input_scale: Any = field(default=None, repr=False)
+    #: How columns were rotated after that; or None.
+    rotation: Rotation | None = None
+    #: What was measured when it was quantized here; None for planes from elsewhere.
+    quality: Quality | None = None
+
+    @property
+    def format(self) -> str:
+        """"int2", "int4" or "int8"; "kept" for weights that are not quantized."""
+        return self.recipe.format if self.recipe else "kept"
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Itself, for the kernels."""
+        return (self,)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, rows: slice) -> Matrix:
+        """Some of its rows, in the same memory: a slice without a step."""
+        start, stop = _range(rows, self.rows)
+
+        def part(plane: Any) -> Any:
+            if plane is None:
+                return None
+            view = memoryview(plane).cast("B")
+            row = view.nbytes // self.rows if self.rows else 0
+            if row * self.rows != view.nbytes:
+                raise TensorError("rows of the matrix are not whole bytes")
+            return view[start * row : stop * row]
+
+        planes = part(self.codes), part(self.scales), part(self.biases)
+        codes, scales, biases = planes
+        return replace(
+            self, codes=codes, scales=scales, biases=biases, rows=stop - start, quality=None
+        )
 
     def numpy(self) -> Planes:
-        """The planes as numpy arrays, where they lie."""
-        return shaped(self)
+        """The planes as numpy arrays over the same memory."""
+        recipe = self.recipe
+        codes = memoryview(self.codes)
+        if recipe is None:
+            whole = self.rows and codes.nbytes % self.rows == 0
+            shape = (self.rows, codes.nbytes // self.rows) if whole else (codes.nbytes,)
+            return Planes(array_of(codes, "u1", shape), None, None)
+        dtype = {"f16": "<f2", "f32": "<f4"}[recipe.scale_dtype]
+        stride = -(-self.cols * recipe.bits // 8)
+        groups = (self.rows, recipe.groups(self.cols))
+        biases = self.biases
+        return Planes(
+            array_of(codes, "u1", (self.rows, stride)),
+            array_of(memoryview(self.scales), dtype, groups),
+            None if biases is None else array_of(memoryview(biases), dtype, groups),
+        )
+
+    def _struct(self) -> _Struct:
+        """The matrix for C, which refers to memory that the result keeps."""
+        made = aq_matrix()
+        made.rows, made.cols = self.rows, self.cols
+        recipe = self.recipe
+        if recipe is not None:
+            made.format, made.group_size = recipe.bits, recipe._group_size()
+            made.scheme = code_of(SCHEMES, recipe.scheme, "scheme")
+            made.scale_dtype = code_of(_SCALES, recipe.scale_dtype, "scale_dtype")
+        if self.dtype is not None:
+            made.dtype = code_of(DTYPES, self.dtype, "dtype")
+        elif recipe is None:
+            raise ArgumentError("a kept matrix needs its dtype")
+        keep = []
+        for what in (*_NAMES, "input_scale"):
+            data = getattr(self, what)
+            if data is not None:
+                memory = Memory(data, what)
+                keep.append(memory)
+                setattr(made, what, memory.address)
+                setattr(made, f"{what}_len", memory.nbytes)
+        if self.rotation is not None:
+            made.rotation_block, made.rotation_seed = self.rotation.block, self.rotation.seed
+        return _Struct(made, keep)
+
+
+class _Struct(NamedTuple):
+    """A struct of C's, and what must live as long."""
+
+    struct: Any
+    keep: list[Memory]
+
+    @property
+    def pointer(self) -> Any:
+        return ctypes.byref(self.struct)
+
+
+class _HasMatrices(Protocol):
+    @property
+    def matrices(self) -> tuple[Matrix, ...]: ...
+
+
+# What kernels take: a Matrix, a Tile, or a Tensor, whose tiles are its matrices.
+AnyMatrix = Union[Matrix, _HasMatrices]
+
+
+class _Parts:
+    """The matrices of what a kernel was given, one below the other."""
+
+    def __init__(self, matrix: AnyMatrix) -> None:
+        matrices = getattr(matrix, "matrices", None)
+        if not isinstance(matrices, tuple):
+            kind = type(matrix).__name__
+            raise TypeError(f"a Matrix, or a tensor or tile of a model, is needed, not {kind}")
+        self.matrices: tuple[Matrix, ...] = matrices
+        self.rows = sum(part.rows for part in matrices)
+        self.cols = matrices[0].cols if matrices else 0
+
+    @property
+    def first(self) -> Matrix:
+        if not self.matrices:
+            raise TensorError("the tensor has no rows")
+        return self.matrices[0]
+
+    def __iter__(self) -> Iterator[tuple[int, Matrix]]:
+        """Each with its first row."""
+        row = 0
+        for part in self.matrices:
+            yield row, part
+            row += part.rows
+
+    def products(self, function: Any, shape: tuple[int, ...], batch: int, x: list[Any]) -> Any:
+        """Calls a function that multiplies each part with `batch` vectors, the arguments `x`; the
+        products have `shape`."""
+        output = Output(shape, "f32")
+        start = output.memory.address or 0
+        for row, part in self:
+            matrix = part._struct()
+            if part.rows == self.rows:
+                count = batch * self.rows
+                call(function, matrix.pointer, *x, ctypes.c_void_p(start or None), count)
+                continue
+            own = (ctypes.c_float * (batch * part.rows))()
+            call(function, matrix.pointer, *x, own, batch * part.rows)
+            for i in range(batch):
+                to = start + 4 * (i * self.rows + row)
+                from_ = ctypes.addressof(own) + 4 * i * part.rows
+                ctypes.memmove(to, from_, 4 * part.rows)
+        return output.result()
 
 
 def plane_sizes(rows: int, cols: int, recipe: Recipe = Recipe()) -> tuple[int, int, int]:
-    """Bytes of codes, scales and biases of `rows` rows of `cols` weights."""
-    sizes = [ctypes.c_size_t() for _ in range(3)]
+    """Returns the bytes of codes, scales and biases of `rows` rows of `cols` weights."""
     _check_counts(rows=rows, cols=cols)
-    outputs = [ctypes.byref(size) for size in sizes]
-    call(lib.aq_plane_sizes, ctypes.byref(recipe._struct()), rows, cols, *outputs)
-    return sizes[0].value, sizes[1].value, sizes[2].value
+    planes = aq_planes()
+    call(lib.aq_plane_sizes, ctypes.byref(recipe._struct()), rows, cols, ctypes.byref(planes))
+    return planes.codes_len, planes.scales_len, planes.biases_len
 
 
 def quantize_rows(
@@ -165,20 +325,21 @@ def quantize_rows(
     gain: str = "auto",
     importance: Any = None,
     out: Any = None,
-) -> Quantized:
+) -> Matrix:
     """Quantizes a matrix of f32, f16 or bf16 weights.
 
     `weights` is C-contiguous memory with the buffer protocol. Its shape, if it has two dimensions
-    or more, gives `rows` and `cols` (all dimensions but the first fold into columns); else one of
-    them, at least, is to be given. bf16 is given as 16 bit numbers with `dtype="bf16"`.
+    or more, gives `rows` and `cols` (all dimensions but the first fold into columns); otherwise at
+    least one of them is required. bf16 is an array of ml_dtypes, or 16-bit numbers with
+    `dtype="bf16"`.
 
-    `bits` (2, 4, 8; or `format`, "int4") is 4 unless given; the other settings are those of
+    `bits` (2, 4, 8; or `format`, "int4") is 4 by default; the other settings are those of
     `Recipe`. `importance` weighs the columns in the choice of scales: `cols` f32 >= 0. `out` is a
-    triple of writable buffers for codes, scales and biases (None when symmetric) of the lengths
-    that `plane_sizes` says; without it they are new bytearrays.
+    triple of writable buffers for codes, scales and biases (None when symmetric) with the lengths
+    that `plane_sizes` returns; without it they are new bytearrays.
 
-    Raises TensorError, naming the row, for weights that are NaN or infinite, and where f16 does
-    not hold a scale: then choose `scale_dtype="f32"`.
+    Raises TensorError, naming the row, for weights that are NaN or infinite, and if f16 cannot
+    hold a scale: then choose `scale_dtype="f32"`.
     """
     if bits is not None and format is not None and format != f"int{bits}":
         raise ArgumentError(f"bits {bits} and format {format!r} contradict each other")
@@ -198,12 +359,19 @@ def quantize_rows(
         given = list(out)
         if len(given) != 3:
             raise ArgumentError("out must be codes, scales and biases")
-    memories = [_plane(plane, what, writable=True) for plane, what in zip(given, _NAMES)]
+    planes = aq_planes()
+    memories = []
+    for what, plane in zip(_NAMES, given):
+        if plane is not None:
+            room = Memory(plane, what, writable=True)
+            memories.append(room)
+            setattr(planes, what, room.address)
+            setattr(planes, f"{what}_len", room.nbytes)
     weight = None
     if importance is not None:
         weight = _f32(importance, "importance")
         if weight.nbytes != 4 * cols:
-            raise ArgumentError(f"importance has {weight.nbytes // 4} numbers, needed are {cols}")
+            raise ArgumentError(f"importance has {weight.nbytes // 4} numbers, expected {cols}")
     quality = aq_quality()
     call(
         lib.aq_quantize_rows,
@@ -214,146 +382,129 @@ def quantize_rows(
         rows,
         cols,
         weight,
-        *_arguments(memories),
+        ctypes.byref(planes),
+        None,
         ctypes.byref(quality),
     )
     measured = Quality(quality.cosine, quality.sqnr_db, quality.bits_per_weight)
-    return Quantized(given[0], given[1], given[2], measured, recipe, rows, cols)
+    return Matrix(given[0], given[1], given[2], recipe, rows, cols, quality=measured)
 
 
-def dequantize_rows(planes: HasPlanes, *, dtype: str = "f32", out: Any = None) -> Any:
-    """Decodes a Quantized or a Tile as "f32", "f16" or "bf16".
+def dequantize_rows(matrix: AnyMatrix, *, dtype: str = "f32", out: Any = None) -> Any:
+    """Decodes a matrix as "f32", "f16" or "bf16". Kept weights of these types are converted.
 
-    Returns a numpy array of [rows, cols] (bf16 as uint16), or without numpy an `array.array` of
-    f32, or bytes of f16 and bf16; or `out`, a writable buffer of as many bytes, if that is given.
+    Returns a numpy array of [rows, cols] (bf16 as ml_dtypes.bfloat16 if that package is installed,
+    else as uint16), or without numpy an `array.array` of f32, or bytes of f16 and bf16; or `out`, a
+    writable buffer of as many bytes, if that is given.
     """
     code = code_of(_FLOATS, dtype, "dtype")
-    recipe = _recipe_of(planes)
-    memories = _planes(planes)
-    result = out
-    if out is None:
-        output = Output((planes.rows, planes.cols), dtype)
-        memory = output.memory
-    else:
-        memory = Memory(out, "out", writable=True)
-    call(
-        lib.aq_dequantize_rows,
-        ctypes.byref(recipe._struct()),
-        *_arguments(memories),
-        planes.rows,
-        planes.cols,
-        code,
-        memory,
-        memory.nbytes,
-    )
-    return output.result() if out is None else result
+    parts = _Parts(matrix)
+    output = None if out is not None else Output((parts.rows, parts.cols), dtype)
+    memory = Memory(out, "out", writable=True) if output is None else output.memory
+    row_bytes = parts.cols * ITEM_BYTES[dtype]
+    if memory.nbytes != parts.rows * row_bytes:
+        expected = parts.rows * row_bytes
+        raise ArgumentError(f"out has {memory.nbytes} bytes, expected {expected}")
+    for row, part in parts:
+        struct = part._struct()
+        address = (memory.address or 0) + row * row_bytes
+        call(
+            lib.aq_dequantize_rows,
+            struct.pointer,
+            code,
+            ctypes.c_void_p(address or None),
+            part.rows * row_bytes,
+        )
+    return out if output is None else output.result()
 
 
-def matvec(planes: HasPlanes, x: Any) -> Any:
-    """Multiplies a Quantized or a Tile (rows x cols) with a vector of `cols` f32, or with several,
+def matvec(matrix: AnyMatrix, x: Any) -> Any:
+    """Multiplies a quantized matrix (rows x cols) with a vector of `cols` f32, or with several,
     [batch, cols].
 
     Returns f32 of [rows] or [batch, rows], as a numpy array or, without numpy, an `array.array`.
     """
-    recipe = _recipe_of(planes)
-    memories = _planes(planes)
-    vectors, batch, shape = vectors_of(x, planes.rows, planes.cols)
-    output = Output(shape, "f32")
-    call(
-        lib.aq_matvec,
-        ctypes.byref(recipe._struct()),
-        *_arguments(memories),
-        planes.rows,
-        planes.cols,
-        vectors,
-        vectors.nbytes // 4,
-        batch,
-        output.memory,
-        output.memory.nbytes // 4,
-    )
+    parts = _Parts(matrix)
+    vectors, batch, shape = vectors_of(x, parts.rows, parts.cols)
+    given = [vectors, vectors.nbytes // 4, batch]
+    return parts.products(lib.aq_matvec, shape, batch, given)
+
+
+def transform_vectors(matrix: AnyMatrix, x: Any) -> Any:
+    """Divides a vector of `cols` f32, or several, [batch, cols], by the matrix's input scale and
+    rotates them, so that the planes can be multiplied with them as they are. Only for products of
+    your own: the functions here do so by themselves. Returns f32 of the shape of `x`."""
+    parts = _Parts(matrix)
+    vectors, batch, _ = vectors_of(x, parts.rows, parts.cols)
+    output = Output(vectors.shape, "f32")
+    memory = output.memory
+    if vectors.nbytes:
+        ctypes.memmove(memory.address, vectors.address, vectors.nbytes)
+    struct = parts.first._struct()
+    call(lib.aq_transform_vectors, struct.pointer, memory, vectors.nbytes // 4, batch)
     return output.result()
 
 
 @dataclass(frozen=True)
-class Activations:
+class Vectors:
     """A vector, or several, quantized to signed bytes group by group: x is about scale * value.
 
     `values` (i8), `scales` and `sums` (f32) are numpy arrays or, without numpy, `array.array`s.
     """
 
-    #: As many as there are values in x, in an order that depends on the recipe and the length.
+    #: As many as there are values in x, in an order of the library's own.
     values: Any
-    #: For each group of each vector its scale.
+    #: The scale of each group of each vector.
     scales: Any
     #: The scale times the sum of the group's values.
     sums: Any
-    #: Of the matrix they were made for.
-    recipe: Recipe
-    #: That of x: [cols] or [batch, cols].
+    #: Shape of x: [cols] or [batch, cols].
     shape: tuple[int, ...]
+    #: What matrices they fit: format, group size, cols, and how columns were transformed.
+    fits: tuple[int, int, int, int] = field(repr=False)
 
 
-def quantize_vectors(x: Any, like: HasPlanes) -> Activations:
-    """Quantizes a vector of f32, or several, [batch, cols], for `matvec_int8` with the matrix `like`,
-    or any other of as many columns whose recipe has the same format and group size.
+def quantize_vectors(matrix: AnyMatrix, x: Any) -> Vectors:
+    """Quantizes a vector of f32, or several, [batch, cols], for `matvec_int8` with this matrix, or with
+    any other of the same cols, format, group size, input scale and rotation.
 
-    In each group of the matrix's the largest magnitude becomes 127, all others in proportion.
+    In each group of a vector the largest magnitude becomes 127, all others in proportion.
     """
-    recipe = _recipe_of(like)
-    vectors, batch, _ = vectors_of(x, like.rows, like.cols)
-    groups = recipe.groups(like.cols)
+    parts = _Parts(matrix)
+    first = parts.first
+    recipe = _recipe_of(first)
+    vectors, batch, _ = vectors_of(x, parts.rows, parts.cols)
+    groups = recipe.groups(parts.cols)
     scaled = (groups,) if len(vectors.shape) == 1 else (batch, groups)
     values, scales, sums = Output(vectors.shape, "i8"), Output(scaled, "f32"), Output(scaled, "f32")
-    call(
-        lib.aq_quantize_vectors,
-        ctypes.byref(recipe._struct()),
-        vectors,
-        vectors.nbytes // 4,
-        like.cols,
-        batch,
-        values.memory,
-        values.memory.nbytes,
-        scales.memory,
-        scales.memory.nbytes // 4,
-        sums.memory,
-        sums.memory.nbytes // 4,
-    )
-    return Activations(values.result(), scales.result(), sums.result(), recipe, vectors.shape)
+    made = aq_vectors()
+    made.values, made.values_count = values.memory.address, values.memory.nbytes
+    made.scales, made.scales_count = scales.memory.address, scales.memory.nbytes // 4
+    made.sums, made.sums_count = sums.memory.address, sums.memory.nbytes // 4
+    struct = first._struct()
+    count = vectors.nbytes // 4
+    call(lib.aq_quantize_vectors, struct.pointer, vectors, count, batch, ctypes.byref(made))
+    fits = made.format, made.group_size, made.cols, made.transform
+    return Vectors(values.result(), scales.result(), sums.result(), vectors.shape, fits)
 
 
-def matvec_int8(planes: HasPlanes, x: Activations) -> Any:
-    """As `matvec`, with vectors of signed bytes: codes and bytes are multiplied as integers, which
-    is exact, and faster than f32 where the CPU has instructions for that."""
-    recipe = _recipe_of(planes)
-    memories = _planes(planes)
-    if x.shape[-1] != planes.cols:
-        raise ArgumentError(f"x has vectors of {x.shape[-1]}, the matrix has {planes.cols} columns")
-    # What another format or group size makes of the same vectors may be as long.
-    ours, theirs = ((r.format, r.group_size) for r in (recipe, x.recipe))
-    if ours != theirs:
-        raise ArgumentError(
-            f"x was quantized for {theirs[0]} in groups of {theirs[1]}, the matrix is {ours[0]} "
-            f"in groups of {ours[1]}"
-        )
+def matvec_int8(matrix: AnyMatrix, x: Vectors) -> Any:
+    """Multiplies a quantized matrix with vectors of signed bytes, as `matvec` does with f32. Codes and
+    bytes are multiplied as integers, which is exact, and faster than f32 if the CPU has instructions
+    for it.
+
+    Raises ArgumentError for vectors that were made for another kind of matrix."""
+    parts = _Parts(matrix)
     values, scales, sums = Memory(x.values, "values"), _f32(x.scales, "scales"), _f32(x.sums, "sums")
-    output = Output((*x.shape[:-1], planes.rows), "f32")
-    call(
-        lib.aq_matvec_int8,
-        ctypes.byref(recipe._struct()),
-        *_arguments(memories),
-        planes.rows,
-        planes.cols,
-        values,
-        values.nbytes,
-        scales,
-        scales.nbytes // 4,
-        sums,
-        sums.nbytes // 4,
-        1 if len(x.shape) == 1 else x.shape[0],
-        output.memory,
-        output.memory.nbytes // 4,
-    )
-    return output.result()
+    batch = math.prod(x.shape[:-1])
+    given = aq_vectors()
+    given.format, given.group_size, given.cols, given.transform = x.fits
+    given.batch = batch
+    given.values, given.values_count = values.address, values.nbytes
+    given.scales, given.scales_count = scales.address, scales.nbytes // 4
+    given.sums, given.sums_count = sums.address, sums.nbytes // 4
+    shape = (*x.shape[:-1], parts.rows)
+    return parts.products(lib.aq_matvec_int8, shape, batch, [ctypes.byref(given)])
 
 
 class Comparison(NamedTuple):
@@ -383,48 +534,23 @@ def compare(
     return Comparison(cosine.value, sqnr_db.value)
 
 
-def pack(codes: Any, bits: int) -> bytearray:
-    """Packs codes of one row, one a byte, as a codes plane has them."""
-    format = code_of(_QUANTIZED, f"int{bits}", "format")
-    memory = Memory(codes, "codes")
-    if memory.itemsize != 1:
-        raise ArgumentError(f"codes are one a byte, not {memory.itemsize} bytes each")
-    packed = bytearray(-(-memory.nbytes * bits // 8))
-    output = Memory(packed, "packed")
-    call(lib.aq_pack, format, memory, memory.nbytes, output, output.nbytes)
-    return packed
-
-
-def unpack(packed: Any, count: int, bits: int) -> bytearray:
-    """Unpacks `count` codes of one row of a codes plane, one a byte."""
-    format = code_of(_QUANTIZED, f"int{bits}", "format")
-    _check_counts(count=count)
-    memory = Memory(packed, "packed")
-    codes = bytearray(count)
-    output = Memory(codes, "codes")
-    call(lib.aq_unpack, format, memory, memory.nbytes, output, output.nbytes)
-    return codes
-
-
 _NAMES = ("codes", "scales", "biases")
 
 
-def _recipe_of(planes: HasPlanes) -> Recipe:
-    if planes.recipe is None:
-        raise ArgumentError("a kept tensor has no codes to decode")
-    return planes.recipe
+def _recipe_of(matrix: Matrix) -> Recipe:
+    if matrix.recipe is None:
+        raise TensorError("the matrix is kept, not quantized: decode it with dequantize_rows")
+    return matrix.recipe
 
 
-def _plane(plane: Any, what: str, writable: bool = False) -> Memory | None:
-    return None if plane is None else Memory(plane, what, writable)
-
-
-def _planes(planes: HasPlanes) -> list[Memory | None]:
-    return [_plane(getattr(planes, what), what) for what in _NAMES]
-
-
-def _arguments(memories: list[Memory | None]) -> list[Any]:
-    return [part for memory in memories for part in (memory, memory.nbytes if memory else 0)]
+def _range(rows: slice, count: int) -> tuple[int, int]:
+    """The first of some rows, and the one after the last."""
+    if not isinstance(rows, slice):
+        raise TypeError(f"rows must be a slice, not {type(rows).__name__}")
+    start, stop, step = rows.indices(count)
+    if step != 1:
+        raise ArgumentError(f"rows: a step of {step} is not 1")
+    return start, max(start, stop)
 
 
 def _f32(data: Any, what: str) -> Memory:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
+import operator
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Union
 
 from . import _arrow
-from ._buffers import Memory, Output, array_of, numpy_or_none
+from ._buffers import Memory, Output, array_of, need_numpy, numpy_or_none
 from ._library import (
     DTYPES,
     FORMATS,
@@ -35,19 +37,18 @@ from ._library import (
 )
 from ._run import Log, Progress, Run
 from .errors import ArgumentError, UnknownTensor
-from .kernels import Planes, Recipe, _FLOATS, shaped, vectors_of
+from .kernels import (
+    _FLOATS,
+    Matrix,
+    Planes,
+    Recipe,
+    Rotation,
+    _range,
+    transform_vectors,
+    vectors_of,
+)
 from .report import Verification, number
 from .source import Source, TensorInfo
-
-
-@dataclass(frozen=True)
-class Rotation:
-    """How columns were rotated before they were quantized, see docs/format.md."""
-
-    #: Columns that were rotated together.
-    block: int
-    #: What the signs follow from; 0 is none.
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -65,42 +66,71 @@ class ActivationParams:
 
 @dataclass(frozen=True)
 class Tile:
-    """Some rows of a tensor, where they lie in the file.
+    """Some rows of a tensor, without a copy: a `Matrix` over the file, and what the file says of it.
 
     `codes`, `scales` and `biases` are read-only memoryviews of bytes, of shape [rows, bytes of a
-    row] (of one dimension where they are empty, or rows are no whole bytes); None where the tensor
-    has no such plane. They stay good as long as anything refers to them, whatever becomes of the
-    model. `numpy()` gives them their types.
+    row] (of one dimension if they are empty, or rows are not whole bytes); None if the tensor
+    has no such plane. They stay valid as long as anything refers to them, even after the model is
+    closed. `numpy()` gives them their types.
     """
 
-    #: "int2", "int4", "int8"; "raw" for a tensor that was kept: codes are then its values.
-    format: str
-    #: Type of the elements in the source.
-    dtype: str
-    #: First row of the matrix in this tile.
+    #: The rows, for the kernels.
+    matrix: Matrix
+    #: First row of the tensor in this tile.
     row_start: int
-    #: Rows of the matrix in this tile.
-    rows: int
-    #: Weights in a row.
-    cols: int
-    codes: memoryview = field(repr=False)
-    scales: memoryview | None = field(repr=False)
-    biases: memoryview | None = field(repr=False)
-    #: What decoding needs; None for a tensor that was kept.
-    recipe: Recipe | None
     #: XXH3-64 of the tile, see docs/format.md.
     checksum: int
-    #: As measured when the file was written; None when kept.
+    #: Cosine as measured when the file was written; None when kept.
     cosine: float | None
-    #: As measured when the file was written, in dB; infinite without error, None when kept.
+    #: SQNR as measured when the file was written, in dB; infinite without error, None when kept.
     sqnr_db: float | None
-    #: Scales and biases counted; None without weights.
+    #: Bits per weight, scales and biases counted; None without weights.
     bits_per_weight: float | None
-    #: What each column was multiplied by before it was quantized, as bytes of f16; or None. Weights
-    #: that planes alone decode to are still to be divided by it, once they are rotated back.
-    input_scale: memoryview | None = field(repr=False)
-    #: How columns were rotated then, after that; or None.
-    rotation: Rotation | None
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Its matrix, for the kernels."""
+        return (self.matrix,)
+
+    @property
+    def format(self) -> str:
+        """"int2", "int4" or "int8"; "kept" for a tensor that is not quantized: codes are its values."""
+        return self.matrix.format
+
+    @property
+    def dtype(self) -> str:
+        """Type of the elements in the source."""
+        return self.matrix.dtype or "unknown"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the matrix in this tile."""
+        return self.matrix.rows
+
+    @property
+    def cols(self) -> int:
+        """Weights in a row."""
+        return self.matrix.cols
+
+    @property
+    def codes(self) -> memoryview:
+        """Packed codes, or the values of a kept tensor."""
+        return self.matrix.codes  # type: ignore[no-any-return]
+
+    @property
+    def scales(self) -> memoryview | None:
+        """One scale per group; None when kept."""
+        return self.matrix.scales  # type: ignore[no-any-return]
+
+    @property
+    def biases(self) -> memoryview | None:
+        """One bias per group; None unless the scheme is affine."""
+        return self.matrix.biases  # type: ignore[no-any-return]
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How it is quantized; None when kept."""
+        return self.matrix.recipe
 
     @property
     def group_size(self) -> int | None:
@@ -117,55 +147,72 @@ class Tile:
         """"f16" or "f32"; None when kept."""
         return self.recipe.scale_dtype if self.recipe else None
 
+    @property
+    def input_scale(self) -> memoryview | None:
+        """Factor that each column was multiplied by before quantization, as bytes of f16; or None.
+        Kernels undo it, as they do the rotation."""
+        return self.matrix.input_scale  # type: ignore[no-any-return]
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """How columns were rotated after that; or None."""
+        return self.matrix.rotation
+
     def numpy(self) -> Planes:
-        """The planes as read-only numpy arrays, where they lie: codes uint8 [rows, bytes of a row],
+        """The planes as read-only numpy arrays, without a copy: codes uint8 [rows, bytes of a row],
         scales and biases float16 or float32 [rows, groups]."""
-        if self.recipe is not None:
-            return shaped(self)
-        whole = self.rows and self.codes.nbytes % self.rows == 0
-        shape = (self.rows, self.codes.nbytes // self.rows) if whole else (self.codes.nbytes,)
-        return Planes(array_of(self.codes, "u1", shape), None, None)
+        return self.matrix.numpy()
 
 
 def _tile(handle: Handle, index: int, number_: int) -> Tile:
     view = aq_tensor_view()
     call(lib.aq_model_view, handle, index, number_, ctypes.byref(view))
+    found = view.matrix
 
     def plane(address: int | None, length: int, stride: int) -> memoryview:
         bytes_ = borrow(address or 0, length, handle)
-        return bytes_.cast("B", (view.rows, stride)) if stride and length else bytes_
+        return bytes_.cast("B", (found.rows, stride)) if stride and length else bytes_
 
-    kept = view.format == FORMATS["raw"]
-    affine = view.scheme == SCHEMES["affine"]
+    kept = found.format == FORMATS["kept"]
+    affine = found.scheme == SCHEMES["affine"]
     recipe = None
     if not kept:
         recipe = Recipe(
-            format=str(name_of(FORMATS, view.format)),
-            group_size=view.group_size,
-            scheme=str(name_of(SCHEMES, view.scheme)),
-            scale_dtype=str(name_of(DTYPES, view.scale_dtype)),
+            format=str(name_of(FORMATS, found.format)),
+            group_size=found.group_size,
+            scheme=str(name_of(SCHEMES, found.scheme)),
+            scale_dtype=str(name_of(DTYPES, found.scale_dtype)),
         )
-    return Tile(
-        format=str(name_of(FORMATS, view.format)),
-        dtype=str(name_of(DTYPES, view.dtype)),
-        row_start=view.row_start,
-        rows=view.rows,
-        cols=view.cols,
-        codes=plane(view.codes, view.codes_len, view.codes_stride),
-        scales=None if kept else plane(view.scales, view.scales_len, view.scales_stride),
-        biases=plane(view.biases, view.biases_len, view.biases_stride) if affine else None,
+    scale, block = found.input_scale, found.rotation_block
+    matrix = Matrix(
+        codes=plane(found.codes, found.codes_len, found.codes_stride),
+        scales=None if kept else plane(found.scales, found.scales_len, found.scales_stride),
+        biases=plane(found.biases, found.biases_len, found.biases_stride) if affine else None,
         recipe=recipe,
+        rows=found.rows,
+        cols=found.cols,
+        dtype=str(name_of(DTYPES, found.dtype)),
+        input_scale=plane(scale, found.input_scale_len, 0) if scale else None,
+        rotation=Rotation(block, found.rotation_seed) if block else None,
+    )
+    return Tile(
+        matrix=matrix,
+        row_start=view.row_start,
         checksum=view.checksum,
         cosine=number(view.cosine),
         sqnr_db=number(view.sqnr_db),
         bits_per_weight=number(view.bits_per_weight),
-        input_scale=plane(view.input_scale, view.input_scale_len, 0) if view.input_scale else None,
-        rotation=Rotation(view.rotation_block, view.rotation_seed) if view.rotation_block else None,
     )
 
 
 class Tensor:
-    """A tensor of a model. It stays usable after the model is closed."""
+    """A tensor of a model. It stays usable after the model is closed.
+
+    `tensor[10:20]` decodes some rows of its first dimension to f32, and `tensor[3]` one of them.
+    numpy and PyTorch take the whole tensor, decoded to f32: `numpy.asarray(tensor)`,
+    `torch.from_dlpack(tensor)`. For other types, and matrix rows, see `dequantize`; for products
+    without decoding, `matvec` and `arrowquant.kernels`.
+    """
 
     def __init__(self, handle: Handle, index: int, info: TensorInfo) -> None:
         self._handle = handle
@@ -174,37 +221,85 @@ class Tensor:
         self.info = info
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Its dimensions."""
+        return self.info.shape
+
+    @property
     def tiles(self) -> tuple[Tile, ...]:
         """Its rows, in order: most tensors have one tile. Nothing is copied, unless the file is
         compressed."""
         return tuple(_tile(self._handle, self._index, i) for i in range(self.info.tiles))
 
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """The matrices of its tiles, for the kernels."""
+        return tuple(tile.matrix for tile in self.tiles)
+
     def dequantize(self, dtype: str = "f32", rows: slice | None = None) -> Any:
         """Decodes it as "f32", "f16" or "bf16"; kept floats are converted.
 
-        Returns a numpy array (bf16 as uint16, as numpy has no such type) of the tensor's shape,
-        or, of some `rows` (a slice without a step) of its matrix, of [rows, cols]. Without numpy
-        an `array.array` of f32, or bytes of f16 and bf16.
+        Returns a numpy array of the tensor's shape, or, of some `rows` (a slice without a step) of
+        its matrix, of [rows, cols]. bf16 is ml_dtypes.bfloat16 if that package is installed, else
+        uint16. Without numpy an `array.array` of f32, or bytes of f16 and bf16.
         """
+        if rows is None:
+            return self._decode(dtype, 0, self.info.rows, self.info.shape)
+        start, stop = _range(rows, self.info.rows)
+        return self._decode(dtype, start, stop, (stop - start, self.info.cols))
+
+    def _decode(self, dtype: str, start: int, stop: int, shape: tuple[int, ...]) -> Any:
+        """Rows of the matrix, in an array of this shape."""
         code = code_of(_FLOATS, dtype, "dtype")
-        info = self.info
-        start, stop, step = (rows or slice(None)).indices(info.rows)
-        if step != 1:
-            raise ArgumentError(f"rows: a step of {step} is not 1")
-        count = max(stop - start, 0)
-        output = Output(info.shape if rows is None else (count, info.cols), dtype)
+        output = Output(shape, dtype)
         memory = output.memory
-        call(
-            lib.aq_model_dequantize_rows,
-            self._handle,
-            self._index,
-            start if count else 0,
-            count,
-            code,
-            memory,
-            memory.nbytes,
-        )
+        count = stop - start
+        first = start if count else 0
+        place = memory, memory.nbytes
+        call(lib.aq_model_dequantize_rows, self._handle, self._index, first, count, code, *place)
         return output.result()
+
+    def __len__(self) -> int:
+        if not self.info.shape:
+            raise TypeError("a scalar has no rows")
+        return self.info.shape[0]
+
+    # Not by its length: a tensor without rows is one all the same.
+    def __bool__(self) -> bool:
+        return True
+
+    def __getitem__(self, rows: int | slice) -> Any:
+        """Decodes some rows of the first dimension to f32: `tensor[10:20]`, of [10, ...], or
+        `tensor[3]`."""
+        count, rest = len(self), self.info.shape[1:]
+        if isinstance(rows, slice):
+            start, stop = _range(rows, count)
+            if not rest:
+                # A vector is one row of its matrix.
+                return self.dequantize()[start:stop]
+            return self._decode("f32", start, stop, (stop - start, *rest))
+        row = operator.index(rows)
+        if not -count <= row < count:
+            raise IndexError(f"there is no row {row}: there are {count}")
+        row %= count
+        if not rest:
+            return float(self.dequantize()[row])
+        return self._decode("f32", row, row + 1, rest)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """The whole tensor as f32, for numpy."""
+        if copy is False:
+            raise ValueError("a tensor cannot become an array without decoding it")
+        need_numpy()
+        decoded = self.dequantize()
+        return decoded if dtype is None else decoded.astype(dtype)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        """The whole tensor as f32, for libraries that take arrays by DLPack, such as PyTorch."""
+        return self.__array__().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # The CPU.
 
     def matvec(self, x: Any) -> Any:
         """Multiplies it (rows x cols) with a vector of `cols` f32, or with several, [batch, cols].
@@ -244,22 +339,15 @@ class Tensor:
         """The static parameters of its activations at a timestep; `TensorError` where the file has
         none for it."""
         params = aq_activation_params()
-        name, out = encode(self.info.name, "name"), ctypes.byref(params)
-        call(lib.aq_model_activation_params, self._handle, name, timestep, out)
+        out = ctypes.byref(params)
+        call(lib.aq_model_activation_params, self._handle, self._index, timestep, out)
         return ActivationParams(params.t_begin, params.t_end, params.scale, params.zero_point)
 
     def transform_activations(self, x: Any) -> Any:
-        """What a vector of `cols` f32, or several, [batch, cols], must become to be multiplied with
-        the quantized weights as they lie in the file: divided by the input scale, and rotated.
-        `matvec` does so by itself. Returns what `matvec` does, of the shape of `x`."""
-        vectors, batch, _ = vectors_of(x, self.info.rows, self.info.cols)
-        output = Output(vectors.shape, "f32")
-        memory = output.memory
-        if vectors.nbytes:
-            ctypes.memmove(memory.address, vectors.address, vectors.nbytes)
-        count = vectors.nbytes // 4
-        call(lib.aq_model_transform_activations, self._handle, self._index, memory, count, batch)
-        return output.result()
+        """Transforms a vector of `cols` f32, or several, [batch, cols], so that the quantized weights
+        can be multiplied with them as they are in the file: divides them by the input scale, and
+        rotates them. `matvec` does so by itself. Returns what `matvec` does, of the shape of `x`."""
+        return transform_vectors(self, x)
 
     def __repr__(self) -> str:
         info = self.info
@@ -272,21 +360,19 @@ class Metadata(Mapping[str, str]):
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
 
+    @cached_property
+    def _entries(self) -> dict[str, str]:
+        text = text_of(lib.aq_model_metadata_to_json, self._handle)
+        return json.loads(text or "{}")  # type: ignore[no-any-return]
+
     def __getitem__(self, key: str) -> str:
-        value = text_of(lib.aq_model_metadata, self._handle, encode(key, "key"))
-        if value is None:
-            raise KeyError(key)
-        return value
+        return self._entries[key]
 
     def __iter__(self) -> Iterator[str]:
-        key, value = ctypes.c_char_p(), ctypes.c_char_p()
-        for index in range(len(self)):
-            out = ctypes.byref(key), ctypes.byref(value)
-            call(lib.aq_model_metadata_entry, self._handle, index, *out)
-            yield (key.value or b"").decode()
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return int(lib.aq_model_metadata_count(self._handle))
+        return len(self._entries)
 
 
 class Model(Owner, Mapping[str, Tensor]):
@@ -397,14 +483,14 @@ class Model(Owner, Mapping[str, Tensor]):
         path = encode_path(output, "output")
         run = Run(progress, log, threads)
         options = ctypes.byref(run.options)
-        run.call(lib.aq_model_dequantize_to_path, self._open(), path, code, options)
+        run.call(lib.aq_model_dequantize, self._open(), path, code, options)
 
     def __arrow_c_stream__(self, requested_schema: object = None) -> Any:
         """The model as an Arrow table, one tile a row, with the columns of the file: for
         `pyarrow.table(model)`, polars, DuckDB and others. Planes are not copied, and last as long
         as the arrays."""
         stream = ArrowArrayStream()
-        call(lib.aq_model_export_arrow, self._open(), ctypes.byref(stream))
+        call(lib.aq_model_to_arrow, self._open(), ctypes.byref(stream))
         return _arrow.capsule_of(stream)
 
     def __repr__(self) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
 from ._buffers import Memory
 from ._library import (
@@ -29,9 +29,12 @@ from ._library import (
     text_of,
 )
 from ._run import Log, Progress, Run
-from .config import Config
+from .config import Config, Settings
 from .report import Report, number
 from .source import Source
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class PlanEntry:
     """What one tensor will get."""
 
     name: str
-    #: "int2", "int4", "int8", or "raw" for a tensor that is kept; the next five are then None.
+    #: "int2", "int4", "int8", or "kept" for a tensor that is not quantized; the next five are then None.
     format: str
     #: Weights that share a scale; 0 for a whole row.
     group_size: int | None
@@ -65,7 +68,7 @@ class PlanEntry:
 
 
 def _entry(found: aq_tensor_plan) -> PlanEntry:
-    kept = found.format == FORMATS["raw"]
+    kept = found.format == FORMATS["kept"]
     return PlanEntry(
         name=name_at(found.name, found.name_len),
         format=str(name_of(FORMATS, found.format)),
@@ -104,7 +107,7 @@ class Plan(Owner):
         progress: Union[bool, Progress, None] = None,
         log: Log | None = None,
         threads: int = 0,
-        **settings: Any,
+        **settings: Unpack[Settings],
     ) -> Plan:
         """The plan for a source (or what `quantize` takes as its input). `settings` are config
         keys, over `config`.
@@ -118,7 +121,7 @@ class Plan(Owner):
         with Source.of(source)._open().shared() as tensors, wanted._open().shared() as handle:
             try:
                 out = ctypes.byref(plan)
-                run.call(lib.aq_plan_create_with, tensors, handle, ctypes.byref(run.options), out)
+                run.call(lib.aq_plan_new, tensors, handle, ctypes.byref(run.options), out)
             finally:
                 made = Handle(plan.value, lib.aq_plan_free)
         return cls._around(made)
@@ -134,6 +137,10 @@ class Plan(Owner):
         """The plan as JSON, as `arrowquant plan --json` prints it."""
         with self._open().shared() as handle:
             return text_of(lib.aq_plan_to_json, handle) or ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as Python objects."""
+        return json.loads(self.to_json())  # type: ignore[no-any-return]
 
     def set(self, tensor: str, settings: str) -> None:
         """Changes what one tensor will get: "keep", or like "bits:8,group:64" with any of bits,
@@ -172,27 +179,22 @@ class Plan(Owner):
     @property
     def modality(self) -> str:
         """What the model generates: "text", "code", "image", "audio" or "unknown"."""
-        with self._open().shared() as handle:
-            return text_of(lib.aq_plan_modality, handle) or ""
+        return str(self.to_dict()["modality"])
 
     @property
     def families(self) -> tuple[str, ...]:
         """The families of models that it is of, whose lists of what to keep count."""
-        return tuple(json.loads(self.to_json())["families"])
+        return tuple(self.to_dict()["families"])
 
     @property
     def evidence(self) -> tuple[str, ...]:
         """What tells the modality, a sentence each."""
-        with self._open().shared() as plan:
-            count = lib.aq_plan_evidence_count(plan)
-            return tuple(text_of(lib.aq_plan_evidence, plan, i) or "" for i in range(count))
+        return tuple(self.to_dict()["evidence"])
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """What it does but was hardly meant, such as rules that match no tensor."""
-        with self._open().shared() as plan:
-            count = lib.aq_plan_warning_count(plan)
-            return tuple(text_of(lib.aq_plan_warning, plan, i) or "" for i in range(count))
+        return tuple(self.to_dict()["warnings"])
 
     def run(
         self,
@@ -222,7 +224,7 @@ class Plan(Owner):
         report = ctypes.c_void_p()
         with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
             out = ctypes.byref(report)
-            run.call(lib.aq_run_to_path, tensors, plan, path, ctypes.byref(run.options), out)
+            run.call(lib.aq_plan_run, plan, tensors, path, ctypes.byref(run.options), out)
         return Report._take(report)
 
     def file_bytes(self, source: Any) -> int:
@@ -231,14 +233,14 @@ class Plan(Owner):
         and tensors that get more bits to reach their cosine change it."""
         size = ctypes.c_uint64()
         with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
-            call(lib.aq_plan_file_bytes, tensors, plan, ctypes.byref(size))
+            call(lib.aq_plan_file_bytes, plan, tensors, ctypes.byref(size))
         return size.value
 
     def size_bound(self, source: Any) -> int:
         """Bytes that the file never exceeds."""
         size = ctypes.c_size_t()
         with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
-            call(lib.aq_run_size_bound, tensors, plan, ctypes.byref(size))
+            call(lib.aq_plan_size_bound, plan, tensors, ctypes.byref(size))
         return size.value
 
     def run_to_bytes(
@@ -258,9 +260,9 @@ class Plan(Owner):
         memory = Memory(output, "output")
         with source._open().shared() as tensors, self._open().shared() as plan:
             run.call(
-                lib.aq_run_into,
-                tensors,
+                lib.aq_plan_run_into,
                 plan,
+                tensors,
                 ctypes.byref(run.options),
                 memory,
                 memory.nbytes,

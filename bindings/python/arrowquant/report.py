@@ -13,7 +13,6 @@ from ._library import (
     FORMATS,
     Handle,
     aq_report_total,
-    aq_tensor_check,
     aq_tensor_report,
     call,
     lib,
@@ -49,7 +48,7 @@ class TensorReport:
     """What was measured of one tensor."""
 
     name: str
-    #: "int2", "int4", "int8", or "raw" for a tensor that was kept.
+    #: "int2", "int4", "int8", or "kept" for a tensor that was not quantized.
     format: str
     #: Why it was treated so, in a few words.
     reason: str
@@ -216,6 +215,13 @@ class TensorCheck:
     sqnr_db: float | None
 
 
+def _check(found: dict[str, Any]) -> TensorCheck:
+    cosine, sqnr_db = found["cosine"], found["sqnr_db"]
+    if cosine is not None and sqnr_db is None:
+        sqnr_db = math.inf
+    return TensorCheck(found["name"], found["problem"], cosine, sqnr_db)
+
+
 class Verification:
     """What checking a file found: one entry a tensor, those of the file first, then those that it
     lacks. True when nothing is wrong."""
@@ -228,19 +234,8 @@ class Verification:
     def _take(cls, pointer: ctypes.c_void_p) -> Verification:
         """Reads all of a handle, and frees it."""
         handle = Handle(pointer.value, lib.aq_verification_free)
-        tensors = []
-        for index in range(lib.aq_verification_count(handle)):
-            entry = aq_tensor_check()
-            call(lib.aq_verification_tensor, handle, index, ctypes.byref(entry))
-            tensors.append(
-                TensorCheck(
-                    name=name_at(entry.name, entry.name_len),
-                    problem=None if entry.problem is None else entry.problem.decode(),
-                    cosine=number(entry.cosine),
-                    sqnr_db=number(entry.sqnr_db),
-                )
-            )
-        return cls(tuple(tensors), text_of(lib.aq_verification_to_json, handle) or "")
+        json_text = text_of(lib.aq_verification_to_json, handle) or ""
+        return cls(tuple(map(_check, json.loads(json_text)["tensors"])), json_text)
 
     @property
     def ok(self) -> bool:

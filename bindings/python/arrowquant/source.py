@@ -52,7 +52,7 @@ class TensorInfo:
         return cls(
             name=name_at(info.name, info.name_len),
             dtype=str(name_of(DTYPES, info.dtype)),
-            shape=tuple(info.dims[: info.n_dims]) if info.n_dims else (),
+            shape=tuple(info.dims[: info.dims_count]) if info.dims_count else (),
             rows=info.rows,
             cols=info.cols,
             bytes=info.bytes,
@@ -98,9 +98,9 @@ class Source(Owner):
         names = [encode(component, "without") for component in without]
         options = aq_open_options()
         options.without = (ctypes.c_char_p * len(names))(*names)
-        options.n_without = len(names)
+        options.without_count = len(names)
         return cls._around(
-            make(lib.aq_source_free, lib.aq_source_open_with, name, ctypes.byref(options))
+            make(lib.aq_source_free, lib.aq_source_open, name, ctypes.byref(options))
         )
 
     @classmethod

@@ -29,32 +29,34 @@ static int close_enough(const char *what) {
 
 /* Planes in memory of this program's. */
 static int rows(void) {
-  aq_error err = AQ_ERROR_INIT;
-  aq_recipe recipe = {.struct_size = sizeof recipe,
-                      .format = AQ_FORMAT_INT4,
-                      .group_size = GROUP,
-                      .method = AQ_METHOD_MINMAX,
-                      .gain = AQ_GAIN_LSQ};
-  size_t codes_len, scales_len, biases_len;
-  if (aq_plane_sizes(&recipe, ROWS, COLS, &codes_len, &scales_len, &biases_len, &err))
-    return failed("aq_plane_sizes", &err);
-  unsigned char *planes = malloc(codes_len + scales_len);
-  if (!planes) return 1;
-  aq_quality quality = {.struct_size = sizeof quality};
-  if (aq_quantize_rows(&recipe, weights, sizeof weights, AQ_DTYPE_F32, ROWS, COLS, NULL, planes,
-                       codes_len, planes + codes_len, scales_len, NULL, 0, &quality, &err))
+  aq_error err = AQ_INIT(aq_error);
+  const aq_recipe recipe = {.struct_size = sizeof recipe,
+                            .format = AQ_FORMAT_INT4,
+                            .group_size = GROUP,
+                            .method = AQ_METHOD_MINMAX,
+                            .gain = AQ_GAIN_LSQ};
+  aq_planes planes = AQ_INIT(aq_planes);
+  if (aq_plane_sizes(&recipe, ROWS, COLS, &planes, &err)) return failed("aq_plane_sizes", &err);
+  unsigned char *memory = malloc(planes.codes_len + planes.scales_len);
+  if (!memory) return 1;
+  planes.codes = memory;
+  planes.scales = memory + planes.codes_len;
+  aq_matrix matrix = AQ_INIT(aq_matrix);
+  aq_quality quality = AQ_INIT(aq_quality);
+  if (aq_quantize_rows(&recipe, weights, sizeof weights, AQ_DTYPE_F32, ROWS, COLS, NULL, &planes, &matrix,
+                       &quality, &err))
     return failed("aq_quantize_rows", &err);
-  if (aq_dequantize_rows(&recipe, planes, codes_len, planes + codes_len, scales_len, NULL, 0, ROWS,
-                         COLS, AQ_DTYPE_F32, decoded, sizeof decoded, &err))
+  if (aq_dequantize_rows(&matrix, AQ_DTYPE_F32, decoded, sizeof decoded, &err))
     return failed("aq_dequantize_rows", &err);
-  free(planes);
-  printf("%zu bytes to %zu, cosine %.4f\n", sizeof weights, codes_len + scales_len, quality.cosine);
+  free(memory);
+  printf("%zu bytes to %zu, cosine %.4f\n", sizeof weights, planes.codes_len + planes.scales_len,
+         quality.cosine);
   return !close_enough("aq_dequantize_rows");
 }
 
 /* A file in memory, by threads and with zstd. */
 static int file(void) {
-  aq_error err = AQ_ERROR_INIT;
+  aq_error err = AQ_INIT(aq_error);
   aq_config *config = NULL;
   aq_source *source = NULL;
   aq_plan *plan = NULL;
@@ -67,12 +69,12 @@ static int file(void) {
   if (aq_source_new(&source, &err) ||
       aq_source_add_tensor(source, "w.weight", AQ_DTYPE_F32, dims, 2, weights, sizeof weights, &err))
     return failed("aq_source", &err);
-  if (aq_plan_create(source, config, &plan, &err) || aq_run_size_bound(source, plan, &len, &err))
+  if (aq_plan_new(source, config, NULL, &plan, &err) || aq_plan_size_bound(plan, source, &len, &err))
     return failed("aq_plan", &err);
   void *bytes = malloc(len);
   if (!bytes) return 1;
-  if (aq_run_into(source, plan, &options, bytes, len, &len, NULL, &err))
-    return failed("aq_run_into", &err);
+  if (aq_plan_run_into(plan, source, &options, bytes, len, &len, NULL, &err))
+    return failed("aq_plan_run_into", &err);
   memset(decoded, 0, sizeof decoded);
   if (aq_model_open_memory(bytes, len, NULL, NULL, &model, &err) ||
       aq_model_dequantize_rows(model, 0, 0, ROWS, AQ_DTYPE_F32, decoded, sizeof decoded, &err))
@@ -86,15 +88,30 @@ static int file(void) {
   return !close_enough("aq_model_dequantize_rows");
 }
 
+#ifdef AQ_FAIL
+/* Only in the library that tests build from tests/c/fail.rs. */
+aq_status aq_fail(const char *message, aq_error *err);
+
 /* A panic inside becomes an error: the tables for unwinding are there. */
 static int failure(void) {
-  aq_error err = AQ_ERROR_INIT;
+  aq_error err = AQ_INIT(aq_error);
   if (aq_fail("on purpose", &err) != AQ_ERROR_INTERNAL || err.code != AQ_ERROR_INTERNAL ||
       !strstr(err.message, "on purpose"))
     return failed("aq_fail", &err);
   printf("%s\n", err.message);
   return 0;
 }
+#else
+/* An error of the operating system's. */
+static int failure(void) {
+  aq_error err = AQ_INIT(aq_error);
+  aq_model *model = NULL;
+  if (aq_model_open("/nowhere/on purpose", &model, &err) != AQ_ERROR_IO || !strstr(err.message, "on purpose"))
+    return failed("aq_model_open", &err);
+  printf("%s\n", err.message);
+  return 0;
+}
+#endif
 
 int check_library(void) {
   if (aq_abi_version() != AQ_ABI_VERSION) return 1;
