@@ -232,7 +232,7 @@ fn impossible_budgets_are_refused_with_the_arithmetic() {
     // and sqrt(1 - 2^-0.08) = 0.23; 0.70 needs -0.5 log2(1 - 0.49) = 0.486 bits, 425 MB.
     for part in [
         "max_size: 35.0 MB is too small",
-        "the smallest that the formats allowed make is 1.8 GB",
+        "the smallest possible with the allowed formats is 1.8 GB",
         "7000000000 weights to quantize at 2.002 bits each",
         "0.04 bits per weight, at which iid Gaussian weights cannot exceed cosine 0.23 in any format",
         "for 0.70 they need 0.486 bits, 425.0 MB",

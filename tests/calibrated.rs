@@ -324,7 +324,7 @@ fn one_of_another_model_is_refused_by_shape_or_name() {
     assert!(!case.path("out.parquet").exists());
 
     let reason = refused(case.run_with(None, &[("method", "gptq")], "out.parquet", 1));
-    assert!(reason.contains("takes a calibration"), "{reason}");
+    assert!(reason.contains("requires a calibration"), "{reason}");
     let snr = [("time_weighting", "snr")];
     assert!(refused(case.run(case.calibration(), &snr)).contains("schedule"));
 }

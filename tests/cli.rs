@@ -72,7 +72,7 @@ fn usage_errors_exit_with_2() {
     );
     quantize(
         &["--group-size", "100"],
-        &["--group-size: '100' is neither"],
+        &["--group-size: invalid value '100' (expected a multiple of 16"],
     );
     quantize(
         &["--scheme", "odd"],

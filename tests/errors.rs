@@ -164,12 +164,12 @@ fn malformed_shards() {
     let message = sharded_error(&good, |folder| {
         std::fs::copy(folder.join("a.safetensors"), folder.join("b.safetensors")).unwrap();
     });
-    assert_names(&message, &[name, "tensor 'b'", "does not hold it"]);
+    assert_names(&message, &[name, "tensor 'b'", "does not contain it"]);
 
     let swapped = index(json!({"a": "b.safetensors", "b": "b.safetensors"}));
     assert_names(
         &sharded_error(&swapped, |_| ()),
-        &[name, "tensor 'a'", "does not hold it"],
+        &[name, "tensor 'a'", "does not contain it"],
     );
 
     let outside = index(json!({"a": "../a.safetensors"}));

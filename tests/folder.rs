@@ -272,7 +272,7 @@ fn an_interrupted_run_is_continued() {
             if there {
                 let message = Model::open(&output).unwrap_err().to_string();
                 assert!(
-                    message.contains("not complete: run the same again"),
+                    message.contains("not complete: run the same command again"),
                     "{message}"
                 );
             }

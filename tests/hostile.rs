@@ -384,15 +384,15 @@ fn footers_of_more_than_they_hold() {
         // Many row groups, keys and schema nodes, none of which exist.
         (
             [&schema[..], &[0x16, 0x00, 0x19, 0xFC], &count].concat(),
-            "more than it holds",
+            "the footer is truncated",
         ),
         (
             [&schema[..], &[0x16, 0x00, 0x29, 0xFC], &count].concat(),
-            "more than it holds",
+            "the footer is truncated",
         ),
         (
             [&[0x15, 0x02, 0x19, 0xFC][..], &count].concat(),
-            "more than it holds",
+            "the footer is truncated",
         ),
         // Entries of one byte each.
         (
@@ -487,7 +487,7 @@ fn zstd_bombs() {
         for (claimed, body) in [(0x7FFF_FFFF, &bomb), (1 << 30, &bomb)] {
             let page = data_page(body.clone(), claimed, 1, Encoding::PLAIN);
             let forged = with_pages(&file, column, CompressionCodec::ZSTD, vec![page]);
-            refused_model(forged, &[column, "unpack to more than"]);
+            refused_model(forged, &[column, "decompress to more than"]);
         }
     }
     // A page that claims less than it decompresses to.

@@ -178,7 +178,7 @@ const SCHEMES: &[Scheme] = &[
         ],
     },
     Scheme {
-        name: "not known",
+        name: "an unknown scheme",
         tensors: &[
             ("weight", I8, &[32, 32]),
             ("something_new", F16, &[32, 4]),

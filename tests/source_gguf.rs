@@ -248,7 +248,7 @@ fn wrong_files_say_what_is_wrong() {
         ),
         (
             gguf(&[], &twice("a"), &[0; 64]),
-            &["'a'", "no multiple of 32"],
+            &["'a'", "not a multiple of 32"],
         ),
         (
             gguf(

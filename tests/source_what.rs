@@ -173,7 +173,7 @@ fn links_to_nothing_name_where_they_lead() {
     check("whole", &["whole/vae: ", gone]);
     // An unfinished download.
     write(&at("blobs/gone.incomplete"), "half");
-    check("files", &[gone, "an .incomplete file is"]);
+    check("files", &[gone, "there is an .incomplete file"]);
     // A valid link stands for its target.
     write(&at("blobs/there"), model());
     link("../blobs/there", "good/m.safetensors");

@@ -20,7 +20,7 @@ pub struct Evolve {
     pub population: usize,
     /// Generations after the first.
     pub generations: usize,
-    /// A seed always gives the same search.
+    /// Seed of all random choices; with the same seed the search is the same.
     pub seed: u64,
     /// The most bytes of a candidate; `None` without a limit.
     pub limit: Option<u64>,

@@ -271,7 +271,7 @@ static void calibrations(void) {
   REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 8 bytes",
              OBSERVE(calibration, "a", 0, x, 8, AQ_DTYPE_F32, SIZE_MAX, 2));
   REFUSED_AS(AQ_ERROR_CONFIG, "layer 'a': 0 bytes", OBSERVE(calibration, "a", 0, x, 0, AQ_DTYPE_F32, 0, 0));
-  REFUSED_AS(AQ_ERROR_CONFIG, "a name of 1", OBSERVE(calibration, "", 0, x, 8, AQ_DTYPE_F32, 1, 2));
+  REFUSED_AS(AQ_ERROR_CONFIG, "must have 1 to 4096 bytes", OBSERVE(calibration, "", 0, x, 8, AQ_DTYPE_F32, 1, 2));
   REFUSED_AS(AQ_ERROR_CONFIG, "timestep 1000 is not from 0 to 999",
              OBSERVE(calibration, "a", 1000, x, 8, AQ_DTYPE_F32, 1, 2));
   x[5] = NAN;
@@ -518,7 +518,7 @@ static void sources(void) {
   wanted.without_count = 1;
   REFUSED("options.without is NULL", aq_source_open(input, &wanted, &source, err));
   wanted.without = without;
-  REFUSED_AS(AQ_ERROR_CONFIG, "no pipeline", aq_source_open(input, &wanted, &source, err));
+  REFUSED_AS(AQ_ERROR_CONFIG, "not a pipeline", aq_source_open(input, &wanted, &source, err));
   wanted.without_count = 2;
   REFUSED("a name in options.without is NULL", aq_source_open(input, &wanted, &source, err));
   without[1] = BAD_UTF8;

@@ -338,7 +338,7 @@ def test_what_cannot_be_observed_is_refused_and_not_taken_in(tmp_path):
         (("w", 5, x.T), aq.ArgumentError, "layer 'w' is not C-contiguous"),
         (("w", 5, np.float32(1)), aq.ArgumentError, "have no channels"),
         (("w", 5, [1.0]), TypeError, "buffer protocol"),
-        (("", 5, x), aq.ConfigError, "a name of 1"),
+        (("", 5, x), aq.ConfigError, "its name must have 1 to 4096 bytes"),
         (("w\0", 5, x), aq.ArgumentError, "NUL"),
     ]
     for call, kind, reason in refused:
