@@ -99,12 +99,12 @@ extern "C" {
 /** Bytes of an error's message, its NUL included. */
 #define AQ_MESSAGE_SIZE 512
 
-/** AQ_OK, or why a call failed. */
+/** Result of a call: AQ_OK, or why it failed. */
 typedef int32_t aq_status;
 
 /**
- * What went wrong. Start with AQ_INIT(aq_error); every call that gets it sets code and message, to
- * AQ_OK and "" on success.
+ * Error of a call. Start with AQ_INIT(aq_error); every call that receives it sets code and
+ * message, to AQ_OK and "" on success.
  */
 typedef struct aq_error {
   /** sizeof(aq_error); 0 stands for today's size. */
@@ -169,15 +169,15 @@ typedef int32_t aq_scheme;
 /** How scales are chosen. */
 typedef int32_t aq_method;
 
-/** Whether rows get back the amplitude that rounding takes. */
+/** Whether the amplitude that rounding takes from rows is restored. */
 typedef int32_t aq_gain;
 
 /** Type of an element; all values are little-endian. */
 typedef int32_t aq_dtype;
 
 /**
- * How weights are quantized, and how planes are laid out. Set struct_size, format and group_size;
- * the rest may be 0, for the defaults. Decoding needs no method and no gain.
+ * How weights are quantized. Start with AQ_INIT(aq_recipe), then set format and group_size; the
+ * rest may stay 0, for the defaults.
  */
 typedef struct aq_recipe {
   /** sizeof(aq_recipe). */
@@ -187,7 +187,7 @@ typedef struct aq_recipe {
   /** Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row. */
   uint32_t group_size;
   aq_scheme scheme;
-  /** AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32: storage of scales and biases. */
+  /** Storage of scales and biases: AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32. */
   aq_dtype scale_dtype;
   aq_method method;
   aq_gain gain;
@@ -200,29 +200,32 @@ typedef struct aq_recipe {
 #define AQ_FORMAT_INT8 8
 #define AQ_SCHEME_DEFAULT 0
 
-/** w = scale * (q - z), where z is 1.5, 8 or 128 for 2, 4 or 8 bits. The default. */
+/** Without bias: w = scale * (q - z), where z is 1.5, 8 or 128 for 2, 4 or 8 bits. The default. */
 #define AQ_SCHEME_SYMMETRIC 1
 
-/** w = scale * q + bias. */
+/** With bias: w = scale * q + bias. */
 #define AQ_SCHEME_AFFINE 2
 #define AQ_METHOD_DEFAULT 0
 
-/** From the range of each group. */
+/** Scales from the range of each group. */
 #define AQ_METHOD_MINMAX 1
 
-/** Least squares over trial scales. The default. */
+/** Scales by least squares over trial scales. The default. */
 #define AQ_METHOD_LSQ 2
 
-/** Columns make up for each other's rounding, as a calibration's Hessian says how. In runs only. */
+/**
+ * Each column compensates for the rounding of earlier ones, as a calibration's Hessian says how
+ * (GPTQ). For runs only.
+ */
 #define AQ_METHOD_GPTQ 3
 
 /** AQ_GAIN_UNIT for 2 and 4 bits, AQ_GAIN_LSQ for 8. */
 #define AQ_GAIN_DEFAULT 0
 
-/** They do. */
+/** Multiplies each row's scales so that rounding does not change its amplitude. */
 #define AQ_GAIN_UNIT 1
 
-/** Scales stay as the method chose them. */
+/** Leaves scales as the method chose them. */
 #define AQ_GAIN_LSQ 2
 #define AQ_DTYPE_DEFAULT 0
 #define AQ_DTYPE_F32 1
@@ -248,20 +251,20 @@ typedef struct aq_recipe {
 #define AQ_DTYPE_U8 21
 #define AQ_DTYPE_BOOL 22
 
-/** The library's version, such as "0.1.0". Lasts for ever. */
+/** Returns the library's version, such as "0.1.0". The string lasts forever. */
 AQ_API const char *aq_version(void);
 
 /**
- * The library's AQ_ABI_VERSION. A program that loads the library at run time must compare it
- * with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
+ * Returns the library's AQ_ABI_VERSION. A program that loads the library at run time must compare
+ * it with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
  */
 AQ_API uint32_t aq_abi_version(void);
 
 /**
- * The instruction set whose kernels are in use: the best of this machine, or a lesser one that
+ * Returns the name of the instruction set in use: the best of this machine, or a lesser one that
  * the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
- * "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" when AQ_ISA names none there is;
- * calls that need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
+ * "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" if AQ_ISA is set to anything else;
+ * calls that need kernels then fail with AQ_ERROR_CONFIG. The string lasts forever.
  */
 AQ_API const char *aq_isa_name(void);
 
@@ -510,7 +513,7 @@ typedef struct aq_planes {
 } aq_planes;
 
 #if defined(AQ_STD)
-/** What quantizing some rows came to, measured on the weights as they decode. */
+/** Quality of quantized rows, measured on the weights as they decode. */
 typedef struct aq_quality {
   /** sizeof(aq_quality). */
   uint32_t struct_size;
@@ -561,12 +564,12 @@ AQ_API aq_status aq_quantize_rows(const aq_recipe *recipe,
 
 #if defined(AQ_STD)
 /**
- * Measures how far `b` is from the original `a`: two arrays of as many values, each f32, f16 or
+ * Compares `b` with the original `a`: two arrays of the same number of values, each f32, f16 or
  * bf16, their lengths in bytes. Both outputs are required.
  *
- * `cosine` is that of the angle between them: 1 if neither has a value but 0, and 0 if one of them
- * has none. `sqnr_db` is the signal to quantization noise ratio in dB: infinite without any
- * difference, and minus infinite where only `a` has no value but 0.
+ * `cosine` is that of the angle between them: 1 if both are all 0, and 0 if one is. `sqnr_db` is
+ * the signal to quantization noise ratio in dB: infinite without any difference, and minus
+ * infinite if only `a` is all 0.
  *
  * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity.
  */
@@ -589,26 +592,26 @@ AQ_API aq_status aq_compare(const void *a,
 
 #if defined(AQ_STD)
 /**
- * How activations are quantized: dynamically, by their own magnitudes, where scale is 0, else by a
- * static scale and zero point. Set struct_size; the rest may be 0.
+ * How activations are quantized: dynamically, by their own magnitudes, if scale is 0; otherwise by
+ * a static scale and zero point. Start with AQ_INIT(aq_activation_options).
  */
 typedef struct aq_activation_options {
   /** sizeof(aq_activation_options). */
   uint32_t struct_size;
-  /** Of a value: 4, or 8, the default. */
+  /** Bits of a value: 4, or 8 (the default). */
   uint32_t bits;
   /**
    * Dynamic only: values of a row that share a scale, a multiple of 16 up to 1024, or 0 for a
    * whole row. The last group of a row may be shorter.
    */
   uint32_t group_size;
-  /** Static, where above 0: a normal number. */
+  /** Static scale, a normal number above 0; 0 for dynamic scales. */
   float scale;
-  /** Static only: any finite number. */
+  /** Zero point of a static scale: any finite number. */
   float zero_point;
-  /** What each column is divided by first: `cols` normal numbers above 0, or NULL for none. */
+  /** Divisor of each column, applied first: normal numbers above 0, or NULL for none. */
   const float *input_scale;
-  /** How many these are. */
+  /** Number of divisors: `cols`, or 0. */
   size_t input_scale_count;
 } aq_activation_options;
 #endif
@@ -616,18 +619,18 @@ typedef struct aq_activation_options {
 #if defined(AQ_STD)
 /**
  * Quantizes `rows` rows of `cols` activations (f32, f16 or bf16), `x_len` bytes, to `rows * cols`
- * values of a byte each, in the same order. With `options` NULL: 8 bits, a scale for each row.
+ * values of one byte each, in the same order. With `options` NULL: 8 bits, one scale per row.
  *
- * Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are int8,
- * `round(x * (top / a))`, and stand for `value * (a / top)`. There are rows * groups `scales`,
- * `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A group
- * without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_count` counts them, not bytes.
+ * Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are
+ * int8, `round(x * (top / a))`, and represent `value * (a / top)`. There are rows * groups
+ * `scales`, `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A
+ * group without magnitudes above 1e-30 gets zeros, and the scale 0.
  *
- * Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and stand
- * for `(value - zero_point) * scale`. There are no `scales`: NULL and 0.
+ * Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and
+ * represent `(value - zero_point) * scale`. There are no `scales`: pass NULL and 0.
  *
- * All of it is f32, each operation rounded, and round is half to even: the same on every machine. No
- * output may overlap the other or an input.
+ * All arithmetic is f32 with each operation rounded, and round is half to even, so that results
+ * are the same on every machine. No output may overlap the other or an input.
  *
  * Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, when
  * dynamic, becomes so when divided by `input_scale`. The outputs then hold nothing of use.
@@ -648,14 +651,14 @@ AQ_API aq_status aq_quantize_activations(const void *x,
 #ifdef AQ_STD
 
 /*
- * aq_config: what is wanted of a run.
+ * aq_config: the settings of a run.
  *
- * Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4", "group_size"
- * "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later ones win;
- * rules add up.
+ * Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4",
+ * "group_size" "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later
+ * ones win; rules accumulate.
  */
 
-/** What is wanted of a run. */
+/** Settings of a run. */
 typedef struct aq_config aq_config;
 
 /**
@@ -664,7 +667,7 @@ typedef struct aq_config aq_config;
  */
 AQ_API aq_status aq_config_new(const char *profile, aq_config **config, aq_error *err);
 
-/** Makes another configuration with the same settings. */
+/** Copies a configuration. */
 AQ_API aq_status aq_config_clone(const aq_config *config,
                                  aq_config **copy,
                                  aq_error *err);
@@ -678,27 +681,30 @@ AQ_API aq_status aq_config_set(aq_config *config,
 /** Adds one rule, such as "lm_head.*=keep" or "*.v_proj.weight=bits:8,group:64". */
 AQ_API aq_status aq_config_add_rule(aq_config *config, const char *rule, aq_error *err);
 
-/** The value in force for `key`, as aq_config_set takes it. Belongs to the config. */
+/** Gets the value in force for `key`, as aq_config_set takes it. The text belongs to the config. */
 AQ_API aq_status aq_config_get(const aq_config *config,
                                const char *key,
                                const char **value,
                                aq_error *err);
 
-/** Takes in a YAML document: a mapping of keys to values. */
+/** Applies a YAML document: a mapping of keys to values. */
 AQ_API aq_status aq_config_merge_yaml(aq_config *config, const char *yaml, aq_error *err);
 
-/** Takes in a YAML file. */
+/** Applies a YAML file. */
 AQ_API aq_status aq_config_merge_yaml_file(aq_config *config,
                                            const char *path,
                                            aq_error *err);
 
 /**
- * Takes in the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
- * none of them unless asked so.
+ * Applies the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
+ * none of them otherwise.
  */
 AQ_API aq_status aq_config_merge_env(aq_config *config, aq_error *err);
 
-/** All settings in force as YAML, which aq_config_merge_yaml reads back. Belongs to the config. */
+/**
+ * Writes all settings in force as YAML, which aq_config_merge_yaml reads back. The text belongs to
+ * the config.
+ */
 AQ_API aq_status aq_config_to_yaml(const aq_config *config,
                                    const char **yaml,
                                    aq_error *err);
@@ -706,19 +712,20 @@ AQ_API aq_status aq_config_to_yaml(const aq_config *config,
 AQ_API void aq_config_free(aq_config *config);
 
 /*
- * aq_calibration: what a model's layers see, by timestep.
+ * aq_calibration: activation statistics of a model's layers, by timestep.
  *
- * A calibration takes in the inputs of each layer as the caller's own runtime computes them, and
- * keeps sums alone: per layer and bin of timesteps the range and the sum of squares of each input
+ * A calibration observes the inputs of each layer as the caller's own runtime computes them, and
+ * keeps only sums: per layer and bin of timesteps the range and the sum of squares of each input
  * channel and a histogram of all values, and per group of bins the Hessian, sum of x x^T, that
  * AQ_METHOD_GPTQ needs. Calibrations of several machines add up.
  *
- * Layers are called as their weights are, with or without ".weight" at the end. Everything but
- * freeing may be done by several threads at once; those that observe one layer take turns. Sums
- * depend on the order in which rows come only by rounding; counts, ranges and histograms do not.
+ * Layers are named after their weights, with or without ".weight" at the end. Everything except
+ * freeing may be done by several threads at once; those that observe one layer take turns. The
+ * order in which rows come affects sums only by rounding, and counts, ranges and histograms not at
+ * all.
  */
 
-/** What a model's layers see, by timestep. */
+/** Activation statistics of a model's layers, by timestep. */
 typedef struct aq_calibration aq_calibration;
 
 /** How a calibration divides time, and what it keeps. Start with AQ_INIT(aq_calibration_options). */
@@ -726,42 +733,39 @@ typedef struct aq_calibration_options {
   /** sizeof(aq_calibration_options). */
   uint32_t struct_size;
   /**
-   * Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. Where the
-   * mask ratio of a text model serves as time: ratio times this.
+   * Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. If the mask
+   * ratio of a text model serves as time: ratio times this.
    */
   uint32_t timesteps;
   /**
-   * Bins of timesteps with ranges, squares and a histogram each: up to 4096 and no more than
+   * Bins of timesteps with ranges, squares and a histogram each: up to 4096 and not more than
    * there are timesteps, or 0 for 50.
    */
   uint32_t bins;
   /** Not 0: keeps no Hessians. */
   uint32_t no_hessian;
   /**
-   * Groups of timesteps with a Hessian each, which divide the bins; 0 for 10. A Hessian of a
-   * layer with n channels takes 4 n (n + 1) bytes.
+   * Groups of timesteps with a Hessian each; their number divides that of the bins; 0 for 10.
+   * The Hessian of a layer with n channels takes 4 n (n + 1) bytes.
    */
   uint32_t hessian_groups;
-  /**
-   * Bytes of Hessians that are held in memory, where those beyond lie in a temporary file; 0 for
-   * no limit.
-   */
+  /** Bytes of Hessians in memory; more go to a temporary file. 0 for no limit. */
   uint64_t memory_limit;
-  /** Where that file is made; NULL for the system's folder for such. */
+  /** Folder of that file; NULL for the system's folder for temporary files. */
   const char *spill_folder;
 } aq_calibration_options;
 
-/** What a calibration knows of a layer. */
+/** Description of an observed layer. */
 typedef struct aq_layer_info {
   /** sizeof(aq_layer_info). */
   uint32_t struct_size;
-  /** Its name, without ".weight"; ends in NUL. Belongs to the calibration. */
+  /** Name of the layer, without ".weight". Belongs to the calibration. */
   const char *name;
-  /** Bytes of the name. */
+  /** Bytes of the name without its final NUL. */
   size_t name_len;
-  /** Input channels. */
+  /** Number of input channels. */
   size_t cols;
-  /** Rows observed, at all timesteps. */
+  /** Number of rows observed, at all timesteps. */
   uint64_t rows;
 } aq_layer_info;
 
@@ -771,32 +775,34 @@ AQ_API aq_status aq_calibration_new(const aq_calibration_options *options,
                                     aq_error *err);
 
 /**
- * Reads a file that aq_calibration_save wrote, to use it or to go on observing. Hessians beyond
- * `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such.
+ * Reads a file that aq_calibration_save wrote, to use it or to continue observing. Hessians beyond
+ * `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such files.
  */
 AQ_API aq_status aq_calibration_load(const char *path,
                                      uint64_t memory_limit,
                                      aq_calibration **calibration,
                                      aq_error *err);
 
-/** Writes everything to the Parquet file `path`, which appears whole or not at all. */
+/** Writes the calibration to the Parquet file `path`, which appears whole or not at all. */
 AQ_API aq_status aq_calibration_save(const aq_calibration *calibration,
                                      const char *path,
                                      aq_error *err);
 
 /**
- * Takes in what another calibration of the same model has seen, which stays as it was. Both must
- * divide time alike, both or neither keep Hessians, and have the same schedule, unless one has
- * none. Counts, ranges and histograms are as if one calibration had seen all; sums are so to
- * rounding. On an error nothing is taken in, unless a temporary file failed (AQ_ERROR_IO).
+ * Adds the observations of another calibration of the same model, `from`, which does not change.
+ * Both must divide time alike, both or neither keep Hessians, and have the same schedule, unless
+ * one has none. Counts, ranges and histograms are as if one calibration had observed everything;
+ * sums are the same up to rounding. After an error nothing is added, unless a temporary file
+ * failed (AQ_ERROR_IO).
  */
 AQ_API aq_status aq_calibration_merge(const aq_calibration *into,
                                       const aq_calibration *from,
                                       aq_error *err);
 
 /**
- * Says how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one a timestep,
- * the cumulative products of 1 - beta. Needed only to weigh timesteps by their noise.
+ * Sets how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one
+ * per timestep, the cumulative products of 1 - beta. Needed only to weight timesteps by their
+ * noise.
  */
 AQ_API aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
                                              const double *alphas,
@@ -804,15 +810,15 @@ AQ_API aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
                                              aq_error *err);
 
 /**
- * Takes in some rows of a layer's input at a timestep: `rows` vectors of `cols` input channels,
- * one after the other, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a
- * token, a pixel or a sample. The input of a convolution is unfolded, so that its channels are the
- * in * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
+ * Observes rows of a layer's input at a timestep: `rows` vectors of `cols` input channels, one
+ * after another, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a token, a
+ * pixel or a sample. The input of a convolution is unfolded first, so that its channels are the in
+ * * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
  * used after the call.
  *
- * AQ_ERROR_CONFIG, and nothing is taken in, where the timestep is out of range, the layer was seen
- * with another `cols`, or a value is NaN, infinite or beyond 10^18 (the message says where).
- * AQ_ERROR_IO where a temporary file cannot be written.
+ * Fails with AQ_ERROR_CONFIG, and observes nothing, if the timestep is out of range, the layer had
+ * another `cols` before, or a value is NaN, infinite or beyond 10^18 (the message says where);
+ * with AQ_ERROR_IO if a temporary file cannot be written.
  */
 AQ_API aq_status aq_calibration_observe(const aq_calibration *calibration,
                                         const char *layer,
@@ -824,11 +830,11 @@ AQ_API aq_status aq_calibration_observe(const aq_calibration *calibration,
                                         size_t cols,
                                         aq_error *err);
 
-/** The number of layers observed; 0 for NULL. */
+/** Returns the number of observed layers; 0 for NULL. */
 AQ_API size_t aq_calibration_count(const aq_calibration *calibration);
 
 /**
- * What is known of layer `index`. Layers are in the order of their names' bytes: one that is
+ * Describes layer `index`. Layers are in the order of their names' bytes, so a layer that is
  * observed for the first time moves those after it.
  */
 AQ_API aq_status aq_calibration_layer(const aq_calibration *calibration,
@@ -837,9 +843,9 @@ AQ_API aq_status aq_calibration_layer(const aq_calibration *calibration,
                                       aq_error *err);
 
 /**
- * Has runs with this config quantize by a calibration, or by none where it is NULL. The calibration
- * may be freed before the config, which keeps what it needs, as do its clones. It is no part of the
- * config's YAML.
+ * Sets the calibration that runs with this config use; NULL for none. The calibration may be freed
+ * before the config, which keeps what it needs, as do its copies. It is not part of the config's
+ * YAML.
  */
 AQ_API aq_status aq_config_set_calibration(aq_config *config,
                                            const aq_calibration *calibration,
@@ -903,7 +909,7 @@ struct ArrowArrayStream {
 /** Tensors to quantize. */
 typedef struct aq_source aq_source;
 
-/** What to open of a path. Start with AQ_INIT(aq_open_options). */
+/** What to open. Start with AQ_INIT(aq_open_options). */
 typedef struct aq_open_options {
   /** sizeof(aq_open_options). */
   uint32_t struct_size;
@@ -913,7 +919,7 @@ typedef struct aq_open_options {
   size_t without_count;
 } aq_open_options;
 
-/** A tensor's description. Pointers belong to the handle it was asked of. */
+/** Description of a tensor. Pointers belong to the handle that described it. */
 typedef struct aq_tensor_info {
   /** sizeof(aq_tensor_info). */
   uint32_t struct_size;
@@ -921,19 +927,19 @@ typedef struct aq_tensor_info {
   aq_dtype dtype;
   /** Name in the model. */
   const char *name;
-  /** Bytes of the name without its final NUL: a name may hold a NUL, too. */
+  /** Bytes of the name without its final NUL; a name may contain a NUL itself. */
   size_t name_len;
-  /** `dims_count` dimensions, outermost first. */
+  /** Dimensions, outermost first. */
   const size_t *dims;
   /** Number of dimensions; 0 for a scalar. */
   size_t dims_count;
-  /** Rows of the matrix it is quantized as: all dimensions but the first fold into columns. */
+  /** Rows of the matrix that it is quantized as: all dimensions but the first fold into columns. */
   size_t rows;
   /** Columns of that matrix. */
   size_t cols;
   /** Bytes of its values in the source. */
   size_t bytes;
-  /** Tiles it is stored in, each of some whole rows; 0 for a tensor of a source. */
+  /** Number of tiles that store it, each of some whole rows; 0 for a tensor of a source. */
   size_t tiles;
 } aq_tensor_info;
 
@@ -960,14 +966,15 @@ AQ_API aq_status aq_source_open(const char *path,
                                 aq_source **source,
                                 aq_error *err);
 
-/** Makes a source without tensors, to which aq_source_add_tensor adds some. */
+/** Makes an empty source, for aq_source_add_tensor. */
 AQ_API aq_status aq_source_new(aq_source **source, aq_error *err);
 
 /**
- * Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
- * they are until the source is freed. Any dtype may be given; what is no f64, f32, f16, bf16 or f8
- * (e4m3, e5m2) is kept as it is. An f8 weight whose scale is added, too, such as `a.weight_scale`
- * beside `a.weight`, becomes one bf16 tensor, as when it is read from a file. Only for sources from aq_source_new or aq_source_from_arrow.
+ * Adds a tensor in the caller's memory. Its values are not copied: they must not change until the
+ * source is freed. Any dtype is accepted; tensors of other types than f64, f32, f16, bf16 and f8
+ * (e4m3, e5m2) are kept. An f8 weight whose scale is also added, such as `a.weight_scale` beside
+ * `a.weight`, becomes one bf16 tensor, as when it is read from a file. Only for sources from
+ * aq_source_new or aq_source_from_arrow.
  */
 AQ_API aq_status aq_source_add_tensor(aq_source *source,
                                       const char *name,
@@ -979,18 +986,19 @@ AQ_API aq_status aq_source_add_tensor(aq_source *source,
                                       aq_error *err);
 
 /**
- * Makes a source of the tensors in an Arrow table, whose values are not copied. One tensor a row:
- * `name` a string, `shape` a list of int64, and `data` either binary, with its dtype ("f32",
- * "bf16", ...) in a column `dtype`, or a list of float or half float.
+ * Makes a source of the tensors in an Arrow table, without copying values. The table has one
+ * tensor per row: `name` a string, `shape` a list of int64, and `data` either binary, with its
+ * dtype ("f32", "bf16", ...) in a column `dtype`, or a list of float or half float.
  *
- * The stream is taken: it must not be used or released any more, whether the call succeeds or
- * not, and its `release` is NULL after it. Its arrays are released when the source is freed.
+ * The library takes the stream: it must not be used or released any more, whether the call
+ * succeeds or not, and its `release` is NULL afterwards. Its arrays are released when the source
+ * is freed.
  */
 AQ_API aq_status aq_source_from_arrow(struct ArrowArrayStream *stream,
                                       aq_source **source,
                                       aq_error *err);
 
-/** The number of tensors; 0 for NULL. */
+/** Returns the number of tensors; 0 for NULL. */
 AQ_API size_t aq_source_count(const aq_source *source);
 
 /** Describes tensor `index`. */
@@ -1002,77 +1010,74 @@ AQ_API aq_status aq_source_tensor(const aq_source *source,
 AQ_API void aq_source_free(aq_source *source);
 
 /*
- * How calls that work for a while go about it, and what they tell meanwhile.
+ * Options of long calls: threads, progress, log.
  */
 
-/** How much a message matters. */
+/** Importance of a log message. */
 typedef int32_t aq_log_level;
 
-/** How far a run has come. */
+/** Progress of a run. */
 typedef struct aq_progress {
   /** sizeof(aq_progress) in the library. */
   uint32_t struct_size;
-  /** Bytes dealt with. */
+  /** Bytes processed. */
   uint64_t done;
-  /** Bytes in all. */
+  /** Bytes in total. */
   uint64_t total;
 } aq_progress;
 
 /**
- * Told how far a run has come, at least some 20 times a second, also where nothing is new; false
- * cancels.
+ * Receives the progress of a run, at least about 20 times a second, even if nothing changed.
+ * Returning false cancels.
  */
 typedef bool (*aq_progress_fn)(void *user_data, const aq_progress *progress);
 
 /**
- * Told, in a line, what is worth telling: what a plan does that was hardly meant, tensors that
- * got something else than planned. False cancels.
+ * Receives one-line notices and warnings, such as a rule that matches no tensor, or a tensor that
+ * got another format than planned. Returning false cancels.
  */
 typedef bool (*aq_log_fn)(void *user_data, aq_log_level level, const char *message);
 
-/**
- * How a run goes about it; nothing here changes what tensors become. Start with
- * AQ_INIT(aq_run_options).
- */
+/** How a run works; nothing here changes what tensors become. Start with AQ_INIT(aq_run_options). */
 typedef struct aq_run_options {
   /** sizeof(aq_run_options). */
   uint32_t struct_size;
   /**
-   * Threads that work; 1 starts none. 0 is what the config says where there is one, and else
-   * all of the machine's.
+   * Number of working threads; 1 starts none. 0 means what the config says, if there is one,
+   * else as many as the machine has.
    */
   uint32_t threads;
   aq_progress_fn progress;
   aq_log_fn log;
-  /** Passed to both. */
+  /** Passed to progress and log. */
   void *user_data;
   /**
-   * Not 0: into a folder, goes on with the parts that are there already. That is the default; an
-   * output that is one file is refused with it.
+   * Not 0: requires that the output is a folder, where runs continue with existing parts by
+   * default; a single file is refused.
    */
   uint32_t resume;
-  /**
-   * Into a folder: does the `part`-th (from 1) of `parts` shares of the work, for aq_merge.
-   * 0 of 0 is all of it.
-   */
+  /** For a folder: does share `part` (from 1) of `parts`, for aq_merge. 0 of 0 means everything. */
   uint32_t part;
   uint32_t parts;
-  /** Into a folder: bytes of planes after which a part ends; 0 is 128 MiB. */
+  /** For a folder: bytes of planes after which a part ends; 0 means 128 MiB. */
   uint64_t part_bytes;
   /**
-   * Not 0: into a folder, makes all parts anew, and removes those of an earlier run before, be it of
-   * another model or of other settings. No other run may be writing to the folder.
+   * Not 0: for a folder, starts anew and removes the parts of an earlier run, even one of
+   * another model or other settings. No other run may be writing to the folder.
    */
   uint32_t restart;
 } aq_run_options;
 
-/** Good to know. */
+/** Information. */
 #define AQ_LOG_INFO 1
 
-/** Hardly meant. */
+/** A warning: probably not what was intended. */
 #define AQ_LOG_WARNING 2
 
-/** For whoever started the run, and nothing is wrong: that it goes on with what is there. */
+/**
+ * A notice to whoever started the run; nothing is wrong. For example that it continues with
+ * existing parts.
+ */
 #define AQ_LOG_NOTICE 3
 
 /*
@@ -1086,29 +1091,32 @@ typedef struct aq_plan aq_plan;
 typedef struct aq_tensor_plan {
   /** sizeof(aq_tensor_plan). */
   uint32_t struct_size;
-  /** AQ_FORMAT_KEPT for a tensor that is kept; the next five are then 0. */
+  /** Format; AQ_FORMAT_KEPT for a tensor that is kept, with 0 in the next five fields. */
   aq_format format;
   /** Weights that share a scale; 0 for a whole row. */
   uint32_t group_size;
   aq_scheme scheme;
-  /** AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT: f16, and f32 for tiles that need it. */
+  /**
+   * Storage of scales: AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT for f16, and f32 in
+   * tiles that need it.
+   */
   aq_dtype scale_dtype;
   aq_method method;
   aq_gain gain;
   const char *name;
   /** Bytes of the name without its final NUL. */
   size_t name_len;
-  /** Why, in a few words. */
+  /** Reason for this format, in a few words. */
   const char *reason;
   /** Bytes of its values in the source. */
   size_t source_bytes;
   /** Predicted bytes of its planes. */
   size_t bytes;
-  /** The same per weight, in bits; NaN without weights. */
+  /** Predicted bits per weight; NaN without weights. */
   double bits_per_weight;
   /**
-   * Cosine that it must reach, or get more bits: of its outputs where a calibration tells of
-   * them, else of its weights. NaN for none.
+   * Required cosine: a tensor below it gets more bits. Of the outputs if a calibration has this
+   * layer, else of the weights. NaN for none.
    */
   double min_cosine;
 } aq_tensor_plan;
@@ -1127,19 +1135,19 @@ AQ_API aq_status aq_plan_new(const aq_source *source,
                              aq_plan **plan,
                              aq_error *err);
 
-/** The number of tensors; 0 for NULL. */
+/** Returns the number of tensors; 0 for NULL. */
 AQ_API size_t aq_plan_count(const aq_plan *plan);
 
-/** What tensor `index` will get; tensors are in the order of the source. */
+/** Gets what tensor `index` will get; tensors are in the order of the source. */
 AQ_API aq_status aq_plan_tensor(const aq_plan *plan,
                                 size_t index,
                                 aq_tensor_plan *entry,
                                 aq_error *err);
 
 /**
- * Predicted bytes of the file that the plan makes of its source: planes to the byte, and what is
- * beside them to a few hundred bytes a tensor. Compression, scales that turn out to need f32 and
- * tensors that get more bits to reach their cosine change it. AQ_ERROR_PLAN for another source.
+ * Predicts the bytes of the file that a run will write: planes exactly, everything else to a few
+ * hundred bytes per tensor. Compression, scales that turn out to need f32, and tensors that get
+ * more bits to reach their cosine change the size. Fails with AQ_ERROR_PLAN for another source.
  */
 AQ_API aq_status aq_plan_file_bytes(const aq_plan *plan,
                                     const aq_source *source,
@@ -1155,7 +1163,10 @@ AQ_API aq_status aq_plan_set(aq_plan *plan,
                              const char *settings,
                              aq_error *err);
 
-/** The plan as JSON, as `arrowquant plan --json` prints it. Belongs to the plan. */
+/**
+ * Writes the plan as JSON, as `arrowquant plan --json` does, with "modality", "evidence" (what the
+ * modality follows from), "warnings" and all tensors. The text belongs to the plan.
+ */
 AQ_API aq_status aq_plan_to_json(const aq_plan *plan, const char **json, aq_error *err);
 
 /** Reads a plan from JSON, edited or not. */
@@ -1164,13 +1175,13 @@ AQ_API aq_status aq_plan_from_json(const char *json, aq_plan **plan, aq_error *e
 AQ_API void aq_plan_free(aq_plan *plan);
 
 /*
- * aq_report: what a run measured.
+ * aq_report: the measurements of a run.
  */
 
-/** What a run measured, on the weights as they decode from the file. */
+/** Measurements of a run, on the weights as they decode from the file. */
 typedef struct aq_report aq_report;
 
-/** What was measured of one tensor. Strings belong to the report. */
+/** Measurements of one tensor. Strings belong to the report. */
 typedef struct aq_tensor_report {
   /** sizeof(aq_tensor_report). */
   uint32_t struct_size;
@@ -1179,37 +1190,37 @@ typedef struct aq_tensor_report {
   const char *name;
   /** Bytes of the name without its final NUL. */
   size_t name_len;
-  /** Why it was treated so, in a few words. */
+  /** Why it has this format, in a few words. */
   const char *reason;
   /** Bytes of its planes. */
   size_t bytes;
-  /** Scales and biases counted; NaN without weights. */
+  /** Bits per weight, scales and biases counted; NaN without weights. */
   double bits_per_weight;
   /** Cosine of the angle to the original; NaN when kept, or when all weights are 0. */
   double cosine;
-  /** Signal to quantization noise in dB; infinite without error, NaN as the cosine. */
+  /** Signal to quantization noise in dB; infinite without error, NaN if the cosine is. */
   double sqnr_db;
-  /** Tiles whose scales did not fit f16 and are f32. */
+  /** Number of tiles whose scales did not fit f16 and are f32. */
   size_t f32_scale_tiles;
   /**
-   * Relative squared error of the layer's output on the calibration's inputs,
-   * |X W - X Q|^2 / |X W|^2, timesteps weighted as for quantizing; NaN where no calibration
-   * tells. The report's JSON has it by time, too.
+   * Relative squared error of the layer's output on the calibration's inputs, |X W - X Q|^2 / |X
+   * W|^2, timesteps weighted as in quantization; NaN without a calibration of this layer. The
+   * report's JSON has it by time, too.
    */
   double output_error;
-  /** Cosine of the angle between the outputs; NaN likewise. */
+  /** Cosine of the angle between the outputs; NaN if output_error is. */
   double output_cosine;
   /**
-   * Cosine that it was to reach: of its outputs where a calibration tells of them, else of its
-   * weights. NaN for none.
+   * Required cosine: of the outputs if a calibration has this layer, else of the weights. NaN
+   * for none.
    */
   double min_cosine;
   /**
-   * Attempts that did not reach it, each with fewer bits than the next. The report's JSON has
-   * what was measured of each, as "ladder".
+   * Number of attempts below the required cosine, each with fewer bits than the next. The
+   * report's JSON has the measurements of each, as "ladder".
    */
   size_t ladder_steps;
-  /** Not 0: it still does not reach it, as the budget left no room for more bits. */
+  /** Not 0: still below the required cosine, because the budget left no room for more bits. */
   uint32_t below_min_cosine;
 } aq_tensor_report;
 
@@ -1217,7 +1228,7 @@ typedef struct aq_tensor_report {
 typedef struct aq_report_total {
   /** sizeof(aq_report_total). */
   uint32_t struct_size;
-  /** Threads that worked. */
+  /** Number of working threads. */
   uint32_t threads;
   /** Number of quantized tensors. */
   size_t quantized;
@@ -1229,43 +1240,46 @@ typedef struct aq_report_total {
   uint64_t output_bytes;
   /** Quantized weights. */
   uint64_t weights;
-  /** Bytes of their planes. */
+  /** Bytes of the planes of quantized tensors. */
   uint64_t bytes;
-  /** Their bits per weight, scales and biases counted; NaN without any. */
+  /** Bits per quantized weight, scales and biases counted; NaN without any. */
   double bits_per_weight;
-  /** Cosine over all of them; NaN without any. */
+  /** Cosine over all quantized tensors; NaN without any. */
   double cosine;
   /**
-   * Signal to quantization noise over all of them in dB; infinite without error, NaN without
-   * any.
+   * Signal to quantization noise over all quantized tensors, in dB; infinite without error, NaN
+   * without any.
    */
   double sqnr_db;
-  /** Wall time. */
+  /** Wall time in seconds. */
   double seconds;
 } aq_report_total;
 
-/** The number of tensors; 0 for NULL. */
+/** Returns the number of tensors; 0 for NULL. */
 AQ_API size_t aq_report_count(const aq_report *report);
 
-/** What was measured of tensor `index`; tensors are in the order of the plan. */
+/** Gets the measurements of tensor `index`; tensors are in the order of the plan. */
 AQ_API aq_status aq_report_tensor(const aq_report *report,
                                   size_t index,
                                   aq_tensor_report *entry,
                                   aq_error *err);
 
-/** What was measured over all tensors. */
+/** Gets the measurements over all tensors. */
 AQ_API aq_status aq_report_totals(const aq_report *report,
                                   aq_report_total *total,
                                   aq_error *err);
 
-/** All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report. */
+/**
+ * Writes the report as JSON, as `arrowquant quantize --report` does. The text belongs to the
+ * report.
+ */
 AQ_API aq_status aq_report_to_json(const aq_report *report,
                                    const char **json,
                                    aq_error *err);
 
 /**
- * All of it as a page of HTML for people, as `arrowquant quantize --report out.html` writes it: one
- * file that loads nothing. Belongs to the report.
+ * Writes the report as a self-contained HTML page, as `arrowquant quantize --report out.html`
+ * does. The text belongs to the report.
  */
 AQ_API aq_status aq_report_to_html(const aq_report *report,
                                    const char **html,
@@ -1274,21 +1288,21 @@ AQ_API aq_status aq_report_to_html(const aq_report *report,
 AQ_API void aq_report_free(aq_report *report);
 
 /*
- * Runs: a plan is done, from a source to a file or to the caller's memory.
+ * Runs: from a source to a file, a folder or the caller's memory.
  */
 
 /**
- * Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
- * plan and run in one call. `config`, `options` and `report` may be NULL.
+ * Quantizes `input`, anything that aq_source_open takes, into `output`: opens, plans and runs in
+ * one call. `config`, `options` and `report` may be NULL.
  *
- * An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
- * bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
- * each part appears whole, and the same run goes on after an interruption with the parts that are
- * there. A folder belongs to one source and one set of settings; a run of another into it is
- * refused, unless `restart` is set.
+ * An output that ends in ".parquet" is one file, which appears whole at its path, or not at all;
+ * its bytes depend on input and settings alone. Any other output is a folder of parts with a
+ * manifest.json: each part appears whole, and after an interruption the same run continues with
+ * the existing parts. A folder belongs to one source and one set of settings; another run into it
+ * is refused, unless `restart` is set.
  *
- * With a budget ("max_size", "avg_bits", "mixed_precision") progress is told of the measuring
- * first, and then of the run.
+ * With a budget ("max_size", "avg_bits", "mixed_precision") progress covers the measuring first,
+ * and then the run.
  */
 AQ_API aq_status aq_quantize_file(const char *input,
                                   const char *output,
@@ -1298,8 +1312,8 @@ AQ_API aq_status aq_quantize_file(const char *input,
                                   aq_error *err);
 
 /**
- * Does a plan: quantizes a source into the Parquet file or folder `output`, as aq_quantize_file.
- * The plan must be one for this source. `options` and `report` may be NULL.
+ * Runs a plan: quantizes its source into the file or folder `output`, as aq_quantize_file does.
+ * `options` and `report` may be NULL.
  */
 AQ_API aq_status aq_plan_run(const aq_plan *plan,
                              const aq_source *source,
@@ -1308,16 +1322,16 @@ AQ_API aq_status aq_plan_run(const aq_plan *plan,
                              aq_report **report,
                              aq_error *err);
 
-/** Bytes that the file of a plan never exceeds: memory that is enough for aq_plan_run_into. */
+/** Gets an upper bound of the file's bytes: enough memory for aq_plan_run_into. */
 AQ_API aq_status aq_plan_size_bound(const aq_plan *plan,
                                     const aq_source *source,
                                     size_t *size,
                                     aq_error *err);
 
 /**
- * As aq_plan_run, into the caller's memory: the same bytes, `written` of them. Memory that is
- * too small is an AQ_ERROR_IO; on any failure it holds nothing of use. It must not overlap the
- * tensors of the source. aq_model_open_memory opens the result where it lies.
+ * Runs a plan into the caller's memory: writes the same bytes as to a file, `written` of them.
+ * Memory that is too small is an AQ_ERROR_IO; after any failure it holds nothing of use. It must
+ * not overlap the tensors of the source. aq_model_open_memory opens the result without copying it.
  */
 AQ_API aq_status aq_plan_run_into(const aq_plan *plan,
                                   const aq_source *source,
@@ -1329,23 +1343,23 @@ AQ_API aq_status aq_plan_run_into(const aq_plan *plan,
                                   aq_error *err);
 
 /**
- * Makes one model of a folder of parts that several runs with `part` made: checks that all are
- * there and belong together, and writes the manifest.
+ * Merges a folder of parts that several runs with `part` made into one model: checks that all
+ * parts exist and belong together, and writes the manifest.
  */
 AQ_API aq_status aq_merge(const char *folder, aq_error *err);
 
 /*
- * aq_analysis: what tensors lose by each way to store them.
+ * aq_analysis: what tensors lose by each format.
  */
 
-/** What tensors lose by each way to store them. */
+/** Measured losses of tensors by each format. */
 typedef struct aq_analysis aq_analysis;
 
 /**
- * Measures, on a sample of the rows of each tensor that can be quantized, what it loses by the
- * formats that `config` lets a budget choose from ("candidates"), and by its own. With the
- * calibration of `config` it is the loss of the layer's outputs. `config` (the defaults) and
- * `options`, whose threads, progress (in bytes of the sample) and log count, may be NULL.
+ * Measures what each tensor that can be quantized loses by the formats that `config` lets a budget
+ * choose from ("candidates"), and by its own, on a sample of its rows. With the calibration of
+ * `config`, measures the loss of the layer's outputs. `config` (NULL for the defaults) and
+ * `options` (threads, progress in bytes of the sample, and log) may be NULL.
  */
 AQ_API aq_status aq_analyze(const aq_source *source,
                             const aq_config *config,
@@ -1354,9 +1368,10 @@ AQ_API aq_status aq_analyze(const aq_source *source,
                             aq_error *err);
 
 /**
- * All of it as JSON, as `arrowquant analyze --json` prints it: "tensors" with "name", "sensitive"
- * (why, or null) and "formats", each with "format", "group_size", "scheme", "bytes",
- * "bits_per_weight", "cosine" and "error", which is 1 - cosine^2. Belongs to the analysis.
+ * Writes the analysis as JSON, as `arrowquant analyze --json` does: "tensors" with "name",
+ * "sensitive" (why, or null) and "formats", each with "format", "group_size", "scheme", "bytes",
+ * "bits_per_weight", "cosine" and "error", which is 1 - cosine^2. The text belongs to the
+ * analysis.
  */
 AQ_API aq_status aq_analysis_to_json(const aq_analysis *analysis,
                                      const char **json,
@@ -1365,51 +1380,52 @@ AQ_API aq_status aq_analysis_to_json(const aq_analysis *analysis,
 AQ_API void aq_analysis_free(aq_analysis *analysis);
 
 /*
- * aq_evolution: searching for the plan that is worth most.
+ * aq_evolution: a search for the best plan.
  *
  * A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. What a model is
- * worth need be no such sum: a search tries whole plans, and goes by what the caller makes of each.
+ * worth need not be such a sum: a search tries whole plans and scores each with a function of the
+ * caller's.
  */
 
 /** Stands for 0 in fields whose 0 means a default. */
 #define AQ_NONE UINT32_MAX
 
-/** What the generations of a search came to. */
+/** The history of a search. */
 typedef struct aq_evolution aq_evolution;
 
 /**
- * What a candidate is worth: the more the better, any number but infinity. One that is worth nothing
- * gets a very low number, such as -1e300. Minus infinity ends the search with the best so far; NaN
- * and infinity are errors.
+ * Scores a candidate: higher is better, any finite number. Score a useless candidate with a very
+ * low number, such as -1e300. Minus infinity ends the search with the best so far; NaN and
+ * infinity are errors.
  *
- * The candidate lasts until the function returns, and is freed by the search. It can be read, done
- * (aq_plan_run, aq_plan_run_into) and written down, on any thread.
+ * The candidate is valid until the function returns, and belongs to the search. It can be read,
+ * run (aq_plan_run, aq_plan_run_into) and written down, on any thread.
  */
 typedef double (*aq_fitness_fn)(void *user_data, const aq_plan *candidate);
 
-/** What a generation came to. */
+/** State of the search after a generation. */
 typedef struct aq_generation {
   /** sizeof(aq_generation) in the library. */
   uint32_t struct_size;
-  /** From 0, the start. */
+  /** Number of the generation; 0 is the start. */
   uint32_t generation;
-  /** Candidates tried so far; those that came again are not tried again. */
+  /** Candidates scored so far; a candidate that comes up again is not scored again. */
   uint64_t evaluations;
   /** The best fitness so far. */
   double best;
   /** Mean fitness of the parents of the next generation: the best fifth so far. */
   double mean;
-  /** Bytes of planes of the best one, over the tensors that the search decides on. */
+  /** Bytes of planes of the best candidate, over the tensors that the search decides on. */
   uint64_t bytes;
 } aq_generation;
 
 /**
- * Told after each generation, on the thread that made the call; false ends the search with the best
- * so far.
+ * Called after each generation, on the thread that made the call. Returning false ends the search
+ * with the best so far.
  */
 typedef bool (*aq_generation_fn)(void *user_data, const aq_generation *generation);
 
-/** How a search goes about it. Start with AQ_INIT(aq_evolve_options). */
+/** How a search works. Start with AQ_INIT(aq_evolve_options). */
 typedef struct aq_evolve_options {
   /** sizeof(aq_evolve_options). */
   uint32_t struct_size;
@@ -1418,36 +1434,36 @@ typedef struct aq_evolve_options {
   /** Generations after the first; 0 for 10, and AQ_NONE for none. */
   uint32_t generations;
   /**
-   * Not 0: as many threads as the run's options say call `fitness` at once. 0: it is called on
-   * the thread that made the call alone.
+   * Not 0: `fitness` may be called by several threads at once, as many as the run's options say.
+   * 0: it is called only on the thread that made the call.
    */
   uint32_t parallel;
-  /** Not 0: goes on where the checkpoint ended, if it is there. */
+  /** Not 0: continues from the checkpoint, if it exists. */
   uint32_t resume;
-  /** A file that the search is written to after each generation; NULL for none. */
+  /** File that the search is saved to after each generation; NULL for none. */
   const char *checkpoint;
   /**
-   * NULL: less the sum of the relative errors of tensors, of which a budget finds the best plan
-   * by itself.
+   * Scores candidates. NULL: minus the sum of the relative errors of tensors, for which a budget
+   * alone finds the best plan.
    */
   aq_fitness_fn fitness;
   aq_generation_fn generation;
-  /** Passed to both. */
+  /** Passed to fitness and generation. */
   void *user_data;
 } aq_evolve_options;
 
 /**
- * Searches for the plan that is worth most, among those that take no more than the budget of
- * `config`, or than its own plan where it sets none. The first generation has the budget's plan and
- * those that treat all tensors alike. Candidates spend what they may: tensors get more bits as long
- * as these fit. With the same "seed", and a fitness that is the same for the
- * same plan, so is the search, on any number of threads.
+ * Searches for the plan with the highest fitness, among those that need no more bytes than the
+ * budget of `config`, or than its own plan if it sets none. The first generation has the budget's
+ * plan and the plans that treat all tensors alike. Candidates use what they may: tensors get more
+ * bits as long as these fit. With the same "seed", and a fitness that depends on the plan alone,
+ * the search is the same on any number of threads.
  *
- * What tensors lose by each format is measured first, as in aq_plan_new, which is what
- * `options` hears of; its threads count for a parallel fitness, too. `config`, `evolve`, `options`
- * and `evolution` may be NULL.
+ * First measures what tensors lose by each format, as aq_plan_new does; `options` are for that,
+ * and its threads also count for a parallel fitness. `config`, `evolve`, `options` and `evolution`
+ * may be NULL.
  *
- * AQ_ERROR_CANCELLED when it is ended before anything is found.
+ * Fails with AQ_ERROR_CANCELLED if it is ended before anything is found.
  */
 AQ_API aq_status aq_evolve(const aq_source *source,
                            const aq_config *config,
@@ -1458,9 +1474,10 @@ AQ_API aq_status aq_evolve(const aq_source *source,
                            aq_error *err);
 
 /**
- * All of it as JSON, as `arrowquant evolve --json` prints it: "fitness" of the plan, "start" (that of
- * the budget's plan; null if it was not tried), "generations" (the history), "stopped" (whether it
- * was ended early), "seed", "limit_bytes" and "additive". Belongs to the evolution.
+ * Writes the history as JSON, as `arrowquant evolve --json` does: "fitness" of the plan, "start"
+ * (that of the budget's plan; null if it was not scored), "generations" (the history), "stopped"
+ * (whether it was ended early), "seed", "limit_bytes" and "additive". The text belongs to the
+ * evolution.
  */
 AQ_API aq_status aq_evolution_to_json(const aq_evolution *evolution,
                                       const char **json,
@@ -1469,40 +1486,42 @@ AQ_API aq_status aq_evolution_to_json(const aq_evolution *evolution,
 AQ_API void aq_evolution_free(aq_evolution *evolution);
 
 /*
- * aq_fold_report: smoothing folded into the weights before the layers that it is for.
+ * aq_fold_report: smoothing folded into the weights of preceding layers.
  *
- * The inputs of a layer are divided by a scale for each channel, and its weights multiplied, so that
- * a few large channels take less of the range that rounding has to cover. Where a norm, an adaLN or
- * another layer makes these inputs, its weights can divide them: then a runtime need not know.
+ * Smoothing divides the inputs of a layer by a scale per channel and multiplies its weights by it,
+ * so that a few large channels take less of the range that rounding has to cover. If a norm, an
+ * adaLN or another layer produces these inputs, its weights can do the division: then a runtime
+ * need not know about it.
  */
 
 /** What was folded. */
 typedef struct aq_fold_report aq_fold_report;
 
-/** What is folded, and what is written. Set struct_size; the rest may be 0, for the defaults. */
+/** Options of folding. Start with AQ_INIT(aq_fold_options). */
 typedef struct aq_fold_options {
   /** sizeof(aq_fold_options). */
   uint32_t struct_size;
   /**
-   * AQ_DTYPE_F32, _F16 or _BF16: what all floats become. By default each stays what it was, and
-   * weights that were changed are rounded to it; as f32 the model computes what it did.
+   * Type that all floats become: AQ_DTYPE_F32, _F16 or _BF16. By default each tensor keeps its
+   * type, and changed weights are rounded to it; with f32 the model computes what it did.
    */
   aq_dtype dtype;
   /**
-   * Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha). Up to 1; 0 stands for the
-   * default 0.5, and any negative number for an alpha of 0.
+   * Exponent of the scales: channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha). At
+   * most 1. 0 means the default 0.5; a negative number means an alpha of 0.
    */
   double alpha;
 } aq_fold_options;
 
 /**
- * Writes the safetensors file `output` with the tensors of `input`, which is what aq_source_open
- * takes, where the inputs of layers are scaled by what the calibration has seen of them, wherever
- * names say what makes these inputs: in LLaMA-like, LLaDA's and DiT's blocks. Names, shapes, dtypes
- * and metadata stay. `fold_options`, `options` and `report` may be NULL.
+ * Writes a smoothed model: the tensors of `input`, anything that aq_source_open takes, to the
+ * safetensors file `output`, with the inputs of layers scaled by what the calibration has observed
+ * of them, wherever names tell what produces these inputs: in LLaMA-like, LLaDA's and DiT's
+ * blocks. Names, shapes, dtypes and metadata stay. `fold_options`, `options` and `report` may be
+ * NULL.
  *
- * The inputs of these layers are then others: a calibration of the new model is gathered by running
- * it. AQ_ERROR_FILE where nothing can be folded; the message says why.
+ * The inputs of these layers have changed then, so that a calibration of the new model takes
+ * running it. Fails with AQ_ERROR_FILE if nothing can be folded; the message says why.
  */
 AQ_API aq_status aq_fold_file(const char *input,
                               const char *output,
@@ -1513,8 +1532,8 @@ AQ_API aq_status aq_fold_file(const char *input,
                               aq_error *err);
 
 /**
- * All of it as JSON, as `arrowquant fold --json` prints it: what was folded into what, the scales,
- * and what could not be and why. Belongs to the report.
+ * Writes the report as JSON, as `arrowquant fold --json` does: what was folded into what, the
+ * scales, and what could not be folded and why. The text belongs to the report.
  */
 AQ_API aq_status aq_fold_report_to_json(const aq_fold_report *report,
                                         const char **json,
@@ -1523,13 +1542,13 @@ AQ_API aq_status aq_fold_report_to_json(const aq_fold_report *report,
 AQ_API void aq_fold_report_free(aq_fold_report *report);
 
 /*
- * aq_model: a quantized file, opened.
+ * aq_model: an open quantized file.
  */
 
-/** A quantized file, opened. Any number of threads may use it. */
+/** An open quantized file. Any number of threads may use it. */
 typedef struct aq_model aq_model;
 
-/** Told once, on whatever thread lets go last, that memory is not used any more. */
+/** Called once, on any thread, when the library no longer uses the caller's memory. */
 typedef void (*aq_release_fn)(void *user_data);
 
 /**
@@ -1556,17 +1575,17 @@ typedef struct aq_tensor_view {
 } aq_tensor_view;
 
 /**
- * Opens a Parquet file written by ArrowQuant and maps it into memory. While it is open, another
- * file may be put in its place, but it must not be written into. Reads its footer; checksums are
- * checked by aq_model_verify.
+ * Opens a Parquet file of this library, or a folder of parts, and maps it into memory. While it is
+ * open, another file may replace it, but it must not be written to. Reads footers only;
+ * aq_model_verify checks checksums.
  */
 AQ_API aq_status aq_model_open(const char *path, aq_model **model, aq_error *err);
 
 /**
- * Opens such a file that lies in memory, which must stay as it is until `release` is called, or,
- * where that is NULL, until the model and every Arrow array exported from it are freed.
+ * Opens a file in memory, which must not change until `release` is called, or, if that is NULL,
+ * until the model and every Arrow array exported from it are freed.
  *
- * `release` is called exactly once, also when the call fails.
+ * `release` is called exactly once, even if the call fails.
  */
 AQ_API aq_status aq_model_open_memory(const void *data,
                                       size_t data_len,
@@ -1575,7 +1594,7 @@ AQ_API aq_status aq_model_open_memory(const void *data,
                                       aq_model **model,
                                       aq_error *err);
 
-/** The number of tensors; 0 for NULL. */
+/** Returns the number of tensors; 0 for NULL. */
 AQ_API size_t aq_model_count(const aq_model *model);
 
 /** Describes tensor `index`; tensors are in the order of the file. */
@@ -1584,15 +1603,15 @@ AQ_API aq_status aq_model_tensor(const aq_model *model,
                                  aq_tensor_info *info,
                                  aq_error *err);
 
-/** The index of the tensor called `name`; AQ_ERROR_TENSOR when there is none. */
+/** Finds the index of the tensor called `name`. Fails with AQ_ERROR_TENSOR if there is none. */
 AQ_API aq_status aq_model_find(const aq_model *model,
                                const char *name,
                                size_t *index,
                                aq_error *err);
 
 /**
- * Views tile `tile` of tensor `index`; most tensors have one tile, and aq_tensor_info says how
- * many.
+ * Views tile `tile` of tensor `index`. Most tensors have one tile; aq_tensor_info has their
+ * number.
  */
 AQ_API aq_status aq_model_view(const aq_model *model,
                                size_t index,
@@ -1602,7 +1621,8 @@ AQ_API aq_status aq_model_view(const aq_model *model,
 
 /**
  * Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
- * rows * cols values. Kept f32, f16, bf16 and f8 tensors are converted.
+ * rows * cols values. Kept f64, f32, f16, bf16 and f8 tensors are converted. Fails with
+ * AQ_ERROR_TENSOR if the tensor has no such rows, or values that are not floats.
  */
 AQ_API aq_status aq_model_dequantize_rows(const aq_model *model,
                                           size_t index,
@@ -1614,8 +1634,9 @@ AQ_API aq_status aq_model_dequantize_rows(const aq_model *model,
                                           aq_error *err);
 
 /**
- * Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does. `x` has batch *
- * cols values, `y` batch * rows. The tensor must be quantized.
+ * Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does, all of its
+ * tiles. `x` has batch * cols values, `y` batch * rows. Fails with AQ_ERROR_TENSOR for a kept
+ * tensor.
  */
 AQ_API aq_status aq_model_matvec(const aq_model *model,
                                  size_t index,
@@ -1627,10 +1648,10 @@ AQ_API aq_status aq_model_matvec(const aq_model *model,
                                  aq_error *err);
 
 /**
- * Decodes every tensor into the safetensors file `output`, with the original names, shapes and
- * metadata. Floats become `dtype` (f32, f16 or bf16), or what they were in the source for
- * AQ_DTYPE_DEFAULT, but quantized f8 tensors bf16; other tensors stay as they are. Checks every
- * checksum. `options` may be NULL.
+ * Decodes all tensors into the safetensors file `output`, with the original names, shapes and
+ * metadata. Floats become `dtype` (f32, f16 or bf16), or, for AQ_DTYPE_DEFAULT, what they were in
+ * the source, except that quantized f8 tensors become bf16; other tensors do not change. Checks
+ * every checksum. `options` may be NULL.
  */
 AQ_API aq_status aq_model_dequantize(const aq_model *model,
                                      const char *output,
@@ -1647,7 +1668,7 @@ AQ_API aq_status aq_model_metadata(const aq_model *model,
                                    const char **value,
                                    aq_error *err);
 
-/** The file's footer as a JSON object of strings, by key. Belongs to the model. */
+/** Writes the file's footer as a JSON object of strings, by key. The text belongs to the model. */
 AQ_API aq_status aq_model_metadata_to_json(const aq_model *model,
                                            const char **json,
                                            aq_error *err);
@@ -1656,21 +1677,20 @@ AQ_API aq_status aq_model_metadata_to_json(const aq_model *model,
 AQ_API void aq_model_free(aq_model *model);
 
 /*
- * What a quantized tensor's inputs must go through: its transform, and static parameters of
- * activations.
+ * Static parameters of activations.
  */
 
 /**
- * Static parameters of a tensor's activations, from a timestep on up to another: an activation x
- * is stored as round(x / scale + zero_point). They are of activations as
- * aq_transform_vectors makes them, where it changes any.
+ * Static parameters of a tensor's activations, for a range of timesteps: an activation x is stored
+ * as round(x / scale + zero_point). If the tensor has an input scale or a rotation, they apply to
+ * activations from aq_transform_vectors.
  */
 typedef struct aq_activation_params {
   /** sizeof(aq_activation_params). */
   uint32_t struct_size;
   /** The first timestep. */
   int32_t t_begin;
-  /** The one after the last. */
+  /** The timestep after the last. */
   int32_t t_end;
   float scale;
   float zero_point;
@@ -1687,18 +1707,18 @@ AQ_API aq_status aq_model_activation_params(const aq_model *model,
                                             aq_error *err);
 
 /*
- * aq_verification: what checking a file found.
+ * aq_verification: the result of checking a file.
  */
 
-/** What checking a file found. */
+/** Result of checking a file. */
 typedef struct aq_verification aq_verification;
 
 /**
- * Checks every checksum of a model. With an `original` (or NULL), also that both hold the same
- * tensors, that kept ones are equal, that quantized ones are as close to it as the file says, and
- * that no cosine is below `min_cosine` (NaN or -1: any will do). `options` may be NULL.
+ * Checks every checksum of a model. With an `original` (or NULL), also checks that both hold the
+ * same tensors, that kept ones are equal, that quantized ones are as close to it as the file says,
+ * and that no cosine is below `min_cosine` (NaN or -1 for no such check). `options` may be NULL.
  *
- * AQ_OK says that the check was done; `failures` counts the tensors with a problem.
+ * AQ_OK means that the check was done; `failures` counts the tensors with a problem.
  * `verification` may be NULL.
  */
 AQ_API aq_status aq_model_verify(const aq_model *model,
@@ -1709,7 +1729,10 @@ AQ_API aq_status aq_model_verify(const aq_model *model,
                                  aq_verification **verification,
                                  aq_error *err);
 
-/** All of it as JSON, as `arrowquant verify --json` prints it. Belongs to the verification. */
+/**
+ * Writes the result as JSON, as `arrowquant verify --json` does: "tensors" with "name", "problem"
+ * (or null), "cosine" and "sqnr_db". The text belongs to the verification.
+ */
 AQ_API aq_status aq_verification_to_json(const aq_verification *verification,
                                          const char **json,
                                          aq_error *err);

@@ -25,7 +25,7 @@
 
 namespace arrowquant {
 
-// What a call that failed throws; what() names the file, the tensor and the reason.
+// Thrown by a call that failed; what() names the file, the tensor and the reason.
 class Error : public std::runtime_error {
  public:
   Error(aq_status code, const char* message) : std::runtime_error(message), code_(code) {}
@@ -36,13 +36,13 @@ class Error : public std::runtime_error {
   aq_status code_;
 };
 
-// Values that belong to someone else.
+// A view of values that belong to something else.
 template <class T>
 class Span {
  public:
   Span() = default;
   Span(T* data, std::size_t size) : data_(data), size_(size) {}
-  // Anything with data() and size(), such as a vector.
+  // From anything with data() and size(), such as a vector.
   template <class C, class = decltype(static_cast<T*>(std::declval<C&>().data()))>
   Span(C&& values) : data_(values.data()), size_(values.size()) {}
 
@@ -79,7 +79,7 @@ struct Deleter {
 template <class T, void (*Free)(T*)>
 using Handle = std::unique_ptr<T, Deleter<T, Free>>;
 
-// Text as C takes it.
+// Makes text that ends in NUL.
 inline std::string terminated(std::string_view text) {
   if (text.find('\0') != text.npos) throw Error(AQ_ERROR_ARGUMENT, "text with a NUL in it");
   return std::string(text);
@@ -87,7 +87,7 @@ inline std::string terminated(std::string_view text) {
 
 class Lent;
 
-// A handle where C would take NULL for "none": one that was moved away is no such thing.
+// Checks a handle that was moved away, where C would take NULL for "none".
 template <class T>
 const T* there(const T* handle) {
   if (!handle) throw Error(AQ_ERROR_ARGUMENT, "an object that was moved away");
@@ -99,18 +99,18 @@ const T* there(const T* handle) {
 inline std::string_view version() { return aq_version(); }
 inline std::string_view isa_name() { return aq_isa_name(); }
 
-// What a calibration knows of a layer; the name belongs to the calibration.
+// Description of an observed layer; the name belongs to the calibration.
 struct LayerInfo {
   std::string_view name;
   std::size_t cols = 0;
   std::uint64_t rows = 0;
 };
 
-// What a model's layers see, by timestep. All but moving and freeing may be done by several threads
-// at once.
+// Activation statistics of a model's layers, by timestep. Several threads may do everything but move
+// and free it at once.
 class Calibration {
  public:
-  // Options as C has them; those that are 0 have their defaults.
+  // With C's options; those that are 0 have their defaults.
   explicit Calibration(const aq_calibration_options& options) {
     aq_calibration* made = nullptr;
     detail::call(aq_calibration_new, &options, &made);
@@ -124,7 +124,7 @@ class Calibration {
     return Calibration(made);
   }
 
-  // Rows of `cols` values, one after the other.
+  // Observes rows of `cols` values, one after another.
   void observe(std::string_view layer, std::uint32_t timestep, const void* x, std::size_t bytes,
                aq_dtype dtype, std::size_t rows, std::size_t cols) const {
     detail::call(aq_calibration_observe, handle(), detail::terminated(layer).c_str(), timestep, x,
@@ -135,7 +135,7 @@ class Calibration {
     observe(layer, timestep, x.data(), x.size_bytes(), AQ_DTYPE_F32, cols ? x.size() / cols : 0,
             cols);
   }
-  // One number from 0 to 1 a timestep.
+  // Sets one number from 0 to 1 per timestep.
   void set_schedule(Span<const double> alphas) const {
     detail::call(aq_calibration_set_schedule, handle(), alphas.data(), alphas.size());
   }
@@ -166,9 +166,10 @@ class Calibration {
   detail::Handle<aq_calibration, aq_calibration_free> handle_;
 };
 
+// Settings of a run.
 class Config {
  public:
-  // "edge", "local" or "cloud".
+  // With the defaults of a profile: "edge", "local" or "cloud".
   explicit Config(std::string_view profile = "local") {
     aq_config* made = nullptr;
     detail::call(aq_config_new, detail::terminated(profile).c_str(), &made);
@@ -201,7 +202,7 @@ class Config {
     detail::call(aq_config_add_rule, handle_.get(), detail::terminated(rule).c_str());
     return *this;
   }
-  // May be freed before the config.
+  // Sets the calibration, which may be freed before the config.
   Config& set_calibration(const Calibration& calibration) {
     detail::call(aq_config_set_calibration, handle_.get(), detail::there(calibration.handle()));
     return *this;
@@ -224,7 +225,7 @@ class Config {
   detail::Handle<aq_config, aq_config_free> handle_;
 };
 
-// Belongs to the handle that gave it.
+// Description of a tensor. Belongs to the handle that described it.
 struct TensorInfo {
   std::string_view name;
   aq_dtype dtype = AQ_DTYPE_DEFAULT;
@@ -241,9 +242,10 @@ struct TensorInfo {
         tiles(info.tiles) {}
 };
 
+// Tensors to quantize.
 class Source {
  public:
-  // No tensors yet; add some.
+  // An empty source, to add tensors to.
   Source() {
     aq_source* made = nullptr;
     detail::call(aq_source_new, &made);
@@ -255,7 +257,7 @@ class Source {
                  static_cast<const aq_open_options*>(nullptr), &made);
     return Source(made);
   }
-  // A pipeline without some components, which may be missing.
+  // Opens a pipeline without some components, which may be missing.
   static Source open(std::string_view path, Span<const std::string> without) {
     std::vector<const char*> names;
     for (const std::string& name : without) names.push_back(name.c_str());
@@ -267,14 +269,14 @@ class Source {
                  static_cast<const aq_open_options*>(&options), &made);
     return Source(made);
   }
-  // Takes the stream, whether it succeeds or not.
+  // Takes over the stream, even if it throws.
   static Source from_arrow(ArrowArrayStream* stream) {
     aq_source* made = nullptr;
     detail::call(aq_source_from_arrow, stream, &made);
     return Source(made);
   }
 
-  // The values are not copied: they must outlive the source.
+  // Adds a tensor. The values are not copied: they must outlive the source.
   Source& add(std::string_view name, aq_dtype dtype, Span<const std::size_t> dims, const void* data,
               std::size_t bytes) {
     detail::call(aq_source_add_tensor, handle_.get(), detail::terminated(name).c_str(), dtype,
@@ -284,7 +286,7 @@ class Source {
   Source& add(std::string_view name, Span<const std::size_t> dims, Span<const float> values) {
     return add(name, AQ_DTYPE_F32, dims, values.data(), values.size_bytes());
   }
-  // Values that would be gone.
+  // Deleted: the values would be gone.
   Source& add(std::string_view, Span<const std::size_t>, std::vector<float>&&) = delete;
 
   std::size_t size() const noexcept { return aq_source_count(handle()); }
@@ -302,14 +304,14 @@ class Source {
   detail::Handle<aq_source, aq_source_free> handle_;
 };
 
-// How a run goes about it. The functions are called on the calling thread; false cancels (the call
-// throws an Error of AQ_ERROR_CANCELLED), and what they throw comes out of the call.
+// Options of a run. The functions are called on the calling thread. Returning false cancels (the call
+// throws an Error of AQ_ERROR_CANCELLED); an exception in them comes out of the call.
 struct Options {
   std::uint32_t threads = 0;
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress = nullptr;
   std::function<bool(aq_log_level level, std::string_view message)> log = nullptr;
-  // Into a folder: goes on with what is there, as by default; does one of several shares; ends parts
-  // earlier; makes all parts anew.
+  // For a folder: requires one (existing parts are continued by default), does one of several shares,
+  // sets the size of parts, or starts anew. See aq_run_options.
   bool resume = false;
   std::uint32_t part = 0, parts = 0;
   std::uint64_t part_bytes = 0;
@@ -318,7 +320,7 @@ struct Options {
 
 namespace detail {
 
-// Options as C takes them, for the time of one call.
+// C's options for the time of one call.
 class RunOptions {
  public:
   explicit RunOptions(const Options& options) : options_(options) {
@@ -345,7 +347,7 @@ class RunOptions {
     }
   }
 
-  // As call, with the options' exceptions before the call's own.
+  // Calls a C function; exceptions of callbacks come before the call's own error.
   template <class F, class... Args>
   void call(F function, Args... args) {
     aq_error error = AQ_INIT(aq_error);
@@ -356,8 +358,8 @@ class RunOptions {
 
   const aq_run_options* get() const noexcept { return &c_; }
 
-  // No exception may pass through the library: the first comes out of `call`, and the function's
-  // answer is then `otherwise`. On any thread.
+  // Keeps exceptions from passing through the library: the first one comes out of `call`, and the
+  // function's result is then `otherwise`. On any thread.
   template <class F, class T>
   T guarded(F function, T otherwise) noexcept {
     try {
@@ -368,7 +370,7 @@ class RunOptions {
       return otherwise;
     }
   }
-  // Whether there was one.
+  // Whether there was an exception.
   bool thrown() noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
     return bool(thrown_);
@@ -391,7 +393,7 @@ class Plan {
   explicit Plan(const Source& source) : Plan(create(source.handle(), nullptr)) {}
   Plan(const Source& source, const Config& config)
       : Plan(create(source.handle(), detail::there(config.handle()))) {}
-  // With a budget, which takes measuring: its threads, progress and log.
+  // With a budget, which takes measuring: with these threads, progress and log.
   Plan(const Source& source, const Config& config, const Options& options)
       : Plan(create(source.handle(), detail::there(config.handle()), options)) {}
   static Plan from_json(std::string_view json) {
@@ -400,7 +402,7 @@ class Plan {
     return Plan(made);
   }
 
-  // As "keep", or "bits:8,group:64".
+  // Changes one tensor: "keep", or like "bits:8,group:64".
   Plan& set(std::string_view tensor, std::string_view settings) {
     detail::call(aq_plan_set, handle_.get(), detail::terminated(tensor).c_str(),
                  detail::terminated(settings).c_str());
@@ -413,13 +415,13 @@ class Plan {
     detail::call(aq_plan_tensor, handle(), index, &entry);
     return entry;
   }
-  // Predicted bytes of the file that it makes of its source.
+  // Predicts the bytes of the file that a run writes.
   std::uint64_t file_bytes(const Source& source) const {
     std::uint64_t bytes = 0;
     detail::call(aq_plan_file_bytes, handle(), source.handle(), &bytes);
     return bytes;
   }
-  // Bytes that the file never exceeds.
+  // Upper bound of the file's bytes.
   std::size_t size_bound(const Source& source) const {
     std::size_t bytes = 0;
     detail::call(aq_plan_size_bound, handle(), source.handle(), &bytes);
@@ -427,9 +429,9 @@ class Plan {
   }
   // Quantizes a source into a file or a folder, as quantize_file does.
   Report run(const Source& source, std::string_view output, const Options& options = {}) const;
-  // The bytes of the file.
+  // Quantizes a source into memory: returns the bytes of the file.
   std::vector<std::byte> run_to_memory(const Source& source, const Options& options = {}) const;
-  // Everything, with "modality", "evidence" and "warnings".
+  // The whole plan, with "modality", "evidence" and "warnings".
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_plan_to_json, handle(), &json);
@@ -457,7 +459,7 @@ namespace detail {
 // A plan that belongs to the library, for the time of a callback.
 class Lent {
  public:
-  // C lends it const, and so does this.
+  // C lends a const plan, and so does this.
   explicit Lent(const aq_plan* plan) : plan_(const_cast<aq_plan*>(plan)) {}
   Lent(const Lent&) = delete;
   Lent& operator=(const Lent&) = delete;
@@ -470,6 +472,7 @@ class Lent {
 
 }  // namespace detail
 
+// Measurements of a run.
 class Report {
  public:
   explicit Report(aq_report* made) : handle_(made) {}
@@ -533,7 +536,7 @@ inline std::vector<std::byte> Plan::run_to_memory(const Source& source,
   return output;
 }
 
-// What tensors lose by each way to store them, measured on a sample of their rows.
+// Measured losses of tensors by each format, on a sample of their rows.
 class Analysis {
  public:
   explicit Analysis(const Source& source, const Config& config = Config(),
@@ -556,23 +559,23 @@ class Analysis {
   detail::Handle<aq_analysis, aq_analysis_free> handle_;
 };
 
-// How a search goes about it; what the functions throw ends it and comes out of the call.
+// Options of a search; an exception in the functions ends it and comes out of the call.
 struct EvolveOptions {
-  // What a candidate is worth, the more the better; minus infinity ends the search with the best so
-  // far. Without one: less the errors of tensors.
+  // Scores a candidate: higher is better; minus infinity ends the search with the best so far. Without
+  // a function: minus the errors of tensors.
   std::function<double(const Plan& candidate)> fitness = nullptr;
-  // Told after each generation; false ends the search with the best so far.
+  // Called after each generation; returning false ends the search with the best so far.
   std::function<bool(const aq_generation& generation)> generation = nullptr;
   // 0 for C's defaults; AQ_NONE generations for none after the first.
   std::uint32_t population = 0, generations = 0;
   // Whether several threads may call `fitness` at once.
   bool parallel = false;
-  // Empty for none.
+  // File that the search is saved to; empty for none.
   std::string checkpoint = {};
   bool resume = false;
 };
 
-// The plan that is worth most, found by trying many.
+// A search for the plan with the highest fitness.
 class Evolution {
  public:
   Evolution(const Source& source, const Config& config, const EvolveOptions& evolve = {},
@@ -581,7 +584,7 @@ class Evolution {
 
   const Plan& plan() const& noexcept { return plan_; }
   Plan plan() && { return std::move(plan_); }
-  // The history, and what was found.
+  // The history of the search.
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_evolution_to_json, handle(), &json);
@@ -643,7 +646,7 @@ class Evolution {
   detail::Handle<aq_evolution, aq_evolution_free> handle_;
 };
 
-// Scales the inputs of layers in the weights before them; what was folded, as JSON.
+// Writes a smoothed model, see aq_fold_file; returns what was folded, as JSON.
 inline std::string fold_file(std::string_view input, std::string_view output,
                              const Calibration& calibration, double alpha = 0.5,
                              aq_dtype dtype = AQ_DTYPE_DEFAULT, const Options& options = {}) {
@@ -663,13 +666,14 @@ inline std::string fold_file(std::string_view input, std::string_view output,
   return json;
 }
 
+// Result of checking a file.
 class Verification {
  public:
   Verification(std::size_t failures, aq_verification* made) : failures_(failures), handle_(made) {}
 
-  // Tensors with a problem.
+  // Number of tensors with a problem.
   std::size_t failures() const noexcept { return failures_; }
-  // What was found, tensor by tensor.
+  // The result, tensor by tensor.
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_verification_to_json, handle_.get(), &json);
@@ -709,7 +713,7 @@ struct Matrix : aq_matrix {
 // Some rows of a tensor, without copying them; lasts as long as the model.
 struct TensorView : aq_tensor_view {
   TensorView() : aq_tensor_view(AQ_INIT(aq_tensor_view)) {}
-  // For the kernels, which take a view as well as a matrix.
+  // Kernels take a view as well as a matrix.
   operator Matrix() const { return matrix; }
 
   Bytes code_bytes() const { return Matrix(matrix).code_bytes(); }
@@ -718,11 +722,12 @@ struct TensorView : aq_tensor_view {
   Bytes input_scale_bytes() const { return Matrix(matrix).input_scale_bytes(); }
 };
 
-// Makes one model of a folder of parts that several runs with `part` made.
+// Merges a folder of parts that several runs with `part` made into one model.
 inline void merge(std::string_view folder) {
   detail::call(aq_merge, detail::terminated(folder).c_str());
 }
 
+// An open quantized file.
 class Model {
  public:
   static Model open(std::string_view path) {
@@ -730,14 +735,14 @@ class Model {
     detail::call(aq_model_open, detail::terminated(path).c_str(), &made);
     return Model(made);
   }
-  // The memory must outlive the model, and what was exported from it.
+  // Opens a file in memory, which must outlive the model and what was exported from it.
   static Model open(Bytes file) {
     aq_model* made = nullptr;
     detail::call(aq_model_open_memory, static_cast<const void*>(file.data()), file.size(),
                  aq_release_fn{}, static_cast<void*>(nullptr), &made);
     return Model(made);
   }
-  // The memory is the model's.
+  // Opens a file in memory that the model takes over.
   static Model open(std::vector<std::byte>&& file) {
     auto kept = std::make_unique<std::vector<std::byte>>(std::move(file));
     const Bytes bytes(*kept);
@@ -767,7 +772,7 @@ class Model {
     return view;
   }
 
-  // All rows of a tensor as f32.
+  // Decodes all rows of a tensor to f32.
   std::vector<float> dequantize(std::size_t index) const {
     const TensorInfo info = (*this)[index];
     return dequantize(index, 0, info.rows);
@@ -781,14 +786,14 @@ class Model {
                        void* weights, std::size_t bytes) const {
     detail::call(aq_model_dequantize_rows, handle(), index, row, rows, dtype, weights, bytes);
   }
-  // Decodes every tensor into a safetensors file.
+  // Decodes all tensors into a safetensors file.
   void dequantize_to_path(std::string_view output, aq_dtype dtype = AQ_DTYPE_DEFAULT,
                           const Options& options = {}) const {
     detail::RunOptions run(options);
     run.call(aq_model_dequantize, handle(), detail::terminated(output).c_str(), dtype,
              run.get());
   }
-  // y of one or more vectors x, one after the other.
+  // Multiplies a tensor with one or more vectors x, one after another.
   std::vector<float> matvec(std::size_t index, Span<const float> x) const {
     const TensorInfo info = (*this)[index];
     const std::size_t batch = info.cols ? x.size() / info.cols : 0;
@@ -797,7 +802,7 @@ class Model {
     return y;
   }
 
-  // Throws where the file has none for that timestep.
+  // Throws if the file has none for that timestep.
   aq_activation_params activation_params(std::size_t index, std::int32_t timestep) const {
     aq_activation_params params = AQ_INIT(aq_activation_params);
     detail::call(aq_model_activation_params, handle(), index, timestep, &params);
@@ -809,7 +814,7 @@ class Model {
                       const Options& options = {}) const {
     return verify(detail::there(original.handle()), min_cosine, options);
   }
-  // What the file's footer says under a key; throws if it has no such key.
+  // Finds what the file's footer says under a key; throws if there is no such key.
   std::string metadata(std::string_view key) const {
     const char* value = nullptr;
     detail::call(aq_model_metadata, handle(), detail::terminated(key).c_str(), &value);
@@ -821,7 +826,7 @@ class Model {
     detail::call(aq_model_metadata_to_json, handle(), &json);
     return json;
   }
-  // The caller releases the stream, which may outlive the model.
+  // Exports the model; the caller releases the stream, which may outlive the model.
   void to_arrow(ArrowArrayStream* stream) const {
     detail::call(aq_model_to_arrow, handle(), stream);
   }
@@ -842,7 +847,7 @@ class Model {
 
 // ---- kernels over the caller's memory ----
 
-// A recipe with symmetric scales in f16 by least squares; change the fields as needed.
+// Makes a recipe with symmetric scales in f16 by least squares; change the fields as needed.
 inline aq_recipe recipe(aq_format format, std::uint32_t group_size = 128) {
   aq_recipe made = AQ_INIT(aq_recipe);
   made.format = format;
@@ -862,7 +867,7 @@ struct Quantized {
   Quantized& operator=(Quantized&&) = default;
 };
 
-// `weights` holds rows * cols values of `dtype`.
+// Quantizes rows * cols values of `dtype`.
 inline Quantized quantize_rows(const aq_recipe& recipe, const void* weights, std::size_t bytes,
                                aq_dtype dtype, std::size_t rows, std::size_t cols) {
   aq_planes planes = AQ_INIT(aq_planes);
@@ -884,7 +889,7 @@ inline Quantized quantize_rows(const aq_recipe& recipe, Span<const float> weight
   return quantize_rows(recipe, weights.data(), weights.size_bytes(), AQ_DTYPE_F32, rows, cols);
 }
 
-// All rows of a matrix, or of a view, as f32.
+// Decodes all rows of a matrix, or of a view, to f32.
 inline std::vector<float> dequantize_rows(const Matrix& matrix) {
   std::vector<float> weights(matrix.rows * matrix.cols);
   detail::call(aq_dequantize_rows, static_cast<const aq_matrix*>(&matrix), AQ_DTYPE_F32,
@@ -892,11 +897,12 @@ inline std::vector<float> dequantize_rows(const Matrix& matrix) {
   return weights;
 }
 
+// Result of a comparison.
 struct Comparison {
   double cosine = 0, sqnr_db = 0;
 };
 
-// Of b against the original a, each of its own dtype.
+// Compares b with the original a, each of its own dtype.
 inline Comparison compare(Bytes a, aq_dtype a_dtype, Bytes b, aq_dtype b_dtype) {
   Comparison found;
   detail::call(aq_compare, static_cast<const void*>(a.data()), a.size(), a_dtype,
@@ -911,7 +917,7 @@ inline Comparison compare(Span<const float> a, Span<const float> b) {
   return compare(bytes(a), AQ_DTYPE_F32, bytes(b), AQ_DTYPE_F32);
 }
 
-// The products y of a matrix, or a view, with one or more vectors x, one after another.
+// Multiplies a matrix, or a view, with one or more vectors x, one after another.
 inline std::vector<float> matvec(const Matrix& matrix, Span<const float> x) {
   const std::size_t batch = matrix.cols ? x.size() / matrix.cols : 0;
   std::vector<float> y(batch * matrix.rows);
@@ -959,7 +965,7 @@ inline Vectors quantize_vectors(const Matrix& matrix, Span<const float> x) {
   return made;
 }
 
-// The products of a matrix, or a view, with vectors of signed bytes.
+// Multiplies a matrix, or a view, with vectors of signed bytes.
 inline std::vector<float> matvec_int8(const Matrix& matrix, const Vectors& x) {
   std::vector<float> y(x.vectors.batch * matrix.rows);
   detail::call(aq_matvec_int8, static_cast<const aq_matrix*>(&matrix), &x.vectors, y.data(),
@@ -973,7 +979,7 @@ struct QuantizedActivations {
   std::vector<float> scales;
 };
 
-// `x` is rows of `cols` values of `dtype`.
+// Quantizes rows of `cols` values of `dtype`.
 inline QuantizedActivations quantize_activations(Bytes x, aq_dtype dtype, std::size_t cols,
                                                  aq_activation_options options = {}) {
   const std::size_t size = dtype == AQ_DTYPE_F32 ? 4 : 2;

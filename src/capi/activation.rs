@@ -10,26 +10,26 @@ use super::types::{FLOATS, aq_dtype, group_size, table};
 use crate::format::Width;
 use crate::kernel::{ActivationGrid, QuantizeActivations};
 
-/// How activations are quantized: dynamically, by their own magnitudes, where scale is 0, else by a
-/// static scale and zero point. Set struct_size; the rest may be 0.
+/// How activations are quantized: dynamically, by their own magnitudes, if scale is 0; otherwise by
+/// a static scale and zero point. Start with AQ_INIT(aq_activation_options).
 #[cfg(feature = "std")]
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_activation_options {
     /// sizeof(aq_activation_options).
     pub struct_size: u32,
-    /// Of a value: 4, or 8, the default.
+    /// Bits of a value: 4, or 8 (the default).
     pub bits: u32,
     /// Dynamic only: values of a row that share a scale, a multiple of 16 up to 1024, or 0 for a
     /// whole row. The last group of a row may be shorter.
     pub group_size: u32,
-    /// Static, where above 0: a normal number.
+    /// Static scale, a normal number above 0; 0 for dynamic scales.
     pub scale: f32,
-    /// Static only: any finite number.
+    /// Zero point of a static scale: any finite number.
     pub zero_point: f32,
-    /// What each column is divided by first: `cols` normal numbers above 0, or NULL for none.
+    /// Divisor of each column, applied first: normal numbers above 0, or NULL for none.
     pub input_scale: *const f32,
-    /// How many these are.
+    /// Number of divisors: `cols`, or 0.
     pub input_scale_count: usize,
 }
 
@@ -44,18 +44,18 @@ versioned!(aq_activation_options {
 });
 
 /// Quantizes `rows` rows of `cols` activations (f32, f16 or bf16), `x_len` bytes, to `rows * cols`
-/// values of a byte each, in the same order. With `options` NULL: 8 bits, a scale for each row.
+/// values of one byte each, in the same order. With `options` NULL: 8 bits, one scale per row.
 ///
-/// Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are int8,
-/// `round(x * (top / a))`, and stand for `value * (a / top)`. There are rows * groups `scales`,
-/// `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A group
-/// without magnitudes above 1e-30 gets zeros, and the scale 0. `scales_count` counts them, not bytes.
+/// Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are
+/// int8, `round(x * (top / a))`, and represent `value * (a / top)`. There are rows * groups
+/// `scales`, `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A
+/// group without magnitudes above 1e-30 gets zeros, and the scale 0.
 ///
-/// Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and stand
-/// for `(value - zero_point) * scale`. There are no `scales`: NULL and 0.
+/// Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and
+/// represent `(value - zero_point) * scale`. There are no `scales`: pass NULL and 0.
 ///
-/// All of it is f32, each operation rounded, and round is half to even: the same on every machine. No
-/// output may overlap the other or an input.
+/// All arithmetic is f32 with each operation rounded, and round is half to even, so that results
+/// are the same on every machine. No output may overlap the other or an input.
 ///
 /// Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, when
 /// dynamic, becomes so when divided by `input_scale`. The outputs then hold nothing of use.

@@ -1,4 +1,4 @@
-//! aq_analysis: what tensors lose by each way to store them.
+//! aq_analysis: what tensors lose by each format.
 
 use std::ffi::c_char;
 
@@ -9,7 +9,7 @@ use super::options::aq_run_options;
 use super::source::aq_source;
 use crate::run::{self, Analysis};
 
-/// What tensors lose by each way to store them.
+/// Measured losses of tensors by each format.
 pub struct aq_analysis {
     analysis: Analysis,
     strings: Strings,
@@ -19,10 +19,10 @@ impl Handle for aq_analysis {
     const NAME: &'static str = "aq_analysis";
 }
 
-/// Measures, on a sample of the rows of each tensor that can be quantized, what it loses by the
-/// formats that `config` lets a budget choose from ("candidates"), and by its own. With the
-/// calibration of `config` it is the loss of the layer's outputs. `config` (the defaults) and
-/// `options`, whose threads, progress (in bytes of the sample) and log count, may be NULL.
+/// Measures what each tensor that can be quantized loses by the formats that `config` lets a budget
+/// choose from ("candidates"), and by its own, on a sample of its rows. With the calibration of
+/// `config`, measures the loss of the layer's outputs. `config` (NULL for the defaults) and
+/// `options` (threads, progress in bytes of the sample, and log) may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_analyze(
     source: *const aq_source,
@@ -50,9 +50,10 @@ pub unsafe extern "C" fn aq_analyze(
     }
 }
 
-/// All of it as JSON, as `arrowquant analyze --json` prints it: "tensors" with "name", "sensitive"
-/// (why, or null) and "formats", each with "format", "group_size", "scheme", "bytes",
-/// "bits_per_weight", "cosine" and "error", which is 1 - cosine^2. Belongs to the analysis.
+/// Writes the analysis as JSON, as `arrowquant analyze --json` does: "tensors" with "name",
+/// "sensitive" (why, or null) and "formats", each with "format", "group_size", "scheme", "bytes",
+/// "bits_per_weight", "cosine" and "error", which is 1 - cosine^2. The text belongs to the
+/// analysis.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_analysis_to_json(
     analysis: *const aq_analysis,

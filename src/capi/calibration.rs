@@ -1,13 +1,14 @@
-//! aq_calibration: what a model's layers see, by timestep.
+//! aq_calibration: activation statistics of a model's layers, by timestep.
 //!
-//! A calibration takes in the inputs of each layer as the caller's own runtime computes them, and
-//! keeps sums alone: per layer and bin of timesteps the range and the sum of squares of each input
+//! A calibration observes the inputs of each layer as the caller's own runtime computes them, and
+//! keeps only sums: per layer and bin of timesteps the range and the sum of squares of each input
 //! channel and a histogram of all values, and per group of bins the Hessian, sum of x x^T, that
 //! AQ_METHOD_GPTQ needs. Calibrations of several machines add up.
 //!
-//! Layers are called as their weights are, with or without ".weight" at the end. Everything but
-//! freeing may be done by several threads at once; those that observe one layer take turns. Sums
-//! depend on the order in which rows come only by rounding; counts, ranges and histograms do not.
+//! Layers are named after their weights, with or without ".weight" at the end. Everything except
+//! freeing may be done by several threads at once; those that observe one layer take turns. The
+//! order in which rows come affects sums only by rounding, and counts, ranges and histograms not at
+//! all.
 
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -23,7 +24,7 @@ use super::types::{FLOATS, aq_dtype};
 use crate::calibrate::{Activations, Calibration, CalibrationOptions};
 use crate::plan::CalibrationInput;
 
-/// What a model's layers see, by timestep.
+/// Activation statistics of a model's layers, by timestep.
 pub struct aq_calibration {
     pub(super) calibration: Arc<Calibration>,
     strings: Strings,
@@ -39,21 +40,20 @@ impl Handle for aq_calibration {
 pub struct aq_calibration_options {
     /// sizeof(aq_calibration_options).
     pub struct_size: u32,
-    /// Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. Where the
-    /// mask ratio of a text model serves as time: ratio times this.
+    /// Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. If the mask
+    /// ratio of a text model serves as time: ratio times this.
     pub timesteps: u32,
-    /// Bins of timesteps with ranges, squares and a histogram each: up to 4096 and no more than
+    /// Bins of timesteps with ranges, squares and a histogram each: up to 4096 and not more than
     /// there are timesteps, or 0 for 50.
     pub bins: u32,
     /// Not 0: keeps no Hessians.
     pub no_hessian: u32,
-    /// Groups of timesteps with a Hessian each, which divide the bins; 0 for 10. A Hessian of a
-    /// layer with n channels takes 4 n (n + 1) bytes.
+    /// Groups of timesteps with a Hessian each; their number divides that of the bins; 0 for 10.
+    /// The Hessian of a layer with n channels takes 4 n (n + 1) bytes.
     pub hessian_groups: u32,
-    /// Bytes of Hessians that are held in memory, where those beyond lie in a temporary file; 0 for
-    /// no limit.
+    /// Bytes of Hessians in memory; more go to a temporary file. 0 for no limit.
     pub memory_limit: u64,
-    /// Where that file is made; NULL for the system's folder for such.
+    /// Folder of that file; NULL for the system's folder for temporary files.
     pub spill_folder: *const c_char,
 }
 
@@ -67,19 +67,19 @@ versioned!(aq_calibration_options {
     spill_folder,
 });
 
-/// What a calibration knows of a layer.
+/// Description of an observed layer.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_layer_info {
     /// sizeof(aq_layer_info).
     pub struct_size: u32,
-    /// Its name, without ".weight"; ends in NUL. Belongs to the calibration.
+    /// Name of the layer, without ".weight". Belongs to the calibration.
     pub name: *const c_char,
-    /// Bytes of the name.
+    /// Bytes of the name without its final NUL.
     pub name_len: usize,
-    /// Input channels.
+    /// Number of input channels.
     pub cols: usize,
-    /// Rows observed, at all timesteps.
+    /// Number of rows observed, at all timesteps.
     pub rows: u64,
 }
 
@@ -161,8 +161,8 @@ pub unsafe extern "C" fn aq_calibration_new(
     }
 }
 
-/// Reads a file that aq_calibration_save wrote, to use it or to go on observing. Hessians beyond
-/// `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such.
+/// Reads a file that aq_calibration_save wrote, to use it or to continue observing. Hessians beyond
+/// `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such files.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_load(
     path: *const c_char,
@@ -181,7 +181,7 @@ pub unsafe extern "C" fn aq_calibration_load(
     }
 }
 
-/// Writes everything to the Parquet file `path`, which appears whole or not at all.
+/// Writes the calibration to the Parquet file `path`, which appears whole or not at all.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_save(
     calibration: *const aq_calibration,
@@ -197,10 +197,11 @@ pub unsafe extern "C" fn aq_calibration_save(
     }
 }
 
-/// Takes in what another calibration of the same model has seen, which stays as it was. Both must
-/// divide time alike, both or neither keep Hessians, and have the same schedule, unless one has
-/// none. Counts, ranges and histograms are as if one calibration had seen all; sums are so to
-/// rounding. On an error nothing is taken in, unless a temporary file failed (AQ_ERROR_IO).
+/// Adds the observations of another calibration of the same model, `from`, which does not change.
+/// Both must divide time alike, both or neither keep Hessians, and have the same schedule, unless
+/// one has none. Counts, ranges and histograms are as if one calibration had observed everything;
+/// sums are the same up to rounding. After an error nothing is added, unless a temporary file
+/// failed (AQ_ERROR_IO).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_merge(
     into: *const aq_calibration,
@@ -216,8 +217,9 @@ pub unsafe extern "C" fn aq_calibration_merge(
     }
 }
 
-/// Says how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one a timestep,
-/// the cumulative products of 1 - beta. Needed only to weigh timesteps by their noise.
+/// Sets how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one
+/// per timestep, the cumulative products of 1 - beta. Needed only to weight timesteps by their
+/// noise.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_set_schedule(
     calibration: *const aq_calibration,
@@ -234,15 +236,15 @@ pub unsafe extern "C" fn aq_calibration_set_schedule(
     }
 }
 
-/// Takes in some rows of a layer's input at a timestep: `rows` vectors of `cols` input channels,
-/// one after the other, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a
-/// token, a pixel or a sample. The input of a convolution is unfolded, so that its channels are the
-/// in * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
+/// Observes rows of a layer's input at a timestep: `rows` vectors of `cols` input channels, one
+/// after another, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a token, a
+/// pixel or a sample. The input of a convolution is unfolded first, so that its channels are the in
+/// * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
 /// used after the call.
 ///
-/// AQ_ERROR_CONFIG, and nothing is taken in, where the timestep is out of range, the layer was seen
-/// with another `cols`, or a value is NaN, infinite or beyond 10^18 (the message says where).
-/// AQ_ERROR_IO where a temporary file cannot be written.
+/// Fails with AQ_ERROR_CONFIG, and observes nothing, if the timestep is out of range, the layer had
+/// another `cols` before, or a value is NaN, infinite or beyond 10^18 (the message says where);
+/// with AQ_ERROR_IO if a temporary file cannot be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_observe(
     calibration: *const aq_calibration,
@@ -270,7 +272,7 @@ pub unsafe extern "C" fn aq_calibration_observe(
     }
 }
 
-/// The number of layers observed; 0 for NULL.
+/// Returns the number of observed layers; 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_count(calibration: *const aq_calibration) -> usize {
     // SAFETY: by the header's conventions.
@@ -281,7 +283,7 @@ pub unsafe extern "C" fn aq_calibration_count(calibration: *const aq_calibration
     }
 }
 
-/// What is known of layer `index`. Layers are in the order of their names' bytes: one that is
+/// Describes layer `index`. Layers are in the order of their names' bytes, so a layer that is
 /// observed for the first time moves those after it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_layer(
@@ -309,9 +311,9 @@ pub unsafe extern "C" fn aq_calibration_layer(
     }
 }
 
-/// Has runs with this config quantize by a calibration, or by none where it is NULL. The calibration
-/// may be freed before the config, which keeps what it needs, as do its clones. It is no part of the
-/// config's YAML.
+/// Sets the calibration that runs with this config use; NULL for none. The calibration may be freed
+/// before the config, which keeps what it needs, as do its copies. It is not part of the config's
+/// YAML.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_set_calibration(
     config: *mut aq_config,

@@ -1,8 +1,8 @@
-//! aq_config: what is wanted of a run.
+//! aq_config: the settings of a run.
 //!
-//! Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4", "group_size"
-//! "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later ones win;
-//! rules add up.
+//! Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4",
+//! "group_size" "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later
+//! ones win; rules accumulate.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -11,7 +11,7 @@ use super::guard::{Fault, aq_error, aq_status, check_put, guard, put, text};
 use super::handle::{Handle, Strings, borrow, borrow_mut, borrow_or, free, give};
 use crate::plan::Config;
 
-/// What is wanted of a run.
+/// Settings of a run.
 pub struct aq_config {
     pub(super) config: Config,
     strings: Strings,
@@ -49,7 +49,7 @@ pub unsafe extern "C" fn aq_config_new(
     }
 }
 
-/// Makes another configuration with the same settings.
+/// Copies a configuration.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_clone(
     config: *const aq_config,
@@ -106,7 +106,7 @@ pub unsafe extern "C" fn aq_config_add_rule(
     }
 }
 
-/// The value in force for `key`, as aq_config_set takes it. Belongs to the config.
+/// Gets the value in force for `key`, as aq_config_set takes it. The text belongs to the config.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_get(
     config: *const aq_config,
@@ -124,7 +124,7 @@ pub unsafe extern "C" fn aq_config_get(
     }
 }
 
-/// Takes in a YAML document: a mapping of keys to values.
+/// Applies a YAML document: a mapping of keys to values.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_merge_yaml(
     config: *mut aq_config,
@@ -140,7 +140,7 @@ pub unsafe extern "C" fn aq_config_merge_yaml(
     }
 }
 
-/// Takes in a YAML file.
+/// Applies a YAML file.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_merge_yaml_file(
     config: *mut aq_config,
@@ -157,8 +157,8 @@ pub unsafe extern "C" fn aq_config_merge_yaml_file(
     }
 }
 
-/// Takes in the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
-/// none of them unless asked so.
+/// Applies the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
+/// none of them otherwise.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_merge_env(
     config: *mut aq_config,
@@ -176,7 +176,8 @@ pub unsafe extern "C" fn aq_config_merge_env(
     }
 }
 
-/// All settings in force as YAML, which aq_config_merge_yaml reads back. Belongs to the config.
+/// Writes all settings in force as YAML, which aq_config_merge_yaml reads back. The text belongs to
+/// the config.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_to_yaml(
     config: *const aq_config,
@@ -199,7 +200,7 @@ pub unsafe extern "C" fn aq_config_free(config: *mut aq_config) {
 }
 
 impl aq_config {
-    /// Changes all or nothing.
+    /// Makes all changes, or none.
     fn change(
         &mut self,
         change: impl FnOnce(&mut Config) -> Result<(), Fault>,
@@ -212,7 +213,7 @@ impl aq_config {
     }
 }
 
-/// The configuration of a handle that may be NULL, for the defaults.
+/// The configuration of a handle; the defaults for NULL.
 pub(super) unsafe fn config_or_default(config: *const aq_config) -> Result<Config, Fault> {
     // SAFETY: as the caller's.
     let config = unsafe { borrow_or(config)? };

@@ -1,7 +1,8 @@
-//! aq_evolution: searching for the plan that is worth most.
+//! aq_evolution: a search for the best plan.
 //!
 //! A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. What a model is
-//! worth need be no such sum: a search tries whole plans, and goes by what the caller makes of each.
+//! worth need not be such a sum: a search tries whole plans and scores each with a function of the
+//! caller's.
 
 use std::ffi::{c_char, c_void};
 
@@ -14,7 +15,7 @@ use super::source::aq_source;
 use crate::plan::{Generation, Plan};
 use crate::run::{self, Evolution, Fitness, Search};
 
-/// What the generations of a search came to.
+/// The history of a search.
 pub struct aq_evolution {
     evolution: Evolution,
     strings: Strings,
@@ -24,42 +25,42 @@ impl Handle for aq_evolution {
     const NAME: &'static str = "aq_evolution";
 }
 
-/// What a candidate is worth: the more the better, any number but infinity. One that is worth nothing
-/// gets a very low number, such as -1e300. Minus infinity ends the search with the best so far; NaN
-/// and infinity are errors.
+/// Scores a candidate: higher is better, any finite number. Score a useless candidate with a very
+/// low number, such as -1e300. Minus infinity ends the search with the best so far; NaN and
+/// infinity are errors.
 ///
-/// The candidate lasts until the function returns, and is freed by the search. It can be read, done
-/// (aq_plan_run, aq_plan_run_into) and written down, on any thread.
+/// The candidate is valid until the function returns, and belongs to the search. It can be read,
+/// run (aq_plan_run, aq_plan_run_into) and written down, on any thread.
 pub type aq_fitness_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, candidate: *const aq_plan) -> f64>;
 
-/// What a generation came to.
+/// State of the search after a generation.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_generation {
     /// sizeof(aq_generation) in the library.
     pub struct_size: u32,
-    /// From 0, the start.
+    /// Number of the generation; 0 is the start.
     pub generation: u32,
-    /// Candidates tried so far; those that came again are not tried again.
+    /// Candidates scored so far; a candidate that comes up again is not scored again.
     pub evaluations: u64,
     /// The best fitness so far.
     pub best: f64,
     /// Mean fitness of the parents of the next generation: the best fifth so far.
     pub mean: f64,
-    /// Bytes of planes of the best one, over the tensors that the search decides on.
+    /// Bytes of planes of the best candidate, over the tensors that the search decides on.
     pub bytes: u64,
 }
 
-/// Told after each generation, on the thread that made the call; false ends the search with the best
-/// so far.
+/// Called after each generation, on the thread that made the call. Returning false ends the search
+/// with the best so far.
 pub type aq_generation_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, generation: *const aq_generation) -> bool>;
 
 /// Stands for 0 in fields whose 0 means a default.
 pub const AQ_NONE: u32 = u32::MAX;
 
-/// How a search goes about it. Start with AQ_INIT(aq_evolve_options).
+/// How a search works. Start with AQ_INIT(aq_evolve_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_evolve_options {
@@ -69,18 +70,18 @@ pub struct aq_evolve_options {
     pub population: u32,
     /// Generations after the first; 0 for 10, and AQ_NONE for none.
     pub generations: u32,
-    /// Not 0: as many threads as the run's options say call `fitness` at once. 0: it is called on
-    /// the thread that made the call alone.
+    /// Not 0: `fitness` may be called by several threads at once, as many as the run's options say.
+    /// 0: it is called only on the thread that made the call.
     pub parallel: u32,
-    /// Not 0: goes on where the checkpoint ended, if it is there.
+    /// Not 0: continues from the checkpoint, if it exists.
     pub resume: u32,
-    /// A file that the search is written to after each generation; NULL for none.
+    /// File that the search is saved to after each generation; NULL for none.
     pub checkpoint: *const c_char,
-    /// NULL: less the sum of the relative errors of tensors, of which a budget finds the best plan
-    /// by itself.
+    /// Scores candidates. NULL: minus the sum of the relative errors of tensors, for which a budget
+    /// alone finds the best plan.
     pub fitness: aq_fitness_fn,
     pub generation: aq_generation_fn,
-    /// Passed to both.
+    /// Passed to fitness and generation.
     pub user_data: *mut c_void,
 }
 
@@ -109,7 +110,7 @@ unsafe impl Send for Worth {}
 unsafe impl Sync for Worth {}
 
 impl Worth {
-    /// What a candidate is worth, which is lent to the caller as a handle.
+    /// Scores a candidate, which is lent to the caller as a handle.
     fn of(&self, candidate: &Plan) -> f64 {
         let mut handle = std::ptr::null_mut();
         // SAFETY: a pointer of our own; the caller's function is called as the header says, and
@@ -191,17 +192,17 @@ impl aq_evolve_options {
     }
 }
 
-/// Searches for the plan that is worth most, among those that take no more than the budget of
-/// `config`, or than its own plan where it sets none. The first generation has the budget's plan and
-/// those that treat all tensors alike. Candidates spend what they may: tensors get more bits as long
-/// as these fit. With the same "seed", and a fitness that is the same for the
-/// same plan, so is the search, on any number of threads.
+/// Searches for the plan with the highest fitness, among those that need no more bytes than the
+/// budget of `config`, or than its own plan if it sets none. The first generation has the budget's
+/// plan and the plans that treat all tensors alike. Candidates use what they may: tensors get more
+/// bits as long as these fit. With the same "seed", and a fitness that depends on the plan alone,
+/// the search is the same on any number of threads.
 ///
-/// What tensors lose by each format is measured first, as in aq_plan_new, which is what
-/// `options` hears of; its threads count for a parallel fitness, too. `config`, `evolve`, `options`
-/// and `evolution` may be NULL.
+/// First measures what tensors lose by each format, as aq_plan_new does; `options` are for that,
+/// and its threads also count for a parallel fitness. `config`, `evolve`, `options` and `evolution`
+/// may be NULL.
 ///
-/// AQ_ERROR_CANCELLED when it is ended before anything is found.
+/// Fails with AQ_ERROR_CANCELLED if it is ended before anything is found.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_evolve(
     source: *const aq_source,
@@ -241,9 +242,10 @@ pub unsafe extern "C" fn aq_evolve(
     }
 }
 
-/// All of it as JSON, as `arrowquant evolve --json` prints it: "fitness" of the plan, "start" (that of
-/// the budget's plan; null if it was not tried), "generations" (the history), "stopped" (whether it
-/// was ended early), "seed", "limit_bytes" and "additive". Belongs to the evolution.
+/// Writes the history as JSON, as `arrowquant evolve --json` does: "fitness" of the plan, "start"
+/// (that of the budget's plan; null if it was not scored), "generations" (the history), "stopped"
+/// (whether it was ended early), "seed", "limit_bytes" and "additive". The text belongs to the
+/// evolution.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_evolution_to_json(
     evolution: *const aq_evolution,

@@ -1,8 +1,9 @@
-//! aq_fold_report: smoothing folded into the weights before the layers that it is for.
+//! aq_fold_report: smoothing folded into the weights of preceding layers.
 //!
-//! The inputs of a layer are divided by a scale for each channel, and its weights multiplied, so that
-//! a few large channels take less of the range that rounding has to cover. Where a norm, an adaLN or
-//! another layer makes these inputs, its weights can divide them: then a runtime need not know.
+//! Smoothing divides the inputs of a layer by a scale per channel and multiplies its weights by it,
+//! so that a few large channels take less of the range that rounding has to cover. If a norm, an
+//! adaLN or another layer produces these inputs, its weights can do the division: then a runtime
+//! need not know about it.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -24,17 +25,17 @@ impl Handle for aq_fold_report {
     const NAME: &'static str = "aq_fold_report";
 }
 
-/// What is folded, and what is written. Set struct_size; the rest may be 0, for the defaults.
+/// Options of folding. Start with AQ_INIT(aq_fold_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_fold_options {
     /// sizeof(aq_fold_options).
     pub struct_size: u32,
-    /// AQ_DTYPE_F32, _F16 or _BF16: what all floats become. By default each stays what it was, and
-    /// weights that were changed are rounded to it; as f32 the model computes what it did.
+    /// Type that all floats become: AQ_DTYPE_F32, _F16 or _BF16. By default each tensor keeps its
+    /// type, and changed weights are rounded to it; with f32 the model computes what it did.
     pub dtype: aq_dtype,
-    /// Channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha). Up to 1; 0 stands for the
-    /// default 0.5, and any negative number for an alpha of 0.
+    /// Exponent of the scales: channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha). At
+    /// most 1. 0 means the default 0.5; a negative number means an alpha of 0.
     pub alpha: f64,
 }
 
@@ -66,13 +67,14 @@ impl aq_fold_options {
     }
 }
 
-/// Writes the safetensors file `output` with the tensors of `input`, which is what aq_source_open
-/// takes, where the inputs of layers are scaled by what the calibration has seen of them, wherever
-/// names say what makes these inputs: in LLaMA-like, LLaDA's and DiT's blocks. Names, shapes, dtypes
-/// and metadata stay. `fold_options`, `options` and `report` may be NULL.
+/// Writes a smoothed model: the tensors of `input`, anything that aq_source_open takes, to the
+/// safetensors file `output`, with the inputs of layers scaled by what the calibration has observed
+/// of them, wherever names tell what produces these inputs: in LLaMA-like, LLaDA's and DiT's
+/// blocks. Names, shapes, dtypes and metadata stay. `fold_options`, `options` and `report` may be
+/// NULL.
 ///
-/// The inputs of these layers are then others: a calibration of the new model is gathered by running
-/// it. AQ_ERROR_FILE where nothing can be folded; the message says why.
+/// The inputs of these layers have changed then, so that a calibration of the new model takes
+/// running it. Fails with AQ_ERROR_FILE if nothing can be folded; the message says why.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_fold_file(
     input: *const c_char,
@@ -107,8 +109,8 @@ pub unsafe extern "C" fn aq_fold_file(
     }
 }
 
-/// All of it as JSON, as `arrowquant fold --json` prints it: what was folded into what, the scales,
-/// and what could not be and why. Belongs to the report.
+/// Writes the report as JSON, as `arrowquant fold --json` does: what was folded into what, the
+/// scales, and what could not be folded and why. The text belongs to the report.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_fold_report_to_json(
     report: *const aq_fold_report,

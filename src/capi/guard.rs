@@ -4,7 +4,7 @@ use core::ffi::c_char;
 use core::fmt::{self, Write};
 use core::mem::offset_of;
 
-/// AQ_OK, or why a call failed.
+/// Result of a call: AQ_OK, or why it failed.
 pub type aq_status = i32;
 pub const AQ_OK: aq_status = 0;
 /// A setting is unknown or out of range.
@@ -30,8 +30,8 @@ pub const AQ_ERROR_ARGUMENT: aq_status = 9;
 /// Bytes of an error's message, its NUL included.
 pub const AQ_MESSAGE_SIZE: usize = 512;
 
-/// What went wrong. Start with AQ_INIT(aq_error); every call that gets it sets code and message, to
-/// AQ_OK and "" on success.
+/// Error of a call. Start with AQ_INIT(aq_error); every call that receives it sets code and
+/// message, to AQ_OK and "" on success.
 #[repr(C)]
 pub struct aq_error {
     /// sizeof(aq_error); 0 stands for today's size.
@@ -49,7 +49,7 @@ const _: () = assert!(size_of::<aq_error>() == 520);
 pub(super) enum Fault {
     /// The named argument is NULL.
     Null(&'static str),
-    /// The named argument is no address of its type.
+    /// The named argument is not aligned to its type.
     Unaligned(&'static str),
     /// The named argument has the wrong length.
     Length {
@@ -178,7 +178,7 @@ impl From<crate::error::Error> for Fault {
     }
 }
 
-/// Calls `body`, and tells the caller what came of it.
+/// Calls `body`, and reports its result to the caller.
 pub(super) unsafe fn guard(
     err: *mut aq_error,
     body: impl FnOnce() -> Result<(), Fault>,
@@ -315,7 +315,8 @@ mod fence {
         })
     }
 
-    /// Handles are freed at the end of a thread, too, when its variables are gone already.
+    /// Remembers where a panic came from. Handles are freed at the end of a thread, too, when its
+    /// variables are gone already.
     fn remember(place: Option<String>) {
         let _ = PLACE.try_with(|remembered| remembered.replace(place));
     }
@@ -356,7 +357,7 @@ pub unsafe fn fail(message: *const c_char, err: *mut aq_error) -> aq_status {
     }
 }
 
-/// The caller's memory to read; NULL is no memory at all.
+/// Borrows the caller's memory to read; NULL is no memory at all.
 pub(super) unsafe fn bytes<'a, T>(
     data: *const T,
     len: usize,
@@ -370,7 +371,7 @@ pub(super) unsafe fn bytes<'a, T>(
     }
 }
 
-/// The caller's memory to write; NULL is no memory at all.
+/// Borrows the caller's memory to write; NULL is no memory at all.
 pub(super) unsafe fn bytes_mut<'a, T>(
     data: *mut T,
     len: usize,
@@ -401,7 +402,7 @@ fn check_memory<T>(data: *const T, len: usize, what: &'static str) -> Result<(),
     }
 }
 
-/// A text of the caller's.
+/// Reads a text of the caller's.
 #[cfg(feature = "std")]
 pub(super) unsafe fn text<'a>(text: *const c_char, what: &'static str) -> Result<&'a str, Fault> {
     if text.is_null() {

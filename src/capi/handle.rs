@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use super::guard::{Fault, put};
 use crate::error::Error;
 
-/// What may be behind a handle.
+/// A type that handles refer to.
 pub trait Handle: Send + Sync + 'static {
     /// The name of the C type.
     const NAME: &'static str;
@@ -44,7 +44,7 @@ fn check<T: Handle>(handle: *const T) -> Result<(), Fault> {
     }
 }
 
-/// What is behind a handle.
+/// Borrows what a handle refers to.
 pub(super) unsafe fn borrow<'a, T: Handle>(handle: *const T) -> Result<&'a T, Fault> {
     check(handle)?;
     // SAFETY: it was made by `give` and is not freed; by the header's conventions nobody frees
@@ -52,14 +52,14 @@ pub(super) unsafe fn borrow<'a, T: Handle>(handle: *const T) -> Result<&'a T, Fa
     Ok(unsafe { &*handle })
 }
 
-/// The same, to change it.
+/// Borrows what a handle refers to, to change it.
 pub(super) unsafe fn borrow_mut<'a, T: Handle>(handle: *mut T) -> Result<&'a mut T, Fault> {
     check(handle)?;
     // SAFETY: as in `borrow`; by the header's conventions no other thread uses it.
     Ok(unsafe { &mut *handle })
 }
 
-/// What is behind a handle that may be NULL.
+/// Borrows what a handle refers to; `None` for NULL.
 pub(super) unsafe fn borrow_or<'a, T: Handle>(handle: *const T) -> Result<Option<&'a T>, Fault> {
     match handle.is_null() {
         true => Ok(None),
@@ -68,7 +68,7 @@ pub(super) unsafe fn borrow_or<'a, T: Handle>(handle: *const T) -> Result<Option
     }
 }
 
-/// Frees a handle. NULL, and what is no live handle of this kind, is left alone.
+/// Frees a handle. Does nothing for NULL, and for anything but a live handle of this kind.
 pub(super) unsafe fn free<T: Handle>(handle: *mut T) -> Result<(), Fault> {
     let mut live = LIVE.write().unwrap_or_else(PoisonError::into_inner);
     if live.get(&key(handle)) == Some(&TypeId::of::<T>()) {

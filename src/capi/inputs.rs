@@ -1,5 +1,4 @@
-//! What a quantized tensor's inputs must go through: its transform, and static parameters of
-//! activations.
+//! Static parameters of activations.
 
 use super::guard::{aq_error, aq_status, check_out, guard, versioned, write};
 use super::handle::borrow;
@@ -7,9 +6,9 @@ use super::model::aq_model;
 use super::source::at;
 use crate::error::Error;
 
-/// Static parameters of a tensor's activations, from a timestep on up to another: an activation x
-/// is stored as round(x / scale + zero_point). They are of activations as
-/// aq_transform_vectors makes them, where it changes any.
+/// Static parameters of a tensor's activations, for a range of timesteps: an activation x is stored
+/// as round(x / scale + zero_point). If the tensor has an input scale or a rotation, they apply to
+/// activations from aq_transform_vectors.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_activation_params {
@@ -17,7 +16,7 @@ pub struct aq_activation_params {
     pub struct_size: u32,
     /// The first timestep.
     pub t_begin: i32,
-    /// The one after the last.
+    /// The timestep after the last.
     pub t_end: i32,
     pub scale: f32,
     pub zero_point: f32,

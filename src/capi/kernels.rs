@@ -73,7 +73,7 @@ pub unsafe extern "C" fn aq_plane_sizes(
     }
 }
 
-/// What quantizing some rows came to, measured on the weights as they decode.
+/// Quality of quantized rows, measured on the weights as they decode.
 #[cfg(feature = "std")]
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -216,12 +216,12 @@ pub unsafe extern "C" fn aq_quantize_rows(
     }
 }
 
-/// Measures how far `b` is from the original `a`: two arrays of as many values, each f32, f16 or
+/// Compares `b` with the original `a`: two arrays of the same number of values, each f32, f16 or
 /// bf16, their lengths in bytes. Both outputs are required.
 ///
-/// `cosine` is that of the angle between them: 1 if neither has a value but 0, and 0 if one of them
-/// has none. `sqnr_db` is the signal to quantization noise ratio in dB: infinite without any
-/// difference, and minus infinite where only `a` has no value but 0.
+/// `cosine` is that of the angle between them: 1 if both are all 0, and 0 if one is. `sqnr_db` is
+/// the signal to quantization noise ratio in dB: infinite without any difference, and minus
+/// infinite if only `a` is all 0.
 ///
 /// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity.
 #[cfg(feature = "std")]

@@ -1,4 +1,4 @@
-//! aq_model: a quantized file, opened.
+//! aq_model: an open quantized file.
 
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_void};
@@ -17,11 +17,11 @@ use crate::error::Error;
 use crate::model::{Model, TilePlanes};
 use crate::run;
 
-/// A quantized file, opened. Any number of threads may use it.
+/// An open quantized file. Any number of threads may use it.
 pub struct aq_model {
     pub(super) model: Arc<Model>,
     strings: Strings,
-    /// Planes that do not lie in the file but were unpacked for a view.
+    /// Planes that were unpacked for a view.
     unpacked: Mutex<BTreeMap<(usize, usize), TilePlanes>>,
 }
 
@@ -62,7 +62,7 @@ versioned!(aq_tensor_view {
     bits_per_weight
 });
 
-/// Told once, on whatever thread lets go last, that memory is not used any more.
+/// Called once, on any thread, when the library no longer uses the caller's memory.
 pub type aq_release_fn = Option<unsafe extern "C" fn(user_data: *mut c_void)>;
 
 /// The caller's memory that a model is opened in.
@@ -100,9 +100,9 @@ unsafe fn give_model(model: Model, out: *mut *mut aq_model) -> Result<(), Fault>
     unsafe { give(model, out) }
 }
 
-/// Opens a Parquet file written by ArrowQuant and maps it into memory. While it is open, another
-/// file may be put in its place, but it must not be written into. Reads its footer; checksums are
-/// checked by aq_model_verify.
+/// Opens a Parquet file of this library, or a folder of parts, and maps it into memory. While it is
+/// open, another file may replace it, but it must not be written to. Reads footers only;
+/// aq_model_verify checks checksums.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_open(
     path: *const c_char,
@@ -118,10 +118,10 @@ pub unsafe extern "C" fn aq_model_open(
     }
 }
 
-/// Opens such a file that lies in memory, which must stay as it is until `release` is called, or,
-/// where that is NULL, until the model and every Arrow array exported from it are freed.
+/// Opens a file in memory, which must not change until `release` is called, or, if that is NULL,
+/// until the model and every Arrow array exported from it are freed.
 ///
-/// `release` is called exactly once, also when the call fails.
+/// `release` is called exactly once, even if the call fails.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_open_memory(
     data: *const c_void,
@@ -146,7 +146,7 @@ pub unsafe extern "C" fn aq_model_open_memory(
     }
 }
 
-/// The number of tensors; 0 for NULL.
+/// Returns the number of tensors; 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_count(model: *const aq_model) -> usize {
     // SAFETY: by the header's conventions.
@@ -172,7 +172,7 @@ pub unsafe extern "C" fn aq_model_tensor(
     }
 }
 
-/// The index of the tensor called `name`; AQ_ERROR_TENSOR when there is none.
+/// Finds the index of the tensor called `name`. Fails with AQ_ERROR_TENSOR if there is none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_find(
     model: *const aq_model,
@@ -197,8 +197,8 @@ pub(super) fn find(model: &Model, name: &str) -> Result<usize, Error> {
     model.find(name).ok_or_else(missing)
 }
 
-/// Views tile `tile` of tensor `index`; most tensors have one tile, and aq_tensor_info says how
-/// many.
+/// Views tile `tile` of tensor `index`. Most tensors have one tile; aq_tensor_info has their
+/// number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_view(
     model: *const aq_model,
@@ -267,7 +267,7 @@ impl aq_model {
         })
     }
 
-    /// The planes of a tile, kept by the map or by the handle.
+    /// The planes of a tile, in the memory map or kept by the handle.
     fn planes(&self, index: usize, tile: usize) -> Result<TilePlanes, Fault> {
         let unpacked = || self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(planes) = unpacked().get(&(index, tile)) {
@@ -285,7 +285,8 @@ impl aq_model {
 }
 
 /// Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
-/// rows * cols values. Kept f32, f16, bf16 and f8 tensors are converted.
+/// rows * cols values. Kept f64, f32, f16, bf16 and f8 tensors are converted. Fails with
+/// AQ_ERROR_TENSOR if the tensor has no such rows, or values that are not floats.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_dequantize_rows(
     model: *const aq_model,
@@ -319,8 +320,9 @@ pub unsafe extern "C" fn aq_model_dequantize_rows(
     }
 }
 
-/// Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does. `x` has batch *
-/// cols values, `y` batch * rows. The tensor must be quantized.
+/// Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does, all of its
+/// tiles. `x` has batch * cols values, `y` batch * rows. Fails with AQ_ERROR_TENSOR for a kept
+/// tensor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_matvec(
     model: *const aq_model,
@@ -350,10 +352,10 @@ pub unsafe extern "C" fn aq_model_matvec(
     }
 }
 
-/// Decodes every tensor into the safetensors file `output`, with the original names, shapes and
-/// metadata. Floats become `dtype` (f32, f16 or bf16), or what they were in the source for
-/// AQ_DTYPE_DEFAULT, but quantized f8 tensors bf16; other tensors stay as they are. Checks every
-/// checksum. `options` may be NULL.
+/// Decodes all tensors into the safetensors file `output`, with the original names, shapes and
+/// metadata. Floats become `dtype` (f32, f16 or bf16), or, for AQ_DTYPE_DEFAULT, what they were in
+/// the source, except that quantized f8 tensors become bf16; other tensors do not change. Checks
+/// every checksum. `options` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_dequantize(
     model: *const aq_model,
@@ -404,7 +406,7 @@ pub unsafe extern "C" fn aq_model_metadata(
     }
 }
 
-/// The file's footer as a JSON object of strings, by key. Belongs to the model.
+/// Writes the file's footer as a JSON object of strings, by key. The text belongs to the model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_metadata_to_json(
     model: *const aq_model,

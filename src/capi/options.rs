@@ -1,4 +1,4 @@
-//! How calls that work for a while go about it, and what they tell meanwhile.
+//! Options of long calls: threads, progress, log.
 
 use std::ffi::{CString, c_char, c_void};
 
@@ -6,34 +6,35 @@ use super::guard::{Fault, read, versioned};
 use crate::plan::Config;
 use crate::run::{Level, Options, Progress, Share};
 
-/// How far a run has come.
+/// Progress of a run.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_progress {
     /// sizeof(aq_progress) in the library.
     pub struct_size: u32,
-    /// Bytes dealt with.
+    /// Bytes processed.
     pub done: u64,
-    /// Bytes in all.
+    /// Bytes in total.
     pub total: u64,
 }
 
-/// How much a message matters.
+/// Importance of a log message.
 pub type aq_log_level = i32;
-/// Good to know.
+/// Information.
 pub const AQ_LOG_INFO: aq_log_level = 1;
-/// Hardly meant.
+/// A warning: probably not what was intended.
 pub const AQ_LOG_WARNING: aq_log_level = 2;
-/// For whoever started the run, and nothing is wrong: that it goes on with what is there.
+/// A notice to whoever started the run; nothing is wrong. For example that it continues with
+/// existing parts.
 pub const AQ_LOG_NOTICE: aq_log_level = 3;
 
-/// Told how far a run has come, at least some 20 times a second, also where nothing is new; false
-/// cancels.
+/// Receives the progress of a run, at least about 20 times a second, even if nothing changed.
+/// Returning false cancels.
 pub type aq_progress_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, progress: *const aq_progress) -> bool>;
 
-/// Told, in a line, what is worth telling: what a plan does that was hardly meant, tensors that
-/// got something else than planned. False cancels.
+/// Receives one-line notices and warnings, such as a rule that matches no tensor, or a tensor that
+/// got another format than planned. Returning false cancels.
 pub type aq_log_fn = Option<
     unsafe extern "C" fn(
         user_data: *mut c_void,
@@ -42,31 +43,29 @@ pub type aq_log_fn = Option<
     ) -> bool,
 >;
 
-/// How a run goes about it; nothing here changes what tensors become. Start with
-/// AQ_INIT(aq_run_options).
+/// How a run works; nothing here changes what tensors become. Start with AQ_INIT(aq_run_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_run_options {
     /// sizeof(aq_run_options).
     pub struct_size: u32,
-    /// Threads that work; 1 starts none. 0 is what the config says where there is one, and else
-    /// all of the machine's.
+    /// Number of working threads; 1 starts none. 0 means what the config says, if there is one,
+    /// else as many as the machine has.
     pub threads: u32,
     pub progress: aq_progress_fn,
     pub log: aq_log_fn,
-    /// Passed to both.
+    /// Passed to progress and log.
     pub user_data: *mut c_void,
-    /// Not 0: into a folder, goes on with the parts that are there already. That is the default; an
-    /// output that is one file is refused with it.
+    /// Not 0: requires that the output is a folder, where runs continue with existing parts by
+    /// default; a single file is refused.
     pub resume: u32,
-    /// Into a folder: does the `part`-th (from 1) of `parts` shares of the work, for aq_merge.
-    /// 0 of 0 is all of it.
+    /// For a folder: does share `part` (from 1) of `parts`, for aq_merge. 0 of 0 means everything.
     pub part: u32,
     pub parts: u32,
-    /// Into a folder: bytes of planes after which a part ends; 0 is 128 MiB.
+    /// For a folder: bytes of planes after which a part ends; 0 means 128 MiB.
     pub part_bytes: u64,
-    /// Not 0: into a folder, makes all parts anew, and removes those of an earlier run before, be it of
-    /// another model or of other settings. No other run may be writing to the folder.
+    /// Not 0: for a folder, starts anew and removes the parts of an earlier run, even one of
+    /// another model or other settings. No other run may be writing to the folder.
     pub restart: u32,
 }
 
@@ -84,7 +83,7 @@ versioned!(aq_run_options {
 });
 
 impl aq_run_options {
-    /// The caller's options; NULL for the defaults.
+    /// Reads the caller's options; NULL means the defaults.
     pub(super) unsafe fn read(options: *const Self) -> Result<Self, Fault> {
         if options.is_null() {
             return Ok(Self {
@@ -104,7 +103,7 @@ impl aq_run_options {
         unsafe { read(options, "options") }
     }
 
-    /// With the threads of a config, unless it has its own.
+    /// These options with the threads of a config, unless they have their own.
     pub(super) fn or_threads_of(mut self, config: &Config) -> Self {
         if self.threads == 0 {
             self.threads = config.threads() as u32;

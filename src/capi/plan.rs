@@ -35,28 +35,29 @@ impl aq_plan {
 pub struct aq_tensor_plan {
     /// sizeof(aq_tensor_plan).
     pub struct_size: u32,
-    /// AQ_FORMAT_KEPT for a tensor that is kept; the next five are then 0.
+    /// Format; AQ_FORMAT_KEPT for a tensor that is kept, with 0 in the next five fields.
     pub format: aq_format,
     /// Weights that share a scale; 0 for a whole row.
     pub group_size: u32,
     pub scheme: aq_scheme,
-    /// AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT: f16, and f32 for tiles that need it.
+    /// Storage of scales: AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT for f16, and f32 in
+    /// tiles that need it.
     pub scale_dtype: aq_dtype,
     pub method: aq_method,
     pub gain: aq_gain,
     pub name: *const c_char,
     /// Bytes of the name without its final NUL.
     pub name_len: usize,
-    /// Why, in a few words.
+    /// Reason for this format, in a few words.
     pub reason: *const c_char,
     /// Bytes of its values in the source.
     pub source_bytes: usize,
     /// Predicted bytes of its planes.
     pub bytes: usize,
-    /// The same per weight, in bits; NaN without weights.
+    /// Predicted bits per weight; NaN without weights.
     pub bits_per_weight: f64,
-    /// Cosine that it must reach, or get more bits: of its outputs where a calibration tells of
-    /// them, else of its weights. NaN for none.
+    /// Required cosine: a tensor below it gets more bits. Of the outputs if a calibration has this
+    /// layer, else of the weights. NaN for none.
     pub min_cosine: f64,
 }
 
@@ -138,14 +139,14 @@ pub unsafe extern "C" fn aq_plan_new(
     }
 }
 
-/// The number of tensors; 0 for NULL.
+/// Returns the number of tensors; 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_count(plan: *const aq_plan) -> usize {
     // SAFETY: by the header's conventions.
     unsafe { count(plan, |plan| plan.plan.entries.len()) }
 }
 
-/// What tensor `index` will get; tensors are in the order of the source.
+/// Gets what tensor `index` will get; tensors are in the order of the source.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_tensor(
     plan: *const aq_plan,
@@ -163,9 +164,9 @@ pub unsafe extern "C" fn aq_plan_tensor(
     }
 }
 
-/// Predicted bytes of the file that the plan makes of its source: planes to the byte, and what is
-/// beside them to a few hundred bytes a tensor. Compression, scales that turn out to need f32 and
-/// tensors that get more bits to reach their cosine change it. AQ_ERROR_PLAN for another source.
+/// Predicts the bytes of the file that a run will write: planes exactly, everything else to a few
+/// hundred bytes per tensor. Compression, scales that turn out to need f32, and tensors that get
+/// more bits to reach their cosine change the size. Fails with AQ_ERROR_PLAN for another source.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_file_bytes(
     plan: *const aq_plan,
@@ -204,7 +205,8 @@ pub unsafe extern "C" fn aq_plan_set(
     }
 }
 
-/// The plan as JSON, as `arrowquant plan --json` prints it. Belongs to the plan.
+/// Writes the plan as JSON, as `arrowquant plan --json` does, with "modality", "evidence" (what the
+/// modality follows from), "warnings" and all tensors. The text belongs to the plan.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_to_json(
     plan: *const aq_plan,

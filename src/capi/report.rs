@@ -1,4 +1,4 @@
-//! aq_report: what a run measured.
+//! aq_report: the measurements of a run.
 
 use std::ffi::c_char;
 
@@ -9,7 +9,7 @@ use super::types::{AQ_FORMAT_KEPT, FORMATS, aq_format};
 use crate::format::Format;
 use crate::run::{Report, TensorReport};
 
-/// What a run measured, on the weights as they decode from the file.
+/// Measurements of a run, on the weights as they decode from the file.
 pub struct aq_report {
     report: Report,
     strings: Strings,
@@ -32,7 +32,7 @@ impl aq_report {
 pub struct aq_report_total {
     /// sizeof(aq_report_total).
     pub struct_size: u32,
-    /// Threads that worked.
+    /// Number of working threads.
     pub threads: u32,
     /// Number of quantized tensors.
     pub quantized: usize,
@@ -44,16 +44,16 @@ pub struct aq_report_total {
     pub output_bytes: u64,
     /// Quantized weights.
     pub weights: u64,
-    /// Bytes of their planes.
+    /// Bytes of the planes of quantized tensors.
     pub bytes: u64,
-    /// Their bits per weight, scales and biases counted; NaN without any.
+    /// Bits per quantized weight, scales and biases counted; NaN without any.
     pub bits_per_weight: f64,
-    /// Cosine over all of them; NaN without any.
+    /// Cosine over all quantized tensors; NaN without any.
     pub cosine: f64,
-    /// Signal to quantization noise over all of them in dB; infinite without error, NaN without
-    /// any.
+    /// Signal to quantization noise over all quantized tensors, in dB; infinite without error, NaN
+    /// without any.
     pub sqnr_db: f64,
-    /// Wall time.
+    /// Wall time in seconds.
     pub seconds: f64,
 }
 
@@ -72,7 +72,7 @@ versioned!(aq_report_total {
     seconds
 });
 
-/// What was measured of one tensor. Strings belong to the report.
+/// Measurements of one tensor. Strings belong to the report.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_tensor_report {
@@ -83,31 +83,31 @@ pub struct aq_tensor_report {
     pub name: *const c_char,
     /// Bytes of the name without its final NUL.
     pub name_len: usize,
-    /// Why it was treated so, in a few words.
+    /// Why it has this format, in a few words.
     pub reason: *const c_char,
     /// Bytes of its planes.
     pub bytes: usize,
-    /// Scales and biases counted; NaN without weights.
+    /// Bits per weight, scales and biases counted; NaN without weights.
     pub bits_per_weight: f64,
     /// Cosine of the angle to the original; NaN when kept, or when all weights are 0.
     pub cosine: f64,
-    /// Signal to quantization noise in dB; infinite without error, NaN as the cosine.
+    /// Signal to quantization noise in dB; infinite without error, NaN if the cosine is.
     pub sqnr_db: f64,
-    /// Tiles whose scales did not fit f16 and are f32.
+    /// Number of tiles whose scales did not fit f16 and are f32.
     pub f32_scale_tiles: usize,
-    /// Relative squared error of the layer's output on the calibration's inputs,
-    /// |X W - X Q|^2 / |X W|^2, timesteps weighted as for quantizing; NaN where no calibration
-    /// tells. The report's JSON has it by time, too.
+    /// Relative squared error of the layer's output on the calibration's inputs, |X W - X Q|^2 / |X
+    /// W|^2, timesteps weighted as in quantization; NaN without a calibration of this layer. The
+    /// report's JSON has it by time, too.
     pub output_error: f64,
-    /// Cosine of the angle between the outputs; NaN likewise.
+    /// Cosine of the angle between the outputs; NaN if output_error is.
     pub output_cosine: f64,
-    /// Cosine that it was to reach: of its outputs where a calibration tells of them, else of its
-    /// weights. NaN for none.
+    /// Required cosine: of the outputs if a calibration has this layer, else of the weights. NaN
+    /// for none.
     pub min_cosine: f64,
-    /// Attempts that did not reach it, each with fewer bits than the next. The report's JSON has
-    /// what was measured of each, as "ladder".
+    /// Number of attempts below the required cosine, each with fewer bits than the next. The
+    /// report's JSON has the measurements of each, as "ladder".
     pub ladder_steps: usize,
-    /// Not 0: it still does not reach it, as the budget left no room for more bits.
+    /// Not 0: still below the required cosine, because the budget left no room for more bits.
     pub below_min_cosine: u32,
 }
 
@@ -129,7 +129,7 @@ versioned!(aq_tensor_report {
     below_min_cosine
 });
 
-/// Infinite where something was measured and found without error.
+/// SQNR as the API states it: infinite if something was measured and found without error.
 pub(super) fn decibels(cosine: Option<f64>, sqnr_db: Option<f64>) -> f64 {
     match cosine {
         None => f64::NAN,
@@ -137,14 +137,14 @@ pub(super) fn decibels(cosine: Option<f64>, sqnr_db: Option<f64>) -> f64 {
     }
 }
 
-/// The number of tensors; 0 for NULL.
+/// Returns the number of tensors; 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_report_count(report: *const aq_report) -> usize {
     // SAFETY: by the header's conventions, here and in all that follow.
     unsafe { count(report, |report| report.report.tensors.len()) }
 }
 
-/// What was measured of tensor `index`; tensors are in the order of the plan.
+/// Gets the measurements of tensor `index`; tensors are in the order of the plan.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_report_tensor(
     report: *const aq_report,
@@ -186,7 +186,7 @@ pub unsafe extern "C" fn aq_report_tensor(
     }
 }
 
-/// What was measured over all tensors.
+/// Gets the measurements over all tensors.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_report_totals(
     report: *const aq_report,
@@ -217,7 +217,8 @@ pub unsafe extern "C" fn aq_report_totals(
     }
 }
 
-/// All of it as JSON, as `arrowquant quantize --report` writes it. Belongs to the report.
+/// Writes the report as JSON, as `arrowquant quantize --report` does. The text belongs to the
+/// report.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_report_to_json(
     report: *const aq_report,
@@ -234,8 +235,8 @@ pub unsafe extern "C" fn aq_report_to_json(
     }
 }
 
-/// All of it as a page of HTML for people, as `arrowquant quantize --report out.html` writes it: one
-/// file that loads nothing. Belongs to the report.
+/// Writes the report as a self-contained HTML page, as `arrowquant quantize --report out.html`
+/// does. The text belongs to the report.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_report_to_html(
     report: *const aq_report,

@@ -1,4 +1,4 @@
-//! Runs: a plan is done, from a source to a file or to the caller's memory.
+//! Runs: from a source to a file, a folder or the caller's memory.
 
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -21,17 +21,17 @@ unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), 
     unsafe { give(aq_report::new(found), report) }
 }
 
-/// Quantizes `input`, which is what aq_source_open takes, into the Parquet file `output`: open,
-/// plan and run in one call. `config`, `options` and `report` may be NULL.
+/// Quantizes `input`, anything that aq_source_open takes, into `output`: opens, plans and runs in
+/// one call. `config`, `options` and `report` may be NULL.
 ///
-/// An output ending in ".parquet" is one file, which appears whole at its path, or not at all; its
-/// bytes depend on input and settings alone. Any other is a folder of parts with a manifest.json:
-/// each part appears whole, and the same run goes on after an interruption with the parts that are
-/// there. A folder belongs to one source and one set of settings; a run of another into it is
-/// refused, unless `restart` is set.
+/// An output that ends in ".parquet" is one file, which appears whole at its path, or not at all;
+/// its bytes depend on input and settings alone. Any other output is a folder of parts with a
+/// manifest.json: each part appears whole, and after an interruption the same run continues with
+/// the existing parts. A folder belongs to one source and one set of settings; another run into it
+/// is refused, unless `restart` is set.
 ///
-/// With a budget ("max_size", "avg_bits", "mixed_precision") progress is told of the measuring
-/// first, and then of the run.
+/// With a budget ("max_size", "avg_bits", "mixed_precision") progress covers the measuring first,
+/// and then the run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_file(
     input: *const c_char,
@@ -54,8 +54,8 @@ pub unsafe extern "C" fn aq_quantize_file(
     }
 }
 
-/// Does a plan: quantizes a source into the Parquet file or folder `output`, as aq_quantize_file.
-/// The plan must be one for this source. `options` and `report` may be NULL.
+/// Runs a plan: quantizes its source into the file or folder `output`, as aq_quantize_file does.
+/// `options` and `report` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_run(
     plan: *const aq_plan,
@@ -77,7 +77,7 @@ pub unsafe extern "C" fn aq_plan_run(
     }
 }
 
-/// Bytes that the file of a plan never exceeds: memory that is enough for aq_plan_run_into.
+/// Gets an upper bound of the file's bytes: enough memory for aq_plan_run_into.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_size_bound(
     plan: *const aq_plan,
@@ -94,9 +94,9 @@ pub unsafe extern "C" fn aq_plan_size_bound(
     }
 }
 
-/// As aq_plan_run, into the caller's memory: the same bytes, `written` of them. Memory that is
-/// too small is an AQ_ERROR_IO; on any failure it holds nothing of use. It must not overlap the
-/// tensors of the source. aq_model_open_memory opens the result where it lies.
+/// Runs a plan into the caller's memory: writes the same bytes as to a file, `written` of them.
+/// Memory that is too small is an AQ_ERROR_IO; after any failure it holds nothing of use. It must
+/// not overlap the tensors of the source. aq_model_open_memory opens the result without copying it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_run_into(
     plan: *const aq_plan,
@@ -122,8 +122,8 @@ pub unsafe extern "C" fn aq_plan_run_into(
     }
 }
 
-/// Makes one model of a folder of parts that several runs with `part` made: checks that all are
-/// there and belong together, and writes the manifest.
+/// Merges a folder of parts that several runs with `part` made into one model: checks that all
+/// parts exist and belong together, and writes the manifest.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_merge(folder: *const c_char, err: *mut aq_error) -> aq_status {
     // SAFETY: by the header's conventions.

@@ -19,9 +19,9 @@ use crate::tensor::TensorInfo;
 /// Tensors to quantize.
 pub struct aq_source {
     kind: Kind,
-    /// What tensors in memory mean together, since the last was added.
+    /// The tensors in memory, resolved together since the last was added.
     resolved: OnceLock<Box<dyn Source>>,
-    /// What they meant before, to which descriptions may point that were lent.
+    /// Earlier results, which descriptions that were lent may point to.
     before: Vec<Box<dyn Source>>,
     strings: Strings,
 }
@@ -56,7 +56,7 @@ impl aq_source {
     }
 }
 
-/// A tensor's description. Pointers belong to the handle it was asked of.
+/// Description of a tensor. Pointers belong to the handle that described it.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_tensor_info {
@@ -66,19 +66,19 @@ pub struct aq_tensor_info {
     pub dtype: aq_dtype,
     /// Name in the model.
     pub name: *const c_char,
-    /// Bytes of the name without its final NUL: a name may hold a NUL, too.
+    /// Bytes of the name without its final NUL; a name may contain a NUL itself.
     pub name_len: usize,
-    /// `dims_count` dimensions, outermost first.
+    /// Dimensions, outermost first.
     pub dims: *const usize,
     /// Number of dimensions; 0 for a scalar.
     pub dims_count: usize,
-    /// Rows of the matrix it is quantized as: all dimensions but the first fold into columns.
+    /// Rows of the matrix that it is quantized as: all dimensions but the first fold into columns.
     pub rows: usize,
     /// Columns of that matrix.
     pub cols: usize,
     /// Bytes of its values in the source.
     pub bytes: usize,
-    /// Tiles it is stored in, each of some whole rows; 0 for a tensor of a source.
+    /// Number of tiles that store it, each of some whole rows; 0 for a tensor of a source.
     pub tiles: usize,
 }
 
@@ -118,7 +118,7 @@ pub(super) fn at<'a, T>(list: &'a [T], index: usize, what: &'static str) -> Resu
     list.get(index).ok_or(Fault::NoIndex { what, index, count })
 }
 
-/// What to open of a path. Start with AQ_INIT(aq_open_options).
+/// What to open. Start with AQ_INIT(aq_open_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_open_options {
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn aq_source_open(
     }
 }
 
-/// Makes a source without tensors, to which aq_source_add_tensor adds some.
+/// Makes an empty source, for aq_source_add_tensor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_new(
     source: *mut *mut aq_source,
@@ -193,10 +193,11 @@ pub unsafe extern "C" fn aq_source_new(
     }
 }
 
-/// Adds a tensor that lies in the caller's memory. Its values are not copied: they must stay as
-/// they are until the source is freed. Any dtype may be given; what is no f64, f32, f16, bf16 or f8
-/// (e4m3, e5m2) is kept as it is. An f8 weight whose scale is added, too, such as `a.weight_scale`
-/// beside `a.weight`, becomes one bf16 tensor, as when it is read from a file. Only for sources from aq_source_new or aq_source_from_arrow.
+/// Adds a tensor in the caller's memory. Its values are not copied: they must not change until the
+/// source is freed. Any dtype is accepted; tensors of other types than f64, f32, f16, bf16 and f8
+/// (e4m3, e5m2) are kept. An f8 weight whose scale is also added, such as `a.weight_scale` beside
+/// `a.weight`, becomes one bf16 tensor, as when it is read from a file. Only for sources from
+/// aq_source_new or aq_source_from_arrow.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_add_tensor(
     source: *mut aq_source,
@@ -224,12 +225,13 @@ pub unsafe extern "C" fn aq_source_add_tensor(
     }
 }
 
-/// Makes a source of the tensors in an Arrow table, whose values are not copied. One tensor a row:
-/// `name` a string, `shape` a list of int64, and `data` either binary, with its dtype ("f32",
-/// "bf16", ...) in a column `dtype`, or a list of float or half float.
+/// Makes a source of the tensors in an Arrow table, without copying values. The table has one
+/// tensor per row: `name` a string, `shape` a list of int64, and `data` either binary, with its
+/// dtype ("f32", "bf16", ...) in a column `dtype`, or a list of float or half float.
 ///
-/// The stream is taken: it must not be used or released any more, whether the call succeeds or
-/// not, and its `release` is NULL after it. Its arrays are released when the source is freed.
+/// The library takes the stream: it must not be used or released any more, whether the call
+/// succeeds or not, and its `release` is NULL afterwards. Its arrays are released when the source
+/// is freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_from_arrow(
     stream: *mut FFI_ArrowArrayStream,
@@ -263,7 +265,7 @@ pub unsafe extern "C" fn aq_source_from_arrow(
     }
 }
 
-/// The number of tensors; 0 for NULL.
+/// Returns the number of tensors; 0 for NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_count(source: *const aq_source) -> usize {
     // SAFETY: by the header's conventions.
@@ -295,7 +297,7 @@ pub unsafe extern "C" fn aq_source_free(source: *mut aq_source) {
     unsafe { guard(std::ptr::null_mut(), || free(source)) };
 }
 
-/// A number that needs no error: 0 for what is no handle.
+/// Returns a count, which needs no error: 0 for anything but a live handle.
 pub(super) unsafe fn count<T: Handle>(handle: *const T, count: impl FnOnce(&T) -> usize) -> usize {
     let mut found = 0;
     // SAFETY: as the caller's.

@@ -25,28 +25,29 @@ pub const AQ_FORMAT_INT8: aq_format = 8;
 /// Whether groups have a bias beside their scale.
 pub type aq_scheme = i32;
 pub const AQ_SCHEME_DEFAULT: aq_scheme = 0;
-/// w = scale * (q - z), where z is 1.5, 8 or 128 for 2, 4 or 8 bits. The default.
+/// Without bias: w = scale * (q - z), where z is 1.5, 8 or 128 for 2, 4 or 8 bits. The default.
 pub const AQ_SCHEME_SYMMETRIC: aq_scheme = 1;
-/// w = scale * q + bias.
+/// With bias: w = scale * q + bias.
 pub const AQ_SCHEME_AFFINE: aq_scheme = 2;
 
 /// How scales are chosen.
 pub type aq_method = i32;
 pub const AQ_METHOD_DEFAULT: aq_method = 0;
-/// From the range of each group.
+/// Scales from the range of each group.
 pub const AQ_METHOD_MINMAX: aq_method = 1;
-/// Least squares over trial scales. The default.
+/// Scales by least squares over trial scales. The default.
 pub const AQ_METHOD_LSQ: aq_method = 2;
-/// Columns make up for each other's rounding, as a calibration's Hessian says how. In runs only.
+/// Each column compensates for the rounding of earlier ones, as a calibration's Hessian says how
+/// (GPTQ). For runs only.
 pub const AQ_METHOD_GPTQ: aq_method = 3;
 
-/// Whether rows get back the amplitude that rounding takes.
+/// Whether the amplitude that rounding takes from rows is restored.
 pub type aq_gain = i32;
 /// AQ_GAIN_UNIT for 2 and 4 bits, AQ_GAIN_LSQ for 8.
 pub const AQ_GAIN_DEFAULT: aq_gain = 0;
-/// They do.
+/// Multiplies each row's scales so that rounding does not change its amplitude.
 pub const AQ_GAIN_UNIT: aq_gain = 1;
-/// Scales stay as the method chose them.
+/// Leaves scales as the method chose them.
 pub const AQ_GAIN_LSQ: aq_gain = 2;
 
 /// Type of an element; all values are little-endian.
@@ -75,23 +76,23 @@ pub const AQ_DTYPE_U16: aq_dtype = 20;
 pub const AQ_DTYPE_U8: aq_dtype = 21;
 pub const AQ_DTYPE_BOOL: aq_dtype = 22;
 
-/// The library's version, such as "0.1.0". Lasts for ever.
+/// Returns the library's version, such as "0.1.0". The string lasts forever.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// The library's AQ_ABI_VERSION. A program that loads the library at run time must compare it
-/// with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
+/// Returns the library's AQ_ABI_VERSION. A program that loads the library at run time must compare
+/// it with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_abi_version() -> u32 {
     AQ_ABI_VERSION
 }
 
-/// The instruction set whose kernels are in use: the best of this machine, or a lesser one that
+/// Returns the name of the instruction set in use: the best of this machine, or a lesser one that
 /// the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
-/// "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" when AQ_ISA names none there is;
-/// calls that need kernels then fail with AQ_ERROR_CONFIG. Lasts for ever.
+/// "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" if AQ_ISA is set to anything else;
+/// calls that need kernels then fail with AQ_ERROR_CONFIG. The string lasts forever.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_isa_name() -> *const c_char {
     let name = KernelTable::choose().map(|table| table.isa().c_name());
@@ -102,7 +103,7 @@ pub(super) fn table() -> Result<&'static KernelTable, Fault> {
     KernelTable::choose().map_err(|_| Fault::Isa)
 }
 
-/// The constants of a kind, and what they are in Rust.
+/// The constants of a kind, and their values in Rust.
 pub(super) struct Codes<T: 'static> {
     what: &'static str,
     allowed: &'static str,
@@ -218,8 +219,8 @@ pub(super) static DTYPES: Codes<Dtype> = Codes {
     ],
 };
 
-/// How weights are quantized, and how planes are laid out. Set struct_size, format and group_size;
-/// the rest may be 0, for the defaults. Decoding needs no method and no gain.
+/// How weights are quantized. Start with AQ_INIT(aq_recipe), then set format and group_size; the
+/// rest may stay 0, for the defaults.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_recipe {
@@ -230,7 +231,7 @@ pub struct aq_recipe {
     /// Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row.
     pub group_size: u32,
     pub scheme: aq_scheme,
-    /// AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32: storage of scales and biases.
+    /// Storage of scales and biases: AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32.
     pub scale_dtype: aq_dtype,
     pub method: aq_method,
     pub gain: aq_gain,

@@ -1,4 +1,4 @@
-//! aq_verification: what checking a file found.
+//! aq_verification: the result of checking a file.
 
 use std::ffi::c_char;
 
@@ -9,7 +9,7 @@ use super::options::aq_run_options;
 use super::source::aq_source;
 use crate::run::{self, Verification};
 
-/// What checking a file found.
+/// Result of checking a file.
 pub struct aq_verification {
     verification: Verification,
     strings: Strings,
@@ -19,11 +19,11 @@ impl Handle for aq_verification {
     const NAME: &'static str = "aq_verification";
 }
 
-/// Checks every checksum of a model. With an `original` (or NULL), also that both hold the same
-/// tensors, that kept ones are equal, that quantized ones are as close to it as the file says, and
-/// that no cosine is below `min_cosine` (NaN or -1: any will do). `options` may be NULL.
+/// Checks every checksum of a model. With an `original` (or NULL), also checks that both hold the
+/// same tensors, that kept ones are equal, that quantized ones are as close to it as the file says,
+/// and that no cosine is below `min_cosine` (NaN or -1 for no such check). `options` may be NULL.
 ///
-/// AQ_OK says that the check was done; `failures` counts the tensors with a problem.
+/// AQ_OK means that the check was done; `failures` counts the tensors with a problem.
 /// `verification` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_verify(
@@ -60,7 +60,8 @@ pub unsafe extern "C" fn aq_model_verify(
     }
 }
 
-/// All of it as JSON, as `arrowquant verify --json` prints it. Belongs to the verification.
+/// Writes the result as JSON, as `arrowquant verify --json` does: "tensors" with "name", "problem"
+/// (or null), "cosine" and "sqnr_db". The text belongs to the verification.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_verification_to_json(
     verification: *const aq_verification,

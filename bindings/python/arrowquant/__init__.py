@@ -1,4 +1,4 @@
-"""Quantizes the weights of diffusion models to INT2, INT4 and INT8, and measures what it did.
+"""Quantizes diffusion-model weights to INT2, INT4 and INT8, and measures the result.
 
     import arrowquant
 
@@ -57,7 +57,7 @@ __version__: str = _lib.aq_version().decode()
 
 
 def isa_name() -> str:
-    """The instruction set whose kernels are in use: the best of this machine, or a lesser one that
+    """Returns the instruction set in use: the best of this machine, or a lesser one that
     the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
     "avx512vnni", on AArch64 "neon" or "neon-dotprod"."""
     return str(_lib.aq_isa_name().decode())
@@ -87,19 +87,20 @@ def quantize(
     Settings are those of `Config`, over those of `config`: `bits=4`, `group_size=64`,
     `method="lsq"`, `calibration="model.calibration.parquet"` (or a `Calibration`), `keep=["lm_head.*"]`, `rules=["*.v_proj.weight=bits:8"]` and so on.
 
-    `progress` is True for a bar on standard error, or a callable that is told bytes done and bytes
-    in all, at least some 20 times a second. `log` is a callable that is told what is worth telling, with a
-    level of the `logging` module, such as `logging.getLogger("...").log`. If either returns False,
-    the run ends with `Cancelled`; an exception in them ends it, too, and is raised here. (None is
-    no False.) With a budget (`max_size`, `avg_bits`, `mixed_precision`) `progress` is told of the
-    measuring first, and then of the run. `threads` are what the settings say where 0, and by default all of the machine's.
+    `progress` is True for a bar on standard error, or a callable that receives bytes done and bytes
+    in total, at least about 20 times a second. `log` is a callable that receives one-line notices and
+    warnings, with a level of the `logging` module, such as `logging.getLogger("...").log`. If either
+    returns False, the run ends with `Cancelled`; returning None continues. An exception in them ends
+    the run, too, and is raised here. With a budget (`max_size`, `avg_bits`, `mixed_precision`)
+    `progress` covers the measuring first, and then the run. `threads=0` means what the settings say,
+    by default as many as the machine has.
 
-    Into a folder each part appears whole, and the same run goes on after an interruption with
-    the parts that are there. `restart=True` makes all anew, and removes those of an earlier run
-    before, of whatever settings; `resume=True` is the default, and refuses an output that is one
-    file. `part=(K, N)` does the K-th of N shares of the work, of which `merge` makes one model;
-    a part ends when its planes pass `part_bytes` (128 MiB). A folder belongs to one source and
-    one set of settings; a run of another into it is refused.
+    In a folder each part appears whole, and after an interruption the same run continues with the
+    existing parts. `restart=True` starts anew and removes the parts of an earlier run, even one with
+    other settings; `resume=True` is the default for folders, and refuses a single file. `part=(K, N)`
+    does the K-th of N shares of the work, which `merge` makes into one model; a part ends when its
+    planes exceed `part_bytes` (128 MiB). A folder belongs to one source and one set of settings;
+    another run into it is refused.
     """
     wanted = Config.of(config, settings)
     if not isinstance(input, (str, _os.PathLike)):
@@ -135,8 +136,8 @@ def quantize(
 
 
 def merge(folder: _Union[str, _os.PathLike[str]]) -> None:
-    """Makes one model of a folder of parts that several runs with `part` made: checks that all are
-    there and belong together, and writes the manifest."""
+    """Merges a folder of parts that several runs with `part` made into one model: checks that all parts
+    exist and belong together, and writes the manifest."""
     _call(_lib.aq_merge, _encode_path(folder, "folder"))
 
 
@@ -149,8 +150,8 @@ def quantize_to_bytes(
     threads: int = 0,
     **settings: Unpack[Settings],
 ) -> tuple[bytearray, Report]:
-    """As `quantize`, into memory: the same bytes as the file would have, which `open` opens where
-    they lie."""
+    """Quantizes a model into memory, as `quantize` does into a file. Returns the bytes of the file, which
+    `open` opens without copying them, and the report."""
     wanted = Config.of(config, settings)
     source = Source.of(input)
     threads = threads or int(wanted["num_threads"])

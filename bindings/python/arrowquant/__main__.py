@@ -1,4 +1,4 @@
-"""`python -m arrowquant`: what the program `arrowquant` does, in brief, but for charts.
+"""`python -m arrowquant`: the commands of the program `arrowquant`, in brief, without charts.
 
 Exit codes: 0 done, 1 the work failed or a check did not hold, 2 wrong usage, 130 stopped by Ctrl-C.
 """
@@ -65,7 +65,9 @@ class _Rule(argparse.Action):
 
 
 def _number_of_threads(text: str) -> int:
-    return int(Config(num_threads=text)["num_threads"])
+    config = Config()
+    config.set("num_threads", text)
+    return int(config["num_threads"])
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -486,7 +488,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _inspection(model: arrowquant.Model, file_bytes: int) -> dict[str, Any]:
-    """What `arrowquant inspect --json` prints."""
+    """Returns what `arrowquant inspect --json` prints."""
 
     def metadata(name: str) -> Any:
         text = model.metadata.get(f"arrowquant.{name}", "")
@@ -513,7 +515,7 @@ def _inspection(model: arrowquant.Model, file_bytes: int) -> dict[str, Any]:
                 "name": info.name,
                 "shape": info.shape,
                 "dtype": info.dtype,
-                # As files have it.
+                # The name in files.
                 "format": "raw" if tiles[0].format == "kept" else tiles[0].format,
                 "scheme": tiles[0].scheme,
                 "group_size": tiles[0].group_size,

@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import ArgumentError
 
-# Bits of an element, for telling shapes from bytes; other dtypes have no buffer of their own.
+# Bytes of an element, for telling shapes from bytes; other dtypes have no buffer of their own.
 ITEM_BYTES = {
     "f32": 4,
     "f16": 2,
@@ -36,7 +36,7 @@ ITEM_BYTES = {
 
 _FLOATS = {"e": "f16", "f": "f32", "d": "f64", "Zf": "c64", "?": "bool"}
 
-# What the package ml_dtypes calls those that numpy lacks.
+# Names of the package ml_dtypes for types that numpy lacks.
 _ML_DTYPES = {
     "bfloat16": "bf16",
     "float8_e4m3fn": "f8_e4m3",
@@ -78,7 +78,7 @@ class Memory:
     """The memory of an object: `address` and `nbytes`, good while this lives."""
 
     def __init__(self, data: Any, what: str, writable: bool = False) -> None:
-        kind = _ML_DTYPES.get(getattr(getattr(data, "dtype", None), "name", None))
+        kind = _ML_DTYPES.get(getattr(getattr(data, "dtype", None), "name", ""))
         self.dtype: str | None = kind
         if kind is not None:
             # numpy has no buffer for them.
@@ -155,7 +155,7 @@ def ml_dtypes_or_none() -> ModuleType | None:
 # numpy has no bf16: its bits stand for it.
 NUMPY_DTYPES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i8": "i1", "u8": "u1"}
 
-# What `array.array` calls the types it has.
+# Type codes of `array.array`.
 _ARRAY_TYPES = {"f32": "f", "i8": "b", "u8": "B"}
 
 
@@ -177,7 +177,7 @@ class Output:
         self.memory = Memory(self._data, "output")
 
     def result(self) -> Any:
-        """What was written."""
+        """Returns what was written."""
         if self._numpy is None:
             return self._data if self._type else bytes(self._data)
         ml_dtypes = ml_dtypes_or_none() if self._bf16 else None

@@ -364,19 +364,19 @@ class aq_activation_params(Sized):
 
 aq_release_fn = ctypes.CFUNCTYPE(None, c_void_p)
 
-# What the library uses, by number, until it says that it has let go of it.
+# Objects that the library uses, by number, until it releases them.
 _lent: dict[int, Any] = {}
 _numbers = itertools.count(1)
 
 
-@aq_release_fn
+@aq_release_fn  # type: ignore[untyped-decorator, unused-ignore]
 def let_go(number: int | None) -> None:
-    """For functions that take an aq_release_fn, with what `lend` returns."""
+    """Releases what `lend` keeps: for functions that take an aq_release_fn, with the number from `lend`."""
     _lent.pop(number or 0, None)
 
 
 def lend(thing: Any) -> int:
-    """Keeps something until the library lets go of it."""
+    """Keeps something until the library releases it."""
     number = next(_numbers)
     _lent[number] = thing
     return number
@@ -654,7 +654,7 @@ def make(free: Any, function: Any, *args: Any, keep: list[Any] | None = None) ->
 
 
 class Owner:
-    """What holds a handle: a context manager, of no use after `close`."""
+    """An object that holds a handle: a context manager, of no use after `close`."""
 
     _handle: Handle | None = None
 

@@ -1,4 +1,4 @@
-"""What a run is told, and what it tells: threads, progress, log."""
+"""Options and callbacks of a run: threads, progress, log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Callable, Iterator, Optional, Union
 from ._library import aq_log_fn, aq_progress_fn, aq_run_options, call
 from .errors import ArgumentError, Cancelled
 
-# Called with bytes done and bytes in all; False cancels.
+# Called with bytes done and bytes in total; False cancels.
 Progress = Callable[[int, int], Optional[bool]]
 # Called with a level of the logging module and a line of text; False cancels.
 Log = Callable[[int, str], Optional[bool]]
@@ -165,7 +165,7 @@ class Bar:
 
 
 class TqdmBar(Bar):
-    """The same by tqdm."""
+    """A bar of tqdm."""
 
     def __init__(self, tqdm: Any) -> None:
         self._tqdm = tqdm

@@ -13,7 +13,7 @@ from .errors import ArgumentError
 # Bytes of rows that are made at once.
 _PIECE = 32 << 20
 
-# What numpy calls the ways of padding of PyTorch.
+# numpy's names for PyTorch's ways of padding.
 _PADDING = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 

@@ -54,7 +54,7 @@ def quantize_activations(
         raise ArgumentError(f"x has shape {memory.shape} of {memory.itemsize} bytes each")
     rows, cols = math.prod(memory.shape[:-1]), memory.shape[-1]
     options = aq_activation_options()
-    # What C takes for a default, or does not hold.
+    # Values that C takes for a default, or cannot hold.
     if bits not in (4, 8):
         raise ArgumentError(f"bits: {bits} is neither 4 nor 8")
     if not 0 <= group_size < 1 << 32:

@@ -1,4 +1,4 @@
-"""What tensors lose by each way to store them, measured before any work."""
+"""Losses of tensors by each format, measured before any work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FormatAnalysis:
-    """What a tensor loses by one way to store it."""
+    """Loss of a tensor by one format."""
 
     #: "int2", "int4", "int8", or "keep"; the next two are then None.
     format: str
@@ -29,7 +29,7 @@ class FormatAnalysis:
     scheme: str | None
     #: Bytes of its planes.
     bytes: int
-    #: The same per weight, in bits.
+    #: Bits per weight.
     bits_per_weight: float
     #: Cosine of the angle to the original.
     cosine: float
@@ -39,7 +39,7 @@ class FormatAnalysis:
 
 @dataclass(frozen=True)
 class TensorAnalysis:
-    """What a tensor loses by each way to store it."""
+    """Losses of a tensor by each format."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,25 +47,25 @@ class TensorAnalysis:
     weights: int
     #: Rows that were tried.
     sampled_rows: int
-    #: What errors are of: "weights", "outputs" (with a calibration), or "gaussian" (of a list of
+    #: Basis of the errors: "weights", "outputs" (with a calibration), or "gaussian" (of a list of
     #: tensors without weights).
     basis: str
     #: Why it is sensitive, or None.
     sensitive: str | None
-    #: One entry a way to store it.
+    #: One entry per format.
     formats: tuple[FormatAnalysis, ...]
 
 
 class Analysis:
-    """What each tensor that can be quantized loses by each way to store it, measured on a sample of
+    """Losses of each tensor that can be quantized by each format, measured on a sample of
     its rows: `tensors`, in the order of the source."""
 
     def __init__(self, json_text: str) -> None:
         found = json.loads(json_text)
         self.tensors: tuple[TensorAnalysis, ...] = tuple(map(_tensor, found["tensors"]))
-        #: What the sample was drawn by.
+        #: Seed of the sample.
         self.seed: int = found["seed"]
-        #: Wall time.
+        #: Wall time in seconds.
         self.seconds: float = found["seconds"]
         self._json = json_text
 
@@ -91,11 +91,11 @@ class Analysis:
         raise KeyError(index)
 
     def to_json(self) -> str:
-        """All of it as JSON, as `arrowquant analyze --json` prints it."""
+        """Returns the analysis as JSON, as `arrowquant analyze --json` prints it."""
         return self._json
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as Python objects."""
+        """Returns the JSON as Python objects."""
         return json.loads(self._json)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a model's layers see, by timestep: collected from a runtime of any kind, or by hooks from
+"""Activation statistics of a model's layers, by timestep: collected from a runtime of any kind, or by hooks from
 PyTorch."""
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _FLOATS = {name: DTYPES[name] for name in ("f32", "f16", "bf16")}
 
-# What PyTorch calls them.
+# PyTorch's names for them.
 _TORCH = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
 
 
 class LayerInfo(NamedTuple):
-    """What a calibration knows of a layer."""
+    """Description of an observed layer."""
 
-    #: Its name, without ".weight".
+    #: Name of the layer, without ".weight".
     name: str
     #: Input channels.
     cols: int
@@ -78,7 +78,7 @@ class Values:
 
 
 class Calibration(Owner):
-    """What a model's layers see: per layer and timestep the range and the squares of each input
+    """Activation statistics of a model's layers: per layer and timestep the range and the squares of each input
     channel, a histogram, and Hessians, which `method="gptq"` needs.
 
         with arrowquant.Calibration(timesteps=1000) as cal:
@@ -210,7 +210,7 @@ class Calibration(Owner):
         return self.timestep
 
     def wrap(self, function: _Function, layer: str) -> _Function:
-        """The same function, whose first argument is observed as the input of `layer` whenever it is
+        """Wraps a function, so that its first argument is observed as the input of `layer` whenever it is
         called, at `timestep`."""
         encode(layer, "layer")
 

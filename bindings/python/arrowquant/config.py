@@ -1,4 +1,4 @@
-"""What is wanted of a run."""
+"""Settings of a run."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ _FLOATS = ("min_cosine", "avg_bits")
 _FLAGS = ("streaming_mode", "fail_fast", "enable_time_aware", "enable_spatial", "mixed_precision")
 
 
-# What may be None.
+# Keys that may be None.
 _NONE = (*_FLOATS, "max_size", "memory_limit")
 
 
 class Config(Owner):
-    """What is wanted of a run: settings by key, of which later ones win; rules add up.
+    """Settings of a run, by key. Later ones win; rules accumulate.
 
     Keys are those of docs/configuration.md. `bits`, `profile` and `threads` stand for `bit_width`,
     `deployment_profile` and `num_threads`; `keep=["lm_head.*"]` adds rules that keep what matches.
@@ -95,21 +95,21 @@ class Config(Owner):
 
     @classmethod
     def from_yaml(cls, text: str) -> Config:
-        """The settings of a YAML document, a mapping of keys."""
+        """Makes a config from a YAML document, a mapping of keys."""
         config = cls()
         config.merge_yaml(text)
         return config
 
     @classmethod
     def from_yaml_file(cls, path: str | os.PathLike[str]) -> Config:
-        """The settings of a YAML file."""
+        """Makes a config from a YAML file."""
         config = cls()
         config.merge_yaml_file(path)
         return config
 
     @classmethod
     def from_env(cls) -> Config:
-        """The settings of the environment: AQ_BIT_WIDTH=2 and so on."""
+        """Makes a config from the environment: AQ_BIT_WIDTH=2 and so on."""
         config = cls()
         config.merge_env()
         return config
@@ -128,7 +128,7 @@ class Config(Owner):
         return result
 
     def copy(self) -> Config:
-        """Another one with the same settings."""
+        """Copies the settings."""
         copy = Config.__new__(Config)
         with self._open().shared() as handle:
             copy._handle = make(lib.aq_config_free, lib.aq_config_clone, handle)
@@ -222,15 +222,15 @@ class Config(Owner):
         return [(key, self[key]) for key in KEYS]
 
     def merge_yaml(self, text: str) -> None:
-        """Takes in a YAML document, a mapping of keys."""
+        """Applies a YAML document, a mapping of keys."""
         self._change(lib.aq_config_merge_yaml, encode(text, "YAML"))
 
     def merge_yaml_file(self, path: str | os.PathLike[str]) -> None:
-        """Takes in a YAML file."""
+        """Applies a YAML file."""
         self._change(lib.aq_config_merge_yaml_file, encode_path(path, "path"))
 
     def merge_env(self) -> None:
-        """Takes in the environment variables AQ_BIT_WIDTH and so on."""
+        """Applies the environment variables AQ_BIT_WIDTH and so on."""
         self._change(lib.aq_config_merge_env)
 
     def to_yaml(self) -> str:

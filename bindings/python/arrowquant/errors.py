@@ -1,4 +1,4 @@
-"""What can go wrong, by kind. Messages name the file, the tensor and the reason."""
+"""Exceptions, by kind. Messages name the file, the tensor and the reason."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ConfigError(Error, ValueError):
 
 
 class UnknownKey(ConfigError, KeyError):
-    """`config[key]` for a key that there is not."""
+    """Raised by `config[key]` for an unknown key."""
 
 
 class IOFailure(Error, OSError):
@@ -40,23 +40,23 @@ class MissingFile(IOFailure, FileNotFoundError):
 
 
 class FileError(Error, ValueError):
-    """A file is not what it should be."""
+    """A file is damaged, incomplete or of another kind."""
 
     code = 3
 
 
 class TensorError(Error, ValueError):
-    """A tensor is not what it should be, or cannot be treated as asked."""
+    """A tensor is not what it should be, cannot be treated as asked, or does not exist."""
 
     code = 4
 
 
 class UnknownTensor(TensorError, KeyError):
-    """`model[name]` for a name that no tensor has."""
+    """Raised by `model[name]` for a name that no tensor has."""
 
 
 class PlanError(Error, ValueError):
-    """A plan does not fit its source, or cannot be read."""
+    """A plan does not match its source, or cannot be read."""
 
     code = 5
 
@@ -80,7 +80,7 @@ class InternalError(Error, RuntimeError):
 
 
 class ArgumentError(Error, ValueError):
-    """An argument cannot be: a wrong length, something that is closed, no UTF-8."""
+    """An argument is invalid: a wrong length, a closed object, text that is not UTF-8."""
 
     code = 9
 

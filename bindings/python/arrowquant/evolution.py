@@ -1,4 +1,4 @@
-"""Searching for the plan that is worth most."""
+"""Search for the plan with the highest fitness."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generation:
-    """What a generation came to."""
+    """State of a search after a generation."""
 
     #: From 0, the start.
     generation: int
@@ -47,27 +47,27 @@ class Generation:
     evaluations: int
 
 
-# What a candidate is worth, the more the better.
+# Scores a candidate: higher is better.
 Fitness = Callable[[Plan], float]
 # Told after each generation; False ends the search with the best so far.
 OnGeneration = Callable[[Generation], Optional[bool]]
 
 
 class Evolution:
-    """What a search found: `plan`, the best of all."""
+    """Result of a search: `plan` is the best of all."""
 
     def __init__(self, plan: Plan, json_text: str) -> None:
         found = json.loads(json_text)
         self.plan = plan
-        #: What it is worth.
+        #: Fitness of the plan.
         self.fitness: float = found["fitness"]
-        #: What the plan is worth that a budget of the same size makes; None if it was not tried.
+        #: Fitness of the plan that a budget of the same size makes; None if it was not scored.
         self.start: float | None = found["start"]
-        #: What the generations came to.
+        #: State after each generation.
         self.history: tuple[Generation, ...] = tuple(Generation(**g) for g in found["generations"])
         #: Whether it was ended before all of them.
         self.stopped: bool = found["stopped"]
-        #: Of everything drawn by chance.
+        #: Seed of everything drawn by chance.
         self.seed: int = found["seed"]
         #: Bytes of planes that no candidate exceeds, over the tensors that the search decides on.
         self.limit_bytes: int = found["limit_bytes"]
@@ -76,11 +76,11 @@ class Evolution:
         self._json = json_text
 
     def to_json(self) -> str:
-        """All but the plan as JSON, as `arrowquant evolve --json` prints it."""
+        """Returns everything but the plan as JSON, as `arrowquant evolve --json` prints it."""
         return self._json
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as Python objects."""
+        """Returns the JSON as Python objects."""
         return json.loads(self._json)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:

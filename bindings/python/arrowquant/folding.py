@@ -1,4 +1,4 @@
-"""Smoothing folded into the weights before the layers that it is for."""
+"""Smoothing folded into the weights of preceding layers."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class Folded:
     before: str
     #: The weights that read them, and multiply them now.
     layers: tuple[str, ...]
-    #: Of the scales that inputs are divided by.
+    #: Smallest of the scales that inputs are divided by.
     smallest_scale: float
-    #: Of the same.
+    #: Largest of these scales.
     largest_scale: float
 
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What was folded."""
+    """Result of folding."""
 
     #: The exponent that scales were made with.
     alpha: float

@@ -105,7 +105,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Quality:
-    """What quantizing some rows came to, measured on the weights as they decode."""
+    """Quality of quantized rows, measured on the weights as they decode."""
 
     #: Cosine of the angle between original and decoded weights.
     cosine: float
@@ -158,7 +158,7 @@ class Matrix:
     input_scale: Any = field(default=None, repr=False)
     #: How columns were rotated after that; or None.
     rotation: Rotation | None = None
-    #: What was measured when it was quantized here; None for planes from elsewhere.
+    #: Measured when it was quantized here; None for planes from elsewhere.
     quality: Quality | None = None
 
     @property
@@ -253,7 +253,7 @@ class _HasMatrices(Protocol):
     def matrices(self) -> tuple[Matrix, ...]: ...
 
 
-# What kernels take: a Matrix, a Tile, or a Tensor, whose tiles are its matrices.
+# A kernel takes a Matrix, a Tile, or a Tensor, whose tiles are its matrices.
 AnyMatrix = Union[Matrix, _HasMatrices]
 
 
@@ -352,9 +352,9 @@ def quantize_rows(
     rows, cols = _matrix(memory, 2 if kind != "f32" else 4, rows, cols)
     sizes = plane_sizes(rows, cols, recipe)
     if out is None:
-        planes = [bytearray(size) for size in sizes]
+        made = [bytearray(size) for size in sizes]
         # Nothing is None where there are no biases.
-        given: list[Any] = [*planes[:2], planes[2] if scheme == "affine" else None]
+        given: list[Any] = [*made[:2], made[2] if scheme == "affine" else None]
     else:
         given = list(out)
         if len(given) != 3:
@@ -439,7 +439,7 @@ def transform_vectors(matrix: AnyMatrix, x: Any) -> Any:
     output = Output(vectors.shape, "f32")
     memory = output.memory
     if vectors.nbytes:
-        ctypes.memmove(memory.address, vectors.address, vectors.nbytes)
+        ctypes.memmove(memory.address or 0, vectors.address or 0, vectors.nbytes)
     struct = parts.first._struct()
     call(lib.aq_transform_vectors, struct.pointer, memory, vectors.nbytes // 4, batch)
     return output.result()
@@ -452,7 +452,7 @@ class Vectors:
     `values` (i8), `scales` and `sums` (f32) are numpy arrays or, without numpy, `array.array`s.
     """
 
-    #: As many as there are values in x, in an order of the library's own.
+    #: One for each value of x, in an order of the library's own.
     values: Any
     #: The scale of each group of each vector.
     scales: Any
@@ -460,7 +460,7 @@ class Vectors:
     sums: Any
     #: Shape of x: [cols] or [batch, cols].
     shape: tuple[int, ...]
-    #: What matrices they fit: format, group size, cols, and how columns were transformed.
+    #: Matrices that they fit: format, group size, cols, and how columns were transformed.
     fits: tuple[int, int, int, int] = field(repr=False)
 
 
@@ -508,7 +508,7 @@ def matvec_int8(matrix: AnyMatrix, x: Vectors) -> Any:
 
 
 class Comparison(NamedTuple):
-    """How far values are from their originals."""
+    """Result of a comparison with original values."""
 
     #: Cosine of the angle between them.
     cosine: float
@@ -584,12 +584,12 @@ def _matrix(memory: Memory, size: int, rows: int | None, cols: int | None) -> tu
         rows = count // cols if cols > 0 else 0
     assert rows is not None and cols is not None
     _check_counts(rows=rows, cols=cols)
-    # What does not come out even, the library refuses.
+    # The library refuses lengths that do not match.
     return rows, cols
 
 
 def vectors_of(x: Any, rows: int, cols: int) -> tuple[Memory, int, tuple[int, ...]]:
-    """The memory of vectors, how many there are, and the shape of what they become."""
+    """Returns the memory of vectors, their number, and the shape of their products."""
     vectors = _f32(x, "x")
     if len(vectors.shape) == 2:
         if vectors.shape[1] != cols:

@@ -89,7 +89,7 @@ class Tile:
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Its matrix, for the kernels."""
+        """The matrix in a tuple, for the kernels."""
         return (self.matrix,)
 
     @property
@@ -222,12 +222,12 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its dimensions."""
+        """Dimensions of the tensor."""
         return self.info.shape
 
     @property
     def tiles(self) -> tuple[Tile, ...]:
-        """Its rows, in order: most tensors have one tile. Nothing is copied, unless the file is
+        """The tensor's rows, in order: most tensors have one tile. Nothing is copied, unless the file is
         compressed."""
         return tuple(_tile(self._handle, self._index, i) for i in range(self.info.tiles))
 
@@ -323,8 +323,8 @@ class Tensor:
 
     @property
     def input_scale(self) -> Any:
-        """What each column was multiplied by before it was quantized: a read-only numpy array of
-        float16 (without numpy a memoryview of its bytes), or None where nothing was."""
+        """Factor that each column was multiplied by before quantization: a read-only numpy array of
+        float16 (without numpy a memoryview of its bytes), or None."""
         scale = _tile(self._handle, self._index, 0).input_scale
         if scale is None or numpy_or_none() is None:
             return scale
@@ -332,7 +332,7 @@ class Tensor:
 
     @property
     def rotation(self) -> Rotation | None:
-        """How columns were rotated then, after that; None where they were not."""
+        """How columns were rotated after that; or None."""
         return _tile(self._handle, self._index, 0).rotation
 
     def activation_params(self, timestep: int) -> ActivationParams:
@@ -355,7 +355,7 @@ class Tensor:
 
 
 class Metadata(Mapping[str, str]):
-    """What the file's footer says, by key (docs/format.md)."""
+    """The file's footer, by key (docs/format.md)."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -427,13 +427,13 @@ class Model(Owner, Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._found())
 
-    # Of mappings these would compare what they hold.
+    # A mapping's own would compare contents.
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
     @property
     def metadata(self) -> Metadata:
-        """What the file's footer says, by key (docs/format.md): `arrowquant.config` and so on."""
+        """The file's footer, by key (docs/format.md): `arrowquant.config` and so on."""
         return Metadata(self._open())
 
     def verify(

@@ -1,4 +1,4 @@
-"""What each tensor will get, before any work."""
+"""Plans: what each tensor will get, before any work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlanEntry:
-    """What one tensor will get."""
+    """Plan of one tensor."""
 
     name: str
     #: "int2", "int4", "int8", or "kept" for a tensor that is not quantized; the next five are then None.
@@ -60,7 +60,7 @@ class PlanEntry:
     source_bytes: int
     #: Predicted bytes of its planes.
     bytes: int
-    #: The same per weight, in bits; None without weights.
+    #: Predicted bits per weight; None without weights.
     bits_per_weight: float | None
     #: Cosine that it must reach, or get more bits: of its outputs where a calibration tells of them,
     #: else of its weights. None for none.
@@ -86,7 +86,7 @@ def _entry(found: aq_tensor_plan) -> PlanEntry:
 
 
 class Plan(Owner):
-    """What each tensor of a source will get: `create` it, look at its entries, change some with
+    """A plan says what each tensor of a source will get: `create` it, look at its entries, change some with
     `set`, then `run` it. It holds on to no source."""
 
     def __init__(self) -> None:
@@ -134,12 +134,12 @@ class Plan(Owner):
         )
 
     def to_json(self) -> str:
-        """The plan as JSON, as `arrowquant plan --json` prints it."""
+        """Returns the plan as JSON, as `arrowquant plan --json` prints it."""
         with self._open().shared() as handle:
             return text_of(lib.aq_plan_to_json, handle) or ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as Python objects."""
+        """Returns the JSON as Python objects."""
         return json.loads(self.to_json())  # type: ignore[no-any-return]
 
     def set(self, tensor: str, settings: str) -> None:
@@ -154,7 +154,7 @@ class Plan(Owner):
 
     @property
     def entries(self) -> tuple[PlanEntry, ...]:
-        """What each tensor will get, in the order of the source."""
+        """Plans of all tensors, in the order of the source."""
         with self._open().shared() as handle:
             entries = []
             for index in range(lib.aq_plan_count(handle)):
@@ -178,7 +178,7 @@ class Plan(Owner):
 
     @property
     def modality(self) -> str:
-        """What the model generates: "text", "code", "image", "audio" or "unknown"."""
+        """Modality of the model: "text", "code", "image", "audio" or "unknown"."""
         return str(self.to_dict()["modality"])
 
     @property
@@ -188,12 +188,12 @@ class Plan(Owner):
 
     @property
     def evidence(self) -> tuple[str, ...]:
-        """What tells the modality, a sentence each."""
+        """Evidence for the modality, in sentences."""
         return tuple(self.to_dict()["evidence"])
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What it does but was hardly meant, such as rules that match no tensor."""
+        """Warnings about the plan, such as rules that match no tensor."""
         return tuple(self.to_dict()["warnings"])
 
     def run(
@@ -209,7 +209,7 @@ class Plan(Owner):
         part_bytes: int | None = None,
         restart: bool = False,
     ) -> Report:
-        """Does the plan: quantizes `source` into the Parquet file or folder `output`. `threads` are
+        """Runs the plan: quantizes `source` into the Parquet file or folder `output`. `threads` are
         all of the machine's where 0. Other parameters as for `quantize`."""
         path = encode_path(output, "output")
         run = Run(
@@ -237,7 +237,7 @@ class Plan(Owner):
         return size.value
 
     def size_bound(self, source: Any) -> int:
-        """Bytes that the file never exceeds."""
+        """Returns an upper bound of the file's bytes."""
         size = ctypes.c_size_t()
         with Source.of(source)._open().shared() as tensors, self._open().shared() as plan:
             call(lib.aq_plan_size_bound, plan, tensors, ctypes.byref(size))
@@ -251,8 +251,8 @@ class Plan(Owner):
         log: Log | None = None,
         threads: int = 0,
     ) -> tuple[bytearray, Report]:
-        """As `run`, into memory: the bytes of the file, which `arrowquant.open` opens where they
-        lie."""
+        """Runs the plan into memory. Returns the bytes of the file, which `arrowquant.open` opens without
+        copying them, and the report."""
         source = Source.of(source)
         run = Run(progress, log, threads)
         report, written = ctypes.c_void_p(), ctypes.c_size_t()

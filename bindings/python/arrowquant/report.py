@@ -1,4 +1,4 @@
-"""What a run measured, and what checking a file found."""
+"""Measurements of a run, and results of checking a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ._library import (
 
 
 def number(value: float) -> float | None:
-    """What the C API says with NaN."""
+    """Turns NaN, with which the C API says that there is nothing, into None."""
     return None if math.isnan(value) else value
 
 
@@ -31,21 +31,21 @@ def number(value: float) -> float | None:
 class LadderStep:
     """An attempt that did not reach the cosine that its tensor was to have."""
 
-    #: What it was quantized to: "int2", "int4" or "int8".
+    #: Format that was tried: "int2", "int4" or "int8".
     format: str
     #: Whether input channels were scaled or rotated.
     spatial: bool
-    #: What was measured.
+    #: Measured cosine.
     cosine: float
-    #: What of: "weight" or "output".
+    #: Subject of the cosine: "weight" or "output".
     measure: str
-    #: What was to be reached.
+    #: Required cosine.
     min_cosine: float
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """What was measured of one tensor."""
+    """Measurements of one tensor."""
 
     name: str
     #: "int2", "int4", "int8", or "kept" for a tensor that was not quantized.
@@ -105,7 +105,7 @@ class Totals:
 
 
 class Report:
-    """What a run measured, on the weights as they decode from the file: `totals`, and one entry a
+    """Measurements of a run, on the weights as they decode from the file: `totals`, and one entry per
     tensor, in the order of the plan."""
 
     def __init__(
@@ -182,16 +182,16 @@ class Report:
         raise KeyError(index)
 
     def to_json(self) -> str:
-        """All of it as JSON, as `arrowquant quantize --report` writes it."""
+        """Returns the report as JSON, as `arrowquant quantize --report` writes it."""
         return self._json
 
     def to_html(self) -> str:
-        """All of it as a page for people, as `arrowquant quantize --report out.html` writes it:
-        one file that loads nothing."""
+        """Returns the report as a self-contained HTML page, as `arrowquant quantize --report out.html`
+        writes it."""
         return self._html
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as Python objects."""
+        """Returns the JSON as Python objects."""
         return json.loads(self._json)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -204,10 +204,10 @@ class Report:
 
 @dataclass(frozen=True)
 class TensorCheck:
-    """What checking one tensor found."""
+    """Result of checking one tensor."""
 
     name: str
-    #: What is wrong with it, or None.
+    #: Description of the problem, or None.
     problem: str | None
     #: Measured against the original; None without one, and for kept tensors.
     cosine: float | None
@@ -223,7 +223,7 @@ def _check(found: dict[str, Any]) -> TensorCheck:
 
 
 class Verification:
-    """What checking a file found: one entry a tensor, those of the file first, then those that it
+    """Result of checking a file: one entry per tensor, those of the file first, then those that it
     lacks. True when nothing is wrong."""
 
     def __init__(self, tensors: tuple[TensorCheck, ...], json_text: str) -> None:
@@ -257,11 +257,11 @@ class Verification:
         return iter(self.tensors)
 
     def to_json(self) -> str:
-        """All of it as JSON, as `arrowquant verify --json` prints it."""
+        """Returns the result as JSON, as `arrowquant verify --json` prints it."""
         return self._json
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as Python objects."""
+        """Returns the JSON as Python objects."""
         return json.loads(self._json)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:

@@ -193,12 +193,12 @@ class Source(Owner):
             return int(lib.aq_source_count(handle))
 
     def __iter__(self) -> Iterator[TensorInfo]:
-        """What tensors there are."""
+        """Descriptions of all tensors."""
         return iter(self.tensors)
 
     @property
     def tensors(self) -> tuple[TensorInfo, ...]:
-        """What tensors there are."""
+        """Descriptions of all tensors."""
         with self._open().shared() as handle:
             count = lib.aq_source_count(handle)
             return tuple(TensorInfo.read(lib.aq_source_tensor, handle, i) for i in range(count))

@@ -29,7 +29,7 @@ int main() {
   arrowquant::Options options;
   options.progress = [](std::uint64_t, std::uint64_t) -> bool { throw Stop(); };
   try {
-    arrowquant::run_to_memory(source, arrowquant::Plan(source), options);
+    arrowquant::Plan(source).run_to_memory(source, options);
   } catch (const Stop&) {
     caught += 1;
   }
