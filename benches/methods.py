@@ -134,7 +134,7 @@ class Engine:
             packed, report = arrowquant.quantize_to_bytes(self.trial.path, keep=others, **settings)
         except arrowquant.ConfigError as error:
             raise Missing(str(error)) from None
-        assert {tensor.name for tensor in report if tensor.format != "raw"} == blocks
+        assert {tensor.name for tensor in report if tensor.format != "kept"} == blocks
         with arrowquant.open(packed) as model:
             weights = {name: model[name].dequantize() for name in sorted(blocks)}
         formats = Counter(tensor.format for tensor in report if tensor.name in blocks)

@@ -123,7 +123,7 @@ fn the_smallest_that_reaches_a_cosine() {
         for tensor in report
             .tensors
             .iter()
-            .filter(|tensor| tensor.format != "raw")
+            .filter(|tensor| tensor.format != "kept")
         {
             assert!(tensor.cosine.unwrap() >= least, "{least}: {}", tensor.name);
         }
@@ -273,7 +273,7 @@ fn what_an_analysis_says_is_what_quantizing_finds() {
         for tensor in report
             .tensors
             .iter()
-            .filter(|tensor| tensor.format != "raw")
+            .filter(|tensor| tensor.format != "kept")
         {
             let found = tensors
                 .iter()

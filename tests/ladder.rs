@@ -35,7 +35,7 @@ fn a_tensor_for_each_rung() {
     let output = folder.path().join("out.parquet");
     let report = quantize(&model, &output, &[("bit_width", "2"), ("rules", RULES)]).unwrap();
     let ends = ["a", "b", "c", "d"].map(|name| tensor(&report, name).format);
-    assert_eq!(ends, ["int2", "int4", "int8", "raw"]);
+    assert_eq!(ends, ["int2", "int4", "int8", "kept"]);
     // The attempts equal runs at these bits without a threshold.
     let uniform = ["2", "4", "8"].map(|bits| {
         let settings = [("bit_width", bits), ("min_cosine", "none")];
@@ -184,7 +184,7 @@ fn a_tensor_of_several_tiles_is_done_again_as_a_whole() {
         let tensor = &file["tensors"][1];
         let expected = match tensor["format"].as_str() {
             Some("int8") => ("int8", 2, 2),
-            _ => ("raw", 3, 3),
+            _ => ("kept", 3, 3),
         };
         let steps = report.tensors[1].ladder.len();
         let found = (
@@ -233,7 +233,7 @@ fn steps_survive_an_interrupted_run_into_a_folder() {
         .collect();
     assert_eq!(
         (steps, formats),
-        (vec![0, 1, 2, 3], vec!["int2", "int4", "int8", "raw"])
+        (vec![0, 1, 2, 3], vec!["int2", "int4", "int8", "kept"])
     );
 }
 

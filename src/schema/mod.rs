@@ -52,6 +52,9 @@ pub mod key {
 /// Name in the `format` column of a kept tensor.
 pub const RAW: &str = "raw";
 
+/// Name of the format of a kept tensor everywhere else: in reports, messages and callers' languages.
+pub const KEPT: &str = "kept";
+
 /// The most ranges of timesteps that a tile may have activation parameters for.
 pub const MAX_RANGES: usize = 1 << 16;
 

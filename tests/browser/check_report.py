@@ -83,13 +83,13 @@ def with_more(report, page, target):
     """Returns a page with the effects of a calibration and min_cosine: a ladder and output errors."""
     draw = random.Random(3)
     report = json.loads(json.dumps(report))
-    order = ["int2", "int4", "int8", "raw"]
+    order = ["int2", "int4", "int8", "kept"]
     for tensor in report["tensors"]:
         tensor["ladder"], tensor["min_cosine"] = [], None
-        if tensor["format"] == "raw" and len(tensor["shape"]) < 2:
+        if tensor["format"] == "kept" and len(tensor["shape"]) < 2:
             continue
         tensor["min_cosine"] = 0.95
-        if tensor["format"] != "raw":
+        if tensor["format"] != "kept":
             tensor["output"] = {"error": draw.random() / 50, "cosine": 1 - draw.random() / 50, "by_time": []}
         for format in order[: order.index(tensor["format"])] if draw.random() < 0.7 else []:
             for spatial in [True, False][draw.randrange(2) :]:
@@ -191,7 +191,7 @@ def no_filter(browser, report):
 
 def check_filter(browser, report, words):
     field = browser.one("#filter")
-    kept = lambda tensor: "kept" if tensor["format"] == "raw" else tensor["format"]
+    kept = lambda tensor: "kept" if tensor["format"] == "kept" else tensor["format"]
     texts = [f"{t['name']}\n{kept(t)}\n{t['reason']}".lower() for t in report["tensors"]]
     expected = [i for i, text in enumerate(texts) if all(word in text for word in words.lower().split())]
     assert 0 < len(expected) < len(texts), words
@@ -211,7 +211,7 @@ def bars(browser, chart):
 
 def check_bars(browser, report):
     tensors = report["tensors"]
-    quantized = [t for t in tensors if t["format"] != "raw"]
+    quantized = [t for t in tensors if t["format"] != "kept"]
     assert len(bars(browser, "tensor-bits")) == len(bars(browser, "tensor-cosine")) == len(quantized)
     browser.one("#with-kept").click()
     heights = bars(browser, "tensor-bits")
@@ -232,7 +232,7 @@ def check_bars(browser, report):
     browser.click(bar)
     chosen = browser.all("#tensor-table tr.chosen")
     assert len(chosen) == 1 and chosen[0].is_displayed()
-    assert tensors[int(chosen[0].get_attribute("data-index"))]["format"] != "raw"
+    assert tensors[int(chosen[0].get_attribute("data-index"))]["format"] != "kept"
     # Keys move through the bars, and say what is under them.
     svg = browser.one("#depth-cosine svg")
     svg.send_keys(Keys.END)
@@ -289,7 +289,7 @@ def check_ladder(browser, report):
         assert len(steps) == len(tensor["ladder"]) + 1
         first = tensor["ladder"][0]
         assert steps[0].startswith(first["format"]) and f"{first['cosine']:.4f} < 0.95" in steps[0]
-        assert steps[-1].startswith("kept" if tensor["format"] == "raw" else tensor["format"])
+        assert steps[-1].startswith("kept" if tensor["format"] == "kept" else tensor["format"])
 
 
 def check_hostile_names(browser, report):

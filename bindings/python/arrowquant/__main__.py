@@ -516,7 +516,7 @@ def _inspection(model: arrowquant.Model, file_bytes: int) -> dict[str, Any]:
                 "shape": info.shape,
                 "dtype": info.dtype,
                 # The name in files.
-                "format": "raw" if tiles[0].format == "kept" else tiles[0].format,
+                "format": tiles[0].format,
                 "scheme": tiles[0].scheme,
                 "group_size": tiles[0].group_size,
                 "scale_dtypes": scale_dtypes,

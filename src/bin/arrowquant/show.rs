@@ -8,7 +8,7 @@ use arrowquant::format::{Encoding, GroupSize, ScaleDtype, Scheme};
 use arrowquant::model::{Model, Tensor};
 use arrowquant::plan::{Config, Plan, PlanEntry, Recognition, SOURCE};
 use arrowquant::run::{FoldReport, Parts, Report, TensorReport, Totals, Verification};
-use arrowquant::schema::{RAW, key};
+use arrowquant::schema::{KEPT, key};
 use arrowquant::tensor::shortened;
 use comfy_table::{CellAlignment, Table};
 use indicatif::HumanBytes;
@@ -135,7 +135,7 @@ fn ladder(report: &Report) -> String {
         }
         let from = first.format.name().to_owned();
         let to = match tensor.format {
-            RAW => "kept".to_owned(),
+            KEPT => KEPT.to_owned(),
             format if format == from => format!("{format} without transformed inputs"),
             format => format.to_owned(),
         };
@@ -324,7 +324,7 @@ fn tensor_json(tensor: &Tensor, summary: &Value) -> Value {
         "name": tensor.info.name,
         "shape": tensor.info.shape.dims(),
         "dtype": tensor.info.dtype.name(),
-        "format": encoding.map_or(RAW, Encoding::name),
+        "format": encoding.map_or(KEPT, Encoding::name),
         "scheme": encoding.and_then(Encoding::scheme).map(Scheme::name),
         "group_size": encoding.and_then(Encoding::group_size).map(GroupSize::get),
         "scale_dtypes": scale_dtypes,
@@ -410,10 +410,7 @@ pub fn inspect(model: &Model) -> String {
         table.add_row([
             printable(&tensor.info.name),
             text("dtype"),
-            match text("format") {
-                format if format == RAW => "keep".to_owned(),
-                format => format,
-            },
+            text("format"),
             text("scheme"),
             tensor.info.shape.to_string(),
             text("group_size"),

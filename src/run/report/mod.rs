@@ -79,7 +79,7 @@ pub struct TensorReport {
     pub shape: Vec<usize>,
     /// Element type in the source.
     pub dtype: &'static str,
-    /// int2, int4, int8, or raw for a kept tensor.
+    /// Name of the encoding, or kept.
     pub format: &'static str,
     /// symmetric or affine; none when kept.
     pub scheme: Option<&'static str>,

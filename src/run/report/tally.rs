@@ -9,7 +9,7 @@ use crate::format::Method;
 use crate::kernel::ErrorSums;
 use crate::plan::{NO_MIN_COSINE, PlanEntry};
 use crate::run::inputs::{Calibrator, OutputSums};
-use crate::schema::{RAW, Tile};
+use crate::schema::{KEPT, Tile};
 
 /// What a calibration came to for a tile.
 #[derive(Default)]
@@ -167,7 +167,7 @@ impl TensorTally {
             name: entry.tensor.name.clone(),
             shape: entry.tensor.shape.dims().to_vec(),
             dtype: entry.tensor.dtype.name(),
-            format: recipe.map_or(RAW, |r| r.format().name()),
+            format: recipe.map_or(KEPT, |r| r.format().name()),
             scheme: recipe.and_then(|r| Some(r.encoding.scheme()?.name())),
             group_size: recipe.and_then(|r| Some(r.encoding.group_size()?.get())),
             method: recipe.map(|r| self.method.unwrap_or(r.method).name()),

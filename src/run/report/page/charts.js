@@ -140,11 +140,11 @@ function depthCharts() {
 }
 
 function legend() {
-  const found = ["int2", "int4", "int8", "raw"].filter((name) =>
+  const found = ["int2", "int4", "int8", "kept"].filter((name) =>
     tensors.some((t) => kind(t.format) === name),
   );
   const entries = found.map((name) =>
-    element("li", {}, element("i", { class: `key ${name}` }), name === "raw" ? "kept" : name),
+    element("li", {}, element("i", { class: `key ${name}` }), name),
   );
   if (gate !== null) entries.push(element("li", {}, element("i", { class: "key gate" }), `gate ${gate}`));
   at("legend").append(...entries);

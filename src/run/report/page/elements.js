@@ -56,7 +56,7 @@ const formatLabel = (format) =>
     "span",
     { class: "format" },
     element("i", { class: `key ${kind(format)}` }),
-    format === "raw" ? "kept" : format,
+    format,
   );
 
 // Charts

@@ -45,7 +45,7 @@ const tensors = (report.tensors ?? []).map((tensor, index) => {
 const gates = [...new Set(tensors.map((t) => t.gate).filter(known))];
 // The one that all tensors had to reach, if it is one.
 const gate = gates.length === 1 ? gates[0] : null;
-const kind = (format) => (/^int[248]$/.test(format) ? format : "raw");
+const kind = (format) => (/^int[248]$/.test(format) ? format : "kept");
 
 // By depth: stacks as they first appear, blocks by number, what is in none at the end.
 const stacks = [...new Set(tensors.map((t) => t.stack).filter((stack) => stack !== null))];
@@ -149,7 +149,7 @@ function totals() {
 
 // The ladder
 
-const rung = (format, spatial) => (format === "raw" ? "kept" : format) + (spatial === true ? " spatial" : "");
+const rung = (format, spatial) => format + (spatial === true ? " spatial" : "");
 function ladder() {
   const climbed = tensors.filter((t) => t.ladder.length > 0);
   const below = tensors.filter((t) => t.below);

@@ -63,7 +63,7 @@ function row(t) {
 function shown() {
   const words = at("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   const text = (t) =>
-    `${t.name}\n${t.format === "raw" ? "kept raw" : t.format}\n${t.dtype}\n${t.method}\n${t.scheme}\n${t.reason}`.toLowerCase();
+    `${t.name}\n${t.format}\n${t.dtype}\n${t.method}\n${t.scheme}\n${t.reason}`.toLowerCase();
   const found =
     words.length === 0 ? [...tensors] : tensors.filter((t) => words.every((word) => text(t).includes(word)));
   const { value, number } = state.column;
