@@ -250,3 +250,10 @@ fn put(bytes: [u8; BLOCK * LANES], out: &mut [u8]) {
         None => out.copy_from_slice(&bytes[..out.len()]),
     }
 }
+
+/// Floats as the bytes that they are in memory.
+#[inline(always)]
+pub(super) fn as_bytes(x: &[f32]) -> &[u8] {
+    // SAFETY: any float is four bytes.
+    unsafe { core::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
+}

@@ -4,7 +4,7 @@ use super::element::{Element, with_element};
 use super::group::{Scaled, inverse_square, power, sums};
 use super::lanes::Lanes;
 use super::row::CompareRow;
-use super::sums::ErrorSums;
+use super::sums::{ErrorSums, GainSums};
 
 /// Weights of a group, and what their codes stand for: `W` vectors from element `at`, `n` elements
 /// in the last, zeros beyond them.
@@ -29,6 +29,23 @@ pub(super) fn group_error<L: Lanes>(mut pairs: impl Pairs<L>, len: usize, power:
         signal: signal * back,
         decoded: decoded * back,
         error: error * back,
+    }
+}
+
+/// The sums that unit gain follows from, of pairs of weights that are read times `power`.
+#[inline(always)]
+pub(super) fn group_gain<L: Lanes>(mut pairs: impl Pairs<L>, len: usize, power: f32) -> GainSums {
+    let [[signal, product]] = sums!(each_block, L, [2; 1], len, |sums, at, n, W| {
+        let pairs = pairs.next::<W>(at, n);
+        for (x, y) in pairs {
+            sums[0][0] = sums[0][0].add(x.mul(x));
+            sums[0][1] = sums[0][1].add(y.mul(x));
+        }
+    });
+    let back = inverse_square(power);
+    GainSums {
+        signal: signal * back,
+        product: product * back,
     }
 }
 

@@ -3,12 +3,15 @@
 //! put against the scalar one here; a table with a slightly wrong rounding must be caught.
 
 mod calibration;
+pub(super) mod codec;
 mod inputs;
 
+use super::codec::codecs;
 use super::element::{Element, with_element};
 use super::lanes::{BLOCK, Bounds, LANES, Lanes};
 use super::scalar::Scalar;
-use super::tables::{kernel, kernel_by_kind, table};
+use super::table::CodecTable;
+use super::tables::{block_codec, kernel, kernel_by_kind, table, uniform_codec};
 use super::uniform::code::{Code, layout_of, with_code};
 use super::uniform::errors as uniform_errors;
 use super::uniform::{decode, dot, dot_bytes, encode, feedback};

@@ -2,6 +2,7 @@
 
 use super::activations::{ActivationGrid, NonFinite, QuantizeActivations};
 use super::channels::ChannelSums;
+use super::codec::{self, CODECS};
 use super::isa::Isa;
 use super::product::{ActivationsMut, ByteMatVec, MatVec};
 use super::row::{
@@ -9,8 +10,6 @@ use super::row::{
 };
 use super::sums::{ErrorSums, Moments};
 use super::transform::{TransformRows, Turn, as_bytes_mut};
-use super::uniform::code::layout_of;
-use super::uniform::place;
 use super::uniform::{BUNDLE, Feedback, Projection};
 use crate::format::{Encoding, Float, Transform};
 
@@ -18,17 +17,11 @@ use crate::format::{Encoding, Float, Transform};
 #[derive(Debug, Clone, Copy)]
 pub struct KernelTable {
     pub(super) isa: Isa,
-    pub(super) quantize: unsafe fn(QuantizeRow<'_>) -> Result<f32, RowFault>,
-    pub(super) decode: unsafe fn(DecodeRow<'_>),
-    pub(super) error: unsafe fn(ErrorRow<'_>) -> ErrorSums,
-    pub(super) rescale: unsafe fn(RescaleRow<'_>) -> Result<(), RowFault>,
+    pub(super) codecs: [CodecTable; CODECS],
     pub(super) compare: unsafe fn(CompareRow<'_>) -> Option<ErrorSums>,
     pub(super) transform: unsafe fn(TransformRows<'_>),
     pub(super) narrow: unsafe fn(&[u8], Float, &mut [u8]),
-    pub(super) matvec: unsafe fn(MatVec<'_>),
     pub(super) quantize_activations: unsafe fn(QuantizeActivations<'_>) -> Result<(), usize>,
-    pub(super) quantize_vectors: unsafe fn(&[f32], usize, ActivationsMut<'_>) -> bool,
-    pub(super) matvec_bytes: unsafe fn(ByteMatVec<'_>),
     pub(super) channel_sums: unsafe fn(ChannelSums<'_>),
     pub(super) widen: unsafe fn(Float, &[u8], &mut [f32]),
     pub(super) project: unsafe fn(Projection<'_>),
@@ -36,10 +29,28 @@ pub struct KernelTable {
     pub(super) refine: unsafe fn(Feedback<'_>),
 }
 
+/// The kernels of one instruction set for one encoding, or for all of a kind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CodecTable {
+    pub(super) quantize: unsafe fn(QuantizeRow<'_>) -> Result<f32, RowFault>,
+    pub(super) decode: unsafe fn(DecodeRow<'_>),
+    pub(super) error: unsafe fn(ErrorRow<'_>) -> ErrorSums,
+    pub(super) rescale: unsafe fn(RescaleRow<'_>) -> Result<(), RowFault>,
+    pub(super) matvec: unsafe fn(MatVec<'_>),
+    pub(super) quantize_vectors: unsafe fn(&[f32], usize, ActivationsMut<'_>) -> bool,
+    pub(super) matvec_bytes: unsafe fn(ByteMatVec<'_>),
+    /// Needs no instruction set.
+    pub(super) decodable: fn(Encoding, usize, Planes<'_>) -> bool,
+}
+
 impl KernelTable {
     /// Whose kernels these are.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+
+    fn codec(&self, encoding: Encoding) -> &CodecTable {
+        &self.codecs[codec::index(encoding)]
     }
 
     /// Quantizes one row and returns the largest magnitude of a weight. The weights are read from
@@ -55,6 +66,7 @@ impl KernelTable {
         assert_eq!(row.weights.len(), cols * row.float.size());
         assert_eq!(row.importance.map_or(cols, <[f32]>::len), cols);
         if let Sums::Moments(moments, _) = &row.sums {
+            assert!(encoding.layout().is_some());
             assert_eq!(moments.len(), encoding.groups(cols));
         }
         let planes = Planes {
@@ -64,7 +76,7 @@ impl KernelTable {
         };
         planes.check(encoding, cols);
         // SAFETY: a table exists only where its ISA was detected; lengths are checked above.
-        unsafe { (self.quantize)(row) }
+        unsafe { (self.codec(row.encoding).quantize)(row) }
     }
 
     /// Decodes one row.
@@ -75,7 +87,7 @@ impl KernelTable {
         assert_eq!(row.weights.len(), row.cols * row.float.size());
         row.planes.check(row.encoding, row.cols);
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.decode)(row) }
+        unsafe { (self.codec(row.encoding).decode)(row) }
     }
 
     /// Compares one quantized row with its original, on the weights as decoded.
@@ -88,7 +100,7 @@ impl KernelTable {
         let groups = row.encoding.groups(row.cols);
         assert_eq!(row.moments.map_or(groups, <[Moments]>::len), groups);
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.error)(row) }
+        unsafe { (self.codec(row.encoding).error)(row) }
     }
 
     /// Whether a row decodes to finite weights, whatever its codes are.
@@ -97,7 +109,7 @@ impl KernelTable {
     /// If the planes are not as long as the encoding says.
     pub fn decodable(&self, encoding: Encoding, cols: usize, planes: Planes<'_>) -> bool {
         planes.check(encoding, cols);
-        place::decodable(layout_of(encoding), planes)
+        (self.codec(encoding).decodable)(encoding, cols, planes)
     }
 
     /// Multiplies the scales and biases of a row, and rounds them to storage.
@@ -112,7 +124,7 @@ impl KernelTable {
             assert_eq!(row.scales.len(), row.biases.len());
         }
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.rescale)(row) }
+        unsafe { (self.codec(row.encoding).rescale)(row) }
     }
 
     /// Compares two arrays, or returns `None` where one has a NaN or infinity.
@@ -179,7 +191,7 @@ impl KernelTable {
         assert_eq!((m.x.len(), m.y.len()), (batch * cols, batch * m.y_rows));
         assert!(m.rows.end <= m.y_rows);
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.matvec)(m) }
+        unsafe { (self.codec(m.encoding).matvec)(m) }
     }
 
     /// Quantizes vectors of `cols` values to signed bytes, for [`KernelTable::matvec_bytes`]: by
@@ -198,7 +210,7 @@ impl KernelTable {
         );
         assert_eq!(out.sums.len(), out.scales.len());
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.quantize_vectors)(x, cols, out) }
+        unsafe { (self.codec(out.encoding).quantize_vectors)(x, cols, out) }
     }
 
     /// Multiplies as [`KernelTable::matvec`] does, with vectors quantized in groups as the encoding has them. Codes
@@ -225,7 +237,7 @@ impl KernelTable {
         assert_eq!(m.y.len(), batch * m.y_rows);
         assert!(m.rows.end <= m.y_rows);
         // SAFETY: as in `quantize_row`.
-        unsafe { (self.matvec_bytes)(m) }
+        unsafe { (self.codec(m.encoding).matvec_bytes)(m) }
     }
 
     /// Adds up rows of activations by channel.

@@ -2,6 +2,9 @@
 
 use super::activations::{self, QuantizeActivations};
 use super::channels::{self, ChannelSums};
+#[cfg(all(feature = "std", not(fuzzing)))]
+use super::codec::UNIFORM;
+use super::codec::codecs;
 use super::element::{Element, with_element};
 use super::errors;
 use super::isa::{Isa, UnknownIsa};
@@ -12,7 +15,7 @@ use super::product::{ActivationsMut, ByteMatVec, MatVec};
 use super::row::{CompareRow, DecodeRow, ErrorRow, QuantizeRow, RescaleRow, RowFault};
 use super::scalar::Scalar;
 use super::sums::ErrorSums;
-use super::table::KernelTable;
+use super::table::{CodecTable, KernelTable};
 use super::transform::{self, TransformRows};
 use super::uniform::code::{Code, layout_of, with_code};
 use super::uniform::errors as uniform_errors;
@@ -69,11 +72,10 @@ macro_rules! kernel_by_kind {
     }};
 }
 
-/// The table over some lanes.
-macro_rules! table {
-    ($isa:expr, $lanes:ty, $bytes:ty $(, $features:literal)?) => {
-        KernelTable {
-            isa: $isa,
+/// The kernels of uniform codes over some lanes.
+macro_rules! uniform_codec {
+    ($lanes:ty, $bytes:ty $(, $features:literal)?) => {
+        CodecTable {
             // One function of all kinds, though the compiler takes long for it: one for each was
             // slower where it matters most, bf16 to int4 on AVX-512.
             quantize: kernel!(
@@ -82,12 +84,72 @@ macro_rules! table {
                 (row: QuantizeRow<'_>) -> Result<f32, RowFault>
             ),
             decode: kernel_by_kind!($($features)?, $lanes, decode::decode_row, DecodeRow<'_>, ()),
-            error: kernel_by_kind!($($features)?, $lanes, uniform_errors::error_row, ErrorRow<'_>, ErrorSums),
+            error: kernel_by_kind!(
+                $($features)?, $lanes, uniform_errors::error_row, ErrorRow<'_>, ErrorSums
+            ),
             rescale: kernel!(
                 $($features)?,
                 decode::rescale::<$lanes>,
                 (row: RescaleRow<'_>) -> Result<(), RowFault>
             ),
+            matvec: kernel!($($features)?, dot::matvec::<$lanes>, (m: MatVec<'_>)),
+            quantize_vectors: kernel!(
+                $($features)?,
+                dot_bytes::quantize_vectors::<$lanes>,
+                (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
+            ),
+            matvec_bytes: kernel!(
+                $($features)?, dot_bytes::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)
+            ),
+            decodable: decode::decodable,
+        }
+    };
+}
+
+/// The kernels that a [`super::codec::Codec`] is driven by, over some lanes.
+#[cfg_attr(
+    not(test),
+    expect(unused_macros, reason = "only tests have such a codec yet")
+)]
+macro_rules! block_codec {
+    ($lanes:ty, $codec:ty $(, $features:literal)?) => {
+        CodecTable {
+            quantize: kernel!(
+                $($features)?,
+                $crate::kernel::codec::quantize::<$lanes, $codec>,
+                (row: QuantizeRow<'_>) -> Result<f32, RowFault>
+            ),
+            decode: kernel!($($features)?, $crate::kernel::codec::decode::<$lanes, $codec>, (row: DecodeRow<'_>)),
+            error: kernel!(
+                $($features)?,
+                $crate::kernel::codec::error::<$lanes, $codec>,
+                (row: ErrorRow<'_>) -> ErrorSums
+            ),
+            rescale: kernel!(
+                $($features)?,
+                $crate::kernel::codec::rescale::<$lanes, $codec>,
+                (row: RescaleRow<'_>) -> Result<(), RowFault>
+            ),
+            matvec: kernel!($($features)?, $crate::kernel::codec::matvec::<$lanes, $codec>, (m: MatVec<'_>)),
+            quantize_vectors: kernel!(
+                $($features)?,
+                $crate::kernel::codec::quantize_vectors::<$lanes, $codec>,
+                (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
+            ),
+            matvec_bytes: kernel!(
+                $($features)?, $crate::kernel::codec::matvec_bytes::<$lanes, $codec>, (m: ByteMatVec<'_>)
+            ),
+            decodable: $crate::kernel::codec::decodable::<$codec>,
+        }
+    };
+}
+
+/// The table over some lanes.
+macro_rules! table {
+    ($isa:expr, $lanes:ty, $bytes:ty $(, $features:literal)?) => {
+        KernelTable {
+            isa: $isa,
+            codecs: codecs!($lanes, $bytes $(, $features)?),
             compare: kernel!(
                 $($features)?,
                 errors::compare::<$lanes>,
@@ -103,18 +165,11 @@ macro_rules! table {
                 transform::narrow::<$lanes>,
                 (values: &[u8], float: Float, out: &mut [u8])
             ),
-            matvec: kernel!($($features)?, dot::matvec::<$lanes>, (m: MatVec<'_>)),
             quantize_activations: kernel!(
                 $($features)?,
                 activations::quantize::<$lanes>,
                 (a: QuantizeActivations<'_>) -> Result<(), usize>
             ),
-            quantize_vectors: kernel!(
-                $($features)?,
-                dot_bytes::quantize_vectors::<$lanes>,
-                (x: &[f32], cols: usize, out: ActivationsMut<'_>) -> bool
-            ),
-            matvec_bytes: kernel!($($features)?, dot_bytes::matvec_bytes::<$bytes>, (m: ByteMatVec<'_>)),
             channel_sums: kernel!(
                 $($features)?,
                 channels::channel_sums::<$lanes>,
@@ -132,7 +187,7 @@ macro_rules! table {
     };
 }
 #[cfg(test)]
-pub(super) use {kernel, kernel_by_kind, table};
+pub(super) use {block_codec, kernel, kernel_by_kind, table, uniform_codec};
 
 /// In a module of its own, by which the compiler divides its work.
 mod portable {
@@ -159,20 +214,21 @@ mod avx512 {
         "avx512f,avx512bw,avx512vl,avx2,fma,f16c"
     );
 
-    /// Only products gain from more.
-    pub(super) const VNNI: KernelTable = KernelTable {
-        isa: Isa::Avx512Vnni,
-        matvec: kernel!(
+    /// Only products of uniform codes gain from more.
+    pub(super) const VNNI: KernelTable = {
+        let mut table = TABLE;
+        table.isa = Isa::Avx512Vnni;
+        table.codecs[UNIFORM].matvec = kernel!(
             "avx512f,avx512bw,avx512vl,avx512vbmi,avx2,fma,f16c",
             dot::matvec::<Avx512<true>>,
             (m: MatVec<'_>)
-        ),
-        matvec_bytes: kernel!(
+        );
+        table.codecs[UNIFORM].matvec_bytes = kernel!(
             "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c",
             dot_bytes::matvec_bytes::<VnniBytes>,
             (m: ByteMatVec<'_>)
-        ),
-        ..TABLE
+        );
+        table
     };
 }
 
@@ -182,14 +238,16 @@ mod neon {
 
     pub(super) const TABLE: KernelTable = table!(Isa::Neon, Neon, Neon, "neon");
 
-    pub(super) const DOTPROD: KernelTable = KernelTable {
-        isa: Isa::NeonDotprod,
-        matvec_bytes: kernel!(
+    /// Only products of uniform codes gain from more.
+    pub(super) const DOTPROD: KernelTable = {
+        let mut table = TABLE;
+        table.isa = Isa::NeonDotprod;
+        table.codecs[UNIFORM].matvec_bytes = kernel!(
             "neon,dotprod",
             dot_bytes::matvec_bytes::<Dotprod>,
             (m: ByteMatVec<'_>)
-        ),
-        ..TABLE
+        );
+        table
     };
 }
 

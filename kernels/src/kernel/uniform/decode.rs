@@ -3,10 +3,10 @@
 use super::code::{Code, layout_of};
 use super::grid::Decoder;
 use super::place::{Place, blocks, check_decodable, grids, load_scales, store_scales};
-use crate::format::Scheme;
+use crate::format::{Encoding, Scheme};
 use crate::kernel::element::{Element, each_vector, store};
 use crate::kernel::lanes::{LANES, Lanes};
-use crate::kernel::row::{DecodeRow, RescaleRow, RowFault};
+use crate::kernel::row::{DecodeRow, Planes, RescaleRow, RowFault};
 
 #[inline(always)]
 pub(crate) fn decode_row<L: Lanes, E: Element, C: Code>(row: DecodeRow<'_>, element: E, code: C) {
@@ -48,4 +48,16 @@ pub(crate) fn rescale<L: Lanes>(row: RescaleRow<'_>) -> Result<(), RowFault> {
         check_decodable(layout, rescaled[0], rescaled[1], count)?;
     }
     Ok(())
+}
+
+/// Whether every code that a row may hold decodes to a finite f32.
+pub(crate) fn decodable(encoding: Encoding, _cols: usize, row: Planes<'_>) -> bool {
+    let layout = layout_of(encoding);
+    let dtype = layout.scale_dtype;
+    let bias = |group| match layout.scheme {
+        Scheme::Symmetric => 0.0,
+        Scheme::Affine => dtype.get(row.biases, group),
+    };
+    (0..row.scales.len() / dtype.size())
+        .all(|group| layout.decodable(dtype.get(row.scales, group), bias(group)))
 }

@@ -195,14 +195,14 @@ pub(crate) fn quantize_vectors<L: Lanes>(x: &[f32], cols: usize, out: Activation
             let (start, end) = (g * span, cols.min((g + 1) * span));
             let x = &x[start..end];
             let values = &mut out.values[b * cols + start..b * cols + end];
-            let Some(largest) = F32.magnitude::<L>(as_bytes(x)) else {
+            let Some(largest) = F32.magnitude::<L>(activations::as_bytes(x)) else {
                 return false;
             };
             let (step, inverse) = activations::steps(largest, 127.0);
             let mut sum = 0;
             for (x, values) in x.chunks(piece).zip(values.chunks_mut(piece)) {
                 let ordered = &mut [0; LONG * 4][..x.len()];
-                activations::quantize_values::<L>(inverse, F32, as_bytes(x), ordered);
+                activations::quantize_values::<L>(inverse, F32, activations::as_bytes(x), ordered);
                 let mut next = 0;
                 for phase in 0..phases {
                     for i in 0..phase_len(x.len(), phases, phase) {
@@ -217,10 +217,4 @@ pub(crate) fn quantize_vectors<L: Lanes>(x: &[f32], cols: usize, out: Activation
         }
     }
     true
-}
-
-#[inline(always)]
-fn as_bytes(x: &[f32]) -> &[u8] {
-    // SAFETY: any float is four bytes.
-    unsafe { core::slice::from_raw_parts(x.as_ptr().cast(), size_of_val(x)) }
 }

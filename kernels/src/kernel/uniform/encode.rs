@@ -7,12 +7,11 @@ use super::grid::{Decoder, Encoder, Grid, Steps};
 use super::place::{Place, blocks, check_decodable, store_scales};
 use crate::format::Scheme;
 use crate::kernel::element::{Element, each_block, with_element};
-use crate::kernel::errors::{Pairs, group_error};
-use crate::kernel::group::{Scaled, first, inverse_square, is_near, power, sums, without_power};
+use crate::kernel::errors::{Pairs, group_error, group_gain};
+use crate::kernel::group::{Scaled, first, is_near, power, without_power};
 use crate::kernel::lanes::{BLOCK, LANES, Lanes};
 use crate::kernel::row::{Fit, QuantizeRow, RowFault, Sums};
 use crate::kernel::scalar::Scalar;
-use crate::kernel::sums::GainSums;
 
 #[inline(always)]
 pub(crate) fn quantize<L: Lanes>(row: QuantizeRow<'_>) -> Result<f32, RowFault> {
@@ -241,7 +240,8 @@ impl<E: Element, C: Code, const FAR: bool> Groups<'_, E, C, FAR> {
                         codes: self.encoding(i, codes),
                         map: Decoder::<L, C>::new(code, self.near_one(i)),
                     };
-                    gain.add(group_gain(pairs, self.group(i)));
+                    let Scaled { len, power, .. } = self.group(i);
+                    gain.add(group_gain::<L>(pairs, len, power));
                 }
             }
             Sums::Error(error) => {
@@ -265,26 +265,6 @@ impl<E: Element, C: Code, const FAR: bool> Groups<'_, E, C, FAR> {
                 }
             }
         }
-    }
-}
-
-/// What unit gain follows from, of pairs of weights and decoded weights.
-#[inline(always)]
-fn group_gain<L: Lanes, E: Element, const FAR: bool>(
-    mut pairs: impl Pairs<L>,
-    group: Scaled<'_, E, FAR>,
-) -> GainSums {
-    let [[signal, product]] = sums!(each_block, L, [2; 1], group.len, |sums, at, n, W| {
-        let pairs = pairs.next::<W>(at, n);
-        for (x, y) in pairs {
-            sums[0][0] = sums[0][0].add(x.mul(x));
-            sums[0][1] = sums[0][1].add(y.mul(x));
-        }
-    });
-    let back = inverse_square(group.power);
-    GainSums {
-        signal: signal * back,
-        product: product * back,
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) mod feedback;
 mod fit;
 mod grid;
 mod moments;
-pub(super) mod place;
+mod place;
 
 pub use feedback::{BUNDLE, Feedback, Projection};
 pub use moments::moments_tell;

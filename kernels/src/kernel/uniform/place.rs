@@ -73,17 +73,6 @@ pub(super) fn store_scales<L: Lanes>(
     load_scales::<L>(dtype, plane, first, count)
 }
 
-/// Whether every code that a row may hold decodes to a finite f32.
-pub(crate) fn decodable(layout: Layout, row: Planes<'_>) -> bool {
-    let dtype = layout.scale_dtype;
-    let bias = |group| match layout.scheme {
-        Scheme::Symmetric => 0.0,
-        Scheme::Affine => dtype.get(row.biases, group),
-    };
-    (0..row.scales.len() / dtype.size())
-        .all(|group| layout.decodable(dtype.get(row.scales, group), bias(group)))
-}
-
 /// Checks that all codes of the first `count` groups decode to finite weights.
 #[inline(always)]
 pub(super) fn check_decodable(
