@@ -51,9 +51,13 @@
 #define AQ_STD
 #endif
 
-/* What stands before every function. Windows: define AQ_DLL in programs that use the DLL, and
+/*
+ * Linkage.
+ *
+ * AQ_API stands before every function. On Windows define AQ_DLL in programs that use the DLL, and
  * AQ_DLL_EXPORTS in a DLL of your own that contains the static library and exports its functions.
- * Tools that read this header, such as cffi, may define AQ_API as nothing. */
+ * For tools that read this header, such as cffi, define AQ_API as nothing.
+ */
 #ifndef AQ_API
 #if defined(_WIN32) || defined(__CYGWIN__)
 #if defined(AQ_DLL_EXPORTS)
@@ -70,12 +74,16 @@
 #endif
 #endif
 
-/* The version of this header. */
+/*
+ * Version of this header.
+ */
 #define AQ_VERSION_MAJOR 0
 #define AQ_VERSION_MINOR 1
 #define AQ_VERSION_PATCH 0
 
-/* The initial value of every struct that begins with struct_size: sets that, and all else to 0. */
+/*
+ * Initial values.
+ */
 #ifdef __cplusplus
 template <class T>
 inline T aq_init() {
@@ -85,6 +93,7 @@ inline T aq_init() {
 }
 #define AQ_INIT(type) aq_init<type>()
 #else
+/** Begins a struct: sets struct_size to sizeof(type), and all else to 0. */
 #define AQ_INIT(type) { .struct_size = sizeof(type) }
 #endif
 
@@ -812,8 +821,8 @@ AQ_API aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
 /**
  * Observes rows of a layer's input at a timestep: `rows` vectors of `cols` input channels, one
  * after another, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a token, a
- * pixel or a sample. The input of a convolution is unfolded first, so that its channels are the in
- * * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
+ * pixel or a sample. The input of a convolution is unfolded first: its channels are the inputs of
+ * one output (channels x kernel height x kernel width), in the order of the weight's. `x` is not
  * used after the call.
  *
  * Fails with AQ_ERROR_CONFIG, and observes nothing, if the timestep is out of range, the layer had

@@ -48,9 +48,13 @@ const OPENING: &str = r#"
 #define AQ_STD
 #endif
 
-/* What stands before every function. Windows: define AQ_DLL in programs that use the DLL, and
+/*
+ * Linkage.
+ *
+ * AQ_API stands before every function. On Windows define AQ_DLL in programs that use the DLL, and
  * AQ_DLL_EXPORTS in a DLL of your own that contains the static library and exports its functions.
- * Tools that read this header, such as cffi, may define AQ_API as nothing. */
+ * For tools that read this header, such as cffi, define AQ_API as nothing.
+ */
 #ifndef AQ_API
 #if defined(_WIN32) || defined(__CYGWIN__)
 #if defined(AQ_DLL_EXPORTS)
@@ -67,12 +71,16 @@ const OPENING: &str = r#"
 #endif
 #endif
 
-/* The version of this header. */
+/*
+ * Version of this header.
+ */
 #define AQ_VERSION_MAJOR @MAJOR@
 #define AQ_VERSION_MINOR @MINOR@
 #define AQ_VERSION_PATCH @PATCH@
 
-/* The initial value of every struct that begins with struct_size: sets that, and all else to 0. */
+/*
+ * Initial values.
+ */
 #ifdef __cplusplus
 template <class T>
 inline T aq_init() {
@@ -82,6 +90,7 @@ inline T aq_init() {
 }
 #define AQ_INIT(type) aq_init<type>()
 #else
+/** Begins a struct: sets struct_size to sizeof(type), and all else to 0. */
 #define AQ_INIT(type) { .struct_size = sizeof(type) }
 #endif
 

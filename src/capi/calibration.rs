@@ -238,8 +238,8 @@ pub unsafe extern "C" fn aq_calibration_set_schedule(
 
 /// Observes rows of a layer's input at a timestep: `rows` vectors of `cols` input channels, one
 /// after another, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a token, a
-/// pixel or a sample. The input of a convolution is unfolded first, so that its channels are the in
-/// * kernel height * kernel width inputs of one output, in the order of the weight's. `x` is not
+/// pixel or a sample. The input of a convolution is unfolded first: its channels are the inputs of
+/// one output (channels x kernel height x kernel width), in the order of the weight's. `x` is not
 /// used after the call.
 ///
 /// Fails with AQ_ERROR_CONFIG, and observes nothing, if the timestep is out of range, the layer had

@@ -1024,6 +1024,14 @@ static void searches(void) {
   CHECK(search.calls == 12 && strstr(another, "\"stopped\":true"));
   free(another);
   free(json);
+  aq_plan_free(plan);
+
+  /* No generation after the first, for which 0 cannot stand. */
+  search = new_search();
+  evolve.generations = AQ_NONE;
+  another = searched(source, config, &evolve, &options, &plan);
+  CHECK(search.generations == 1 && strstr(another, "\"stopped\":false"));
+  free(another);
 
   OK(aq_plan_run(plan, source, output, NULL, NULL, &err)); /* what it found can be done */
   aq_plan_free(plan);

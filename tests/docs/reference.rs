@@ -53,8 +53,35 @@ fn name_of(code: &[&str]) -> String {
     end.rsplit([' ', '*']).next().unwrap().to_owned()
 }
 
+/// The lines of the header for a reader of C: without what is for C++ alone, and without how AQ_API
+/// is chosen.
+fn lines_for_c(header: &str) -> Vec<&str> {
+    let mut lines = Vec::new();
+    // How deep in conditions, and where one began that is left out.
+    let (mut depth, mut left_out) = (0, None);
+    for line in header.lines() {
+        if line.starts_with("#if") {
+            depth += 1;
+            if left_out.is_none() && ["#ifdef __cplusplus", "#ifndef AQ_API"].contains(&line) {
+                left_out = Some(depth);
+            }
+        }
+        if left_out.is_none() {
+            lines.push(line);
+        }
+        let ends = line.starts_with("#endif") || line.starts_with("#else");
+        if ends && left_out == Some(depth) {
+            left_out = None;
+        }
+        if line.starts_with("#endif") {
+            depth -= 1;
+        }
+    }
+    lines
+}
+
 fn items(header: &str) -> Vec<Item> {
-    let lines: Vec<&str> = header.lines().collect();
+    let lines = lines_for_c(header);
     let mut items = Vec::new();
     let mut about = Vec::new();
     let mut i = 0;

@@ -52,6 +52,7 @@ def test_a_search_finds_the_best_of_all(model):
     ]
     best = max(fitting, key=worth)
     assert 300 < len(fitting) < 3 ** len(NAMES)
+    assert len(evolve(model, generations=0).history) == 1
     found = evolve(model, generations=12)
     assert found.limit_bytes == limit
     assert [found.plan[name].format for name in NAMES] == list(best)
@@ -245,7 +246,7 @@ def test_what_is_no_fitness_is_refused(model):
         evolve(model, 3)
     with pytest.raises(TypeError, match="on_generation must be callable"):
         evolve(model, on_generation=1)
-    for how in [{"population": 1}, {"population": -1}, {"generations": 0}, {"generations": 1 << 32}]:
+    for how in [{"population": 1}, {"population": -1}, {"generations": -1}, {"generations": 1 << 32}]:
         with pytest.raises(aq.ConfigError, match=next(iter(how))):
             evolve(model, **how)
     with pytest.raises(aq.ArgumentError, match="resume without a checkpoint"):

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+# AQ_NONE: no generations after the first, for which 0 cannot stand in C.
+_NONE = (1 << 32) - 1
+
+
 @dataclass(frozen=True)
 class Generation:
     """State of a search after a generation."""
@@ -172,14 +176,14 @@ def evolve(
 
     What tensors lose is measured first, which `progress` and `log` are told of. They, `input`,
     `config`, `threads` and the settings are as for `quantize`."""
-    for what, number, least in (("population", population, 2), ("generations", generations, 1)):
-        if not least <= number < 1 << 32:
-            raise ConfigError(f"{what}: {number} is no number from {least} on")
+    for what, number, least in (("population", population, 2), ("generations", generations, 0)):
+        if not least <= number < _NONE:
+            raise ConfigError(f"{what}: {number} is not a number from {least} on")
     wanted = Config.of(config, settings)
     run = Run(progress, log, threads)
     callbacks = _Callbacks(run, fitness, on_generation)
     options = aq_evolve_options()
-    options.population, options.generations = population, generations
+    options.population, options.generations = population, generations or _NONE
     options.parallel, options.resume = parallel, resume
     if checkpoint is not None:
         options.checkpoint = encode_path(checkpoint, "checkpoint")
