@@ -11,10 +11,7 @@ const WORDS: &[&str] = &["Of", "The same", "Those", "They", "Its", "Likewise"];
 const EXEMPT: &[&str] = &[
     "src/run",
     "src/sink",
-    "src/kernel",
-    "src/format.rs",
     "src/capi",
-    "kernels/src",
     "include",
     "bindings/python/arrowquant",
 ];

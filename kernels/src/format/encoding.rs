@@ -361,7 +361,10 @@ mod tests {
             assert!(spec.c_code > 0 && !spec.methods.is_empty() && !spec.sinks.is_empty());
         }
         let message = "int3".parse::<Format>().unwrap_err().to_string();
-        assert_eq!(message, "format must be one of: int2, int4, int8");
+        assert!(
+            message.starts_with("format must be one of: int2, int4, int8"),
+            "{message}"
+        );
     }
 
     #[test]

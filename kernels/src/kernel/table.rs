@@ -103,7 +103,7 @@ impl KernelTable {
         unsafe { (self.codec(row.encoding).error)(row) }
     }
 
-    /// Whether a row decodes to finite weights, whatever its codes are.
+    /// Whether a row decodes to finite weights; if codes are uniform, whatever they are.
     ///
     /// # Panics
     /// If the planes are not as long as the encoding says.

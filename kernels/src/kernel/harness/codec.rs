@@ -1,8 +1,8 @@
 //! The drivers of block codecs, by a codec that only tests have: 32 columns share an f16 scale.
 
 use super::*;
-use crate::format::Encoding;
-use crate::kernel::codec::{Codec, UNIFORM};
+use crate::format::{Choice, Encoding, SPECS};
+use crate::kernel::codec::{CODECS, Codec, index};
 use crate::kernel::table::CodecTable;
 
 /// Blocks of 32 columns: an f16 scale, then 32 signed bytes.
@@ -84,34 +84,72 @@ impl Codec for Bytes32 {
     }
 }
 
-/// The kernels of the codec, which no encoding leads to.
-fn codec(table: &KernelTable) -> &CodecTable {
-    &table.codecs[UNIFORM + 1]
+/// A codec under test: one of blocks, with kernels in every table.
+#[derive(Clone, Copy)]
+struct Tested {
+    name: &'static str,
+    /// The place of its kernels.
+    index: usize,
+    encoding: Encoding,
+    /// Columns of a block.
+    block: usize,
+    /// Bytes of the planes of a row.
+    plane_bytes: fn(Encoding, usize) -> [usize; 3],
 }
 
-/// Any encoding: the codec does not ask.
-fn encoding() -> Encoding {
-    layouts().next().unwrap().into()
+impl Tested {
+    fn of(self, table: &KernelTable) -> &CodecTable {
+        &table.codecs[self.index]
+    }
+}
+
+/// The codec of this file, which no encoding leads to, and does not ask for one.
+fn own() -> Tested {
+    Tested {
+        name: "bytes32",
+        index: CODECS - 1,
+        encoding: layouts().next().unwrap().into(),
+        block: Bytes32::BLOCK,
+        plane_bytes: |_, cols| Bytes32.plane_bytes(cols),
+    }
+}
+
+/// Every codec that the drivers drive: that of this file, and those of encodings.
+fn driven() -> Vec<Tested> {
+    let encodings = SPECS
+        .iter()
+        .map(|spec| (spec, spec.format.encoding(Choice::DEFAULT)));
+    let blocks = encodings.filter(|(_, encoding)| encoding.layout().is_none());
+    let tested = blocks.map(|(spec, encoding)| Tested {
+        name: spec.name,
+        index: index(encoding),
+        encoding,
+        block: spec.block,
+        plane_bytes: Encoding::plane_bytes,
+    });
+    tested.chain([own()]).collect()
 }
 
 /// What a table makes of a row.
 #[derive(Debug, PartialEq)]
 struct Made {
     result: Result<f32, RowFault>,
-    codes: Vec<u8>,
+    planes: [Vec<u8>; 3],
     gain: GainSums,
     taken: ErrorSums,
     errors: ErrorSums,
     decoded: Vec<u8>,
     decodable: bool,
-    rescaled: Vec<u8>,
+    rescaled: [Vec<u8>; 3],
 }
 
-fn make(table: &KernelTable, float: Float, weights: &[u8], offset: usize) -> Made {
-    let (codec, encoding, cols) = (codec(table), encoding(), weights.len() / float.size());
-    let mut guarded = Guarded::new(Bytes32.plane_bytes(cols)[0], offset);
+fn make(table: &KernelTable, tested: Tested, float: Float, weights: &[u8], offset: usize) -> Made {
+    let (codec, encoding) = (tested.of(table), tested.encoding);
+    let cols = weights.len() / float.size();
+    let mut guarded = (tested.plane_bytes)(encoding, cols).map(|len| Guarded::new(len, offset));
     let (mut gain, mut taken) = (GainSums::default(), ErrorSums::default());
     let mut quantize = |sums: Sums<'_>| {
+        let [codes, scales, biases] = guarded.each_mut().map(Guarded::get);
         let row = QuantizeRow {
             encoding,
             fit: Fit::MinMax,
@@ -120,26 +158,26 @@ fn make(table: &KernelTable, float: Float, weights: &[u8], offset: usize) -> Mad
             weights,
             importance: None,
             sums,
-            codes: guarded.get(),
-            scales: &mut [],
-            biases: &mut [],
+            codes,
+            scales,
+            biases,
         };
         // SAFETY: the table is one of this machine, the planes as long as the codec says.
         let result = unsafe { (codec.quantize)(row) };
-        (result, guarded.check().unwrap())
+        (
+            result,
+            guarded.each_mut().map(|plane| plane.check().unwrap()),
+        )
     };
-    let (result, codes) = quantize(Sums::None);
+    let (result, made) = quantize(Sums::None);
     if result.is_ok() {
-        assert_eq!(quantize(Sums::Gain(&mut gain)), (result, codes.clone()));
-        assert_eq!(quantize(Sums::Error(&mut taken)), (result, codes.clone()));
+        assert_eq!(quantize(Sums::Gain(&mut gain)), (result, made.clone()));
+        assert_eq!(quantize(Sums::Error(&mut taken)), (result, made.clone()));
     }
-    let planes = Planes {
-        codes: &codes,
-        scales: &[],
-        biases: &[],
-    };
+    let planes = planes_of(&made);
     let mut decoded = Guarded::new(weights.len(), offset);
-    let mut rescaled = codes.clone();
+    let mut rescaled = made.clone();
+    let [codes, scales, biases] = rescaled.each_mut().map(|plane| &mut plane[..]);
     // SAFETY: as above.
     let errors = unsafe {
         (codec.decode)(DecodeRow {
@@ -152,9 +190,9 @@ fn make(table: &KernelTable, float: Float, weights: &[u8], offset: usize) -> Mad
         let _ = (codec.rescale)(RescaleRow {
             encoding,
             gain: 1.0 / 0.93,
-            codes: &mut rescaled,
-            scales: &mut [],
-            biases: &mut [],
+            codes,
+            scales,
+            biases,
         });
         (codec.error)(ErrorRow {
             encoding,
@@ -166,7 +204,7 @@ fn make(table: &KernelTable, float: Float, weights: &[u8], offset: usize) -> Mad
         })
     };
     if result.is_ok() {
-        assert_eq!(taken, errors);
+        assert_eq!(taken, errors, "{}", tested.name);
     }
     Made {
         result,
@@ -176,21 +214,31 @@ fn make(table: &KernelTable, float: Float, weights: &[u8], offset: usize) -> Mad
         decoded: decoded.check().unwrap(),
         decodable: (codec.decodable)(encoding, cols, planes),
         rescaled,
+        planes: made,
+    }
+}
+
+fn planes_of(planes: &[Vec<u8>; 3]) -> Planes<'_> {
+    let [codes, scales, biases] = planes;
+    Planes {
         codes,
+        scales,
+        biases,
     }
 }
 
 #[test]
 fn block_codecs_are_the_same_everywhere() {
     let scalar = KernelTable::of(Isa::Scalar).unwrap();
-    for len in (0..=70).chain([127, 128, 129, 703, 1023, 1024, 1025, 2100]) {
+    let lengths = (0..=70).chain([127, 128, 129, 703, 1023, 1024, 1025, 2100]);
+    for (len, tested) in lengths.flat_map(|len| driven().into_iter().map(move |t| (len, t))) {
         for &float in Float::ALL {
             for kind in 0..7 {
                 let weights = weights(kind, float, len);
-                let expected = make(scalar, float, &weights, 0);
+                let expected = make(scalar, tested, float, &weights, 0);
                 for table in others() {
-                    let name = table.isa().name();
-                    let found = make(table, float, &weights, len % 5);
+                    let name = format!("{} {}", table.isa().name(), tested.name);
+                    let found = make(table, tested, float, &weights, len % 5);
                     assert_eq!(
                         found, expected,
                         "{name}: {len} {float} weights of kind {kind}"
@@ -208,11 +256,11 @@ fn block_codecs_quantize_measure_and_decode() {
     let float = |bytes: &[u8]| -> Vec<f32> { (0..len).map(|i| Float::F32.get(bytes, i)).collect() };
     let original = float(&bytes);
     for table in all() {
-        let made = make(table, Float::F32, &bytes, 0);
+        let made = make(table, own(), Float::F32, &bytes, 0);
         let decoded = float(&made.decoded);
         let mut sums = ErrorSums::default();
         for (i, (w, y)) in original.iter().zip(&decoded).enumerate() {
-            let block = &made.codes[i / 32 * BYTES..][..BYTES];
+            let block = &made.planes[0][i / 32 * BYTES..][..BYTES];
             let code = f32::from(block[2 + i % 32] as i8);
             let scale = ScaleDtype::F16.get(block, 0);
             assert_eq!(*y, code * scale);
@@ -230,8 +278,8 @@ fn block_codecs_quantize_measure_and_decode() {
             Ok(original.iter().fold(0.0f32, |a, w| a.max(w.abs())))
         );
         let (before, after) = (
-            ScaleDtype::F16.get(&made.codes, 0),
-            ScaleDtype::F16.get(&made.rescaled, 0),
+            ScaleDtype::F16.get(&made.planes[0], 0),
+            ScaleDtype::F16.get(&made.rescaled[0], 0),
         );
         assert!((after / before - 1.0 / 0.93).abs() < 1e-3);
     }
@@ -242,9 +290,9 @@ fn block_codecs_refuse_what_is_not_finite_or_too_large() {
     for table in all() {
         let mut bytes = weights(0, Float::F32, 50);
         bytes[4 * 40..4 * 41].copy_from_slice(&f32::NAN.to_le_bytes());
-        let result = make(table, Float::F32, &bytes, 0).result;
+        let result = make(table, own(), Float::F32, &bytes, 0).result;
         assert_eq!(result, Err(RowFault::NonFinite));
-        let result = make(table, Float::F32, &weights(4, Float::F32, 50), 0).result;
+        let result = make(table, own(), Float::F32, &weights(4, Float::F32, 50), 0).result;
         assert_eq!(result, Err(RowFault::ScaleOverflow));
     }
 }
@@ -252,30 +300,34 @@ fn block_codecs_refuse_what_is_not_finite_or_too_large() {
 #[test]
 fn block_codecs_multiply() {
     let (rows, batch) = (3, 2);
-    for cols in [1, 15, 16, 31, 32, 33, 64, 700, 5000] {
-        let encoding = encoding();
-        let bytes = Bytes32.plane_bytes(cols)[0];
+    let lengths = [1, 15, 16, 31, 32, 33, 64, 700, 5000];
+    for (cols, tested) in lengths
+        .into_iter()
+        .flat_map(|cols| driven().into_iter().map(move |t| (cols, t)))
+    {
+        let (encoding, block) = (tested.encoding, tested.block);
         let x: Vec<f32> = (0..batch * cols)
             .map(|i| ((i * 37 % 101) as f32 - 50.0) / 40.0)
             .collect();
         for table in all() {
-            let name = table.isa().name();
-            let made = |row: usize| make(table, Float::F32, &weights(row % 2, Float::F32, cols), 0);
+            let name = format!("{} {}", table.isa().name(), tested.name);
+            let weights = |row: usize| weights(row % 2, Float::F32, cols);
+            let made = |row: usize| make(table, tested, Float::F32, &weights(row), 0);
             let made: Vec<Made> = (0..rows).map(made).collect();
-            let codes: Vec<u8> = made.iter().flat_map(|made| made.codes.clone()).collect();
-            assert_eq!(codes.len(), rows * bytes);
-            let planes = Planes {
-                codes: &codes,
-                scales: &[],
-                biases: &[],
+            let plane = |i: usize| {
+                made.iter()
+                    .flat_map(|made| made.planes[i].clone())
+                    .collect()
             };
-            let groups = cols.div_ceil(32);
+            let planes: [Vec<u8>; 3] = [plane(0), plane(1), plane(2)];
+            let planes = planes_of(&planes);
+            let groups = cols.div_ceil(block);
             let (mut y, mut y_bytes) = (vec![0.0; rows * batch], vec![0.0; rows * batch]);
             let mut values = vec![0; batch * cols];
             let (mut scales, mut sums) = (vec![0.0; batch * groups], vec![0.0; batch * groups]);
             // SAFETY: the table is one of this machine; lengths are those of rows and columns.
             unsafe {
-                (codec(table).matvec)(MatVec {
+                (tested.of(table).matvec)(MatVec {
                     encoding,
                     cols,
                     planes,
@@ -290,8 +342,8 @@ fn block_codecs_multiply() {
                     scales: &mut scales,
                     sums: &mut sums,
                 };
-                assert!((codec(table).quantize_vectors)(&x, cols, out));
-                (codec(table).matvec_bytes)(ByteMatVec {
+                assert!((tested.of(table).quantize_vectors)(&x, cols, out));
+                (tested.of(table).matvec_bytes)(ByteMatVec {
                     encoding,
                     cols,
                     planes,
@@ -310,7 +362,7 @@ fn block_codecs_multiply() {
                     let (mut exact, mut of_bytes, mut magnitude) = (0.0, 0.0, 0.0);
                     for i in 0..cols {
                         let w = f64::from(Float::F32.get(&made.decoded, i));
-                        let step = f64::from(scales[b * groups + i / 32]);
+                        let step = f64::from(scales[b * groups + i / block]);
                         let product = w * f64::from(x[b * cols + i]);
                         exact += product;
                         of_bytes += w * step * f64::from(values[b * cols + i]);
