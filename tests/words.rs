@@ -7,14 +7,6 @@ use crate::common::root;
 /// Words that no documentation comment may begin with, as they point to a subject elsewhere.
 const WORDS: &[&str] = &["Of", "The same", "Those", "They", "Its", "Likewise"];
 
-/// Files and folders that are not checked yet.
-const EXEMPT: &[&str] = &[
-    "src/run",
-    "src/sink",
-    "src/capi",
-    "include",
-    "bindings/python/arrowquant",
-];
 
 /// Adds the files below a folder that have the extension, in order of their paths.
 fn find(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
@@ -87,9 +79,6 @@ fn doc_comments_name_their_subject() {
     let mut read = 0;
     for file in files {
         let path = file.strip_prefix(&root).unwrap();
-        if EXEMPT.iter().any(|exempt| path.starts_with(exempt)) {
-            continue;
-        }
         let text = std::fs::read_to_string(&file).unwrap();
         let firsts = match path.extension() {
             Some(python) if python == "py" => docstrings(&text),

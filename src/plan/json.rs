@@ -175,7 +175,7 @@ struct PlanJson {
     evidence: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     source_warnings: Vec<String>,
-    /// Those of the source, and those that follow from the rest.
+    /// Warnings of the source, and those that follow from the rest of the plan.
     #[serde(default)]
     warnings: Vec<String>,
     #[serde(default)]
