@@ -86,7 +86,7 @@ fn doc_comments_name_their_subject() {
     let mut wrong = Vec::new();
     let mut read = 0;
     for file in files {
-        let path = file.strip_prefix(&root).unwrap();
+        let path = file.strip_prefix(root).unwrap();
         if EXEMPT.iter().any(|exempt| path.starts_with(exempt)) {
             continue;
         }
