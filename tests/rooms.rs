@@ -226,9 +226,12 @@ fn expanded(tree: &str) -> Vec<String> {
     found
 }
 
+/// An absolute path in the crate, part by part.
+type CratePath = Vec<String>;
+
 /// What a file names of its own crate, as absolute paths, and the names that its `mod.rs` hands on:
 /// name and path.
-fn named(file: &File) -> (Vec<Vec<String>>, Vec<(String, Vec<String>)>) {
+fn named(file: &File) -> (Vec<CratePath>, Vec<(String, CratePath)>) {
     let uses = Regex::new(r"(?m)^\s*(pub(?:\([a-z ]+\))? )?use ([^;]+);").unwrap();
     let inline = Regex::new(r"\b(?:super|crate)(?:::\w+)+").unwrap();
     let bare = Regex::new(r"\b[a-z_0-9]+(?:::\w+)+").unwrap();
