@@ -7,7 +7,6 @@ use crate::common::root;
 /// Words that no documentation comment may begin with, as they point to a subject elsewhere.
 const WORDS: &[&str] = &["Of", "The same", "Those", "They", "Its", "Likewise"];
 
-
 /// Adds the files below a folder that have the extension, in order of their paths.
 fn find(folder: &Path, extension: &str, found: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(folder) else {
