@@ -26,32 +26,32 @@ from arrowquant._run import NOTICE
 
 # Flag and key of every setting.
 SETTINGS = {
-    "--profile": ("deployment_profile", "defaults for where the model is to run: edge, local, cloud"),
-    "--bits": ("bit_width", "bits of a weight: 2, 4 or 8"),
-    "--group-size": ("group_size", "weights per scale: a multiple of 16 up to 1024, 0 for the row"),
+    "--profile": ("deployment_profile", "defaults for the target machine: edge, local or cloud"),
+    "--bits": ("bit_width", "bits per weight: 2, 4 or 8"),
+    "--group-size": ("group_size", "weights per scale: a multiple of 16 up to 1024, or 0 for the whole row"),
     "--scheme": ("scheme", "symmetric or affine"),
-    "--method": ("method", "how scales are chosen: minmax, lsq, or gptq, which takes a calibration"),
-    "--calibration": ("calibration", "what activations say of the weights: a calibration file"),
-    "--time-aware": ("enable_time_aware", "whether timesteps are told apart: true or false"),
-    "--time-groups": ("num_time_groups", "groups of timesteps that are told apart"),
-    "--time-weighting": ("time_weighting", "auto, rows, equal, snr, relative, or numbers"),
+    "--method": ("method", "how scales are chosen: minmax, lsq, or gptq, which requires a calibration"),
+    "--calibration": ("calibration", "a calibration file"),
+    "--time-aware": ("enable_time_aware", "whether timesteps are distinguished: true or false"),
+    "--time-groups": ("num_time_groups", "number of timestep groups"),
+    "--time-weighting": ("time_weighting", "how timestep groups are weighted: auto, rows, equal, snr, relative, or numbers"),
     "--spatial": ("enable_spatial", "whether smoothing and rotation are tried: true or false"),
-    "--modality": ("modality", "auto, or what the model generates: text, code, image, audio, unknown"),
-    "--gain": ("gain", "whether amplitude is restored: unit, lsq (no) or auto"),
+    "--modality": ("modality", "what the model generates: text, code, image, audio, unknown, or auto (detected)"),
+    "--gain": ("gain", "whether amplitude is restored: unit (yes), lsq (no) or auto"),
     "--scale-dtype": ("scale_dtype", "how scales are stored: auto, f16 or f32"),
-    "--on-nonfinite": ("on_nonfinite", "tensors that hold NaN or infinity: error or keep"),
-    "--packed": ("packed", "weights that another quantizer has packed: error or keep"),
+    "--on-nonfinite": ("on_nonfinite", "what to do with tensors that contain NaN or infinity: error or keep"),
+    "--packed": ("packed", "what to do with weights packed by another quantizer: error or keep"),
     "--compression": ("compression", "none or zstd"),
-    "--streaming": ("streaming_mode", "hold little in memory, even where that takes longer"),
-    "--memory-limit": ("memory_limit", "the most memory that it may take, such as 256MB"),
-    "--fail-fast": ("fail_fast", "stop where the run would otherwise mend by itself"),
-    "--min-cosine": ("min_cosine", "what every tensor must reach, or get more bits; or none"),
-    "--mixed": ("mixed_precision", "choose formats by what tensors lose; the budgets imply it"),
-    "--max-size": ("max_size", "the most bytes that the file may have, such as 2GB"),
-    "--avg-bits": ("avg_bits", "bits of a weight on average, scales counted"),
-    "--candidates": ("candidates", "to choose from, such as int2:256,int4:128:affine,int8,keep"),
-    "--seed": ("seed", "of what is drawn by chance: rows that are sampled, plans that are tried"),
-    "--threads": ("num_threads", "threads; 0 is all of the machine's"),
+    "--streaming": ("streaming_mode", "keep memory use low, even if that takes longer"),
+    "--memory-limit": ("memory_limit", "memory limit for the whole program, such as 256MB"),
+    "--fail-fast": ("fail_fast", "stop with an error in situations that a run normally handles"),
+    "--min-cosine": ("min_cosine", "cosine that every tensor must reach, or none"),
+    "--mixed": ("mixed_precision", "choose the format of each tensor by its loss; the budgets imply it"),
+    "--max-size": ("max_size", "maximum size of the file, such as 2GB"),
+    "--avg-bits": ("avg_bits", "average bits per weight, including scales"),
+    "--candidates": ("candidates", "formats to choose from, such as int2:256,int4:128:affine,int8,keep"),
+    "--seed": ("seed", "seed for sampling rows and for the plans that a search tries"),
+    "--threads": ("num_threads", "threads; 0 means all threads of the machine"),
 }
 
 
@@ -85,7 +85,7 @@ def _cosine(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m arrowquant",
-        description="Quantizes the weights of diffusion models to INT2, INT4 and INT8.",
+        description="Quantizes diffusion-model weights to INT2, INT4 or INT8.",
     )
     parser.add_argument("--version", action="version", version=arrowquant.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -123,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     quantize.add_argument("output", help="the file to write, ending in .parquet, or a folder")
     add_without(quantize)
     again = quantize.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="go on with a folder, as by default")
+    again.add_argument("--resume", action="store_true", help="resume with the parts in the folder (the default)")
     again.add_argument("--restart", action="store_true", help="make all parts of a folder anew")
     quantize.add_argument(
         "--part", type=_share, metavar="K/N", help="do the K-th of N shares into a folder"
@@ -168,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     evolve.add_argument(
         "--checkpoint", metavar="FILE", help="write the search down after each generation"
     )
-    evolve.add_argument("--resume", action="store_true", help="go on where the checkpoint ended")
+    evolve.add_argument("--resume", action="store_true", help="continue from the checkpoint")
     add_json(evolve)
 
     inspect = command("inspect", "show the tensors of a quantized file")
@@ -277,8 +277,8 @@ def _quantize(args: argparse.Namespace) -> int:
         if not args.output.endswith(".parquet") and not args.quiet:
             count = len(list(Path(args.output).glob("part-*.parquet")))
             are = "part is" if count == 1 else "parts are"
-            there = f"{count} {are} there: the same run goes on with them"
-            nothing = "no part was whole yet: the next run begins anew"
+            there = f"{count} {are} there: the next run continues with them"
+            nothing = "no part is complete yet: the next run starts over"
             print(there if count else nothing, file=sys.stderr)
         raise
     for path in map(Path, args.report):
@@ -301,7 +301,7 @@ def _quantize(args: argparse.Namespace) -> int:
             print(f"ladder: {len(climbed)} tensors got more than planned to reach min_cosine")
         below = [tensor for tensor in report if tensor.below_min_cosine]
         if below:
-            print(f"ladder: {len(below)} tensors left below min_cosine for want of room")
+            print(f"ladder: {len(below)} tensors left below min_cosine for lack of room")
     return 0
 
 

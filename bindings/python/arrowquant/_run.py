@@ -16,7 +16,7 @@ Progress = Callable[[int, int], Optional[bool]]
 # Called with a level of the logging module and a line of text; False cancels.
 Log = Callable[[int, str], Optional[bool]]
 
-# Between INFO and WARNING: that a run goes on with what is there.
+# Between INFO and WARNING: a notice, such as that a run continues with the parts that exist.
 NOTICE = 25
 _LEVELS = {1: logging.INFO, 2: logging.WARNING, 3: NOTICE}
 
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def raised(self) -> bool:
-        """Whether a callback has raised an exception, so that the call is to end."""
+        """Whether a callback has raised an exception, so that the call must end."""
         return self._raised is not None
 
     def fail(self, error: BaseException) -> None:
@@ -83,7 +83,7 @@ class Run:
         self._stopped = True
 
     def _tell(self, function: Any, *args: Any) -> bool:
-        """Whether to go on."""
+        """Whether to continue."""
         if self.raised:
             return False
         try:

@@ -123,7 +123,7 @@ class _Callbacks:
         return worth
 
     def tell(self, _: Any, told: Any) -> bool:
-        """Whether to go on."""
+        """Whether to continue."""
         if self._run.raised:
             return False
         if self._told is None:
@@ -172,7 +172,7 @@ def evolve(
 
     `parallel=True` lets `threads` threads call `fitness` at once; `on_generation`, `progress` and
     `log` may then be called on another thread than this. `checkpoint` is a file that the search is
-    written to after each generation; `resume=True` goes on where it ended, if it is there.
+    written to after each generation; `resume=True` continues from it, if it exists.
 
     What tensors lose is measured first, which `progress` and `log` are told of. They, `input`,
     `config`, `threads` and the settings are as for `quantize`."""

@@ -163,7 +163,7 @@ function ladder() {
         ? "All passed at the first try."
         : ""
       : `${plural(climbed.length, "tensor")} of ${count(tensors.length)} did not pass at the first try; ${count(kept)} of them ended kept.`) +
-    (below.length === 0 ? "" : ` ${plural(below.length, "tensor")} stayed below it, for want of room: ${below.map((t) => t.name).join(", ")}.`);
+    (below.length === 0 ? "" : ` ${plural(below.length, "tensor")} stayed below it, for lack of room: ${below.map((t) => t.name).join(", ")}.`);
   at("ladder-scroll").hidden = climbed.length === 0;
   if (climbed.length === 0) return;
   const rungs = new Map();
