@@ -301,7 +301,7 @@ fn another_run_is_refused_and_the_difference_named() {
             .unwrap_err()
             .to_string()
             .replace('\\', "/");
-        for part in [&["out/manifest.json: of another run: "], parts].concat() {
+        for part in [&["out/manifest.json: from another run: "], parts].concat() {
             assert!(message.contains(part), "{message}");
         }
         assert!(files(&output) == expected);

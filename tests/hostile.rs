@@ -420,7 +420,7 @@ fn footers_of_more_than_they_hold() {
                 &[0x00, 0x00],
             ]
             .concat(),
-            "which are not there",
+            "which are missing",
         ),
         // Each node is the only child of the previous one.
         (

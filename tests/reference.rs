@@ -21,6 +21,13 @@ fn hashes(isa: Isa) -> String {
     found.lines().map(|line| format!("{line}\n")).collect()
 }
 
+/// The lines of one text that another does not have.
+fn changed<'a>(found: &'a str, expected: &'a str) -> Vec<&'a str> {
+    let only =
+        |a: &'a str, b: &'a str| a.lines().filter(move |line| !b.lines().any(|l| l == *line));
+    only(found, expected).chain(only(expected, found)).collect()
+}
+
 #[test]
 fn files_are_what_they_were() {
     let path = root().join("tests/data/reference.txt");
@@ -29,8 +36,7 @@ fn files_are_what_they_were() {
         std::fs::write(&path, &found).unwrap();
     }
     let expected = std::fs::read_to_string(&path).unwrap();
-    let lines = |text: &str| -> Vec<String> { text.lines().map(str::to_owned).collect() };
-    assert_eq!(lines(&found), lines(&expected));
+    assert_eq!(changed(&found, &expected), [""; 0]);
 }
 
 #[test]
@@ -39,7 +45,7 @@ fn files_are_the_same_on_every_instruction_set() {
     let expected = std::fs::read_to_string(path).unwrap();
     for &isa in Isa::ALL.iter().filter(|isa| isa.available()) {
         if isa != Isa::detect() {
-            assert_eq!(hashes(isa), expected, "{}", isa.name());
+            assert_eq!(changed(&hashes(isa), &expected), [""; 0], "{}", isa.name());
         }
     }
 }

@@ -183,7 +183,7 @@ fn tensors_with_nan_are_kept_if_asked() {
         .unwrap();
     assert_eq!(
         (kept.format, kept.reason.as_str()),
-        ("raw", "has NaN or infinite weights")
+        ("kept", "has NaN or infinite weights")
     );
     let model = Model::open(&output).unwrap();
     let index = model.find("bad.weight").unwrap();

@@ -453,7 +453,7 @@ mod tests {
             ("a=keep:false", "changes nothing"),
             ("[=keep", "rule '[=keep': pattern: '['"),
             ("re:(=keep", "pattern: 're:(': error: unclosed group"),
-            ("a=bits:4:3", "rule 'a=bits:4:3': bits: '4:3'"),
+            ("a=bits:4:3", "rule 'a=bits:4:3': bits: invalid value '4:3'"),
             ("=keep", "is empty"),
         ] {
             let message = text.parse::<Rule>().unwrap_err().to_string();

@@ -256,7 +256,7 @@ fn what_one_tensor_gets_can_be_set() {
         (
             name,
             "bits:3",
-            "tensor 'blocks.0.attn.qkv.weight': bits: '3'",
+            "tensor 'blocks.0.attn.qkv.weight': bits: invalid value '3'",
         ),
         (name, "", "unknown"),
         (name, "keep,bits:4", "keeps and quantizes at once"),

@@ -16,6 +16,7 @@ use super::progress::{Level, say};
 use super::report::{Parts, Report};
 use super::share::{PlannedPart, Share, cut};
 use crate::error::{Error, Result};
+use crate::format::Recipe;
 use crate::plan::{Plan, PlanEntry};
 use crate::schema::{
     FORMAT_VERSION, Fingerprint, MANIFEST, Manifest, ManifestPart, ManifestSource, PartInfo,
@@ -391,10 +392,30 @@ fn hash(plan: &Plan) -> String {
             min_cosine,
             ..
         } = entry;
-        hash.update(format!("{} {recipe:?} {min_cosine}\n", tensor.name).as_bytes());
+        let recipe = recipe.map_or("None".to_owned(), described);
+        hash.update(format!("{} {recipe} {min_cosine}\n", tensor.name).as_bytes());
     }
     hash.update(format!("{:?}", plan.room).as_bytes());
     format!("{:016x}", hash.digest())
+}
+
+/// A recipe as it goes into that hash. Folders have it, so it does not follow how the code is
+/// written.
+fn described(recipe: Recipe) -> String {
+    let Recipe {
+        encoding,
+        method,
+        gain,
+        scales,
+    } = recipe;
+    let format = recipe.format();
+    match (encoding.scheme(), encoding.group_size()) {
+        (Some(scheme), Some(size)) => format!(
+            "Some(Recipe {{ format: {format:?}, scheme: {scheme:?}, group_size: GroupSize({size}), \
+             method: {method:?}, gain: {gain:?}, scales: {scales:?} }})"
+        ),
+        _ => format!("Some(Recipe {{ format: {format:?}, method: {method:?}, gain: {gain:?} }})"),
+    }
 }
 
 /// A hash of some of the values, spread over the model: headers say nothing of them. Empty for a

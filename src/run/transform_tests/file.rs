@@ -223,7 +223,7 @@ fn damaged_transforms_are_refused_by_name_and_reason() {
             tile.input_scale = Some(scale.into());
         })
     };
-    let of_scale = "bad.parquet: tensor 'both': its input scale is no f16, finite and above 0";
+    let of_scale = "bad.parquet: tensor 'both': its input scale is not a finite f16 above 0";
     for value in [0.0, -0.0, -1.0, f32::INFINITY, f32::NAN] {
         let error = scale(39, half::f16::from_f32(value));
         assert!(error.contains(of_scale), "{value}: {error}");
