@@ -808,7 +808,7 @@ AQ_API aq_status aq_calibration_new(const aq_calibration_options *options,
 
 /**
  * Reads a file that aq_calibration_save wrote, to use it or to continue observing. Hessians beyond
- * `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for them.
+ * `memory_limit` bytes (0: no limit) go to a file in the system's folder for temporary files.
  */
 AQ_API aq_status aq_calibration_load(const char *path,
                                      uint64_t memory_limit,
@@ -822,10 +822,10 @@ AQ_API aq_status aq_calibration_save(const aq_calibration *calibration,
 
 /**
  * Adds the observations of `from`, another calibration of the same model, to `into`. `from` does
- * not change. Both must have the same timesteps, bins and groups; both or neither must have
- * Hessians; and their schedules must be equal, unless one has none. Counts, ranges and histograms
- * are as if one calibration had observed everything; sums are the same up to rounding. After an
- * error nothing is added, unless a temporary file failed (AQ_ERROR_IO).
+ * not change. Both must have the same timesteps and bins; both or neither must have Hessians, of
+ * the same groups; and their schedules must be equal, unless one has none. Counts, ranges and
+ * histograms are as if one calibration had observed everything; sums are the same up to rounding.
+ * After an error nothing is added, unless a temporary file failed (AQ_ERROR_IO).
  */
 AQ_API aq_status aq_calibration_merge(const aq_calibration *into,
                                       const aq_calibration *from,
@@ -940,7 +940,7 @@ struct ArrowArrayStream {
 /** Tensors to quantize. */
 typedef struct aq_source aq_source;
 
-/** What to open. Start with AQ_INIT(aq_open_options). */
+/** Options of opening a source. Start with AQ_INIT(aq_open_options). */
 typedef struct aq_open_options {
   /** sizeof(aq_open_options). */
   uint32_t struct_size;
@@ -988,7 +988,7 @@ typedef struct aq_tensor_info {
  *   these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
  *   IQ4_NL or IQ4_XS; packed tensors are read as f32.
  * - A Parquet file: a table with one tensor per row, in columns as aq_source_from_arrow takes them
- *   (`data` binary), or a file written by this library in which all tensors are kept.
+ *   (`data` must be binary), or a file written by this library in which all tensors are kept.
  * - A JSON file that lists tensors without their weights, for plans: `{"dtype": "bf16",
  *   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
  */
@@ -1115,13 +1115,13 @@ typedef struct aq_run_options {
 #define AQ_LOG_NOTICE 3
 
 /*
- * aq_plan: what each tensor will get, before any work.
+ * aq_plan: the format of each tensor, chosen before any work.
  */
 
-/** What each tensor of a source will get. */
+/** Formats chosen for the tensors of a source. */
 typedef struct aq_plan aq_plan;
 
-/** What one tensor will get. Strings belong to the plan. */
+/** Plan for one tensor. Strings belong to the plan. */
 typedef struct aq_tensor_plan {
   /** sizeof(aq_tensor_plan). */
   uint32_t struct_size;
@@ -1191,7 +1191,7 @@ AQ_API aq_status aq_plan_file_bytes(const aq_plan *plan,
                                     aq_error *err);
 
 /**
- * Changes what one tensor will get: `settings` is "keep", or a list such as "bits:8,group:64", of
+ * Changes the plan for one tensor: `settings` is "keep", or a list such as "bits:8,group:64", of
  * any of bits, group, scheme, method, gain, scale_dtype and min_cosine.
  */
 AQ_API aq_status aq_plan_set(aq_plan *plan,
@@ -1403,9 +1403,9 @@ typedef struct aq_analysis aq_analysis;
 
 /**
  * Measures the loss of each tensor that can be quantized, on a sample of its rows: in the formats
- * that a budget may choose from ("candidates" of `config`), and in its own. With a calibration in
- * `config`, the loss is that of the layer's outputs. `config` (NULL for the defaults) and
- * `options` (threads, progress in bytes of the sample, and log) may be NULL.
+ * that a budget may choose from ("candidates" of `config`), and in the format that `config` gives
+ * it. With a calibration in `config`, the loss is that of the layer's outputs. `config` (NULL for
+ * the defaults) and `options` (threads, progress in bytes of the sample, and log) may be NULL.
  */
 AQ_API aq_status aq_analyze(const aq_source *source,
                             const aq_config *config,

@@ -403,7 +403,7 @@ class Plan {
     return Plan(made);
   }
 
-  // Changes what one tensor will get: "keep", or settings such as "bits:8,group:64".
+  // Changes the plan for one tensor: "keep", or settings such as "bits:8,group:64".
   Plan& set(std::string_view tensor, std::string_view settings) {
     detail::call(aq_plan_set, handle_.get(), detail::terminated(tensor).c_str(),
                  detail::terminated(settings).c_str());

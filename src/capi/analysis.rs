@@ -20,9 +20,9 @@ impl Handle for aq_analysis {
 }
 
 /// Measures the loss of each tensor that can be quantized, on a sample of its rows: in the formats
-/// that a budget may choose from ("candidates" of `config`), and in its own. With a calibration in
-/// `config`, the loss is that of the layer's outputs. `config` (NULL for the defaults) and
-/// `options` (threads, progress in bytes of the sample, and log) may be NULL.
+/// that a budget may choose from ("candidates" of `config`), and in the format that `config` gives
+/// it. With a calibration in `config`, the loss is that of the layer's outputs. `config` (NULL for
+/// the defaults) and `options` (threads, progress in bytes of the sample, and log) may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_analyze(
     source: *const aq_source,

@@ -164,7 +164,7 @@ pub unsafe extern "C" fn aq_calibration_new(
 }
 
 /// Reads a file that aq_calibration_save wrote, to use it or to continue observing. Hessians beyond
-/// `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for them.
+/// `memory_limit` bytes (0: no limit) go to a file in the system's folder for temporary files.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_load(
     path: *const c_char,
@@ -200,10 +200,10 @@ pub unsafe extern "C" fn aq_calibration_save(
 }
 
 /// Adds the observations of `from`, another calibration of the same model, to `into`. `from` does
-/// not change. Both must have the same timesteps, bins and groups; both or neither must have
-/// Hessians; and their schedules must be equal, unless one has none. Counts, ranges and histograms
-/// are as if one calibration had observed everything; sums are the same up to rounding. After an
-/// error nothing is added, unless a temporary file failed (AQ_ERROR_IO).
+/// not change. Both must have the same timesteps and bins; both or neither must have Hessians, of
+/// the same groups; and their schedules must be equal, unless one has none. Counts, ranges and
+/// histograms are as if one calibration had observed everything; sums are the same up to rounding.
+/// After an error nothing is added, unless a temporary file failed (AQ_ERROR_IO).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_merge(
     into: *const aq_calibration,

@@ -1,4 +1,4 @@
-//! aq_plan: what each tensor will get, before any work.
+//! aq_plan: the format of each tensor, chosen before any work.
 
 use std::ffi::c_char;
 
@@ -12,7 +12,7 @@ use crate::format::{Encoding, Recipe, ScalePolicy};
 use crate::plan::{NO_MIN_COSINE, Plan, PlanEntry};
 use crate::run;
 
-/// What each tensor of a source will get.
+/// Formats chosen for the tensors of a source.
 pub struct aq_plan {
     pub(super) plan: Plan,
     strings: Strings,
@@ -29,7 +29,7 @@ impl aq_plan {
     }
 }
 
-/// What one tensor will get. Strings belong to the plan.
+/// Plan for one tensor. Strings belong to the plan.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_tensor_plan {
@@ -186,7 +186,7 @@ pub unsafe extern "C" fn aq_plan_file_bytes(
     }
 }
 
-/// Changes what one tensor will get: `settings` is "keep", or a list such as "bits:8,group:64", of
+/// Changes the plan for one tensor: `settings` is "keep", or a list such as "bits:8,group:64", of
 /// any of bits, group, scheme, method, gain, scale_dtype and min_cosine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_set(

@@ -118,7 +118,7 @@ pub(super) fn at<'a, T>(list: &'a [T], index: usize, what: &'static str) -> Resu
     list.get(index).ok_or(Fault::NoIndex { what, index, count })
 }
 
-/// What to open. Start with AQ_INIT(aq_open_options).
+/// Options of opening a source. Start with AQ_INIT(aq_open_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_open_options {
@@ -149,7 +149,7 @@ versioned!(aq_open_options {
 ///   these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
 ///   IQ4_NL or IQ4_XS; packed tensors are read as f32.
 /// - A Parquet file: a table with one tensor per row, in columns as aq_source_from_arrow takes them
-///   (`data` binary), or a file written by this library in which all tensors are kept.
+///   (`data` must be binary), or a file written by this library in which all tensors are kept.
 /// - A JSON file that lists tensors without their weights, for plans: `{"dtype": "bf16",
 ///   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
 #[unsafe(no_mangle)]
