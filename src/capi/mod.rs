@@ -7,11 +7,11 @@
 //!   Start with `aq_error err = AQ_INIT(aq_error);`. Errors are stored nowhere else.
 //! - Inputs come first, outputs last. Outputs are written only on success.
 //! - Structs that may grow begin with `uint32_t struct_size`, the caller's own `sizeof`. Initialize
-//!   each with AQ_INIT, such as `aq_run_options options = AQ_INIT(aq_run_options);`: this sets
+//!   each with AQ_INIT, as in `aq_run_options options = AQ_INIT(aq_run_options);`, which sets
 //!   struct_size, and clears every other field. The library reads and writes no more than
-//!   struct_size bytes, and uses the defaults of fields beyond them. In options, 0 or NULL means the
-//!   default; where 0 is a meaningful value, the field says how to ask for it. A struct_size of 0 is
-//!   refused, except in an `aq_error`.
+//!   struct_size bytes, and uses the defaults of fields beyond them. In options, 0 or NULL means
+//!   the default; where 0 is a meaningful value, the field says how to ask for it. A struct_size of
+//!   0 is refused, except in an `aq_error`.
 //! - A handle (`aq_config *`, `aq_model *`, ...) is created by a call and freed by the `_free`
 //!   function of its kind, which ignores NULL. A freed handle, or one of another kind, is refused
 //!   with AQ_ERROR_ARGUMENT, unless its memory has been reused for another handle.

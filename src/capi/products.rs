@@ -16,8 +16,8 @@ use crate::format::Encoding;
 use crate::kernel::{KernelTable, MatVec};
 
 /// Multiplies a quantized matrix with `batch` vectors: `y[b][r]` is the sum over c of
-/// `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` must not overlap an input.
-/// Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
+/// `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` must not overlap an
+/// input. Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
 ///
 /// The error of each y is at most 2^-17 times the sum of |w * x|. Unlike all other results,
 /// products may differ between instruction sets.
