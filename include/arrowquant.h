@@ -4,38 +4,41 @@
  * What holds for every function:
  *
  * - A call that can fail returns an `aq_status`: AQ_OK (0) or one of the AQ_ERROR codes. Its last
- *   parameter is an `aq_error` of the caller's for code and message, or NULL. Start with
- *   `aq_error err = AQ_INIT(aq_error);`. No call keeps an error anywhere else.
+ *   parameter is a pointer to the caller's `aq_error`, which receives code and message, or NULL.
+ *   Start with `aq_error err = AQ_INIT(aq_error);`. Errors are stored nowhere else.
  * - Inputs come first, outputs last. Outputs are written only on success.
- * - Structs that may grow begin with `uint32_t struct_size`, the caller's own `sizeof`. Start each
- *   with AQ_INIT, which sets that and all else to 0: `aq_run_options options =
- *   AQ_INIT(aq_run_options);`. The library reads and writes no more than struct_size bytes, and
- *   takes the default for the rest. In an option 0 or NULL means the default; where 0 is a value of
- *   its own, the field says how to ask for it. A struct_size of 0 is refused, except in an
- *   `aq_error`.
- * - A handle (`aq_config *`, `aq_model *`, ...) is made by a call and given back to the `_free`
- *   function of its kind, for which NULL is a no-op. A handle that was freed, or is of another
- *   kind, is refused as long as its memory has not been taken for another handle.
- * - A tensor, tile, layer, row or key that does not exist is an AQ_ERROR_TENSOR, whether it was asked
- *   for by name or by index. (A setting that does not exist is an AQ_ERROR_CONFIG.)
- * - `const aq_x *` may be used by several threads at once; `aq_x *` by one at a time. Handles may
- *   move between threads.
- * - Input strings end in NUL and are UTF-8, paths too, on every system. Output strings belong to the
- *   handle they came from: they last until it is freed, or changed by a call that takes it without
- *   const.
- * - A parameter or field that ends in `_len` counts bytes, one that ends in `_count` counts values.
- * - Callbacks run on the thread that made the call, never on another, except an aq_fitness_fn whose
- *   caller asked for it. Returning false cancels: the call then returns AQ_ERROR_CANCELLED and leaves
- *   no file behind. A callback may call the library, but must not change or free what its own call
- *   uses, let an exception out, jump out, or end its thread.
- * - After fork() in a process with other threads the child may only exec().
- * - Pointers to data need no alignment, unless they are of another type than void.
- * - No failure inside the library crosses into the caller: a bug in it is an AQ_ERROR_INTERNAL with a
- *   message.
- * - AQ_ABI_VERSION and the SONAME change together, with every release that breaks programs built with
- *   an earlier header, before version 1.0 too. As long as they stay, functions, constants and their
- *   meaning stay, structs only grow at their end, and enumerations and settings only gain values. A
- *   program that loads the library at run time compares aq_abi_version() with AQ_ABI_VERSION first.
+ * - Structs that may grow begin with `uint32_t struct_size`, the caller's own `sizeof`. Initialize
+ *   each with AQ_INIT, as in `aq_run_options options = AQ_INIT(aq_run_options);`, which sets
+ *   struct_size, and clears every other field. The library reads and writes no more than
+ *   struct_size bytes, and uses the defaults of fields beyond them. In options, 0 or NULL means
+ *   the default; where 0 is a meaningful value, the field says how to ask for it. A struct_size of
+ *   0 is refused, except in an `aq_error`.
+ * - A handle (`aq_config *`, `aq_model *`, ...) is created by a call and freed by the `_free`
+ *   function of its kind, which ignores NULL. A freed handle, or one of another kind, is refused
+ *   with AQ_ERROR_ARGUMENT, unless its memory has been reused for another handle.
+ * - Asking for a tensor, tile, layer, row, timestep or metadata key that does not exist, by name
+ *   or by index, is an AQ_ERROR_TENSOR. (A setting that does not exist is an AQ_ERROR_CONFIG.)
+ * - A handle passed as `const aq_x *` may be used by several threads at once; one passed as
+ *   `aq_x *` by only one thread at a time. Handles may move between threads.
+ * - Input strings, paths included, are NUL-terminated UTF-8 on every system. Output strings belong
+ *   to the handle that returned them: they are valid until that handle is freed, or changed by a
+ *   call that takes it without `const`.
+ * - A parameter or field that ends in `_len` counts bytes, and one that ends in `_count` counts
+ *   values.
+ * - Callbacks run on the thread that made the call; only an aq_fitness_fn may run on others, if
+ *   `parallel` is set. Returning false cancels: the call then returns AQ_ERROR_CANCELLED and
+ *   leaves no file behind, except complete parts in a folder. (An aq_generation_fn ends the search
+ *   instead.) A callback may call the library, but must not change or free what its own call uses,
+ *   and must not throw, `longjmp` out or end its thread.
+ * - After fork() in a multithreaded process, the child may only exec().
+ * - Pointers of type `void *` need no alignment; pointers to other types must be aligned.
+ * - A bug in the library does not terminate the caller: it is reported as AQ_ERROR_INTERNAL, with
+ *   a message.
+ * - AQ_ABI_VERSION and the SONAME change together, with every release that breaks programs built
+ *   with an earlier header, before version 1.0 too. As long as they do not change, functions,
+ *   constants and their meaning stay, structs only grow at their end, and enumerations and
+ *   settings only gain values. A program that loads the library at run time compares
+ *   aq_abi_version() with AQ_ABI_VERSION first.
  */
 
 #ifndef ARROWQUANT_H
@@ -45,8 +48,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Define AQ_NO_STD for firmware: the library built without a standard library has kernels that
- * decode, and nothing else. */
+/* Define AQ_NO_STD for firmware: this leaves only the functions that need no standard library and
+ * no allocator. */
 #ifndef AQ_NO_STD
 #define AQ_STD
 #endif
@@ -54,9 +57,9 @@
 /*
  * Linkage.
  *
- * AQ_API stands before every function. On Windows define AQ_DLL in programs that use the DLL, and
+ * AQ_API precedes every function. On Windows define AQ_DLL in programs that use the DLL, and
  * AQ_DLL_EXPORTS in a DLL of your own that contains the static library and exports its functions.
- * For tools that read this header, such as cffi, define AQ_API as nothing.
+ * For tools that read this header, such as cffi, define AQ_API as empty.
  */
 #ifndef AQ_API
 #if defined(_WIN32) || defined(__CYGWIN__)
@@ -93,7 +96,7 @@ inline T aq_init() {
 }
 #define AQ_INIT(type) aq_init<type>()
 #else
-/** Begins a struct: sets struct_size to sizeof(type), and all else to 0. */
+/** Initializes a struct: sets struct_size to sizeof(type), and every other field to 0. */
 #define AQ_INIT(type) { .struct_size = sizeof(type) }
 #endif
 
@@ -116,13 +119,13 @@ typedef int32_t aq_status;
  * message, to AQ_OK and "" on success.
  */
 typedef struct aq_error {
-  /** sizeof(aq_error); 0 stands for today's size. */
+  /** sizeof(aq_error); 0 means the current size. */
   uint32_t struct_size;
   /** The status that was returned. */
   aq_status code;
   /**
-   * UTF-8 that names the file, the tensor and the reason. A message that is too long is cut in
-   * the middle.
+   * Message, in UTF-8: names the file, the tensor and the reason. A message that is too long is
+   * cut in the middle.
    */
   char message[AQ_MESSAGE_SIZE];
 } aq_error;
@@ -135,12 +138,12 @@ typedef struct aq_error {
 /** The operating system refused to open, read or write a file. */
 #define AQ_ERROR_IO 2
 
-/** A file is damaged, incomplete or of another kind. */
+/** A file is damaged, incomplete or of the wrong kind. */
 #define AQ_ERROR_FILE 3
 
 /**
- * A tensor is not what it should be, or cannot be treated as asked; or a tensor, tile, layer or
- * timestep that was asked for by name or index does not exist.
+ * A tensor is invalid, or cannot be processed as requested; or a requested tensor, tile, layer,
+ * row, timestep or metadata key does not exist.
  */
 #define AQ_ERROR_TENSOR 4
 
@@ -156,7 +159,7 @@ typedef struct aq_error {
 /** A bug in the library. */
 #define AQ_ERROR_INTERNAL 8
 
-/** An argument is invalid: NULL, a wrong length, a handle that was freed, text that is not UTF-8. */
+/** An argument is invalid: NULL, a wrong length, a freed handle, text that is not UTF-8. */
 #define AQ_ERROR_ARGUMENT 9
 
 /*
@@ -178,22 +181,22 @@ typedef int32_t aq_scheme;
 /** How scales are chosen. */
 typedef int32_t aq_method;
 
-/** Whether the amplitude that rounding takes from rows is restored. */
+/** Whether the amplitude that rows lose by rounding is restored. */
 typedef int32_t aq_gain;
 
 /** Type of an element; all values are little-endian. */
 typedef int32_t aq_dtype;
 
 /**
- * How weights are quantized. Start with AQ_INIT(aq_recipe), then set format and group_size; the
- * rest may stay 0, for the defaults.
+ * How weights are quantized. Start with AQ_INIT(aq_recipe), then set format and group_size; fields
+ * left at 0 have their defaults.
  */
 typedef struct aq_recipe {
   /** sizeof(aq_recipe). */
   uint32_t struct_size;
   /** AQ_FORMAT_INT2, AQ_FORMAT_INT4 or AQ_FORMAT_INT8. */
   aq_format format;
-  /** Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row. */
+  /** Number of weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row. */
   uint32_t group_size;
   aq_scheme scheme;
   /** Storage of scales and biases: AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32. */
@@ -223,8 +226,8 @@ typedef struct aq_recipe {
 #define AQ_METHOD_LSQ 2
 
 /**
- * Each column compensates for the rounding of earlier ones, as a calibration's Hessian says how
- * (GPTQ). For runs only.
+ * GPTQ: each column compensates for the rounding of earlier ones, using a calibration's Hessian.
+ * Only for runs, not for aq_quantize_rows.
  */
 #define AQ_METHOD_GPTQ 3
 
@@ -260,53 +263,57 @@ typedef struct aq_recipe {
 #define AQ_DTYPE_U8 21
 #define AQ_DTYPE_BOOL 22
 
-/** Returns the library's version, such as "0.1.0". The string lasts forever. */
+/** Returns the library's version, such as "0.1.0". The string is static. */
 AQ_API const char *aq_version(void);
 
 /**
- * Returns the library's AQ_ABI_VERSION. A program that loads the library at run time must compare
- * it with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
+ * Returns the library's AQ_ABI_VERSION. A program that loads the library at run time must first
+ * compare this number with the AQ_ABI_VERSION of its header, and use the library only if they are
+ * equal.
  */
 AQ_API uint32_t aq_abi_version(void);
 
 /**
- * Returns the name of the instruction set in use: the best of this machine, or a lesser one that
- * the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
- * "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" if AQ_ISA is set to anything else;
- * calls that need kernels then fail with AQ_ERROR_CONFIG. The string lasts forever.
+ * Returns the name of the instruction set in use: the best of this machine, or a weaker one
+ * selected by the environment variable AQ_ISA. The names are "scalar"; on x86-64 also "avx2",
+ * "avx512" and "avx512vnni"; on AArch64 also "neon" and "neon-dotprod". If AQ_ISA is set to
+ * anything else, the name is "unknown", and calls that need kernels fail with AQ_ERROR_CONFIG. The
+ * string is static.
  */
 AQ_API const char *aq_isa_name(void);
 
 /*
- * Matrices: how weights are laid out, and where they lie.
+ * Matrices: the layout of weights in memory.
  *
- * A quantized matrix is three planes: packed codes, scales, and biases where the scheme is affine.
- * Each holds one row after another; docs/format.md has the layout. The columns of some matrices
- * were scaled or rotated before quantization. The matrix says so, and every function that takes
- * one accounts for it: decoding undoes it, products apply it to the vectors.
+ * A quantized matrix has up to three planes: packed codes, scales, and, if the scheme is affine,
+ * biases. Each plane holds one row after another; docs/format.md has the layout. The columns of
+ * some matrices were scaled or rotated before quantization: `input_scale` and `rotation_block`
+ * describe this, and every function that takes a matrix accounts for it. Decoding reverses the
+ * transformation, and products apply it to the vectors.
  */
 
 /**
- * A matrix of weights, quantized or kept. aq_model_view and aq_quantize_rows fill one; for planes
- * from elsewhere, start with AQ_INIT(aq_matrix) and set the fields that apply.
+ * A matrix of weights, quantized or kept. aq_model_view and aq_quantize_rows fill it in; for
+ * planes of your own, start with AQ_INIT(aq_matrix) and set the fields that apply.
  *
- * The matrix owns nothing: its planes must last while it is used. Its size is fixed as long as
- * AQ_ABI_VERSION is, because other structs contain it; new fields take reserved ones.
+ * The matrix owns no memory: its planes must remain valid while it is used. The size of the struct
+ * changes only with AQ_ABI_VERSION, because other structs contain it; new fields will take the
+ * place of `reserved`.
  */
 typedef struct aq_matrix {
   /** sizeof(aq_matrix). */
   uint32_t struct_size;
   /** How weights are encoded; AQ_FORMAT_KEPT for weights that are not quantized. */
   aq_format format;
-  /** Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row. */
+  /** Number of weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row. */
   uint32_t group_size;
   /** Default: symmetric. Ignored when kept. */
   aq_scheme scheme;
   /** Storage of scales and biases: AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32. Ignored when kept. */
   aq_dtype scale_dtype;
   /**
-   * Element type of the codes plane when kept. In a view of a quantized tensor, the element type
-   * of its source, which no function here reads.
+   * Element type of kept values, which are in the codes plane. In a view of a quantized tensor,
+   * the element type in the source; no function here reads it.
    */
   aq_dtype dtype;
   /** Rows of the matrix. */
@@ -315,7 +322,7 @@ typedef struct aq_matrix {
   size_t cols;
   /**
    * Packed codes: element i of a row is in byte i * bits / 8 of the row, least significant bits
-   * first. When kept, the values themselves. A format whose codes hold everything has no other
+   * first. For kept weights, the values themselves. A format that needs no scales has no other
    * plane.
    */
   const void *codes;
@@ -335,11 +342,14 @@ typedef struct aq_matrix {
   size_t biases_len;
   /** Bytes from the start of one row of biases to the next; 0 means that rows are contiguous. */
   size_t biases_stride;
-  /** Factor that each column was multiplied by before quantization, as f16; NULL for none. */
+  /**
+   * Factors that columns were multiplied by before quantization, one f16 per column; NULL for
+   * none.
+   */
   const void *input_scale;
   /** Bytes of input_scale: 2 * cols, or 0. */
   size_t input_scale_len;
-  /** Columns that were rotated together after that; 0 for no rotation. */
+  /** Number of columns that were rotated together, after scaling; 0 for no rotation. */
   size_t rotation_block;
   /** Seed of the rotation's signs, see docs/format.md. */
   uint64_t rotation_seed;
@@ -348,9 +358,9 @@ typedef struct aq_matrix {
 } aq_matrix;
 
 /**
- * Sets `part` to `rows` rows of `matrix`, from `row_start` on. The planes are shared, nothing is
- * copied. `part` may be `matrix` itself. Use it to decode or multiply in pieces, for example one on
- * each thread.
+ * Sets `part` to `rows` rows of `matrix`, from `row_start` on. The planes are shared, not copied.
+ * `part` may be `matrix` itself. Use this to decode or multiply in pieces, for example one piece
+ * per thread.
  *
  * Fails with AQ_ERROR_TENSOR if the matrix has no such rows.
  */
@@ -361,15 +371,16 @@ AQ_API aq_status aq_matrix_rows(const aq_matrix *matrix,
                                 aq_error *err);
 
 /**
- * Decodes a matrix as f32, f16 or bf16 (the f32 result rounded half to even). `weights` has room
- * for rows * cols values, `weights_len` bytes, and may not overlap the matrix.
+ * Decodes a matrix as f32, f16 or bf16; f16 and bf16 are the f32 result, rounded half to even.
+ * `weights` has room for rows * cols values, which are `weights_len` bytes, and must not overlap
+ * the matrix.
  *
- * Weights are decoded to what they were: scaling and rotation of columns are undone. Kept weights
- * of f32, f16 and bf16 are converted; for other kept types call aq_model_dequantize_rows. Planes
- * are decoded as they are: scales that are not finite give weights that are not.
+ * Scaling and rotation of columns are undone. Kept weights of f32, f16 and bf16 are converted; for
+ * other kept types call aq_model_dequantize_rows. The contents of planes are not checked: scales
+ * that are not finite give weights that are not finite.
  *
- * Allocates nothing, except for one row where a matrix with scaled or rotated columns becomes f16
- * or bf16. The library for firmware refuses that with AQ_ERROR_ARGUMENT.
+ * Allocates nothing, except one row if a matrix with scaled or rotated columns is decoded as f16
+ * or bf16. The firmware library refuses this case with AQ_ERROR_ARGUMENT.
  */
 AQ_API aq_status aq_dequantize_rows(const aq_matrix *matrix,
                                     aq_dtype dtype,
@@ -380,17 +391,17 @@ AQ_API aq_status aq_dequantize_rows(const aq_matrix *matrix,
 /*
  * Products of matrices with vectors.
  *
- * Vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
- * (aq_matvec_int8), also known as dynamic activations. Products start no threads; any number of
- * threads may multiply different rows at once (aq_matrix_rows), each into a y of its own. Where
- * columns of the matrix were scaled or rotated, vectors are transformed accordingly, in memory
- * that is allocated for the call.
+ * Vectors are f32 (aq_matvec), or signed bytes (aq_matvec_int8), which aq_quantize_vectors makes
+ * from f32; these are also known as dynamic activations. Products start no threads; any number of
+ * threads may multiply different rows at once (aq_matrix_rows), each with its own `y`. If columns
+ * of the matrix were scaled or rotated, vectors are transformed accordingly, in memory that is
+ * allocated for the call.
  */
 
 #if defined(AQ_STD)
 /**
- * Vectors of signed bytes, and what they were made for. The caller sets the pointers and counts of
- * values, scales and sums; aq_quantize_vectors sets the rest.
+ * Vectors of signed bytes, and the kind of matrix that they are for. The caller sets the pointers
+ * and counts of values, scales and sums; aq_quantize_vectors sets the rest.
  */
 typedef struct aq_vectors {
   /** sizeof(aq_vectors). */
@@ -403,9 +414,9 @@ typedef struct aq_vectors {
   size_t cols;
   /** Number of vectors. */
   size_t batch;
-  /** Identifies how vectors were scaled and rotated for the matrix; 0 for not at all. */
+  /** Identifies how the vectors were scaled and rotated for the matrix; 0 if they were not. */
   uint64_t transform;
-  /** Room for batch * cols values, in an order of the library's own. None of them is -128. */
+  /** Room for batch * cols values, in an internal order. No value is -128. */
   int8_t *values;
   /** Number of values. */
   size_t values_count;
@@ -416,7 +427,7 @@ typedef struct aq_vectors {
   float *scales;
   /** Number of scales. */
   size_t scales_count;
-  /** Room for as many sums: the scale times the sum of the group's values. */
+  /** Room for batch * groups sums, each the scale of a group times the sum of its values. */
   float *sums;
   /** Number of sums. */
   size_t sums_count;
@@ -425,16 +436,16 @@ typedef struct aq_vectors {
 
 /**
  * Multiplies a quantized matrix with `batch` vectors: `y[b][r]` is the sum over c of
- * `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` may not overlap an input.
- * Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
+ * `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` must not overlap an
+ * input. Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
  *
- * Each y is within 2^-17 of the sum of |w * x| of the exact one; unlike everything else, products
- * may differ between instruction sets.
+ * The error of each y is at most 2^-17 times the sum of |w * x|. Unlike all other results,
+ * products may differ between instruction sets.
  *
- * Fails with AQ_ERROR_TENSOR for a kept matrix. The library for firmware, which cannot allocate,
- * fails with AQ_ERROR_ARGUMENT for scaled or rotated columns: call aq_transform_vectors, and
- * multiply with a copy of the matrix whose input_scale is NULL (and its length 0) and whose
- * rotation_block is 0.
+ * Fails with AQ_ERROR_TENSOR for a kept matrix. The firmware library, which cannot allocate, also
+ * fails with AQ_ERROR_ARGUMENT for scaled or rotated columns: transform the vectors with
+ * aq_transform_vectors, and multiply them with a copy of the matrix in which `input_scale` is
+ * NULL, and `input_scale_len` and `rotation_block` are 0.
  */
 AQ_API aq_status aq_matvec(const aq_matrix *matrix,
                            const float *x,
@@ -446,8 +457,9 @@ AQ_API aq_status aq_matvec(const aq_matrix *matrix,
 
 /**
  * Transforms `batch` vectors in place: divides them by the matrix's input scale and rotates them,
- * so that planes can be multiplied with them as they are. Vectors do not change if the matrix has
- * neither. Only for products of your own: all functions here do this by themselves.
+ * so that they can be multiplied with the planes as stored. If the matrix has neither an input
+ * scale nor a rotation, the vectors do not change. Needed only for your own products, and for
+ * aq_matvec in the firmware library: other functions do this by themselves.
  */
 AQ_API aq_status aq_transform_vectors(const aq_matrix *matrix,
                                       float *x,
@@ -457,14 +469,16 @@ AQ_API aq_status aq_transform_vectors(const aq_matrix *matrix,
 
 #if defined(AQ_STD)
 /**
- * Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with this matrix, or with any other
- * of the same cols, format, group_size, input scale and rotation. The planes are not read.
+ * Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with this matrix, or with any
+ * other that has the same cols, format, group_size, input scale and rotation. The planes are not
+ * read.
  *
- * In each group of a vector the largest magnitude becomes 127, all others in proportion, rounded
- * half to even. Vectors are first transformed as the matrix requires. No output may overlap another
- * or the input.
+ * Vectors are first transformed as the matrix requires. In each group of a vector, values are then
+ * scaled so that the largest magnitude becomes 127, and rounded half to even. Outputs must not
+ * overlap each other or the input.
  *
- * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity; the memory then holds nothing of use.
+ * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity; the contents of the outputs are then
+ * undefined.
  */
 AQ_API aq_status aq_quantize_vectors(const aq_matrix *matrix,
                                      const float *x,
@@ -477,13 +491,13 @@ AQ_API aq_status aq_quantize_vectors(const aq_matrix *matrix,
 #if defined(AQ_STD)
 /**
  * Multiplies a quantized matrix with vectors from aq_quantize_vectors, as aq_matvec does with f32.
- * Codes and values are multiplied as integers, by the CPU's own instructions for that where it has
- * them (AVX-512 VNNI, NEON's dot products).
+ * Codes and values are multiplied as integers, with the CPU's integer dot-product instructions if
+ * it has them (AVX-512 VNNI, NEON dot products).
  *
- * These products are exact, and each y is within 2^-17 of the sum over groups of largest |w| times
- * sum of |x|, for w and x as quantized, of the exact one; the largest |w| is the largest that a
- * code of the group could represent. What x lost when it was quantized, up to half a scale for each
- * value, comes on top.
+ * The integer products are exact. For w and x as quantized, the error of each y is at most 2^-17
+ * times the sum over groups of max |w| * sum |x|, where max |w| is the largest magnitude that a
+ * code of the group can represent. The error of quantizing x, up to half a scale for each value,
+ * is additional.
  *
  * Fails with AQ_ERROR_ARGUMENT for vectors that were made for another kind of matrix.
  */
@@ -522,22 +536,22 @@ typedef struct aq_planes {
 } aq_planes;
 
 #if defined(AQ_STD)
-/** Quality of quantized rows, measured on the weights as they decode. */
+/** Quality of quantized rows, measured on the decoded weights. */
 typedef struct aq_quality {
   /** sizeof(aq_quality). */
   uint32_t struct_size;
   /** Cosine of the angle between original and decoded weights. */
   double cosine;
-  /** Signal to quantization noise ratio in dB; infinite without any error. */
+  /** Signal-to-quantization-noise ratio in dB; infinite if there is no error. */
   double sqnr_db;
-  /** Bits per weight, scales and biases counted; NaN without weights. */
+  /** Bits per weight, including scales and biases; NaN if there are no weights. */
   double bits_per_weight;
 } aq_quality;
 #endif
 
 /**
- * Sets the lengths in `planes` to what `rows` rows of `cols` weights need, and leaves its pointers
- * as they are.
+ * Sets the lengths in `planes` to those that `rows` rows of `cols` weights need, and leaves its
+ * pointers unchanged.
  */
 AQ_API aq_status aq_plane_sizes(const aq_recipe *recipe,
                                 size_t rows,
@@ -548,15 +562,16 @@ AQ_API aq_status aq_plane_sizes(const aq_recipe *recipe,
 #if defined(AQ_STD)
 /**
  * Quantizes `rows` rows of `cols` weights (f32, f16 or bf16, row after row) into `planes`, whose
- * lengths must be those of aq_plane_sizes.
+ * lengths must be as set by aq_plane_sizes.
  *
- * `importance` weighs the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
+ * `importance` weights the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
  * `matrix` receives the result, for products and decoding; it points to the planes. `quality`
- * receives what was measured. Both may be NULL; without `quality` nothing is measured, which is
- * faster. No output may overlap another or an input.
+ * receives the measurements. Both may be NULL; without `quality` nothing is measured, which is
+ * faster. Outputs must not overlap each other or an input.
  *
  * Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and if the
- * scale dtype cannot hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing of use.
+ * scale dtype cannot hold a scale: then choose AQ_DTYPE_F32. After a failure the contents of the
+ * planes are undefined.
  */
 AQ_API aq_status aq_quantize_rows(const aq_recipe *recipe,
                                   const void *weights,
@@ -573,12 +588,12 @@ AQ_API aq_status aq_quantize_rows(const aq_recipe *recipe,
 
 #if defined(AQ_STD)
 /**
- * Compares `b` with the original `a`: two arrays of the same number of values, each f32, f16 or
- * bf16, their lengths in bytes. Both outputs are required.
+ * Compares `b` with the original `a`: two arrays with the same number of values, each of f32, f16
+ * or bf16. Lengths are in bytes. Both outputs are required.
  *
- * `cosine` is that of the angle between them: 1 if both are all 0, and 0 if one is. `sqnr_db` is
- * the signal to quantization noise ratio in dB: infinite without any difference, and minus
- * infinite if only `a` is all 0.
+ * `cosine` is the cosine of the angle between them: 1 if both are all zeros, and 0 if only one is.
+ * `sqnr_db` is the signal-to-quantization-noise ratio in dB: infinite if there is no difference,
+ * and minus infinity if only `a` is all zeros.
  *
  * Fails with AQ_ERROR_ARGUMENT for a NaN or infinity.
  */
@@ -594,15 +609,15 @@ AQ_API aq_status aq_compare(const void *a,
 #endif
 
 /*
- * Activations to integers, for products that the caller computes: the input of a layer, row by row
+ * Quantizing activations, for products that the caller computes: the input of a layer, row by row
  * (token by token), in plain order. Nothing here allocates or starts threads, and any number of
  * threads may call it at once.
  */
 
 #if defined(AQ_STD)
 /**
- * How activations are quantized: dynamically, by their own magnitudes, if scale is 0; otherwise by
- * a static scale and zero point. Start with AQ_INIT(aq_activation_options).
+ * How activations are quantized: with dynamic scales, from their own magnitudes, if `scale` is 0;
+ * otherwise with this static scale and zero point. Start with AQ_INIT(aq_activation_options).
  */
 typedef struct aq_activation_options {
   /** sizeof(aq_activation_options). */
@@ -618,7 +633,7 @@ typedef struct aq_activation_options {
   float scale;
   /** Zero point of a static scale: any finite number. */
   float zero_point;
-  /** Divisor of each column, applied first: normal numbers above 0, or NULL for none. */
+  /** Divisors of the columns, applied first: normal numbers above 0, or NULL for none. */
   const float *input_scale;
   /** Number of divisors: `cols`, or 0. */
   size_t input_scale_count;
@@ -630,19 +645,20 @@ typedef struct aq_activation_options {
  * Quantizes `rows` rows of `cols` activations (f32, f16 or bf16), `x_len` bytes, to `rows * cols`
  * values of one byte each, in the same order. With `options` NULL: 8 bits, one scale per row.
  *
- * Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are
- * int8, `round(x * (top / a))`, and represent `value * (a / top)`. There are rows * groups
- * `scales`, `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A
+ * Dynamic: let `a` be the largest magnitude of a group, and `top` 127, or 7 for 4 bits. Values are
+ * int8, `round(x * (top / a))`, and represent `value * (a / top)`. `scales` receives rows * groups
+ * numbers, `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A
  * group without magnitudes above 1e-30 gets zeros, and the scale 0.
  *
  * Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and
  * represent `(value - zero_point) * scale`. There are no `scales`: pass NULL and 0.
  *
- * All arithmetic is f32 with each operation rounded, and round is half to even, so that results
- * are the same on every machine. No output may overlap the other or an input.
+ * `round` rounds half to even. All arithmetic is f32, with each operation rounded, so results are
+ * the same on every machine. Outputs must not overlap each other or an input.
  *
- * Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, when
- * dynamic, becomes so when divided by `input_scale`. The outputs then hold nothing of use.
+ * Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, with
+ * dynamic scales, becomes so when divided by `input_scale`. The contents of the outputs are then
+ * undefined.
  */
 AQ_API aq_status aq_quantize_activations(const void *x,
                                          size_t x_len,
@@ -664,14 +680,14 @@ AQ_API aq_status aq_quantize_activations(const void *x,
  *
  * Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4",
  * "group_size" "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later
- * ones win; rules accumulate.
+ * values win; rules accumulate.
  */
 
 /** Settings of a run. */
 typedef struct aq_config aq_config;
 
 /**
- * Makes a configuration with the defaults of a profile: "edge", "local" or "cloud", or NULL for
+ * Creates a configuration with the defaults of a profile: "edge", "local" or "cloud", or NULL for
  * "local". No environment variable is read.
  */
 AQ_API aq_status aq_config_new(const char *profile, aq_config **config, aq_error *err);
@@ -690,7 +706,10 @@ AQ_API aq_status aq_config_set(aq_config *config,
 /** Adds one rule, such as "lm_head.*=keep" or "*.v_proj.weight=bits:8,group:64". */
 AQ_API aq_status aq_config_add_rule(aq_config *config, const char *rule, aq_error *err);
 
-/** Gets the value in force for `key`, as aq_config_set takes it. The text belongs to the config. */
+/**
+ * Gets the current value of `key`, in the form that aq_config_set takes. The text belongs to the
+ * config.
+ */
 AQ_API aq_status aq_config_get(const aq_config *config,
                                const char *key,
                                const char **value,
@@ -705,13 +724,13 @@ AQ_API aq_status aq_config_merge_yaml_file(aq_config *config,
                                            aq_error *err);
 
 /**
- * Applies the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
- * none of them otherwise.
+ * Applies the environment variables that begin with AQ_, such as AQ_BIT_WIDTH=2. Other calls read
+ * none of them, except AQ_ISA.
  */
 AQ_API aq_status aq_config_merge_env(aq_config *config, aq_error *err);
 
 /**
- * Writes all settings in force as YAML, which aq_config_merge_yaml reads back. The text belongs to
+ * Writes all current settings as YAML, which aq_config_merge_yaml can read. The text belongs to
  * the config.
  */
 AQ_API aq_status aq_config_to_yaml(const aq_config *config,
@@ -723,44 +742,48 @@ AQ_API void aq_config_free(aq_config *config);
 /*
  * aq_calibration: activation statistics of a model's layers, by timestep.
  *
- * A calibration observes the inputs of each layer as the caller's own runtime computes them, and
- * keeps only sums: per layer and bin of timesteps the range and the sum of squares of each input
- * channel and a histogram of all values, and per group of bins the Hessian, sum of x x^T, that
- * AQ_METHOD_GPTQ needs. Calibrations of several machines add up.
+ * A calibration observes the inputs of each layer, which the caller's own runtime computes, and
+ * stores only statistics. For each layer and bin of timesteps these are the range and the sum of
+ * squares of each input channel, and a histogram of all values; for each group of bins, the
+ * Hessian (the sum of x x^T), which AQ_METHOD_GPTQ needs. Calibrations from several machines can
+ * be merged.
  *
- * Layers are named after their weights, with or without ".weight" at the end. Everything except
- * freeing may be done by several threads at once; those that observe one layer take turns. The
- * order in which rows come affects sums only by rounding, and counts, ranges and histograms not at
- * all.
+ * Layers are named after their weights, with or without ".weight" at the end. Several threads may
+ * use a calibration at once, except to free it; threads that observe the same layer take turns.
+ * The order of rows affects sums only by rounding, and does not affect counts, ranges and
+ * histograms.
  */
 
 /** Activation statistics of a model's layers, by timestep. */
 typedef struct aq_calibration aq_calibration;
 
-/** How a calibration divides time, and what it keeps. Start with AQ_INIT(aq_calibration_options). */
+/**
+ * How a calibration divides timesteps into bins, and what it stores. Start with
+ * AQ_INIT(aq_calibration_options).
+ */
 typedef struct aq_calibration_options {
   /** sizeof(aq_calibration_options). */
   uint32_t struct_size;
   /**
-   * Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. If the mask
-   * ratio of a text model serves as time: ratio times this.
+   * Number of timesteps of the model, which are numbered from 0: up to 2^20, or 0 for 1000. If
+   * the mask ratio of a text model serves as time, the timestep is the ratio times this number.
    */
   uint32_t timesteps;
   /**
-   * Bins of timesteps with ranges, squares and a histogram each: up to 4096 and not more than
-   * there are timesteps, or 0 for 50.
+   * Number of bins of timesteps, each with ranges, squares and a histogram: up to 4096, and not
+   * more than timesteps; 0 for 50.
    */
   uint32_t bins;
-  /** Not 0: keeps no Hessians. */
+  /** Not 0: stores no Hessians. */
   uint32_t no_hessian;
   /**
-   * Groups of timesteps with a Hessian each; their number divides that of the bins; 0 for 10.
-   * The Hessian of a layer with n channels takes 4 n (n + 1) bytes.
+   * Number of groups of bins, each with a Hessian; must divide the number of bins; 0 for 10. The
+   * Hessian of a layer with n channels takes 4 n (n + 1) bytes.
    */
   uint32_t hessian_groups;
-  /** Bytes of Hessians in memory; more go to a temporary file. 0 for no limit. */
+  /** Maximum bytes of Hessians in memory; the others go to a temporary file. 0 for no limit. */
   uint64_t memory_limit;
-  /** Folder of that file; NULL for the system's folder for temporary files. */
+  /** Folder of the temporary file; NULL for the system's folder for temporary files. */
   const char *spill_folder;
 } aq_calibration_options;
 
@@ -778,40 +801,40 @@ typedef struct aq_layer_info {
   uint64_t rows;
 } aq_layer_info;
 
-/** Makes an empty calibration. `options` may be NULL for the defaults. */
+/** Creates an empty calibration. `options` may be NULL for the defaults. */
 AQ_API aq_status aq_calibration_new(const aq_calibration_options *options,
                                     aq_calibration **calibration,
                                     aq_error *err);
 
 /**
  * Reads a file that aq_calibration_save wrote, to use it or to continue observing. Hessians beyond
- * `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such files.
+ * `memory_limit` bytes (0: no limit) go to a file in the system's folder for temporary files.
  */
 AQ_API aq_status aq_calibration_load(const char *path,
                                      uint64_t memory_limit,
                                      aq_calibration **calibration,
                                      aq_error *err);
 
-/** Writes the calibration to the Parquet file `path`, which appears whole or not at all. */
+/** Writes the calibration to the Parquet file `path`, which appears complete or not at all. */
 AQ_API aq_status aq_calibration_save(const aq_calibration *calibration,
                                      const char *path,
                                      aq_error *err);
 
 /**
- * Adds the observations of another calibration of the same model, `from`, which does not change.
- * Both must divide time alike, both or neither keep Hessians, and have the same schedule, unless
- * one has none. Counts, ranges and histograms are as if one calibration had observed everything;
- * sums are the same up to rounding. After an error nothing is added, unless a temporary file
- * failed (AQ_ERROR_IO).
+ * Adds the observations of `from`, another calibration of the same model, to `into`. `from` does
+ * not change. Both must have the same timesteps and bins; both or neither must have Hessians, of
+ * the same groups; and their schedules must be equal, unless one has none. Counts, ranges and
+ * histograms are as if one calibration had observed everything; sums are the same up to rounding.
+ * After an error nothing is added, unless a temporary file failed (AQ_ERROR_IO).
  */
 AQ_API aq_status aq_calibration_merge(const aq_calibration *into,
                                       const aq_calibration *from,
                                       aq_error *err);
 
 /**
- * Sets how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one
- * per timestep, the cumulative products of 1 - beta. Needed only to weight timesteps by their
- * noise.
+ * Sets the noise schedule, which is the fraction of the signal that is left at each timestep:
+ * `alphas_count` numbers from 0 to 1, one per timestep, the cumulative products of 1 - beta.
+ * Needed only to weight timesteps by their noise.
  */
 AQ_API aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
                                              const double *alphas,
@@ -821,9 +844,9 @@ AQ_API aq_status aq_calibration_set_schedule(const aq_calibration *calibration,
 /**
  * Observes rows of a layer's input at a timestep: `rows` vectors of `cols` input channels, one
  * after another, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a token, a
- * pixel or a sample. The input of a convolution is unfolded first: its channels are the inputs of
- * one output (channels x kernel height x kernel width), in the order of the weight's. `x` is not
- * used after the call.
+ * pixel or a sample. The input of a convolution must be unfolded first: the channels of a row are
+ * the inputs of one output (channels x kernel height x kernel width), in the order of the weight's
+ * columns. `x` is not used after the call.
  *
  * Fails with AQ_ERROR_CONFIG, and observes nothing, if the timestep is out of range, the layer had
  * another `cols` before, or a value is NaN, infinite or beyond 10^18 (the message says where);
@@ -843,8 +866,8 @@ AQ_API aq_status aq_calibration_observe(const aq_calibration *calibration,
 AQ_API size_t aq_calibration_count(const aq_calibration *calibration);
 
 /**
- * Describes layer `index`. Layers are in the order of their names' bytes, so a layer that is
- * observed for the first time moves those after it.
+ * Describes layer `index`. Layers are sorted by the bytes of their names, so observing a new layer
+ * changes the indices of those after it.
  */
 AQ_API aq_status aq_calibration_layer(const aq_calibration *calibration,
                                       size_t index,
@@ -852,9 +875,8 @@ AQ_API aq_status aq_calibration_layer(const aq_calibration *calibration,
                                       aq_error *err);
 
 /**
- * Sets the calibration that runs with this config use; NULL for none. The calibration may be freed
- * before the config, which keeps what it needs, as do its copies. It is not part of the config's
- * YAML.
+ * Sets the calibration for runs with this config; NULL for none. The config and its copies hold
+ * what they need, so the calibration may be freed first. It is not part of the config's YAML.
  */
 AQ_API aq_status aq_config_set_calibration(aq_config *config,
                                            const aq_calibration *calibration,
@@ -862,7 +884,7 @@ AQ_API aq_status aq_config_set_calibration(aq_config *config,
 
 AQ_API void aq_calibration_free(aq_calibration *calibration);
 
-/* The Arrow C data and stream interfaces, as their specification has them. */
+/* The Arrow C data and stream interfaces, as their specification defines them. */
 
 #ifndef ARROW_C_DATA_INTERFACE
 #define ARROW_C_DATA_INTERFACE
@@ -918,11 +940,11 @@ struct ArrowArrayStream {
 /** Tensors to quantize. */
 typedef struct aq_source aq_source;
 
-/** What to open. Start with AQ_INIT(aq_open_options). */
+/** Options of opening a source. Start with AQ_INIT(aq_open_options). */
 typedef struct aq_open_options {
   /** sizeof(aq_open_options). */
   uint32_t struct_size;
-  /** Names of pipeline components to leave out; they may be missing. */
+  /** Names of pipeline components to leave out. Their folders may be missing. */
   const char *const *without;
   /** Number of names. */
   size_t without_count;
@@ -942,31 +964,31 @@ typedef struct aq_tensor_info {
   const size_t *dims;
   /** Number of dimensions; 0 for a scalar. */
   size_t dims_count;
-  /** Rows of the matrix that it is quantized as: all dimensions but the first fold into columns. */
+  /** Rows of the tensor as a matrix: all dimensions but the first are folded into columns. */
   size_t rows;
-  /** Columns of that matrix. */
+  /** Columns of the tensor as a matrix. */
   size_t cols;
-  /** Bytes of its values in the source. */
+  /** Bytes of the tensor's values in the source. */
   size_t bytes;
-  /** Number of tiles that store it, each of some whole rows; 0 for a tensor of a source. */
+  /** Number of tiles (blocks of whole rows) that store the tensor in a file; 0 in a source. */
   size_t tiles;
 } aq_tensor_info;
 
 /**
- * Opens a model to quantize. Reads headers only. f8 weights with scales are bf16 tensors here,
- * multiplied by them; the scales are not tensors. `options` may be NULL.
+ * Opens a model to quantize. Reads headers only. f8 weights with scales appear as bf16 tensors,
+ * multiplied by their scales; the scales are not tensors of the source. `options` may be NULL.
  *
  * - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
  *   these.
  * - The folder of a diffusers pipeline, with its `model_index.json`: all its components, except
- *   those in `without`. Names begin with that of the component and a dot
- *   (`transformer.blocks.0.attn.qkv.weight`). Leaving out an unknown component, or a component of
- *   anything but a pipeline, is an error.
+ *   those in `without`. Tensor names begin with the component's name and a dot
+ *   (`transformer.blocks.0.attn.qkv.weight`). An unknown component in `without`, or any component
+ *   if this is not a pipeline, is an error.
  * - A GGUF file, any part of a split one (`NAME-00001-of-00003.gguf`), or a folder with one of
  *   these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
- *   IQ4_NL or IQ4_XS; packed ones are f32 here.
+ *   IQ4_NL or IQ4_XS; packed tensors are read as f32.
  * - A Parquet file: a table with one tensor per row, in columns as aq_source_from_arrow takes them
- *   (`data` binary), or a file of this library whose tensors were all kept.
+ *   (`data` must be binary), or a file written by this library in which all tensors are kept.
  * - A JSON file that lists tensors without their weights, for plans: `{"dtype": "bf16",
  *   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
  */
@@ -975,7 +997,7 @@ AQ_API aq_status aq_source_open(const char *path,
                                 aq_source **source,
                                 aq_error *err);
 
-/** Makes an empty source, for aq_source_add_tensor. */
+/** Creates an empty source, for aq_source_add_tensor. */
 AQ_API aq_status aq_source_new(aq_source **source, aq_error *err);
 
 /**
@@ -995,13 +1017,13 @@ AQ_API aq_status aq_source_add_tensor(aq_source *source,
                                       aq_error *err);
 
 /**
- * Makes a source of the tensors in an Arrow table, without copying values. The table has one
+ * Creates a source from the tensors in an Arrow table, without copying values. The table has one
  * tensor per row: `name` a string, `shape` a list of int64, and `data` either binary, with its
  * dtype ("f32", "bf16", ...) in a column `dtype`, or a list of float or half float.
  *
- * The library takes the stream: it must not be used or released any more, whether the call
- * succeeds or not, and its `release` is NULL afterwards. Its arrays are released when the source
- * is freed.
+ * The library takes ownership of the stream, even if the call fails: the caller must not use or
+ * release it any more, and its `release` is NULL afterwards. The stream's arrays are released when
+ * the source is freed.
  */
 AQ_API aq_status aq_source_from_arrow(struct ArrowArrayStream *stream,
                                       aq_source **source,
@@ -1047,13 +1069,16 @@ typedef bool (*aq_progress_fn)(void *user_data, const aq_progress *progress);
  */
 typedef bool (*aq_log_fn)(void *user_data, aq_log_level level, const char *message);
 
-/** How a run works; nothing here changes what tensors become. Start with AQ_INIT(aq_run_options). */
+/**
+ * How a run works; no option changes how tensors are quantized. Start with
+ * AQ_INIT(aq_run_options).
+ */
 typedef struct aq_run_options {
   /** sizeof(aq_run_options). */
   uint32_t struct_size;
   /**
-   * Number of working threads; 1 starts none. 0 means what the config says, if there is one,
-   * else as many as the machine has.
+   * Number of working threads; with 1, none is started. 0 means the config's `num_threads`, or,
+   * without a config, as many as the machine has.
    */
   uint32_t threads;
   aq_progress_fn progress;
@@ -1061,18 +1086,21 @@ typedef struct aq_run_options {
   /** Passed to progress and log. */
   void *user_data;
   /**
-   * Not 0: requires that the output is a folder, where runs continue with existing parts by
-   * default; a single file is refused.
+   * Not 0: requires the output to be a folder, and refuses a single file. Runs into a folder
+   * continue with existing parts by default.
    */
   uint32_t resume;
-  /** For a folder: does share `part` (from 1) of `parts`, for aq_merge. 0 of 0 means everything. */
+  /**
+   * For a folder: the number of the share to do, from 1 to `parts`; aq_merge combines the
+   * shares. 0, with `parts` 0, means everything.
+   */
   uint32_t part;
   uint32_t parts;
   /** For a folder: bytes of planes after which a part ends; 0 means 128 MiB. */
   uint64_t part_bytes;
   /**
-   * Not 0: for a folder, starts anew and removes the parts of an earlier run, even one of
-   * another model or other settings. No other run may be writing to the folder.
+   * Not 0: for a folder, starts over and removes the parts of an earlier run, even of another
+   * model or with other settings. No other run may be writing to the folder.
    */
   uint32_t restart;
 } aq_run_options;
@@ -1083,31 +1111,28 @@ typedef struct aq_run_options {
 /** A warning: probably not what was intended. */
 #define AQ_LOG_WARNING 2
 
-/**
- * A notice to whoever started the run; nothing is wrong. For example that it continues with
- * existing parts.
- */
+/** A notice for the user, not a problem: for example, that the run continues with existing parts. */
 #define AQ_LOG_NOTICE 3
 
 /*
- * aq_plan: what each tensor will get, before any work.
+ * aq_plan: the format of each tensor, chosen before any work.
  */
 
-/** What each tensor of a source will get. */
+/** Formats chosen for the tensors of a source. */
 typedef struct aq_plan aq_plan;
 
-/** What one tensor will get. Strings belong to the plan. */
+/** Plan for one tensor. Strings belong to the plan. */
 typedef struct aq_tensor_plan {
   /** sizeof(aq_tensor_plan). */
   uint32_t struct_size;
   /** Format; AQ_FORMAT_KEPT for a tensor that is kept, with 0 in the next five fields. */
   aq_format format;
-  /** Weights that share a scale; 0 for a whole row. */
+  /** Number of weights that share a scale; 0 for a whole row. */
   uint32_t group_size;
   aq_scheme scheme;
   /**
-   * Storage of scales: AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT for f16, and f32 in
-   * tiles that need it.
+   * Storage of scales: AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT, which is f16, except
+   * f32 in tiles that need it.
    */
   aq_dtype scale_dtype;
   aq_method method;
@@ -1117,26 +1142,27 @@ typedef struct aq_tensor_plan {
   size_t name_len;
   /** Reason for this format, in a few words. */
   const char *reason;
-  /** Bytes of its values in the source. */
+  /** Bytes of the tensor's values in the source. */
   size_t source_bytes;
-  /** Predicted bytes of its planes. */
+  /** Predicted bytes of the tensor's planes. */
   size_t bytes;
-  /** Predicted bits per weight; NaN without weights. */
+  /** Predicted bits per weight; NaN if there are no weights. */
   double bits_per_weight;
   /**
-   * Required cosine: a tensor below it gets more bits. Of the outputs if a calibration has this
-   * layer, else of the weights. NaN for none.
+   * Required cosine, of the layer's outputs if the calibration covers the layer, else of the
+   * weights; a tensor below it gets more bits. NaN for none.
    */
   double min_cosine;
 } aq_tensor_plan;
 
 /**
- * Plans for the tensors of a source. `config` (NULL for the defaults) and `options` may be NULL. The
- * plan refers to neither afterwards.
+ * Plans for the tensors of a source. `config` (NULL for the defaults) and `options` may be NULL.
+ * The plan needs none of its inputs afterwards.
  *
- * With a budget ("max_size", "avg_bits", "mixed_precision"), first measures what tensors lose by
- * each format, on a sample of their rows, with the threads, progress (in bytes of the sample) and
- * log of `options`. Fails with AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
+ * With a budget ("max_size", "avg_bits", "mixed_precision"), first measures the loss of each
+ * tensor in each format, on a sample of its rows, with the threads, progress (in bytes of the
+ * sample) and log of `options`. Fails with AQ_ERROR_CONFIG for a budget that no plan fits; the
+ * message has the arithmetic.
  */
 AQ_API aq_status aq_plan_new(const aq_source *source,
                              const aq_config *config,
@@ -1147,7 +1173,7 @@ AQ_API aq_status aq_plan_new(const aq_source *source,
 /** Returns the number of tensors; 0 for NULL. */
 AQ_API size_t aq_plan_count(const aq_plan *plan);
 
-/** Gets what tensor `index` will get; tensors are in the order of the source. */
+/** Gets the plan for tensor `index`; tensors are in the order of the source. */
 AQ_API aq_status aq_plan_tensor(const aq_plan *plan,
                                 size_t index,
                                 aq_tensor_plan *entry,
@@ -1155,8 +1181,9 @@ AQ_API aq_status aq_plan_tensor(const aq_plan *plan,
 
 /**
  * Predicts the bytes of the file that a run will write: planes exactly, everything else to a few
- * hundred bytes per tensor. Compression, scales that turn out to need f32, and tensors that get
- * more bits to reach their cosine change the size. Fails with AQ_ERROR_PLAN for another source.
+ * hundred bytes per tensor. The size changes with compression, with scales that turn out to need
+ * f32, and with tensors that get more bits to reach their cosine. Fails with AQ_ERROR_PLAN if the
+ * plan does not match `source`.
  */
 AQ_API aq_status aq_plan_file_bytes(const aq_plan *plan,
                                     const aq_source *source,
@@ -1164,8 +1191,8 @@ AQ_API aq_status aq_plan_file_bytes(const aq_plan *plan,
                                     aq_error *err);
 
 /**
- * Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
- * bits, group, scheme, method, gain, scale_dtype and min_cosine.
+ * Changes the plan for one tensor: `settings` is "keep", or a list such as "bits:8,group:64", of
+ * any of bits, group, scheme, method, gain, scale_dtype and min_cosine.
  */
 AQ_API aq_status aq_plan_set(aq_plan *plan,
                              const char *tensor,
@@ -1173,8 +1200,8 @@ AQ_API aq_status aq_plan_set(aq_plan *plan,
                              aq_error *err);
 
 /**
- * Writes the plan as JSON, as `arrowquant plan --json` does, with "modality", "evidence" (what the
- * modality follows from), "warnings" and all tensors. The text belongs to the plan.
+ * Writes the plan as JSON, as `arrowquant plan --json` does, with "modality", "evidence" (the
+ * reasons for the modality), "warnings" and all tensors. The text belongs to the plan.
  */
 AQ_API aq_status aq_plan_to_json(const aq_plan *plan, const char **json, aq_error *err);
 
@@ -1187,7 +1214,7 @@ AQ_API void aq_plan_free(aq_plan *plan);
  * aq_report: the measurements of a run.
  */
 
-/** Measurements of a run, on the weights as they decode from the file. */
+/** Measurements of a run, on the weights as decoded from the file. */
 typedef struct aq_report aq_report;
 
 /** Measurements of one tensor. Strings belong to the report. */
@@ -1199,41 +1226,50 @@ typedef struct aq_tensor_report {
   const char *name;
   /** Bytes of the name without its final NUL. */
   size_t name_len;
-  /** Why it has this format, in a few words. */
+  /** Reason for this format, in a few words. */
   const char *reason;
-  /** Bytes of its planes. */
+  /** Bytes of the tensor's planes. */
   size_t bytes;
-  /** Bits per weight, scales and biases counted; NaN without weights. */
+  /** Bits per weight, including scales and biases; NaN if there are no weights. */
   double bits_per_weight;
-  /** Cosine of the angle to the original; NaN when kept, or when all weights are 0. */
+  /**
+   * Cosine of the angle between original and decoded weights; NaN when kept, or when all weights
+   * are 0.
+   */
   double cosine;
-  /** Signal to quantization noise in dB; infinite without error, NaN if the cosine is. */
+  /**
+   * Signal-to-quantization-noise ratio in dB; infinite if there is no error, NaN if the cosine
+   * is NaN.
+   */
   double sqnr_db;
   /** Number of tiles whose scales did not fit f16 and are f32. */
   size_t f32_scale_tiles;
   /**
    * Relative squared error of the layer's output on the calibration's inputs, |X W - X Q|^2 / |X
-   * W|^2, timesteps weighted as in quantization; NaN without a calibration of this layer. The
-   * report's JSON has it by time, too.
+   * W|^2, with timesteps weighted as in quantization; NaN if no calibration covers this layer.
+   * The report's JSON also has it by time.
    */
   double output_error;
-  /** Cosine of the angle between the outputs; NaN if output_error is. */
+  /**
+   * Cosine of the angle between the original and the quantized layer's outputs; NaN if
+   * `output_error` is NaN.
+   */
   double output_cosine;
   /**
-   * Required cosine: of the outputs if a calibration has this layer, else of the weights. NaN
-   * for none.
+   * Required cosine, of the layer's outputs if the calibration covers the layer, else of the
+   * weights. NaN for none.
    */
   double min_cosine;
   /**
-   * Number of attempts below the required cosine, each with fewer bits than the next. The
-   * report's JSON has the measurements of each, as "ladder".
+   * Number of attempts that did not reach the required cosine, before the final format. The
+   * report's JSON lists their measurements as "ladder".
    */
   size_t ladder_steps;
   /** Not 0: still below the required cosine, because the budget left no room for more bits. */
   uint32_t below_min_cosine;
 } aq_tensor_report;
 
-/** Figures over all quantized tensors of a run. */
+/** Totals of a run. */
 typedef struct aq_report_total {
   /** sizeof(aq_report_total). */
   uint32_t struct_size;
@@ -1247,17 +1283,17 @@ typedef struct aq_report_total {
   uint64_t source_bytes;
   /** Bytes of the file. */
   uint64_t output_bytes;
-  /** Quantized weights. */
+  /** Number of quantized weights. */
   uint64_t weights;
   /** Bytes of the planes of quantized tensors. */
   uint64_t bytes;
-  /** Bits per quantized weight, scales and biases counted; NaN without any. */
+  /** Bits per quantized weight, including scales and biases; NaN if there are none. */
   double bits_per_weight;
-  /** Cosine over all quantized tensors; NaN without any. */
+  /** Cosine over all quantized tensors; NaN if there are none. */
   double cosine;
   /**
-   * Signal to quantization noise over all quantized tensors, in dB; infinite without error, NaN
-   * without any.
+   * Signal-to-quantization-noise ratio over all quantized tensors, in dB; infinite if there is
+   * no error, NaN if there are no quantized tensors.
    */
   double sqnr_db;
   /** Wall time in seconds. */
@@ -1304,14 +1340,14 @@ AQ_API void aq_report_free(aq_report *report);
  * Quantizes `input`, anything that aq_source_open takes, into `output`: opens, plans and runs in
  * one call. `config`, `options` and `report` may be NULL.
  *
- * An output that ends in ".parquet" is one file, which appears whole at its path, or not at all;
- * its bytes depend on input and settings alone. Any other output is a folder of parts with a
- * manifest.json: each part appears whole, and after an interruption the same run continues with
+ * An output that ends in ".parquet" is one file, which appears complete at its path, or not at
+ * all; its bytes depend only on input and settings. Any other output is a folder of parts with a
+ * manifest.json: each part appears complete, and after an interruption the same run continues with
  * the existing parts. A folder belongs to one source and one set of settings; another run into it
  * is refused, unless `restart` is set.
  *
- * With a budget ("max_size", "avg_bits", "mixed_precision") progress covers the measuring first,
- * and then the run.
+ * With a budget ("max_size", "avg_bits", "mixed_precision") progress covers first the measuring,
+ * then the run.
  */
 AQ_API aq_status aq_quantize_file(const char *input,
                                   const char *output,
@@ -1338,9 +1374,10 @@ AQ_API aq_status aq_plan_size_bound(const aq_plan *plan,
                                     aq_error *err);
 
 /**
- * Runs a plan into the caller's memory: writes the same bytes as to a file, `written` of them.
- * Memory that is too small is an AQ_ERROR_IO; after any failure it holds nothing of use. It must
- * not overlap the tensors of the source. aq_model_open_memory opens the result without copying it.
+ * Runs a plan into the caller's memory: writes the same bytes as to a file, and sets `written` to
+ * their number. Fails with AQ_ERROR_IO if `output` is too small; after any failure its contents
+ * are undefined. `output` must not overlap the tensors of the source. aq_model_open_memory opens
+ * the result without copying it.
  */
 AQ_API aq_status aq_plan_run_into(const aq_plan *plan,
                                   const aq_source *source,
@@ -1352,23 +1389,23 @@ AQ_API aq_status aq_plan_run_into(const aq_plan *plan,
                                   aq_error *err);
 
 /**
- * Merges a folder of parts that several runs with `part` made into one model: checks that all
+ * Merges the parts that several runs with `part` wrote to a folder into one model: checks that all
  * parts exist and belong together, and writes the manifest.
  */
 AQ_API aq_status aq_merge(const char *folder, aq_error *err);
 
 /*
- * aq_analysis: what tensors lose by each format.
+ * aq_analysis: the loss of each tensor in each format.
  */
 
-/** Measured losses of tensors by each format. */
+/** Measured losses of tensors in each format. */
 typedef struct aq_analysis aq_analysis;
 
 /**
- * Measures what each tensor that can be quantized loses by the formats that `config` lets a budget
- * choose from ("candidates"), and by its own, on a sample of its rows. With the calibration of
- * `config`, measures the loss of the layer's outputs. `config` (NULL for the defaults) and
- * `options` (threads, progress in bytes of the sample, and log) may be NULL.
+ * Measures the loss of each tensor that can be quantized, on a sample of its rows: in the formats
+ * that a budget may choose from ("candidates" of `config`), and in the format that `config` gives
+ * it. With a calibration in `config`, the loss is that of the layer's outputs. `config` (NULL for
+ * the defaults) and `options` (threads, progress in bytes of the sample, and log) may be NULL.
  */
 AQ_API aq_status aq_analyze(const aq_source *source,
                             const aq_config *config,
@@ -1391,12 +1428,12 @@ AQ_API void aq_analysis_free(aq_analysis *analysis);
 /*
  * aq_evolution: a search for the best plan.
  *
- * A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. What a model is
- * worth need not be such a sum: a search tries whole plans and scores each with a function of the
- * caller's.
+ * A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. The quality of a
+ * model need not be such a sum: a search tries whole plans and scores each with the caller's own
+ * function.
  */
 
-/** Stands for 0 in fields whose 0 means a default. */
+/** Means 0 in fields where 0 means the default. */
 #define AQ_NONE UINT32_MAX
 
 /** The history of a search. */
@@ -1408,7 +1445,7 @@ typedef struct aq_evolution aq_evolution;
  * infinity are errors.
  *
  * The candidate is valid until the function returns, and belongs to the search. It can be read,
- * run (aq_plan_run, aq_plan_run_into) and written down, on any thread.
+ * run (aq_plan_run, aq_plan_run_into) and written as JSON, on any thread.
  */
 typedef double (*aq_fitness_fn)(void *user_data, const aq_plan *candidate);
 
@@ -1418,13 +1455,13 @@ typedef struct aq_generation {
   uint32_t struct_size;
   /** Number of the generation; 0 is the start. */
   uint32_t generation;
-  /** Candidates scored so far; a candidate that comes up again is not scored again. */
+  /** Number of candidates scored so far; repeated candidates are not scored again. */
   uint64_t evaluations;
   /** The best fitness so far. */
   double best;
   /** Mean fitness of the parents of the next generation: the best fifth so far. */
   double mean;
-  /** Bytes of planes of the best candidate, over the tensors that the search decides on. */
+  /** Bytes of the best candidate's planes, counting only tensors that the search decides on. */
   uint64_t bytes;
 } aq_generation;
 
@@ -1443,8 +1480,8 @@ typedef struct aq_evolve_options {
   /** Generations after the first; 0 for 10, and AQ_NONE for none. */
   uint32_t generations;
   /**
-   * Not 0: `fitness` may be called by several threads at once, as many as the run's options say.
-   * 0: it is called only on the thread that made the call.
+   * Not 0: `fitness` may be called by several threads at once, as many as `threads` of the run
+   * options. 0: it is called only on the thread that made the call.
    */
   uint32_t parallel;
   /** Not 0: continues from the checkpoint, if it exists. */
@@ -1452,8 +1489,8 @@ typedef struct aq_evolve_options {
   /** File that the search is saved to after each generation; NULL for none. */
   const char *checkpoint;
   /**
-   * Scores candidates. NULL: minus the sum of the relative errors of tensors, for which a budget
-   * alone finds the best plan.
+   * Scores candidates. NULL means minus the sum of the relative errors of tensors; for that
+   * measure, a budget already finds the best plan.
    */
   aq_fitness_fn fitness;
   aq_generation_fn generation;
@@ -1462,17 +1499,17 @@ typedef struct aq_evolve_options {
 } aq_evolve_options;
 
 /**
- * Searches for the plan with the highest fitness, among those that need no more bytes than the
- * budget of `config`, or than its own plan if it sets none. The first generation has the budget's
- * plan and the plans that treat all tensors alike. Candidates use what they may: tensors get more
- * bits as long as these fit. With the same "seed", and a fitness that depends on the plan alone,
- * the search is the same on any number of threads.
+ * Searches for the plan with the highest fitness. The limit in bytes is the budget of `config`,
+ * or, without a budget, the size of the plan that `config` gives. The first generation has the
+ * budget's plan, and the plans with one format for all tensors. Candidates use the limit fully:
+ * tensors get more bits as long as these fit. With the same "seed", and a fitness that depends
+ * only on the plan, the search is the same with any number of threads.
  *
- * First measures what tensors lose by each format, as aq_plan_new does; `options` are for that,
- * and its threads also count for a parallel fitness. `config`, `evolve`, `options` and `evolution`
- * may be NULL.
+ * First measures the loss of each tensor in each format, as aq_plan_new does, with the threads,
+ * progress and log of `options`. A parallel fitness uses the same number of threads. `config`,
+ * `evolve`, `options` and `evolution` may be NULL.
  *
- * Fails with AQ_ERROR_CANCELLED if it is ended before anything is found.
+ * Fails with AQ_ERROR_CANCELLED if the search is ended before a plan is found.
  */
 AQ_API aq_status aq_evolve(const aq_source *source,
                            const aq_config *config,
@@ -1483,10 +1520,10 @@ AQ_API aq_status aq_evolve(const aq_source *source,
                            aq_error *err);
 
 /**
- * Writes the history as JSON, as `arrowquant evolve --json` does: "fitness" of the plan, "start"
- * (that of the budget's plan; null if it was not scored), "generations" (the history), "stopped"
- * (whether it was ended early), "seed", "limit_bytes" and "additive". The text belongs to the
- * evolution.
+ * Writes the history as JSON, as `arrowquant evolve --json` does: "fitness" (of the best plan),
+ * "start" (the fitness of the budget's plan; null if it was not scored), "generations" (the
+ * history), "stopped" (whether the search was ended early), "seed", "limit_bytes" and "additive".
+ * The text belongs to the evolution.
  */
 AQ_API aq_status aq_evolution_to_json(const aq_evolution *evolution,
                                       const char **json,
@@ -1497,13 +1534,13 @@ AQ_API void aq_evolution_free(aq_evolution *evolution);
 /*
  * aq_fold_report: smoothing folded into the weights of preceding layers.
  *
- * Smoothing divides the inputs of a layer by a scale per channel and multiplies its weights by it,
- * so that a few large channels take less of the range that rounding has to cover. If a norm, an
- * adaLN or another layer produces these inputs, its weights can do the division: then a runtime
- * need not know about it.
+ * Smoothing divides each input channel of a layer by a scale, and multiplies the weights of that
+ * channel by the same scale, so that a few large channels take less of the range that rounding has
+ * to cover. If a norm, an adaLN or another layer produces the inputs, the division can be folded
+ * into its weights; the runtime then needs no support for smoothing.
  */
 
-/** What was folded. */
+/** Result of folding: what was folded, and what was not. */
 typedef struct aq_fold_report aq_fold_report;
 
 /** Options of folding. Start with AQ_INIT(aq_fold_options). */
@@ -1511,8 +1548,9 @@ typedef struct aq_fold_options {
   /** sizeof(aq_fold_options). */
   uint32_t struct_size;
   /**
-   * Type that all floats become: AQ_DTYPE_F32, _F16 or _BF16. By default each tensor keeps its
-   * type, and changed weights are rounded to it; with f32 the model computes what it did.
+   * Type of all floats in the output: AQ_DTYPE_F32, _F16 or _BF16. By default each tensor has
+   * its original type, to which changed weights are rounded; with f32 the model computes the
+   * same as before.
    */
   aq_dtype dtype;
   /**
@@ -1523,14 +1561,14 @@ typedef struct aq_fold_options {
 } aq_fold_options;
 
 /**
- * Writes a smoothed model: the tensors of `input`, anything that aq_source_open takes, to the
- * safetensors file `output`, with the inputs of layers scaled by what the calibration has observed
- * of them, wherever names tell what produces these inputs: in LLaMA-like, LLaDA's and DiT's
- * blocks. Names, shapes, dtypes and metadata stay. `fold_options`, `options` and `report` may be
- * NULL.
+ * Writes a smoothed model: reads `input`, which is anything that aq_source_open takes, and writes
+ * the safetensors file `output`, with the inputs of layers scaled according to the calibration.
+ * Layers can be smoothed if tensor names tell what produces their inputs: in the blocks of
+ * LLaMA-like models, LLaDA and DiT. Names, shapes and metadata do not change, and dtypes only as
+ * `fold_options` say. `fold_options`, `options` and `report` may be NULL.
  *
- * The inputs of these layers have changed then, so that a calibration of the new model takes
- * running it. Fails with AQ_ERROR_FILE if nothing can be folded; the message says why.
+ * The inputs of these layers are different in the new model: to calibrate it, run it. Fails with
+ * AQ_ERROR_FILE if nothing can be folded; the message says why.
  */
 AQ_API aq_status aq_fold_file(const char *input,
                               const char *output,
@@ -1561,15 +1599,15 @@ typedef struct aq_model aq_model;
 typedef void (*aq_release_fn)(void *user_data);
 
 /**
- * Some rows of a tensor, without copying them. Pointers last until the model is freed, and point
- * into the file's memory map, unless the file is compressed: then planes are unpacked when first
- * viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other planes
- * need not be aligned.
+ * Some rows of a tensor, without copying them. Pointers are valid until the model is freed. They
+ * point into the file's memory map; if the file is compressed, its planes are decompressed into
+ * memory when first viewed. In uncompressed files planes over 64 KiB are aligned to 64 bytes;
+ * other planes need not be aligned.
  */
 typedef struct aq_tensor_view {
   /** sizeof(aq_tensor_view). */
   uint32_t struct_size;
-  /** First of these rows in the tensor. */
+  /** Index in the tensor of the first row. */
   size_t row_start;
   /** The rows, for products and decoding: `&view.matrix` can be passed to both. */
   aq_matrix matrix;
@@ -1577,16 +1615,19 @@ typedef struct aq_tensor_view {
   uint64_t checksum;
   /** Cosine as measured when the file was written; NaN when kept. */
   double cosine;
-  /** SQNR as measured when the file was written, in dB; infinite without error, NaN when kept. */
+  /**
+   * SQNR as measured when the file was written, in dB; infinite if there is no error, NaN when
+   * kept.
+   */
   double sqnr_db;
-  /** Bits per weight, scales and biases counted; NaN without weights. */
+  /** Bits per weight, including scales and biases; NaN if there are no weights. */
   double bits_per_weight;
 } aq_tensor_view;
 
 /**
- * Opens a Parquet file of this library, or a folder of parts, and maps it into memory. While it is
- * open, another file may replace it, but it must not be written to. Reads footers only;
- * aq_model_verify checks checksums.
+ * Opens a Parquet file written by this library, or a folder of parts, and maps it into memory.
+ * While it is open, the file may be replaced by another, but must not be written to. Reads footers
+ * only; aq_model_verify checks checksums.
  */
 AQ_API aq_status aq_model_open(const char *path, aq_model **model, aq_error *err);
 
@@ -1619,8 +1660,8 @@ AQ_API aq_status aq_model_find(const aq_model *model,
                                aq_error *err);
 
 /**
- * Views tile `tile` of tensor `index`. Most tensors have one tile; aq_tensor_info has their
- * number.
+ * Views tile `tile` of tensor `index`. Most tensors have one tile; `tiles` of aq_tensor_info is
+ * the number.
  */
 AQ_API aq_status aq_model_view(const aq_model *model,
                                size_t index,
@@ -1631,7 +1672,7 @@ AQ_API aq_status aq_model_view(const aq_model *model,
 /**
  * Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
  * rows * cols values. Kept f64, f32, f16, bf16 and f8 tensors are converted. Fails with
- * AQ_ERROR_TENSOR if the tensor has no such rows, or values that are not floats.
+ * AQ_ERROR_TENSOR if the tensor has no such rows, or if its values are not floats.
  */
 AQ_API aq_status aq_model_dequantize_rows(const aq_model *model,
                                           size_t index,
@@ -1643,9 +1684,8 @@ AQ_API aq_status aq_model_dequantize_rows(const aq_model *model,
                                           aq_error *err);
 
 /**
- * Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does, all of its
- * tiles. `x` has batch * cols values, `y` batch * rows. Fails with AQ_ERROR_TENSOR for a kept
- * tensor.
+ * Multiplies all tiles of tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does.
+ * `x` has batch * cols values, `y` batch * rows. Fails with AQ_ERROR_TENSOR for a kept tensor.
  */
 AQ_API aq_status aq_model_matvec(const aq_model *model,
                                  size_t index,
@@ -1658,9 +1698,9 @@ AQ_API aq_status aq_model_matvec(const aq_model *model,
 
 /**
  * Decodes all tensors into the safetensors file `output`, with the original names, shapes and
- * metadata. Floats become `dtype` (f32, f16 or bf16), or, for AQ_DTYPE_DEFAULT, what they were in
- * the source, except that quantized f8 tensors become bf16; other tensors do not change. Checks
- * every checksum. `options` may be NULL.
+ * metadata. Floats become `dtype` (f32, f16 or bf16). With AQ_DTYPE_DEFAULT they have the type
+ * that they had in the source, except that quantized f8 tensors become bf16. Tensors of other
+ * types do not change. Checks every checksum. `options` may be NULL.
  */
 AQ_API aq_status aq_model_dequantize(const aq_model *model,
                                      const char *output,
@@ -1669,15 +1709,16 @@ AQ_API aq_status aq_model_dequantize(const aq_model *model,
                                      aq_error *err);
 
 /**
- * Finds what the file's footer says under `key`, such as "arrowquant.config" (docs/format.md). Fails
- * with AQ_ERROR_TENSOR if there is no such key. The value belongs to the model.
+ * Finds the value of `key` in the file's footer, for example of "arrowquant.config"
+ * (docs/format.md). Fails with AQ_ERROR_TENSOR if there is no such key. The value belongs to the
+ * model.
  */
 AQ_API aq_status aq_model_metadata(const aq_model *model,
                                    const char *key,
                                    const char **value,
                                    aq_error *err);
 
-/** Writes the file's footer as a JSON object of strings, by key. The text belongs to the model. */
+/** Writes the file's footer as a JSON object of keys and strings. The text belongs to the model. */
 AQ_API aq_status aq_model_metadata_to_json(const aq_model *model,
                                            const char **json,
                                            aq_error *err);
@@ -1691,8 +1732,8 @@ AQ_API void aq_model_free(aq_model *model);
 
 /**
  * Static parameters of a tensor's activations, for a range of timesteps: an activation x is stored
- * as round(x / scale + zero_point). If the tensor has an input scale or a rotation, they apply to
- * activations from aq_transform_vectors.
+ * as round(x / scale + zero_point). If the tensor has an input scale or a rotation, the parameters
+ * apply to activations that aq_transform_vectors has transformed.
  */
 typedef struct aq_activation_params {
   /** sizeof(aq_activation_params). */
@@ -1706,7 +1747,7 @@ typedef struct aq_activation_params {
 } aq_activation_params;
 
 /**
- * Finds the static parameters of activations that enter tensor `index` at a timestep. Fails with
+ * Finds the static parameters of the input activations of tensor `index` at a timestep. Fails with
  * AQ_ERROR_TENSOR if the file has none.
  */
 AQ_API aq_status aq_model_activation_params(const aq_model *model,
@@ -1723,12 +1764,13 @@ AQ_API aq_status aq_model_activation_params(const aq_model *model,
 typedef struct aq_verification aq_verification;
 
 /**
- * Checks every checksum of a model. With an `original` (or NULL), also checks that both hold the
- * same tensors, that kept ones are equal, that quantized ones are as close to it as the file says,
- * and that no cosine is below `min_cosine` (NaN or -1 for no such check). `options` may be NULL.
+ * Checks every checksum of a model. If `original` is not NULL, also checks that both have the same
+ * tensors, that kept tensors are equal, that quantized tensors are as close to the original as the
+ * file says, and that no cosine is below `min_cosine` (NaN or -1 for no such check). `options` may
+ * be NULL.
  *
- * AQ_OK means that the check was done; `failures` counts the tensors with a problem.
- * `verification` may be NULL.
+ * AQ_OK means that the checks were carried out, not that they passed: `failures` counts the
+ * tensors with a problem. `verification` may be NULL.
  */
 AQ_API aq_status aq_model_verify(const aq_model *model,
                                  const aq_source *original,
@@ -1754,9 +1796,9 @@ AQ_API void aq_verification_free(aq_verification *verification);
 
 /**
  * Exports a model as a stream of record batches of one tile each, with the columns of the file
- * (docs/format.md). Planes are not copied; the stream and every array from it keep what they point
- * to, so the model may be freed before them. `stream` need not be initialized; the caller releases
- * it.
+ * (docs/format.md). Planes are not copied; the stream and every array from it hold the memory that
+ * they point to, so the model may be freed before them. `stream` need not be initialized; the
+ * caller releases it.
  */
 AQ_API aq_status aq_model_to_arrow(const aq_model *model,
                                    struct ArrowArrayStream *stream,

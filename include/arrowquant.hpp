@@ -1,9 +1,9 @@
 // arrowquant.h for C++17: handles that free themselves, exceptions, views.
 //
-// Header only, over the C functions, whose comments say what each does; this adds no behaviour of
-// its own. Handles can be moved, not copied. What a handle lends (views, names) lasts until it is
-// freed, or changed by a function that is not const. Threads: const member functions may be called
-// by several at once.
+// A header-only layer over the C functions, whose comments explain them; it adds no behaviour of its
+// own. Handles can be moved, not copied. Views and names obtained from a handle are valid until the
+// handle is freed, or changed by a function that is not const. Threads: several threads may call
+// const member functions of an object at once.
 
 #ifndef ARROWQUANT_HPP
 #define ARROWQUANT_HPP
@@ -42,7 +42,7 @@ class Span {
  public:
   Span() = default;
   Span(T* data, std::size_t size) : data_(data), size_(size) {}
-  // From anything with data() and size(), such as a vector.
+  // Makes a view of anything with data() and size(), such as a vector.
   template <class C, class = decltype(static_cast<T*>(std::declval<C&>().data()))>
   Span(C&& values) : data_(values.data()), size_(values.size()) {}
 
@@ -63,7 +63,7 @@ using Bytes = Span<const std::byte>;
 
 namespace detail {
 
-// Calls a C function with an aq_error after its arguments.
+// Calls a C function with an aq_error after its arguments; throws if it fails.
 template <class F, class... Args>
 void call(F function, Args... args) {
   aq_error error = AQ_INIT(aq_error);
@@ -79,7 +79,7 @@ struct Deleter {
 template <class T, void (*Free)(T*)>
 using Handle = std::unique_ptr<T, Deleter<T, Free>>;
 
-// Makes text that ends in NUL.
+// Copies text into a string that ends in NUL.
 inline std::string terminated(std::string_view text) {
   if (text.find('\0') != text.npos) throw Error(AQ_ERROR_ARGUMENT, "text with a NUL in it");
   return std::string(text);
@@ -87,7 +87,7 @@ inline std::string terminated(std::string_view text) {
 
 class Lent;
 
-// Checks a handle that was moved away, where C would take NULL for "none".
+// Throws if a handle was moved away, for parameters that may be NULL in C.
 template <class T>
 const T* there(const T* handle) {
   if (!handle) throw Error(AQ_ERROR_ARGUMENT, "an object that was moved away");
@@ -106,18 +106,18 @@ struct LayerInfo {
   std::uint64_t rows = 0;
 };
 
-// Activation statistics of a model's layers, by timestep. Several threads may do everything but move
-// and free it at once.
+// Activation statistics of a model's layers, by timestep. Several threads may use an object at once,
+// except to move or free it.
 class Calibration {
  public:
-  // With C's options; those that are 0 have their defaults.
+  // Takes the options of C; those that are 0 have their defaults.
   explicit Calibration(const aq_calibration_options& options) {
     aq_calibration* made = nullptr;
     detail::call(aq_calibration_new, &options, &made);
     handle_.reset(made);
   }
   explicit Calibration(std::uint32_t timesteps = 1000) : Calibration(with(timesteps)) {}
-  // Hessians beyond memory_limit bytes (0: no limit) go to a temporary file.
+  // Reads a saved calibration. Hessians beyond memory_limit bytes (0: no limit) go to a temporary file.
   static Calibration load(std::string_view path, std::uint64_t memory_limit = 0) {
     aq_calibration* made = nullptr;
     detail::call(aq_calibration_load, detail::terminated(path).c_str(), memory_limit, &made);
@@ -135,7 +135,7 @@ class Calibration {
     observe(layer, timestep, x.data(), x.size_bytes(), AQ_DTYPE_F32, cols ? x.size() / cols : 0,
             cols);
   }
-  // Sets one number from 0 to 1 per timestep.
+  // Sets the noise schedule: one number from 0 to 1 per timestep, see aq_calibration_set_schedule.
   void set_schedule(Span<const double> alphas) const {
     detail::call(aq_calibration_set_schedule, handle(), alphas.data(), alphas.size());
   }
@@ -169,7 +169,7 @@ class Calibration {
 // Settings of a run.
 class Config {
  public:
-  // With the defaults of a profile: "edge", "local" or "cloud".
+  // Starts with the defaults of a profile: "edge", "local" or "cloud".
   explicit Config(std::string_view profile = "local") {
     aq_config* made = nullptr;
     detail::call(aq_config_new, detail::terminated(profile).c_str(), &made);
@@ -225,7 +225,7 @@ class Config {
   detail::Handle<aq_config, aq_config_free> handle_;
 };
 
-// Description of a tensor. Belongs to the handle that described it.
+// Description of a tensor; name and dimensions belong to the handle that described it.
 struct TensorInfo {
   std::string_view name;
   aq_dtype dtype = AQ_DTYPE_DEFAULT;
@@ -245,7 +245,7 @@ struct TensorInfo {
 // Tensors to quantize.
 class Source {
  public:
-  // An empty source, to add tensors to.
+  // Creates an empty source, for add().
   Source() {
     aq_source* made = nullptr;
     detail::call(aq_source_new, &made);
@@ -257,7 +257,7 @@ class Source {
                  static_cast<const aq_open_options*>(nullptr), &made);
     return Source(made);
   }
-  // Opens a pipeline without some components, which may be missing.
+  // Opens a pipeline without some components, whose folders may be missing.
   static Source open(std::string_view path, Span<const std::string> without) {
     std::vector<const char*> names;
     for (const std::string& name : without) names.push_back(name.c_str());
@@ -269,7 +269,7 @@ class Source {
                  static_cast<const aq_open_options*>(&options), &made);
     return Source(made);
   }
-  // Takes over the stream, even if it throws.
+  // Takes ownership of the stream, even if the call throws.
   static Source from_arrow(ArrowArrayStream* stream) {
     aq_source* made = nullptr;
     detail::call(aq_source_from_arrow, stream, &made);
@@ -286,7 +286,7 @@ class Source {
   Source& add(std::string_view name, Span<const std::size_t> dims, Span<const float> values) {
     return add(name, AQ_DTYPE_F32, dims, values.data(), values.size_bytes());
   }
-  // Deleted: the values would be gone.
+  // Deleted, because the values of a temporary would be gone before the run.
   Source& add(std::string_view, Span<const std::size_t>, std::vector<float>&&) = delete;
 
   std::size_t size() const noexcept { return aq_source_count(handle()); }
@@ -304,14 +304,15 @@ class Source {
   detail::Handle<aq_source, aq_source_free> handle_;
 };
 
-// Options of a run. The functions are called on the calling thread. Returning false cancels (the call
-// throws an Error of AQ_ERROR_CANCELLED); an exception in them comes out of the call.
+// Options of a run. The functions run on the calling thread. Returning false cancels: the call throws
+// an Error with AQ_ERROR_CANCELLED. An exception thrown by a function leaves the call.
 struct Options {
   std::uint32_t threads = 0;
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress = nullptr;
   std::function<bool(aq_log_level level, std::string_view message)> log = nullptr;
-  // For a folder: requires one (existing parts are continued by default), does one of several shares,
-  // sets the size of parts, or starts anew. See aq_run_options.
+  // For an output folder: `resume` requires one (runs continue with existing parts by default), `part`
+  // of `parts` is the share to do, `part_bytes` the size of parts, and `restart` starts over. See
+  // aq_run_options.
   bool resume = false;
   std::uint32_t part = 0, parts = 0;
   std::uint64_t part_bytes = 0;
@@ -320,7 +321,7 @@ struct Options {
 
 namespace detail {
 
-// C's options for the time of one call.
+// The options of C for the duration of one call.
 class RunOptions {
  public:
   explicit RunOptions(const Options& options) : options_(options) {
@@ -347,7 +348,7 @@ class RunOptions {
     }
   }
 
-  // Calls a C function; exceptions of callbacks come before the call's own error.
+  // Calls a C function; an exception of a callback takes precedence over the call's own error.
   template <class F, class... Args>
   void call(F function, Args... args) {
     aq_error error = AQ_INIT(aq_error);
@@ -358,8 +359,8 @@ class RunOptions {
 
   const aq_run_options* get() const noexcept { return &c_; }
 
-  // Keeps exceptions from passing through the library: the first one comes out of `call`, and the
-  // function's result is then `otherwise`. On any thread.
+  // Calls a callback, on any thread, and catches its exceptions, which must not pass through the
+  // library: `call` rethrows the first one. The result is then `otherwise`.
   template <class F, class T>
   T guarded(F function, T otherwise) noexcept {
     try {
@@ -387,13 +388,13 @@ class RunOptions {
 
 class Report;
 
-// What each tensor will get, before any work.
+// The format that each tensor will get, before any work.
 class Plan {
  public:
   explicit Plan(const Source& source) : Plan(create(source.handle(), nullptr)) {}
   Plan(const Source& source, const Config& config)
       : Plan(create(source.handle(), detail::there(config.handle()))) {}
-  // With a budget, which takes measuring: with these threads, progress and log.
+  // Takes threads, progress and log for the measuring that a budget requires.
   Plan(const Source& source, const Config& config, const Options& options)
       : Plan(create(source.handle(), detail::there(config.handle()), options)) {}
   static Plan from_json(std::string_view json) {
@@ -402,7 +403,7 @@ class Plan {
     return Plan(made);
   }
 
-  // Changes one tensor: "keep", or like "bits:8,group:64".
+  // Changes the plan for one tensor: "keep", or settings such as "bits:8,group:64".
   Plan& set(std::string_view tensor, std::string_view settings) {
     detail::call(aq_plan_set, handle_.get(), detail::terminated(tensor).c_str(),
                  detail::terminated(settings).c_str());
@@ -421,7 +422,7 @@ class Plan {
     detail::call(aq_plan_file_bytes, handle(), source.handle(), &bytes);
     return bytes;
   }
-  // Upper bound of the file's bytes.
+  // Returns an upper bound of the file's bytes.
   std::size_t size_bound(const Source& source) const {
     std::size_t bytes = 0;
     detail::call(aq_plan_size_bound, handle(), source.handle(), &bytes);
@@ -431,7 +432,7 @@ class Plan {
   Report run(const Source& source, std::string_view output, const Options& options = {}) const;
   // Quantizes a source into memory: returns the bytes of the file.
   std::vector<std::byte> run_to_memory(const Source& source, const Options& options = {}) const;
-  // The whole plan, with "modality", "evidence" and "warnings".
+  // Returns the whole plan as JSON, with "modality", "evidence" and "warnings".
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_plan_to_json, handle(), &json);
@@ -456,10 +457,10 @@ class Plan {
 
 namespace detail {
 
-// A plan that belongs to the library, for the time of a callback.
+// A plan that belongs to the library, for the duration of a callback.
 class Lent {
  public:
-  // C lends a const plan, and so does this.
+  // The plan is const in C, and get() returns it as const, too.
   explicit Lent(const aq_plan* plan) : plan_(const_cast<aq_plan*>(plan)) {}
   Lent(const Lent&) = delete;
   Lent& operator=(const Lent&) = delete;
@@ -536,7 +537,7 @@ inline std::vector<std::byte> Plan::run_to_memory(const Source& source,
   return output;
 }
 
-// Measured losses of tensors by each format, on a sample of their rows.
+// Measured losses of tensors in each format, on a sample of their rows.
 class Analysis {
  public:
   explicit Analysis(const Source& source, const Config& config = Config(),
@@ -559,14 +560,14 @@ class Analysis {
   detail::Handle<aq_analysis, aq_analysis_free> handle_;
 };
 
-// Options of a search; an exception in the functions ends it and comes out of the call.
+// Options of a search. An exception thrown by a function ends the search and leaves the call.
 struct EvolveOptions {
   // Scores a candidate: higher is better; minus infinity ends the search with the best so far. Without
-  // a function: minus the errors of tensors.
+  // a function, the fitness is minus the sum of the errors of tensors.
   std::function<double(const Plan& candidate)> fitness = nullptr;
   // Called after each generation; returning false ends the search with the best so far.
   std::function<bool(const aq_generation& generation)> generation = nullptr;
-  // 0 for C's defaults; AQ_NONE generations for none after the first.
+  // 0 means the defaults of C; `generations` of AQ_NONE means none after the first.
   std::uint32_t population = 0, generations = 0;
   // Whether several threads may call `fitness` at once.
   bool parallel = false;
@@ -575,7 +576,7 @@ struct EvolveOptions {
   bool resume = false;
 };
 
-// A search for the plan with the highest fitness.
+// The result of a search for the plan with the highest fitness.
 class Evolution {
  public:
   Evolution(const Source& source, const Config& config, const EvolveOptions& evolve = {},
@@ -584,7 +585,7 @@ class Evolution {
 
   const Plan& plan() const& noexcept { return plan_; }
   Plan plan() && { return std::move(plan_); }
-  // The history of the search.
+  // Returns the history of the search as JSON.
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_evolution_to_json, handle(), &json);
@@ -634,7 +635,7 @@ class Evolution {
       run.call(aq_evolve, source.handle(), detail::there(config.handle()),
                static_cast<const aq_evolve_options*>(&c), run.get(), &found.first, &found.second);
     } catch (...) {
-      // With an exception of a callback's the call itself may have succeeded.
+      // If a callback threw, the call itself may still have succeeded.
       aq_plan_free(found.first);
       aq_evolution_free(found.second);
       throw;
@@ -646,13 +647,13 @@ class Evolution {
   detail::Handle<aq_evolution, aq_evolution_free> handle_;
 };
 
-// Writes a smoothed model, see aq_fold_file; returns what was folded, as JSON.
+// Writes a smoothed model, see aq_fold_file; returns the report of folding as JSON.
 inline std::string fold_file(std::string_view input, std::string_view output,
                              const Calibration& calibration, double alpha = 0.5,
                              aq_dtype dtype = AQ_DTYPE_DEFAULT, const Options& options = {}) {
   detail::RunOptions run(options);
   aq_fold_options fold = AQ_INIT(aq_fold_options);
-  // In C 0 is the default, and a negative number is 0.
+  // In C, 0 means the default, and a negative number means 0.
   if (alpha < 0) throw Error(AQ_ERROR_CONFIG, "alpha is negative");
   fold.alpha = alpha == 0 ? -1 : alpha;
   fold.dtype = dtype;
@@ -671,9 +672,9 @@ class Verification {
  public:
   Verification(std::size_t failures, aq_verification* made) : failures_(failures), handle_(made) {}
 
-  // Number of tensors with a problem.
+  // Returns the number of tensors with a problem.
   std::size_t failures() const noexcept { return failures_; }
-  // The result, tensor by tensor.
+  // Returns the result for each tensor as JSON.
   std::string to_json() const {
     const char* json = nullptr;
     detail::call(aq_verification_to_json, handle_.get(), &json);
@@ -686,7 +687,7 @@ class Verification {
   detail::Handle<aq_verification, aq_verification_free> handle_;
 };
 
-// A matrix for products and decoding. It owns nothing: what it refers to must outlast it.
+// A matrix for products and decoding. It owns no memory: the planes must outlive it.
 struct Matrix : aq_matrix {
   Matrix() : aq_matrix(AQ_INIT(aq_matrix)) {}
   Matrix(const aq_matrix& matrix) : aq_matrix(matrix) {}
@@ -696,7 +697,7 @@ struct Matrix : aq_matrix {
   Bytes bias_bytes() const { return bytes(biases, biases_len); }
   Bytes input_scale_bytes() const { return bytes(input_scale, input_scale_len); }
   bool is_quantized() const noexcept { return format != AQ_FORMAT_KEPT; }
-  // Some of its rows, in the same memory.
+  // Returns some of the rows, in the same memory.
   Matrix rows_from(std::size_t row_start, std::size_t count) const {
     Matrix part;
     detail::call(aq_matrix_rows, static_cast<const aq_matrix*>(this), row_start, count,
@@ -713,7 +714,7 @@ struct Matrix : aq_matrix {
 // Some rows of a tensor, without copying them; lasts as long as the model.
 struct TensorView : aq_tensor_view {
   TensorView() : aq_tensor_view(AQ_INIT(aq_tensor_view)) {}
-  // Kernels take a view as well as a matrix.
+  // Converts a view for functions that take a matrix.
   operator Matrix() const { return matrix; }
 
   Bytes code_bytes() const { return Matrix(matrix).code_bytes(); }
@@ -722,7 +723,7 @@ struct TensorView : aq_tensor_view {
   Bytes input_scale_bytes() const { return Matrix(matrix).input_scale_bytes(); }
 };
 
-// Merges a folder of parts that several runs with `part` made into one model.
+// Merges the parts that several runs with `part` wrote to a folder into one model.
 inline void merge(std::string_view folder) {
   detail::call(aq_merge, detail::terminated(folder).c_str());
 }
@@ -735,14 +736,14 @@ class Model {
     detail::call(aq_model_open, detail::terminated(path).c_str(), &made);
     return Model(made);
   }
-  // Opens a file in memory, which must outlive the model and what was exported from it.
+  // Opens a file in memory. The memory must outlive the model and everything exported from it.
   static Model open(Bytes file) {
     aq_model* made = nullptr;
     detail::call(aq_model_open_memory, static_cast<const void*>(file.data()), file.size(),
                  aq_release_fn{}, static_cast<void*>(nullptr), &made);
     return Model(made);
   }
-  // Opens a file in memory that the model takes over.
+  // Opens a file in memory that the model takes ownership of.
   static Model open(std::vector<std::byte>&& file) {
     auto kept = std::make_unique<std::vector<std::byte>>(std::move(file));
     const Bytes bytes(*kept);
@@ -802,7 +803,7 @@ class Model {
     return y;
   }
 
-  // Throws if the file has none for that timestep.
+  // Returns the static parameters of activations; throws if the file has none for the timestep.
   aq_activation_params activation_params(std::size_t index, std::int32_t timestep) const {
     aq_activation_params params = AQ_INIT(aq_activation_params);
     detail::call(aq_model_activation_params, handle(), index, timestep, &params);
@@ -814,13 +815,13 @@ class Model {
                       const Options& options = {}) const {
     return verify(detail::there(original.handle()), min_cosine, options);
   }
-  // Finds what the file's footer says under a key; throws if there is no such key.
+  // Finds the value of a key in the file's footer; throws if there is no such key.
   std::string metadata(std::string_view key) const {
     const char* value = nullptr;
     detail::call(aq_model_metadata, handle(), detail::terminated(key).c_str(), &value);
     return value;
   }
-  // The whole footer, as a JSON object of strings.
+  // Returns the whole footer as a JSON object of keys and strings.
   std::string metadata_to_json() const {
     const char* json = nullptr;
     detail::call(aq_model_metadata_to_json, handle(), &json);
@@ -847,7 +848,7 @@ class Model {
 
 // ---- kernels over the caller's memory ----
 
-// Makes a recipe with symmetric scales in f16 by least squares; change the fields as needed.
+// Makes a recipe with symmetric f16 scales, chosen by least squares; change its fields as needed.
 inline aq_recipe recipe(aq_format format, std::uint32_t group_size = 128) {
   aq_recipe made = AQ_INIT(aq_recipe);
   made.format = format;
@@ -926,8 +927,8 @@ inline std::vector<float> matvec(const Matrix& matrix, Span<const float> x) {
   return y;
 }
 
-// Transforms vectors x in place, one after another, so that planes can be multiplied with them as
-// they are. The functions here do so by themselves.
+// Transforms vectors x in place, one after another, so that they can be multiplied with the planes as
+// stored. The functions here do this by themselves.
 inline void transform_vectors(const Matrix& matrix, Span<float> x) {
   const std::size_t batch = matrix.cols ? x.size() / matrix.cols : 0;
   detail::call(aq_transform_vectors, static_cast<const aq_matrix*>(&matrix), x.data(), x.size(),

@@ -42,8 +42,8 @@ const OPENING: &str = r#"
 #include <stddef.h>
 #include <stdint.h>
 
-/* Define AQ_NO_STD for firmware: the library built without a standard library has kernels that
- * decode, and nothing else. */
+/* Define AQ_NO_STD for firmware: this leaves only the functions that need no standard library and
+ * no allocator. */
 #ifndef AQ_NO_STD
 #define AQ_STD
 #endif
@@ -51,9 +51,9 @@ const OPENING: &str = r#"
 /*
  * Linkage.
  *
- * AQ_API stands before every function. On Windows define AQ_DLL in programs that use the DLL, and
+ * AQ_API precedes every function. On Windows define AQ_DLL in programs that use the DLL, and
  * AQ_DLL_EXPORTS in a DLL of your own that contains the static library and exports its functions.
- * For tools that read this header, such as cffi, define AQ_API as nothing.
+ * For tools that read this header, such as cffi, define AQ_API as empty.
  */
 #ifndef AQ_API
 #if defined(_WIN32) || defined(__CYGWIN__)
@@ -90,7 +90,7 @@ inline T aq_init() {
 }
 #define AQ_INIT(type) aq_init<type>()
 #else
-/** Begins a struct: sets struct_size to sizeof(type), and all else to 0. */
+/** Initializes a struct: sets struct_size to sizeof(type), and every other field to 0. */
 #define AQ_INIT(type) { .struct_size = sizeof(type) }
 #endif
 
@@ -100,7 +100,7 @@ extern "C" {
 "#;
 
 const ARROW: &str = r#"
-/* The Arrow C data and stream interfaces, as their specification has them. */
+/* The Arrow C data and stream interfaces, as their specification defines them. */
 
 #ifndef ARROW_C_DATA_INTERFACE
 #define ARROW_C_DATA_INTERFACE

@@ -1,4 +1,4 @@
-//! Activations to integers, for products that the caller computes: the input of a layer, row by row
+//! Quantizing activations, for products that the caller computes: the input of a layer, row by row
 //! (token by token), in plain order. Nothing here allocates or starts threads, and any number of
 //! threads may call it at once.
 
@@ -10,8 +10,8 @@ use super::types::{FLOATS, aq_dtype, group_size, table};
 use crate::format::Width;
 use crate::kernel::{ActivationGrid, QuantizeActivations};
 
-/// How activations are quantized: dynamically, by their own magnitudes, if scale is 0; otherwise by
-/// a static scale and zero point. Start with AQ_INIT(aq_activation_options).
+/// How activations are quantized: with dynamic scales, from their own magnitudes, if `scale` is 0;
+/// otherwise with this static scale and zero point. Start with AQ_INIT(aq_activation_options).
 #[cfg(feature = "std")]
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -27,7 +27,7 @@ pub struct aq_activation_options {
     pub scale: f32,
     /// Zero point of a static scale: any finite number.
     pub zero_point: f32,
-    /// Divisor of each column, applied first: normal numbers above 0, or NULL for none.
+    /// Divisors of the columns, applied first: normal numbers above 0, or NULL for none.
     pub input_scale: *const f32,
     /// Number of divisors: `cols`, or 0.
     pub input_scale_count: usize,
@@ -46,19 +46,20 @@ versioned!(aq_activation_options {
 /// Quantizes `rows` rows of `cols` activations (f32, f16 or bf16), `x_len` bytes, to `rows * cols`
 /// values of one byte each, in the same order. With `options` NULL: 8 bits, one scale per row.
 ///
-/// Dynamic: with `a` the largest magnitude of a group and `top` 127, or 7 for 4 bits, values are
-/// int8, `round(x * (top / a))`, and represent `value * (a / top)`. There are rows * groups
-/// `scales`, `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A
+/// Dynamic: let `a` be the largest magnitude of a group, and `top` 127, or 7 for 4 bits. Values are
+/// int8, `round(x * (top / a))`, and represent `value * (a / top)`. `scales` receives rows * groups
+/// numbers, `a / top` each, where groups is ceil(cols / group_size), or 1 for a group_size of 0. A
 /// group without magnitudes above 1e-30 gets zeros, and the scale 0.
 ///
 /// Static: values are uint8, `clamp(round(x * (1 / scale) + zero_point), 0, 2^bits - 1)`, and
 /// represent `(value - zero_point) * scale`. There are no `scales`: pass NULL and 0.
 ///
-/// All arithmetic is f32 with each operation rounded, and round is half to even, so that results
-/// are the same on every machine. No output may overlap the other or an input.
+/// `round` rounds half to even. All arithmetic is f32, with each operation rounded, so results are
+/// the same on every machine. Outputs must not overlap each other or an input.
 ///
-/// Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, when
-/// dynamic, becomes so when divided by `input_scale`. The outputs then hold nothing of use.
+/// Fails with AQ_ERROR_TENSOR, naming row and column, for a value that is NaN or infinite, or, with
+/// dynamic scales, becomes so when divided by `input_scale`. The contents of the outputs are then
+/// undefined.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_activations(

@@ -1,4 +1,4 @@
-//! aq_analysis: what tensors lose by each format.
+//! aq_analysis: the loss of each tensor in each format.
 
 use std::ffi::c_char;
 
@@ -9,7 +9,7 @@ use super::options::aq_run_options;
 use super::source::aq_source;
 use crate::run::{self, Analysis};
 
-/// Measured losses of tensors by each format.
+/// Measured losses of tensors in each format.
 pub struct aq_analysis {
     analysis: Analysis,
     strings: Strings,
@@ -19,10 +19,10 @@ impl Handle for aq_analysis {
     const NAME: &'static str = "aq_analysis";
 }
 
-/// Measures what each tensor that can be quantized loses by the formats that `config` lets a budget
-/// choose from ("candidates"), and by its own, on a sample of its rows. With the calibration of
-/// `config`, measures the loss of the layer's outputs. `config` (NULL for the defaults) and
-/// `options` (threads, progress in bytes of the sample, and log) may be NULL.
+/// Measures the loss of each tensor that can be quantized, on a sample of its rows: in the formats
+/// that a budget may choose from ("candidates" of `config`), and in the format that `config` gives
+/// it. With a calibration in `config`, the loss is that of the layer's outputs. `config` (NULL for
+/// the defaults) and `options` (threads, progress in bytes of the sample, and log) may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_analyze(
     source: *const aq_source,

@@ -12,9 +12,9 @@ use super::model::aq_model;
 use crate::model::ArrowExport;
 
 /// Exports a model as a stream of record batches of one tile each, with the columns of the file
-/// (docs/format.md). Planes are not copied; the stream and every array from it keep what they point
-/// to, so the model may be freed before them. `stream` need not be initialized; the caller releases
-/// it.
+/// (docs/format.md). Planes are not copied; the stream and every array from it hold the memory that
+/// they point to, so the model may be freed before them. `stream` need not be initialized; the
+/// caller releases it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_to_arrow(
     model: *const aq_model,

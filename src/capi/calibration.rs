@@ -1,14 +1,15 @@
 //! aq_calibration: activation statistics of a model's layers, by timestep.
 //!
-//! A calibration observes the inputs of each layer as the caller's own runtime computes them, and
-//! keeps only sums: per layer and bin of timesteps the range and the sum of squares of each input
-//! channel and a histogram of all values, and per group of bins the Hessian, sum of x x^T, that
-//! AQ_METHOD_GPTQ needs. Calibrations of several machines add up.
+//! A calibration observes the inputs of each layer, which the caller's own runtime computes, and
+//! stores only statistics. For each layer and bin of timesteps these are the range and the sum of
+//! squares of each input channel, and a histogram of all values; for each group of bins, the
+//! Hessian (the sum of x x^T), which AQ_METHOD_GPTQ needs. Calibrations from several machines can
+//! be merged.
 //!
-//! Layers are named after their weights, with or without ".weight" at the end. Everything except
-//! freeing may be done by several threads at once; those that observe one layer take turns. The
-//! order in which rows come affects sums only by rounding, and counts, ranges and histograms not at
-//! all.
+//! Layers are named after their weights, with or without ".weight" at the end. Several threads may
+//! use a calibration at once, except to free it; threads that observe the same layer take turns.
+//! The order of rows affects sums only by rounding, and does not affect counts, ranges and
+//! histograms.
 
 use std::ffi::{c_char, c_void};
 use std::path::Path;
@@ -34,26 +35,27 @@ impl Handle for aq_calibration {
     const NAME: &'static str = "aq_calibration";
 }
 
-/// How a calibration divides time, and what it keeps. Start with AQ_INIT(aq_calibration_options).
+/// How a calibration divides timesteps into bins, and what it stores. Start with
+/// AQ_INIT(aq_calibration_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_calibration_options {
     /// sizeof(aq_calibration_options).
     pub struct_size: u32,
-    /// Timesteps of the model, which run from 0 to one less: up to 2^20, or 0 for 1000. If the mask
-    /// ratio of a text model serves as time: ratio times this.
+    /// Number of timesteps of the model, which are numbered from 0: up to 2^20, or 0 for 1000. If
+    /// the mask ratio of a text model serves as time, the timestep is the ratio times this number.
     pub timesteps: u32,
-    /// Bins of timesteps with ranges, squares and a histogram each: up to 4096 and not more than
-    /// there are timesteps, or 0 for 50.
+    /// Number of bins of timesteps, each with ranges, squares and a histogram: up to 4096, and not
+    /// more than timesteps; 0 for 50.
     pub bins: u32,
-    /// Not 0: keeps no Hessians.
+    /// Not 0: stores no Hessians.
     pub no_hessian: u32,
-    /// Groups of timesteps with a Hessian each; their number divides that of the bins; 0 for 10.
-    /// The Hessian of a layer with n channels takes 4 n (n + 1) bytes.
+    /// Number of groups of bins, each with a Hessian; must divide the number of bins; 0 for 10. The
+    /// Hessian of a layer with n channels takes 4 n (n + 1) bytes.
     pub hessian_groups: u32,
-    /// Bytes of Hessians in memory; more go to a temporary file. 0 for no limit.
+    /// Maximum bytes of Hessians in memory; the others go to a temporary file. 0 for no limit.
     pub memory_limit: u64,
-    /// Folder of that file; NULL for the system's folder for temporary files.
+    /// Folder of the temporary file; NULL for the system's folder for temporary files.
     pub spill_folder: *const c_char,
 }
 
@@ -144,7 +146,7 @@ unsafe fn give_calibration(
     }
 }
 
-/// Makes an empty calibration. `options` may be NULL for the defaults.
+/// Creates an empty calibration. `options` may be NULL for the defaults.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_new(
     options: *const aq_calibration_options,
@@ -162,7 +164,7 @@ pub unsafe extern "C" fn aq_calibration_new(
 }
 
 /// Reads a file that aq_calibration_save wrote, to use it or to continue observing. Hessians beyond
-/// `memory_limit` bytes (0: no limit) go to a temporary file in the system's folder for such files.
+/// `memory_limit` bytes (0: no limit) go to a file in the system's folder for temporary files.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_load(
     path: *const c_char,
@@ -181,7 +183,7 @@ pub unsafe extern "C" fn aq_calibration_load(
     }
 }
 
-/// Writes the calibration to the Parquet file `path`, which appears whole or not at all.
+/// Writes the calibration to the Parquet file `path`, which appears complete or not at all.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_save(
     calibration: *const aq_calibration,
@@ -197,11 +199,11 @@ pub unsafe extern "C" fn aq_calibration_save(
     }
 }
 
-/// Adds the observations of another calibration of the same model, `from`, which does not change.
-/// Both must divide time alike, both or neither keep Hessians, and have the same schedule, unless
-/// one has none. Counts, ranges and histograms are as if one calibration had observed everything;
-/// sums are the same up to rounding. After an error nothing is added, unless a temporary file
-/// failed (AQ_ERROR_IO).
+/// Adds the observations of `from`, another calibration of the same model, to `into`. `from` does
+/// not change. Both must have the same timesteps and bins; both or neither must have Hessians, of
+/// the same groups; and their schedules must be equal, unless one has none. Counts, ranges and
+/// histograms are as if one calibration had observed everything; sums are the same up to rounding.
+/// After an error nothing is added, unless a temporary file failed (AQ_ERROR_IO).
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_merge(
     into: *const aq_calibration,
@@ -217,9 +219,9 @@ pub unsafe extern "C" fn aq_calibration_merge(
     }
 }
 
-/// Sets how much of the signal is left at each timestep: `alphas_count` numbers from 0 to 1, one
-/// per timestep, the cumulative products of 1 - beta. Needed only to weight timesteps by their
-/// noise.
+/// Sets the noise schedule, which is the fraction of the signal that is left at each timestep:
+/// `alphas_count` numbers from 0 to 1, one per timestep, the cumulative products of 1 - beta.
+/// Needed only to weight timesteps by their noise.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_set_schedule(
     calibration: *const aq_calibration,
@@ -238,9 +240,9 @@ pub unsafe extern "C" fn aq_calibration_set_schedule(
 
 /// Observes rows of a layer's input at a timestep: `rows` vectors of `cols` input channels, one
 /// after another, in the `x_len` bytes at `x`, of AQ_DTYPE_F32, _F16 or _BF16. A row is a token, a
-/// pixel or a sample. The input of a convolution is unfolded first: its channels are the inputs of
-/// one output (channels x kernel height x kernel width), in the order of the weight's. `x` is not
-/// used after the call.
+/// pixel or a sample. The input of a convolution must be unfolded first: the channels of a row are
+/// the inputs of one output (channels x kernel height x kernel width), in the order of the weight's
+/// columns. `x` is not used after the call.
 ///
 /// Fails with AQ_ERROR_CONFIG, and observes nothing, if the timestep is out of range, the layer had
 /// another `cols` before, or a value is NaN, infinite or beyond 10^18 (the message says where);
@@ -283,8 +285,8 @@ pub unsafe extern "C" fn aq_calibration_count(calibration: *const aq_calibration
     }
 }
 
-/// Describes layer `index`. Layers are in the order of their names' bytes, so a layer that is
-/// observed for the first time moves those after it.
+/// Describes layer `index`. Layers are sorted by the bytes of their names, so observing a new layer
+/// changes the indices of those after it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_calibration_layer(
     calibration: *const aq_calibration,
@@ -311,9 +313,8 @@ pub unsafe extern "C" fn aq_calibration_layer(
     }
 }
 
-/// Sets the calibration that runs with this config use; NULL for none. The calibration may be freed
-/// before the config, which keeps what it needs, as do its copies. It is not part of the config's
-/// YAML.
+/// Sets the calibration for runs with this config; NULL for none. The config and its copies hold
+/// what they need, so the calibration may be freed first. It is not part of the config's YAML.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_set_calibration(
     config: *mut aq_config,

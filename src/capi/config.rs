@@ -2,7 +2,7 @@
 //!
 //! Settings have the keys and values of docs/configuration.md, as text: "bit_width" "4",
 //! "group_size" "128", "rules" "*.v_proj.weight=bits:8,group:64;lm_head.*=keep" and so on. Later
-//! ones win; rules accumulate.
+//! values win; rules accumulate.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -21,7 +21,7 @@ impl Handle for aq_config {
     const NAME: &'static str = "aq_config";
 }
 
-/// Makes a configuration with the defaults of a profile: "edge", "local" or "cloud", or NULL for
+/// Creates a configuration with the defaults of a profile: "edge", "local" or "cloud", or NULL for
 /// "local". No environment variable is read.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_new(
@@ -106,7 +106,8 @@ pub unsafe extern "C" fn aq_config_add_rule(
     }
 }
 
-/// Gets the value in force for `key`, as aq_config_set takes it. The text belongs to the config.
+/// Gets the current value of `key`, in the form that aq_config_set takes. The text belongs to the
+/// config.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_get(
     config: *const aq_config,
@@ -157,8 +158,8 @@ pub unsafe extern "C" fn aq_config_merge_yaml_file(
     }
 }
 
-/// Applies the AQ_ environment variables (AQ_BIT_WIDTH=2). Apart from AQ_ISA, the library reads
-/// none of them otherwise.
+/// Applies the environment variables that begin with AQ_, such as AQ_BIT_WIDTH=2. Other calls read
+/// none of them, except AQ_ISA.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_merge_env(
     config: *mut aq_config,
@@ -176,7 +177,7 @@ pub unsafe extern "C" fn aq_config_merge_env(
     }
 }
 
-/// Writes all settings in force as YAML, which aq_config_merge_yaml reads back. The text belongs to
+/// Writes all current settings as YAML, which aq_config_merge_yaml can read. The text belongs to
 /// the config.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_config_to_yaml(

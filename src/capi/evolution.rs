@@ -1,8 +1,8 @@
 //! aq_evolution: a search for the best plan.
 //!
-//! A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. What a model is
-//! worth need not be such a sum: a search tries whole plans and scores each with a function of the
-//! caller's.
+//! A budget ("max_size", "avg_bits") minimizes the sum of the errors of tensors. The quality of a
+//! model need not be such a sum: a search tries whole plans and scores each with the caller's own
+//! function.
 
 use std::ffi::{c_char, c_void};
 
@@ -30,7 +30,7 @@ impl Handle for aq_evolution {
 /// infinity are errors.
 ///
 /// The candidate is valid until the function returns, and belongs to the search. It can be read,
-/// run (aq_plan_run, aq_plan_run_into) and written down, on any thread.
+/// run (aq_plan_run, aq_plan_run_into) and written as JSON, on any thread.
 pub type aq_fitness_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, candidate: *const aq_plan) -> f64>;
 
@@ -42,13 +42,13 @@ pub struct aq_generation {
     pub struct_size: u32,
     /// Number of the generation; 0 is the start.
     pub generation: u32,
-    /// Candidates scored so far; a candidate that comes up again is not scored again.
+    /// Number of candidates scored so far; repeated candidates are not scored again.
     pub evaluations: u64,
     /// The best fitness so far.
     pub best: f64,
     /// Mean fitness of the parents of the next generation: the best fifth so far.
     pub mean: f64,
-    /// Bytes of planes of the best candidate, over the tensors that the search decides on.
+    /// Bytes of the best candidate's planes, counting only tensors that the search decides on.
     pub bytes: u64,
 }
 
@@ -57,7 +57,7 @@ pub struct aq_generation {
 pub type aq_generation_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, generation: *const aq_generation) -> bool>;
 
-/// Stands for 0 in fields whose 0 means a default.
+/// Means 0 in fields where 0 means the default.
 pub const AQ_NONE: u32 = u32::MAX;
 
 /// How a search works. Start with AQ_INIT(aq_evolve_options).
@@ -70,15 +70,15 @@ pub struct aq_evolve_options {
     pub population: u32,
     /// Generations after the first; 0 for 10, and AQ_NONE for none.
     pub generations: u32,
-    /// Not 0: `fitness` may be called by several threads at once, as many as the run's options say.
-    /// 0: it is called only on the thread that made the call.
+    /// Not 0: `fitness` may be called by several threads at once, as many as `threads` of the run
+    /// options. 0: it is called only on the thread that made the call.
     pub parallel: u32,
     /// Not 0: continues from the checkpoint, if it exists.
     pub resume: u32,
     /// File that the search is saved to after each generation; NULL for none.
     pub checkpoint: *const c_char,
-    /// Scores candidates. NULL: minus the sum of the relative errors of tensors, for which a budget
-    /// alone finds the best plan.
+    /// Scores candidates. NULL means minus the sum of the relative errors of tensors; for that
+    /// measure, a budget already finds the best plan.
     pub fitness: aq_fitness_fn,
     pub generation: aq_generation_fn,
     /// Passed to fitness and generation.
@@ -192,17 +192,17 @@ impl aq_evolve_options {
     }
 }
 
-/// Searches for the plan with the highest fitness, among those that need no more bytes than the
-/// budget of `config`, or than its own plan if it sets none. The first generation has the budget's
-/// plan and the plans that treat all tensors alike. Candidates use what they may: tensors get more
-/// bits as long as these fit. With the same "seed", and a fitness that depends on the plan alone,
-/// the search is the same on any number of threads.
+/// Searches for the plan with the highest fitness. The limit in bytes is the budget of `config`,
+/// or, without a budget, the size of the plan that `config` gives. The first generation has the
+/// budget's plan, and the plans with one format for all tensors. Candidates use the limit fully:
+/// tensors get more bits as long as these fit. With the same "seed", and a fitness that depends
+/// only on the plan, the search is the same with any number of threads.
 ///
-/// First measures what tensors lose by each format, as aq_plan_new does; `options` are for that,
-/// and its threads also count for a parallel fitness. `config`, `evolve`, `options` and `evolution`
-/// may be NULL.
+/// First measures the loss of each tensor in each format, as aq_plan_new does, with the threads,
+/// progress and log of `options`. A parallel fitness uses the same number of threads. `config`,
+/// `evolve`, `options` and `evolution` may be NULL.
 ///
-/// Fails with AQ_ERROR_CANCELLED if it is ended before anything is found.
+/// Fails with AQ_ERROR_CANCELLED if the search is ended before a plan is found.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_evolve(
     source: *const aq_source,
@@ -242,10 +242,10 @@ pub unsafe extern "C" fn aq_evolve(
     }
 }
 
-/// Writes the history as JSON, as `arrowquant evolve --json` does: "fitness" of the plan, "start"
-/// (that of the budget's plan; null if it was not scored), "generations" (the history), "stopped"
-/// (whether it was ended early), "seed", "limit_bytes" and "additive". The text belongs to the
-/// evolution.
+/// Writes the history as JSON, as `arrowquant evolve --json` does: "fitness" (of the best plan),
+/// "start" (the fitness of the budget's plan; null if it was not scored), "generations" (the
+/// history), "stopped" (whether the search was ended early), "seed", "limit_bytes" and "additive".
+/// The text belongs to the evolution.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_evolution_to_json(
     evolution: *const aq_evolution,

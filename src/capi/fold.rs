@@ -1,9 +1,9 @@
 //! aq_fold_report: smoothing folded into the weights of preceding layers.
 //!
-//! Smoothing divides the inputs of a layer by a scale per channel and multiplies its weights by it,
-//! so that a few large channels take less of the range that rounding has to cover. If a norm, an
-//! adaLN or another layer produces these inputs, its weights can do the division: then a runtime
-//! need not know about it.
+//! Smoothing divides each input channel of a layer by a scale, and multiplies the weights of that
+//! channel by the same scale, so that a few large channels take less of the range that rounding has
+//! to cover. If a norm, an adaLN or another layer produces the inputs, the division can be folded
+//! into its weights; the runtime then needs no support for smoothing.
 
 use std::ffi::c_char;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::options::aq_run_options;
 use super::types::{AQ_DTYPE_DEFAULT, FLOATS, aq_dtype};
 use crate::run::{self, Fold, FoldReport};
 
-/// What was folded.
+/// Result of folding: what was folded, and what was not.
 pub struct aq_fold_report {
     report: FoldReport,
     strings: Strings,
@@ -31,8 +31,9 @@ impl Handle for aq_fold_report {
 pub struct aq_fold_options {
     /// sizeof(aq_fold_options).
     pub struct_size: u32,
-    /// Type that all floats become: AQ_DTYPE_F32, _F16 or _BF16. By default each tensor keeps its
-    /// type, and changed weights are rounded to it; with f32 the model computes what it did.
+    /// Type of all floats in the output: AQ_DTYPE_F32, _F16 or _BF16. By default each tensor has
+    /// its original type, to which changed weights are rounded; with f32 the model computes the
+    /// same as before.
     pub dtype: aq_dtype,
     /// Exponent of the scales: channels are divided by absmax(X)^alpha / absmax(W)^(1-alpha). At
     /// most 1. 0 means the default 0.5; a negative number means an alpha of 0.
@@ -67,14 +68,14 @@ impl aq_fold_options {
     }
 }
 
-/// Writes a smoothed model: the tensors of `input`, anything that aq_source_open takes, to the
-/// safetensors file `output`, with the inputs of layers scaled by what the calibration has observed
-/// of them, wherever names tell what produces these inputs: in LLaMA-like, LLaDA's and DiT's
-/// blocks. Names, shapes, dtypes and metadata stay. `fold_options`, `options` and `report` may be
-/// NULL.
+/// Writes a smoothed model: reads `input`, which is anything that aq_source_open takes, and writes
+/// the safetensors file `output`, with the inputs of layers scaled according to the calibration.
+/// Layers can be smoothed if tensor names tell what produces their inputs: in the blocks of
+/// LLaMA-like models, LLaDA and DiT. Names, shapes and metadata do not change, and dtypes only as
+/// `fold_options` say. `fold_options`, `options` and `report` may be NULL.
 ///
-/// The inputs of these layers have changed then, so that a calibration of the new model takes
-/// running it. Fails with AQ_ERROR_FILE if nothing can be folded; the message says why.
+/// The inputs of these layers are different in the new model: to calibrate it, run it. Fails with
+/// AQ_ERROR_FILE if nothing can be folded; the message says why.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_fold_file(
     input: *const c_char,

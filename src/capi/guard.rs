@@ -11,10 +11,10 @@ pub const AQ_OK: aq_status = 0;
 pub const AQ_ERROR_CONFIG: aq_status = 1;
 /// The operating system refused to open, read or write a file.
 pub const AQ_ERROR_IO: aq_status = 2;
-/// A file is damaged, incomplete or of another kind.
+/// A file is damaged, incomplete or of the wrong kind.
 pub const AQ_ERROR_FILE: aq_status = 3;
-/// A tensor is not what it should be, or cannot be treated as asked; or a tensor, tile, layer or
-/// timestep that was asked for by name or index does not exist.
+/// A tensor is invalid, or cannot be processed as requested; or a requested tensor, tile, layer,
+/// row, timestep or metadata key does not exist.
 pub const AQ_ERROR_TENSOR: aq_status = 4;
 /// A plan does not match its source, or cannot be read.
 pub const AQ_ERROR_PLAN: aq_status = 5;
@@ -24,7 +24,7 @@ pub const AQ_ERROR_CHECKSUM: aq_status = 6;
 pub const AQ_ERROR_CANCELLED: aq_status = 7;
 /// A bug in the library.
 pub const AQ_ERROR_INTERNAL: aq_status = 8;
-/// An argument is invalid: NULL, a wrong length, a handle that was freed, text that is not UTF-8.
+/// An argument is invalid: NULL, a wrong length, a freed handle, text that is not UTF-8.
 pub const AQ_ERROR_ARGUMENT: aq_status = 9;
 
 /// Bytes of an error's message, its NUL included.
@@ -34,12 +34,12 @@ pub const AQ_MESSAGE_SIZE: usize = 512;
 /// message, to AQ_OK and "" on success.
 #[repr(C)]
 pub struct aq_error {
-    /// sizeof(aq_error); 0 stands for today's size.
+    /// sizeof(aq_error); 0 means the current size.
     pub struct_size: u32,
     /// The status that was returned.
     pub code: aq_status,
-    /// UTF-8 that names the file, the tensor and the reason. A message that is too long is cut in
-    /// the middle.
+    /// Message, in UTF-8: names the file, the tensor and the reason. A message that is too long is
+    /// cut in the middle.
     pub message: [c_char; AQ_MESSAGE_SIZE],
 }
 

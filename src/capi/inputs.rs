@@ -7,8 +7,8 @@ use super::source::at;
 use crate::error::Error;
 
 /// Static parameters of a tensor's activations, for a range of timesteps: an activation x is stored
-/// as round(x / scale + zero_point). If the tensor has an input scale or a rotation, they apply to
-/// activations from aq_transform_vectors.
+/// as round(x / scale + zero_point). If the tensor has an input scale or a rotation, the parameters
+/// apply to activations that aq_transform_vectors has transformed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_activation_params {
@@ -30,7 +30,7 @@ versioned!(aq_activation_params {
     zero_point
 });
 
-/// Finds the static parameters of activations that enter tensor `index` at a timestep. Fails with
+/// Finds the static parameters of the input activations of tensor `index` at a timestep. Fails with
 /// AQ_ERROR_TENSOR if the file has none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_activation_params(

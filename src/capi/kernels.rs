@@ -46,8 +46,8 @@ versioned!(aq_planes {
     biases_len
 });
 
-/// Sets the lengths in `planes` to what `rows` rows of `cols` weights need, and leaves its pointers
-/// as they are.
+/// Sets the lengths in `planes` to those that `rows` rows of `cols` weights need, and leaves its
+/// pointers unchanged.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plane_sizes(
     recipe: *const aq_recipe,
@@ -73,7 +73,7 @@ pub unsafe extern "C" fn aq_plane_sizes(
     }
 }
 
-/// Quality of quantized rows, measured on the weights as they decode.
+/// Quality of quantized rows, measured on the decoded weights.
 #[cfg(feature = "std")]
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -82,9 +82,9 @@ pub struct aq_quality {
     pub struct_size: u32,
     /// Cosine of the angle between original and decoded weights.
     pub cosine: f64,
-    /// Signal to quantization noise ratio in dB; infinite without any error.
+    /// Signal-to-quantization-noise ratio in dB; infinite if there is no error.
     pub sqnr_db: f64,
-    /// Bits per weight, scales and biases counted; NaN without weights.
+    /// Bits per weight, including scales and biases; NaN if there are no weights.
     pub bits_per_weight: f64,
 }
 
@@ -97,15 +97,16 @@ versioned!(aq_quality {
 });
 
 /// Quantizes `rows` rows of `cols` weights (f32, f16 or bf16, row after row) into `planes`, whose
-/// lengths must be those of aq_plane_sizes.
+/// lengths must be as set by aq_plane_sizes.
 ///
-/// `importance` weighs the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
+/// `importance` weights the input channels in the choice of scales: `cols` numbers >= 0, or NULL.
 /// `matrix` receives the result, for products and decoding; it points to the planes. `quality`
-/// receives what was measured. Both may be NULL; without `quality` nothing is measured, which is
-/// faster. No output may overlap another or an input.
+/// receives the measurements. Both may be NULL; without `quality` nothing is measured, which is
+/// faster. Outputs must not overlap each other or an input.
 ///
 /// Fails with AQ_ERROR_TENSOR, naming the row, for a weight that is NaN or infinite, and if the
-/// scale dtype cannot hold a scale: then choose AQ_DTYPE_F32. The planes then hold nothing of use.
+/// scale dtype cannot hold a scale: then choose AQ_DTYPE_F32. After a failure the contents of the
+/// planes are undefined.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_rows(
@@ -216,12 +217,12 @@ pub unsafe extern "C" fn aq_quantize_rows(
     }
 }
 
-/// Compares `b` with the original `a`: two arrays of the same number of values, each f32, f16 or
-/// bf16, their lengths in bytes. Both outputs are required.
+/// Compares `b` with the original `a`: two arrays with the same number of values, each of f32, f16
+/// or bf16. Lengths are in bytes. Both outputs are required.
 ///
-/// `cosine` is that of the angle between them: 1 if both are all 0, and 0 if one is. `sqnr_db` is
-/// the signal to quantization noise ratio in dB: infinite without any difference, and minus
-/// infinite if only `a` is all 0.
+/// `cosine` is the cosine of the angle between them: 1 if both are all zeros, and 0 if only one is.
+/// `sqnr_db` is the signal-to-quantization-noise ratio in dB: infinite if there is no difference,
+/// and minus infinity if only `a` is all zeros.
 ///
 /// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity.
 #[cfg(feature = "std")]

@@ -1,9 +1,10 @@
-//! Matrices: how weights are laid out, and where they lie.
+//! Matrices: the layout of weights in memory.
 //!
-//! A quantized matrix is three planes: packed codes, scales, and biases where the scheme is affine.
-//! Each holds one row after another; docs/format.md has the layout. The columns of some matrices
-//! were scaled or rotated before quantization. The matrix says so, and every function that takes
-//! one accounts for it: decoding undoes it, products apply it to the vectors.
+//! A quantized matrix has up to three planes: packed codes, scales, and, if the scheme is affine,
+//! biases. Each plane holds one row after another; docs/format.md has the layout. The columns of
+//! some matrices were scaled or rotated before quantization: `input_scale` and `rotation_block`
+//! describe this, and every function that takes a matrix accounts for it. Decoding reverses the
+//! transformation, and products apply it to the vectors.
 
 use core::ffi::c_void;
 
@@ -15,11 +16,12 @@ use super::types::{
 use crate::format::{Choice, Encoding, Float, Rotation, ScaleDtype, Scheme, Transform};
 use crate::kernel::{DecodeRow, KernelTable, Planes, TransformRows, Turn};
 
-/// A matrix of weights, quantized or kept. aq_model_view and aq_quantize_rows fill one; for planes
-/// from elsewhere, start with AQ_INIT(aq_matrix) and set the fields that apply.
+/// A matrix of weights, quantized or kept. aq_model_view and aq_quantize_rows fill it in; for
+/// planes of your own, start with AQ_INIT(aq_matrix) and set the fields that apply.
 ///
-/// The matrix owns nothing: its planes must last while it is used. Its size is fixed as long as
-/// AQ_ABI_VERSION is, because other structs contain it; new fields take reserved ones.
+/// The matrix owns no memory: its planes must remain valid while it is used. The size of the struct
+/// changes only with AQ_ABI_VERSION, because other structs contain it; new fields will take the
+/// place of `reserved`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_matrix {
@@ -27,21 +29,21 @@ pub struct aq_matrix {
     pub struct_size: u32,
     /// How weights are encoded; AQ_FORMAT_KEPT for weights that are not quantized.
     pub format: aq_format,
-    /// Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row.
+    /// Number of weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row.
     pub group_size: u32,
     /// Default: symmetric. Ignored when kept.
     pub scheme: aq_scheme,
     /// Storage of scales and biases: AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32. Ignored when kept.
     pub scale_dtype: aq_dtype,
-    /// Element type of the codes plane when kept. In a view of a quantized tensor, the element type
-    /// of its source, which no function here reads.
+    /// Element type of kept values, which are in the codes plane. In a view of a quantized tensor,
+    /// the element type in the source; no function here reads it.
     pub dtype: aq_dtype,
     /// Rows of the matrix.
     pub rows: usize,
     /// Weights in a row.
     pub cols: usize,
     /// Packed codes: element i of a row is in byte i * bits / 8 of the row, least significant bits
-    /// first. When kept, the values themselves. A format whose codes hold everything has no other
+    /// first. For kept weights, the values themselves. A format that needs no scales has no other
     /// plane.
     pub codes: *const c_void,
     /// Bytes of the codes plane.
@@ -60,11 +62,12 @@ pub struct aq_matrix {
     pub biases_len: usize,
     /// Bytes from the start of one row of biases to the next; 0 means that rows are contiguous.
     pub biases_stride: usize,
-    /// Factor that each column was multiplied by before quantization, as f16; NULL for none.
+    /// Factors that columns were multiplied by before quantization, one f16 per column; NULL for
+    /// none.
     pub input_scale: *const c_void,
     /// Bytes of input_scale: 2 * cols, or 0.
     pub input_scale_len: usize,
-    /// Columns that were rotated together after that; 0 for no rotation.
+    /// Number of columns that were rotated together, after scaling; 0 for no rotation.
     pub rotation_block: usize,
     /// Seed of the rotation's signs, see docs/format.md.
     pub rotation_seed: u64,
@@ -503,9 +506,9 @@ pub(super) fn check_len(what: &'static str, found: usize, expected: usize) -> Re
     }
 }
 
-/// Sets `part` to `rows` rows of `matrix`, from `row_start` on. The planes are shared, nothing is
-/// copied. `part` may be `matrix` itself. Use it to decode or multiply in pieces, for example one on
-/// each thread.
+/// Sets `part` to `rows` rows of `matrix`, from `row_start` on. The planes are shared, not copied.
+/// `part` may be `matrix` itself. Use this to decode or multiply in pieces, for example one piece
+/// per thread.
 ///
 /// Fails with AQ_ERROR_TENSOR if the matrix has no such rows.
 #[unsafe(no_mangle)]
@@ -580,15 +583,16 @@ pub unsafe extern "C" fn aq_matrix_rows(
     }
 }
 
-/// Decodes a matrix as f32, f16 or bf16 (the f32 result rounded half to even). `weights` has room
-/// for rows * cols values, `weights_len` bytes, and may not overlap the matrix.
+/// Decodes a matrix as f32, f16 or bf16; f16 and bf16 are the f32 result, rounded half to even.
+/// `weights` has room for rows * cols values, which are `weights_len` bytes, and must not overlap
+/// the matrix.
 ///
-/// Weights are decoded to what they were: scaling and rotation of columns are undone. Kept weights
-/// of f32, f16 and bf16 are converted; for other kept types call aq_model_dequantize_rows. Planes
-/// are decoded as they are: scales that are not finite give weights that are not.
+/// Scaling and rotation of columns are undone. Kept weights of f32, f16 and bf16 are converted; for
+/// other kept types call aq_model_dequantize_rows. The contents of planes are not checked: scales
+/// that are not finite give weights that are not finite.
 ///
-/// Allocates nothing, except for one row where a matrix with scaled or rotated columns becomes f16
-/// or bf16. The library for firmware refuses that with AQ_ERROR_ARGUMENT.
+/// Allocates nothing, except one row if a matrix with scaled or rotated columns is decoded as f16
+/// or bf16. The firmware library refuses this case with AQ_ERROR_ARGUMENT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_dequantize_rows(
     matrix: *const aq_matrix,

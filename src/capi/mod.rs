@@ -3,38 +3,41 @@
 //! What holds for every function:
 //!
 //! - A call that can fail returns an `aq_status`: AQ_OK (0) or one of the AQ_ERROR codes. Its last
-//!   parameter is an `aq_error` of the caller's for code and message, or NULL. Start with
-//!   `aq_error err = AQ_INIT(aq_error);`. No call keeps an error anywhere else.
+//!   parameter is a pointer to the caller's `aq_error`, which receives code and message, or NULL.
+//!   Start with `aq_error err = AQ_INIT(aq_error);`. Errors are stored nowhere else.
 //! - Inputs come first, outputs last. Outputs are written only on success.
-//! - Structs that may grow begin with `uint32_t struct_size`, the caller's own `sizeof`. Start each
-//!   with AQ_INIT, which sets that and all else to 0: `aq_run_options options =
-//!   AQ_INIT(aq_run_options);`. The library reads and writes no more than struct_size bytes, and
-//!   takes the default for the rest. In an option 0 or NULL means the default; where 0 is a value of
-//!   its own, the field says how to ask for it. A struct_size of 0 is refused, except in an
-//!   `aq_error`.
-//! - A handle (`aq_config *`, `aq_model *`, ...) is made by a call and given back to the `_free`
-//!   function of its kind, for which NULL is a no-op. A handle that was freed, or is of another
-//!   kind, is refused as long as its memory has not been taken for another handle.
-//! - A tensor, tile, layer, row or key that does not exist is an AQ_ERROR_TENSOR, whether it was asked
-//!   for by name or by index. (A setting that does not exist is an AQ_ERROR_CONFIG.)
-//! - `const aq_x *` may be used by several threads at once; `aq_x *` by one at a time. Handles may
-//!   move between threads.
-//! - Input strings end in NUL and are UTF-8, paths too, on every system. Output strings belong to the
-//!   handle they came from: they last until it is freed, or changed by a call that takes it without
-//!   const.
-//! - A parameter or field that ends in `_len` counts bytes, one that ends in `_count` counts values.
-//! - Callbacks run on the thread that made the call, never on another, except an aq_fitness_fn whose
-//!   caller asked for it. Returning false cancels: the call then returns AQ_ERROR_CANCELLED and leaves
-//!   no file behind. A callback may call the library, but must not change or free what its own call
-//!   uses, let an exception out, jump out, or end its thread.
-//! - After fork() in a process with other threads the child may only exec().
-//! - Pointers to data need no alignment, unless they are of another type than void.
-//! - No failure inside the library crosses into the caller: a bug in it is an AQ_ERROR_INTERNAL with a
-//!   message.
-//! - AQ_ABI_VERSION and the SONAME change together, with every release that breaks programs built with
-//!   an earlier header, before version 1.0 too. As long as they stay, functions, constants and their
-//!   meaning stay, structs only grow at their end, and enumerations and settings only gain values. A
-//!   program that loads the library at run time compares aq_abi_version() with AQ_ABI_VERSION first.
+//! - Structs that may grow begin with `uint32_t struct_size`, the caller's own `sizeof`. Initialize
+//!   each with AQ_INIT, as in `aq_run_options options = AQ_INIT(aq_run_options);`, which sets
+//!   struct_size, and clears every other field. The library reads and writes no more than
+//!   struct_size bytes, and uses the defaults of fields beyond them. In options, 0 or NULL means
+//!   the default; where 0 is a meaningful value, the field says how to ask for it. A struct_size of
+//!   0 is refused, except in an `aq_error`.
+//! - A handle (`aq_config *`, `aq_model *`, ...) is created by a call and freed by the `_free`
+//!   function of its kind, which ignores NULL. A freed handle, or one of another kind, is refused
+//!   with AQ_ERROR_ARGUMENT, unless its memory has been reused for another handle.
+//! - Asking for a tensor, tile, layer, row, timestep or metadata key that does not exist, by name
+//!   or by index, is an AQ_ERROR_TENSOR. (A setting that does not exist is an AQ_ERROR_CONFIG.)
+//! - A handle passed as `const aq_x *` may be used by several threads at once; one passed as
+//!   `aq_x *` by only one thread at a time. Handles may move between threads.
+//! - Input strings, paths included, are NUL-terminated UTF-8 on every system. Output strings belong
+//!   to the handle that returned them: they are valid until that handle is freed, or changed by a
+//!   call that takes it without `const`.
+//! - A parameter or field that ends in `_len` counts bytes, and one that ends in `_count` counts
+//!   values.
+//! - Callbacks run on the thread that made the call; only an aq_fitness_fn may run on others, if
+//!   `parallel` is set. Returning false cancels: the call then returns AQ_ERROR_CANCELLED and
+//!   leaves no file behind, except complete parts in a folder. (An aq_generation_fn ends the search
+//!   instead.) A callback may call the library, but must not change or free what its own call uses,
+//!   and must not throw, `longjmp` out or end its thread.
+//! - After fork() in a multithreaded process, the child may only exec().
+//! - Pointers of type `void *` need no alignment; pointers to other types must be aligned.
+//! - A bug in the library does not terminate the caller: it is reported as AQ_ERROR_INTERNAL, with
+//!   a message.
+//! - AQ_ABI_VERSION and the SONAME change together, with every release that breaks programs built
+//!   with an earlier header, before version 1.0 too. As long as they do not change, functions,
+//!   constants and their meaning stay, structs only grow at their end, and enumerations and
+//!   settings only gain values. A program that loads the library at run time compares
+//!   aq_abi_version() with AQ_ABI_VERSION first.
 #![allow(non_camel_case_types)] // the names are C's
 #![allow(missing_docs)] // of constants whose names say it
 #![allow(clippy::missing_safety_doc)] // said once, above, for readers of the header

@@ -29,16 +29,16 @@ impl Handle for aq_model {
     const NAME: &'static str = "aq_model";
 }
 
-/// Some rows of a tensor, without copying them. Pointers last until the model is freed, and point
-/// into the file's memory map, unless the file is compressed: then planes are unpacked when first
-/// viewed, and kept. In uncompressed files planes over 64 KiB are aligned to 64 bytes; other planes
-/// need not be aligned.
+/// Some rows of a tensor, without copying them. Pointers are valid until the model is freed. They
+/// point into the file's memory map; if the file is compressed, its planes are decompressed into
+/// memory when first viewed. In uncompressed files planes over 64 KiB are aligned to 64 bytes;
+/// other planes need not be aligned.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_tensor_view {
     /// sizeof(aq_tensor_view).
     pub struct_size: u32,
-    /// First of these rows in the tensor.
+    /// Index in the tensor of the first row.
     pub row_start: usize,
     /// The rows, for products and decoding: `&view.matrix` can be passed to both.
     pub matrix: aq_matrix,
@@ -46,9 +46,10 @@ pub struct aq_tensor_view {
     pub checksum: u64,
     /// Cosine as measured when the file was written; NaN when kept.
     pub cosine: f64,
-    /// SQNR as measured when the file was written, in dB; infinite without error, NaN when kept.
+    /// SQNR as measured when the file was written, in dB; infinite if there is no error, NaN when
+    /// kept.
     pub sqnr_db: f64,
-    /// Bits per weight, scales and biases counted; NaN without weights.
+    /// Bits per weight, including scales and biases; NaN if there are no weights.
     pub bits_per_weight: f64,
 }
 
@@ -100,9 +101,9 @@ unsafe fn give_model(model: Model, out: *mut *mut aq_model) -> Result<(), Fault>
     unsafe { give(model, out) }
 }
 
-/// Opens a Parquet file of this library, or a folder of parts, and maps it into memory. While it is
-/// open, another file may replace it, but it must not be written to. Reads footers only;
-/// aq_model_verify checks checksums.
+/// Opens a Parquet file written by this library, or a folder of parts, and maps it into memory.
+/// While it is open, the file may be replaced by another, but must not be written to. Reads footers
+/// only; aq_model_verify checks checksums.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_open(
     path: *const c_char,
@@ -197,8 +198,8 @@ pub(super) fn find(model: &Model, name: &str) -> Result<usize, Error> {
     model.find(name).ok_or_else(missing)
 }
 
-/// Views tile `tile` of tensor `index`. Most tensors have one tile; aq_tensor_info has their
-/// number.
+/// Views tile `tile` of tensor `index`. Most tensors have one tile; `tiles` of aq_tensor_info is
+/// the number.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_view(
     model: *const aq_model,
@@ -286,7 +287,7 @@ impl aq_model {
 
 /// Decodes `rows` rows of tensor `index`, from `row_start` on, as f32, f16 or bf16. `weights` has
 /// rows * cols values. Kept f64, f32, f16, bf16 and f8 tensors are converted. Fails with
-/// AQ_ERROR_TENSOR if the tensor has no such rows, or values that are not floats.
+/// AQ_ERROR_TENSOR if the tensor has no such rows, or if its values are not floats.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_dequantize_rows(
     model: *const aq_model,
@@ -320,9 +321,8 @@ pub unsafe extern "C" fn aq_model_dequantize_rows(
     }
 }
 
-/// Multiplies tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does, all of its
-/// tiles. `x` has batch * cols values, `y` batch * rows. Fails with AQ_ERROR_TENSOR for a kept
-/// tensor.
+/// Multiplies all tiles of tensor `index` (rows x cols) with `batch` vectors, as aq_matvec does.
+/// `x` has batch * cols values, `y` batch * rows. Fails with AQ_ERROR_TENSOR for a kept tensor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_matvec(
     model: *const aq_model,
@@ -353,9 +353,9 @@ pub unsafe extern "C" fn aq_model_matvec(
 }
 
 /// Decodes all tensors into the safetensors file `output`, with the original names, shapes and
-/// metadata. Floats become `dtype` (f32, f16 or bf16), or, for AQ_DTYPE_DEFAULT, what they were in
-/// the source, except that quantized f8 tensors become bf16; other tensors do not change. Checks
-/// every checksum. `options` may be NULL.
+/// metadata. Floats become `dtype` (f32, f16 or bf16). With AQ_DTYPE_DEFAULT they have the type
+/// that they had in the source, except that quantized f8 tensors become bf16. Tensors of other
+/// types do not change. Checks every checksum. `options` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_dequantize(
     model: *const aq_model,
@@ -379,8 +379,9 @@ pub unsafe extern "C" fn aq_model_dequantize(
     }
 }
 
-/// Finds what the file's footer says under `key`, such as "arrowquant.config" (docs/format.md). Fails
-/// with AQ_ERROR_TENSOR if there is no such key. The value belongs to the model.
+/// Finds the value of `key` in the file's footer, for example of "arrowquant.config"
+/// (docs/format.md). Fails with AQ_ERROR_TENSOR if there is no such key. The value belongs to the
+/// model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_metadata(
     model: *const aq_model,
@@ -406,7 +407,7 @@ pub unsafe extern "C" fn aq_model_metadata(
     }
 }
 
-/// Writes the file's footer as a JSON object of strings, by key. The text belongs to the model.
+/// Writes the file's footer as a JSON object of keys and strings. The text belongs to the model.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_metadata_to_json(
     model: *const aq_model,

@@ -24,8 +24,7 @@ pub type aq_log_level = i32;
 pub const AQ_LOG_INFO: aq_log_level = 1;
 /// A warning: probably not what was intended.
 pub const AQ_LOG_WARNING: aq_log_level = 2;
-/// A notice to whoever started the run; nothing is wrong. For example that it continues with
-/// existing parts.
+/// A notice for the user, not a problem: for example, that the run continues with existing parts.
 pub const AQ_LOG_NOTICE: aq_log_level = 3;
 
 /// Receives the progress of a run, at least about 20 times a second, even if nothing changed.
@@ -43,29 +42,31 @@ pub type aq_log_fn = Option<
     ) -> bool,
 >;
 
-/// How a run works; nothing here changes what tensors become. Start with AQ_INIT(aq_run_options).
+/// How a run works; no option changes how tensors are quantized. Start with
+/// AQ_INIT(aq_run_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_run_options {
     /// sizeof(aq_run_options).
     pub struct_size: u32,
-    /// Number of working threads; 1 starts none. 0 means what the config says, if there is one,
-    /// else as many as the machine has.
+    /// Number of working threads; with 1, none is started. 0 means the config's `num_threads`, or,
+    /// without a config, as many as the machine has.
     pub threads: u32,
     pub progress: aq_progress_fn,
     pub log: aq_log_fn,
     /// Passed to progress and log.
     pub user_data: *mut c_void,
-    /// Not 0: requires that the output is a folder, where runs continue with existing parts by
-    /// default; a single file is refused.
+    /// Not 0: requires the output to be a folder, and refuses a single file. Runs into a folder
+    /// continue with existing parts by default.
     pub resume: u32,
-    /// For a folder: does share `part` (from 1) of `parts`, for aq_merge. 0 of 0 means everything.
+    /// For a folder: the number of the share to do, from 1 to `parts`; aq_merge combines the
+    /// shares. 0, with `parts` 0, means everything.
     pub part: u32,
     pub parts: u32,
     /// For a folder: bytes of planes after which a part ends; 0 means 128 MiB.
     pub part_bytes: u64,
-    /// Not 0: for a folder, starts anew and removes the parts of an earlier run, even one of
-    /// another model or other settings. No other run may be writing to the folder.
+    /// Not 0: for a folder, starts over and removes the parts of an earlier run, even of another
+    /// model or with other settings. No other run may be writing to the folder.
     pub restart: u32,
 }
 

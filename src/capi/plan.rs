@@ -1,4 +1,4 @@
-//! aq_plan: what each tensor will get, before any work.
+//! aq_plan: the format of each tensor, chosen before any work.
 
 use std::ffi::c_char;
 
@@ -12,7 +12,7 @@ use crate::format::{Encoding, Recipe, ScalePolicy};
 use crate::plan::{NO_MIN_COSINE, Plan, PlanEntry};
 use crate::run;
 
-/// What each tensor of a source will get.
+/// Formats chosen for the tensors of a source.
 pub struct aq_plan {
     pub(super) plan: Plan,
     strings: Strings,
@@ -29,7 +29,7 @@ impl aq_plan {
     }
 }
 
-/// What one tensor will get. Strings belong to the plan.
+/// Plan for one tensor. Strings belong to the plan.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_tensor_plan {
@@ -37,11 +37,11 @@ pub struct aq_tensor_plan {
     pub struct_size: u32,
     /// Format; AQ_FORMAT_KEPT for a tensor that is kept, with 0 in the next five fields.
     pub format: aq_format,
-    /// Weights that share a scale; 0 for a whole row.
+    /// Number of weights that share a scale; 0 for a whole row.
     pub group_size: u32,
     pub scheme: aq_scheme,
-    /// Storage of scales: AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT for f16, and f32 in
-    /// tiles that need it.
+    /// Storage of scales: AQ_DTYPE_F16 or AQ_DTYPE_F32, or AQ_DTYPE_DEFAULT, which is f16, except
+    /// f32 in tiles that need it.
     pub scale_dtype: aq_dtype,
     pub method: aq_method,
     pub gain: aq_gain,
@@ -50,14 +50,14 @@ pub struct aq_tensor_plan {
     pub name_len: usize,
     /// Reason for this format, in a few words.
     pub reason: *const c_char,
-    /// Bytes of its values in the source.
+    /// Bytes of the tensor's values in the source.
     pub source_bytes: usize,
-    /// Predicted bytes of its planes.
+    /// Predicted bytes of the tensor's planes.
     pub bytes: usize,
-    /// Predicted bits per weight; NaN without weights.
+    /// Predicted bits per weight; NaN if there are no weights.
     pub bits_per_weight: f64,
-    /// Required cosine: a tensor below it gets more bits. Of the outputs if a calibration has this
-    /// layer, else of the weights. NaN for none.
+    /// Required cosine, of the layer's outputs if the calibration covers the layer, else of the
+    /// weights; a tensor below it gets more bits. NaN for none.
     pub min_cosine: f64,
 }
 
@@ -113,12 +113,13 @@ fn scale_dtype(recipe: &Recipe) -> aq_dtype {
     }
 }
 
-/// Plans for the tensors of a source. `config` (NULL for the defaults) and `options` may be NULL. The
-/// plan refers to neither afterwards.
+/// Plans for the tensors of a source. `config` (NULL for the defaults) and `options` may be NULL.
+/// The plan needs none of its inputs afterwards.
 ///
-/// With a budget ("max_size", "avg_bits", "mixed_precision"), first measures what tensors lose by
-/// each format, on a sample of their rows, with the threads, progress (in bytes of the sample) and
-/// log of `options`. Fails with AQ_ERROR_CONFIG, with the arithmetic, for a budget that nothing fits.
+/// With a budget ("max_size", "avg_bits", "mixed_precision"), first measures the loss of each
+/// tensor in each format, on a sample of its rows, with the threads, progress (in bytes of the
+/// sample) and log of `options`. Fails with AQ_ERROR_CONFIG for a budget that no plan fits; the
+/// message has the arithmetic.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_new(
     source: *const aq_source,
@@ -146,7 +147,7 @@ pub unsafe extern "C" fn aq_plan_count(plan: *const aq_plan) -> usize {
     unsafe { count(plan, |plan| plan.plan.entries.len()) }
 }
 
-/// Gets what tensor `index` will get; tensors are in the order of the source.
+/// Gets the plan for tensor `index`; tensors are in the order of the source.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_tensor(
     plan: *const aq_plan,
@@ -165,8 +166,9 @@ pub unsafe extern "C" fn aq_plan_tensor(
 }
 
 /// Predicts the bytes of the file that a run will write: planes exactly, everything else to a few
-/// hundred bytes per tensor. Compression, scales that turn out to need f32, and tensors that get
-/// more bits to reach their cosine change the size. Fails with AQ_ERROR_PLAN for another source.
+/// hundred bytes per tensor. The size changes with compression, with scales that turn out to need
+/// f32, and with tensors that get more bits to reach their cosine. Fails with AQ_ERROR_PLAN if the
+/// plan does not match `source`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_file_bytes(
     plan: *const aq_plan,
@@ -184,8 +186,8 @@ pub unsafe extern "C" fn aq_plan_file_bytes(
     }
 }
 
-/// Changes what one tensor will get: `settings` are "keep", or like "bits:8,group:64" with any of
-/// bits, group, scheme, method, gain, scale_dtype and min_cosine.
+/// Changes the plan for one tensor: `settings` is "keep", or a list such as "bits:8,group:64", of
+/// any of bits, group, scheme, method, gain, scale_dtype and min_cosine.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_set(
     plan: *mut aq_plan,
@@ -205,8 +207,8 @@ pub unsafe extern "C" fn aq_plan_set(
     }
 }
 
-/// Writes the plan as JSON, as `arrowquant plan --json` does, with "modality", "evidence" (what the
-/// modality follows from), "warnings" and all tensors. The text belongs to the plan.
+/// Writes the plan as JSON, as `arrowquant plan --json` does, with "modality", "evidence" (the
+/// reasons for the modality), "warnings" and all tensors. The text belongs to the plan.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_to_json(
     plan: *const aq_plan,

@@ -1,10 +1,10 @@
 //! Products of matrices with vectors.
 //!
-//! Vectors are f32 (aq_matvec), or signed bytes that aq_quantize_vectors makes of f32
-//! (aq_matvec_int8), also known as dynamic activations. Products start no threads; any number of
-//! threads may multiply different rows at once (aq_matrix_rows), each into a y of its own. Where
-//! columns of the matrix were scaled or rotated, vectors are transformed accordingly, in memory
-//! that is allocated for the call.
+//! Vectors are f32 (aq_matvec), or signed bytes (aq_matvec_int8), which aq_quantize_vectors makes
+//! from f32; these are also known as dynamic activations. Products start no threads; any number of
+//! threads may multiply different rows at once (aq_matrix_rows), each with its own `y`. If columns
+//! of the matrix were scaled or rotated, vectors are transformed accordingly, in memory that is
+//! allocated for the call.
 
 use super::guard::{Fault, aq_error, aq_status, bytes, bytes_mut, guard};
 use super::matrix::{Matrix, aq_matrix, check_len, matrix_len};
@@ -16,16 +16,16 @@ use crate::format::Encoding;
 use crate::kernel::{KernelTable, MatVec};
 
 /// Multiplies a quantized matrix with `batch` vectors: `y[b][r]` is the sum over c of
-/// `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` may not overlap an input.
-/// Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
+/// `w[r][c] * x[b][c]`. `x` has batch * cols values, `y` batch * rows. `y` must not overlap an
+/// input. Fastest if planes and `x` start at multiples of 64 bytes and rows are contiguous.
 ///
-/// Each y is within 2^-17 of the sum of |w * x| of the exact one; unlike everything else, products
-/// may differ between instruction sets.
+/// The error of each y is at most 2^-17 times the sum of |w * x|. Unlike all other results,
+/// products may differ between instruction sets.
 ///
-/// Fails with AQ_ERROR_TENSOR for a kept matrix. The library for firmware, which cannot allocate,
-/// fails with AQ_ERROR_ARGUMENT for scaled or rotated columns: call aq_transform_vectors, and
-/// multiply with a copy of the matrix whose input_scale is NULL (and its length 0) and whose
-/// rotation_block is 0.
+/// Fails with AQ_ERROR_TENSOR for a kept matrix. The firmware library, which cannot allocate, also
+/// fails with AQ_ERROR_ARGUMENT for scaled or rotated columns: transform the vectors with
+/// aq_transform_vectors, and multiply them with a copy of the matrix in which `input_scale` is
+/// NULL, and `input_scale_len` and `rotation_block` are 0.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_matvec(
     matrix: *const aq_matrix,
@@ -64,8 +64,9 @@ pub unsafe extern "C" fn aq_matvec(
 }
 
 /// Transforms `batch` vectors in place: divides them by the matrix's input scale and rotates them,
-/// so that planes can be multiplied with them as they are. Vectors do not change if the matrix has
-/// neither. Only for products of your own: all functions here do this by themselves.
+/// so that they can be multiplied with the planes as stored. If the matrix has neither an input
+/// scale nor a rotation, the vectors do not change. Needed only for your own products, and for
+/// aq_matvec in the firmware library: other functions do this by themselves.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_transform_vectors(
     matrix: *const aq_matrix,
@@ -127,8 +128,8 @@ fn transformed(
     }
 }
 
-/// Vectors of signed bytes, and what they were made for. The caller sets the pointers and counts of
-/// values, scales and sums; aq_quantize_vectors sets the rest.
+/// Vectors of signed bytes, and the kind of matrix that they are for. The caller sets the pointers
+/// and counts of values, scales and sums; aq_quantize_vectors sets the rest.
 #[cfg(feature = "std")]
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -143,9 +144,9 @@ pub struct aq_vectors {
     pub cols: usize,
     /// Number of vectors.
     pub batch: usize,
-    /// Identifies how vectors were scaled and rotated for the matrix; 0 for not at all.
+    /// Identifies how the vectors were scaled and rotated for the matrix; 0 if they were not.
     pub transform: u64,
-    /// Room for batch * cols values, in an order of the library's own. None of them is -128.
+    /// Room for batch * cols values, in an internal order. No value is -128.
     pub values: *mut i8,
     /// Number of values.
     pub values_count: usize,
@@ -154,7 +155,7 @@ pub struct aq_vectors {
     pub scales: *mut f32,
     /// Number of scales.
     pub scales_count: usize,
-    /// Room for as many sums: the scale times the sum of the group's values.
+    /// Room for batch * groups sums, each the scale of a group times the sum of its values.
     pub sums: *mut f32,
     /// Number of sums.
     pub sums_count: usize,
@@ -176,14 +177,16 @@ super::guard::versioned!(aq_vectors {
     sums_count
 });
 
-/// Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with this matrix, or with any other
-/// of the same cols, format, group_size, input scale and rotation. The planes are not read.
+/// Quantizes `batch` vectors to signed bytes, for aq_matvec_int8 with this matrix, or with any
+/// other that has the same cols, format, group_size, input scale and rotation. The planes are not
+/// read.
 ///
-/// In each group of a vector the largest magnitude becomes 127, all others in proportion, rounded
-/// half to even. Vectors are first transformed as the matrix requires. No output may overlap another
-/// or the input.
+/// Vectors are first transformed as the matrix requires. In each group of a vector, values are then
+/// scaled so that the largest magnitude becomes 127, and rounded half to even. Outputs must not
+/// overlap each other or the input.
 ///
-/// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity; the memory then holds nothing of use.
+/// Fails with AQ_ERROR_ARGUMENT for a NaN or infinity; the contents of the outputs are then
+/// undefined.
 #[cfg(feature = "std")]
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_vectors(
@@ -242,13 +245,13 @@ pub unsafe extern "C" fn aq_quantize_vectors(
 }
 
 /// Multiplies a quantized matrix with vectors from aq_quantize_vectors, as aq_matvec does with f32.
-/// Codes and values are multiplied as integers, by the CPU's own instructions for that where it has
-/// them (AVX-512 VNNI, NEON's dot products).
+/// Codes and values are multiplied as integers, with the CPU's integer dot-product instructions if
+/// it has them (AVX-512 VNNI, NEON dot products).
 ///
-/// These products are exact, and each y is within 2^-17 of the sum over groups of largest |w| times
-/// sum of |x|, for w and x as quantized, of the exact one; the largest |w| is the largest that a
-/// code of the group could represent. What x lost when it was quantized, up to half a scale for each
-/// value, comes on top.
+/// The integer products are exact. For w and x as quantized, the error of each y is at most 2^-17
+/// times the sum over groups of max |w| * sum |x|, where max |w| is the largest magnitude that a
+/// code of the group can represent. The error of quantizing x, up to half a scale for each value,
+/// is additional.
 ///
 /// Fails with AQ_ERROR_ARGUMENT for vectors that were made for another kind of matrix.
 #[cfg(feature = "std")]

@@ -9,7 +9,7 @@ use super::types::{AQ_FORMAT_KEPT, FORMATS, aq_format};
 use crate::format::Format;
 use crate::run::{Report, TensorReport};
 
-/// Measurements of a run, on the weights as they decode from the file.
+/// Measurements of a run, on the weights as decoded from the file.
 pub struct aq_report {
     report: Report,
     strings: Strings,
@@ -26,7 +26,7 @@ impl aq_report {
     }
 }
 
-/// Figures over all quantized tensors of a run.
+/// Totals of a run.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_report_total {
@@ -42,16 +42,16 @@ pub struct aq_report_total {
     pub source_bytes: u64,
     /// Bytes of the file.
     pub output_bytes: u64,
-    /// Quantized weights.
+    /// Number of quantized weights.
     pub weights: u64,
     /// Bytes of the planes of quantized tensors.
     pub bytes: u64,
-    /// Bits per quantized weight, scales and biases counted; NaN without any.
+    /// Bits per quantized weight, including scales and biases; NaN if there are none.
     pub bits_per_weight: f64,
-    /// Cosine over all quantized tensors; NaN without any.
+    /// Cosine over all quantized tensors; NaN if there are none.
     pub cosine: f64,
-    /// Signal to quantization noise over all quantized tensors, in dB; infinite without error, NaN
-    /// without any.
+    /// Signal-to-quantization-noise ratio over all quantized tensors, in dB; infinite if there is
+    /// no error, NaN if there are no quantized tensors.
     pub sqnr_db: f64,
     /// Wall time in seconds.
     pub seconds: f64,
@@ -83,29 +83,32 @@ pub struct aq_tensor_report {
     pub name: *const c_char,
     /// Bytes of the name without its final NUL.
     pub name_len: usize,
-    /// Why it has this format, in a few words.
+    /// Reason for this format, in a few words.
     pub reason: *const c_char,
-    /// Bytes of its planes.
+    /// Bytes of the tensor's planes.
     pub bytes: usize,
-    /// Bits per weight, scales and biases counted; NaN without weights.
+    /// Bits per weight, including scales and biases; NaN if there are no weights.
     pub bits_per_weight: f64,
-    /// Cosine of the angle to the original; NaN when kept, or when all weights are 0.
+    /// Cosine of the angle between original and decoded weights; NaN when kept, or when all weights
+    /// are 0.
     pub cosine: f64,
-    /// Signal to quantization noise in dB; infinite without error, NaN if the cosine is.
+    /// Signal-to-quantization-noise ratio in dB; infinite if there is no error, NaN if the cosine
+    /// is NaN.
     pub sqnr_db: f64,
     /// Number of tiles whose scales did not fit f16 and are f32.
     pub f32_scale_tiles: usize,
     /// Relative squared error of the layer's output on the calibration's inputs, |X W - X Q|^2 / |X
-    /// W|^2, timesteps weighted as in quantization; NaN without a calibration of this layer. The
-    /// report's JSON has it by time, too.
+    /// W|^2, with timesteps weighted as in quantization; NaN if no calibration covers this layer.
+    /// The report's JSON also has it by time.
     pub output_error: f64,
-    /// Cosine of the angle between the outputs; NaN if output_error is.
+    /// Cosine of the angle between the original and the quantized layer's outputs; NaN if
+    /// `output_error` is NaN.
     pub output_cosine: f64,
-    /// Required cosine: of the outputs if a calibration has this layer, else of the weights. NaN
-    /// for none.
+    /// Required cosine, of the layer's outputs if the calibration covers the layer, else of the
+    /// weights. NaN for none.
     pub min_cosine: f64,
-    /// Number of attempts below the required cosine, each with fewer bits than the next. The
-    /// report's JSON has the measurements of each, as "ladder".
+    /// Number of attempts that did not reach the required cosine, before the final format. The
+    /// report's JSON lists their measurements as "ladder".
     pub ladder_steps: usize,
     /// Not 0: still below the required cosine, because the budget left no room for more bits.
     pub below_min_cosine: u32,

@@ -24,14 +24,14 @@ unsafe fn give_report(found: Report, report: *mut *mut aq_report) -> Result<(), 
 /// Quantizes `input`, anything that aq_source_open takes, into `output`: opens, plans and runs in
 /// one call. `config`, `options` and `report` may be NULL.
 ///
-/// An output that ends in ".parquet" is one file, which appears whole at its path, or not at all;
-/// its bytes depend on input and settings alone. Any other output is a folder of parts with a
-/// manifest.json: each part appears whole, and after an interruption the same run continues with
+/// An output that ends in ".parquet" is one file, which appears complete at its path, or not at
+/// all; its bytes depend only on input and settings. Any other output is a folder of parts with a
+/// manifest.json: each part appears complete, and after an interruption the same run continues with
 /// the existing parts. A folder belongs to one source and one set of settings; another run into it
 /// is refused, unless `restart` is set.
 ///
-/// With a budget ("max_size", "avg_bits", "mixed_precision") progress covers the measuring first,
-/// and then the run.
+/// With a budget ("max_size", "avg_bits", "mixed_precision") progress covers first the measuring,
+/// then the run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_quantize_file(
     input: *const c_char,
@@ -94,9 +94,10 @@ pub unsafe extern "C" fn aq_plan_size_bound(
     }
 }
 
-/// Runs a plan into the caller's memory: writes the same bytes as to a file, `written` of them.
-/// Memory that is too small is an AQ_ERROR_IO; after any failure it holds nothing of use. It must
-/// not overlap the tensors of the source. aq_model_open_memory opens the result without copying it.
+/// Runs a plan into the caller's memory: writes the same bytes as to a file, and sets `written` to
+/// their number. Fails with AQ_ERROR_IO if `output` is too small; after any failure its contents
+/// are undefined. `output` must not overlap the tensors of the source. aq_model_open_memory opens
+/// the result without copying it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_plan_run_into(
     plan: *const aq_plan,
@@ -122,7 +123,7 @@ pub unsafe extern "C" fn aq_plan_run_into(
     }
 }
 
-/// Merges a folder of parts that several runs with `part` made into one model: checks that all
+/// Merges the parts that several runs with `part` wrote to a folder into one model: checks that all
 /// parts exist and belong together, and writes the manifest.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_merge(folder: *const c_char, err: *mut aq_error) -> aq_status {

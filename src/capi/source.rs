@@ -72,13 +72,13 @@ pub struct aq_tensor_info {
     pub dims: *const usize,
     /// Number of dimensions; 0 for a scalar.
     pub dims_count: usize,
-    /// Rows of the matrix that it is quantized as: all dimensions but the first fold into columns.
+    /// Rows of the tensor as a matrix: all dimensions but the first are folded into columns.
     pub rows: usize,
-    /// Columns of that matrix.
+    /// Columns of the tensor as a matrix.
     pub cols: usize,
-    /// Bytes of its values in the source.
+    /// Bytes of the tensor's values in the source.
     pub bytes: usize,
-    /// Number of tiles that store it, each of some whole rows; 0 for a tensor of a source.
+    /// Number of tiles (blocks of whole rows) that store the tensor in a file; 0 in a source.
     pub tiles: usize,
 }
 
@@ -118,13 +118,13 @@ pub(super) fn at<'a, T>(list: &'a [T], index: usize, what: &'static str) -> Resu
     list.get(index).ok_or(Fault::NoIndex { what, index, count })
 }
 
-/// What to open. Start with AQ_INIT(aq_open_options).
+/// Options of opening a source. Start with AQ_INIT(aq_open_options).
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_open_options {
     /// sizeof(aq_open_options).
     pub struct_size: u32,
-    /// Names of pipeline components to leave out; they may be missing.
+    /// Names of pipeline components to leave out. Their folders may be missing.
     pub without: *const *const c_char,
     /// Number of names.
     pub without_count: usize,
@@ -136,20 +136,20 @@ versioned!(aq_open_options {
     without_count
 });
 
-/// Opens a model to quantize. Reads headers only. f8 weights with scales are bf16 tensors here,
-/// multiplied by them; the scales are not tensors. `options` may be NULL.
+/// Opens a model to quantize. Reads headers only. f8 weights with scales appear as bf16 tensors,
+/// multiplied by their scales; the scales are not tensors of the source. `options` may be NULL.
 ///
 /// - A safetensors file, the `*.safetensors.index.json` of its shards, or a folder with one of
 ///   these.
 /// - The folder of a diffusers pipeline, with its `model_index.json`: all its components, except
-///   those in `without`. Names begin with that of the component and a dot
-///   (`transformer.blocks.0.attn.qkv.weight`). Leaving out an unknown component, or a component of
-///   anything but a pipeline, is an error.
+///   those in `without`. Tensor names begin with the component's name and a dot
+///   (`transformer.blocks.0.attn.qkv.weight`). An unknown component in `without`, or any component
+///   if this is not a pipeline, is an error.
 /// - A GGUF file, any part of a split one (`NAME-00001-of-00003.gguf`), or a folder with one of
 ///   these. Tensors are f32, f16, bf16, or packed as Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K,
-///   IQ4_NL or IQ4_XS; packed ones are f32 here.
+///   IQ4_NL or IQ4_XS; packed tensors are read as f32.
 /// - A Parquet file: a table with one tensor per row, in columns as aq_source_from_arrow takes them
-///   (`data` binary), or a file of this library whose tensors were all kept.
+///   (`data` must be binary), or a file written by this library in which all tensors are kept.
 /// - A JSON file that lists tensors without their weights, for plans: `{"dtype": "bf16",
 ///   "tensors": {"w": [2, 3], "ids": {"shape": [4], "dtype": "i64"}}}`.
 #[unsafe(no_mangle)]
@@ -178,7 +178,7 @@ pub unsafe extern "C" fn aq_source_open(
     }
 }
 
-/// Makes an empty source, for aq_source_add_tensor.
+/// Creates an empty source, for aq_source_add_tensor.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_new(
     source: *mut *mut aq_source,
@@ -225,13 +225,13 @@ pub unsafe extern "C" fn aq_source_add_tensor(
     }
 }
 
-/// Makes a source of the tensors in an Arrow table, without copying values. The table has one
+/// Creates a source from the tensors in an Arrow table, without copying values. The table has one
 /// tensor per row: `name` a string, `shape` a list of int64, and `data` either binary, with its
 /// dtype ("f32", "bf16", ...) in a column `dtype`, or a list of float or half float.
 ///
-/// The library takes the stream: it must not be used or released any more, whether the call
-/// succeeds or not, and its `release` is NULL afterwards. Its arrays are released when the source
-/// is freed.
+/// The library takes ownership of the stream, even if the call fails: the caller must not use or
+/// release it any more, and its `release` is NULL afterwards. The stream's arrays are released when
+/// the source is freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_source_from_arrow(
     stream: *mut FFI_ArrowArrayStream,

@@ -37,11 +37,11 @@ pub const AQ_METHOD_DEFAULT: aq_method = 0;
 pub const AQ_METHOD_MINMAX: aq_method = 1;
 /// Scales by least squares over trial scales. The default.
 pub const AQ_METHOD_LSQ: aq_method = 2;
-/// Each column compensates for the rounding of earlier ones, as a calibration's Hessian says how
-/// (GPTQ). For runs only.
+/// GPTQ: each column compensates for the rounding of earlier ones, using a calibration's Hessian.
+/// Only for runs, not for aq_quantize_rows.
 pub const AQ_METHOD_GPTQ: aq_method = 3;
 
-/// Whether the amplitude that rounding takes from rows is restored.
+/// Whether the amplitude that rows lose by rounding is restored.
 pub type aq_gain = i32;
 /// AQ_GAIN_UNIT for 2 and 4 bits, AQ_GAIN_LSQ for 8.
 pub const AQ_GAIN_DEFAULT: aq_gain = 0;
@@ -76,23 +76,25 @@ pub const AQ_DTYPE_U16: aq_dtype = 20;
 pub const AQ_DTYPE_U8: aq_dtype = 21;
 pub const AQ_DTYPE_BOOL: aq_dtype = 22;
 
-/// Returns the library's version, such as "0.1.0". The string lasts forever.
+/// Returns the library's version, such as "0.1.0". The string is static.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_version() -> *const c_char {
     concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
 }
 
-/// Returns the library's AQ_ABI_VERSION. A program that loads the library at run time must compare
-/// it with AQ_ABI_VERSION of its header before it calls anything else, and give up if they differ.
+/// Returns the library's AQ_ABI_VERSION. A program that loads the library at run time must first
+/// compare this number with the AQ_ABI_VERSION of its header, and use the library only if they are
+/// equal.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_abi_version() -> u32 {
     AQ_ABI_VERSION
 }
 
-/// Returns the name of the instruction set in use: the best of this machine, or a lesser one that
-/// the environment variable AQ_ISA asks for. "scalar", on x86-64 also "avx2", "avx512" or
-/// "avx512vnni", on AArch64 "neon" or "neon-dotprod". "unknown" if AQ_ISA is set to anything else;
-/// calls that need kernels then fail with AQ_ERROR_CONFIG. The string lasts forever.
+/// Returns the name of the instruction set in use: the best of this machine, or a weaker one
+/// selected by the environment variable AQ_ISA. The names are "scalar"; on x86-64 also "avx2",
+/// "avx512" and "avx512vnni"; on AArch64 also "neon" and "neon-dotprod". If AQ_ISA is set to
+/// anything else, the name is "unknown", and calls that need kernels fail with AQ_ERROR_CONFIG. The
+/// string is static.
 #[unsafe(no_mangle)]
 pub extern "C" fn aq_isa_name() -> *const c_char {
     let name = KernelTable::choose().map(|table| table.isa().c_name());
@@ -219,8 +221,8 @@ pub(super) static DTYPES: Codes<Dtype> = Codes {
     ],
 };
 
-/// How weights are quantized. Start with AQ_INIT(aq_recipe), then set format and group_size; the
-/// rest may stay 0, for the defaults.
+/// How weights are quantized. Start with AQ_INIT(aq_recipe), then set format and group_size; fields
+/// left at 0 have their defaults.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct aq_recipe {
@@ -228,7 +230,7 @@ pub struct aq_recipe {
     pub struct_size: u32,
     /// AQ_FORMAT_INT2, AQ_FORMAT_INT4 or AQ_FORMAT_INT8.
     pub format: aq_format,
-    /// Weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row.
+    /// Number of weights that share a scale: a multiple of 16 up to 1024, or 0 for a whole row.
     pub group_size: u32,
     pub scheme: aq_scheme,
     /// Storage of scales and biases: AQ_DTYPE_F16 (the default) or AQ_DTYPE_F32.

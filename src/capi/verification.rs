@@ -19,12 +19,13 @@ impl Handle for aq_verification {
     const NAME: &'static str = "aq_verification";
 }
 
-/// Checks every checksum of a model. With an `original` (or NULL), also checks that both hold the
-/// same tensors, that kept ones are equal, that quantized ones are as close to it as the file says,
-/// and that no cosine is below `min_cosine` (NaN or -1 for no such check). `options` may be NULL.
+/// Checks every checksum of a model. If `original` is not NULL, also checks that both have the same
+/// tensors, that kept tensors are equal, that quantized tensors are as close to the original as the
+/// file says, and that no cosine is below `min_cosine` (NaN or -1 for no such check). `options` may
+/// be NULL.
 ///
-/// AQ_OK means that the check was done; `failures` counts the tensors with a problem.
-/// `verification` may be NULL.
+/// AQ_OK means that the checks were carried out, not that they passed: `failures` counts the
+/// tensors with a problem. `verification` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn aq_model_verify(
     model: *const aq_model,
