@@ -4,6 +4,7 @@ mod analyze;
 mod context;
 mod decode;
 mod engine;
+mod fingerprint;
 mod fold;
 mod folder;
 mod inputs;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::engine::most_overhead;
-use super::folder::sample;
+use super::fingerprint::sample;
 use super::measure::sensitivities;
 use super::options::{Options, check_not_input};
 use super::pipeline::{known, uniform_plan};

@@ -232,6 +232,7 @@ impl Encoding {
     }
 
     /// Bytes of a row's codes, scales and biases; 0 for a plane that it does not have.
+    #[inline]
     pub const fn plane_bytes(self, cols: usize) -> [usize; 3] {
         match self {
             Self::Uniform(layout) => layout.plane_bytes(cols),
@@ -239,6 +240,7 @@ impl Encoding {
     }
 
     /// Columns that share a scale, all groups of a row but the last having as many; never 0.
+    #[inline]
     pub const fn span(self, cols: usize) -> usize {
         match self {
             Self::Uniform(layout) => layout.group_size.span(cols),
@@ -246,6 +248,7 @@ impl Encoding {
     }
 
     /// The layout of uniform codes; `None` where codes are not uniform.
+    #[inline]
     pub const fn layout(self) -> Option<Layout> {
         match self {
             Self::Uniform(layout) => Some(layout),
@@ -322,6 +325,7 @@ impl Encoding {
     }
 
     /// Bytes of all planes of a row.
+    #[inline]
     pub const fn row_bytes(self, cols: usize) -> usize {
         let [codes, scales, biases] = self.plane_bytes(cols);
         codes + scales + biases
@@ -333,6 +337,7 @@ impl Encoding {
     }
 
     /// Groups of a row that have a scale each.
+    #[inline]
     pub const fn groups(self, cols: usize) -> usize {
         cols.div_ceil(self.span(cols))
     }

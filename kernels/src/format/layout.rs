@@ -38,11 +38,13 @@ impl GroupSize {
     }
 
     /// The number as stored: 0 for the whole row.
+    #[inline]
     pub const fn get(self) -> u16 {
         self.0
     }
 
     /// Length of all groups of a row of `cols` weights but the last, never 0.
+    #[inline]
     pub const fn span(self, cols: usize) -> usize {
         if self.0 > 0 {
             self.0 as usize
@@ -54,6 +56,7 @@ impl GroupSize {
     }
 
     /// Groups in a row of `cols` weights; the last may be short.
+    #[inline]
     pub const fn count(self, cols: usize) -> usize {
         cols.div_ceil(self.span(cols))
     }
@@ -80,6 +83,7 @@ pub struct Layout {
 
 impl Layout {
     /// Bytes of a row's codes, scales and biases.
+    #[inline]
     pub const fn plane_bytes(&self, cols: usize) -> [usize; 3] {
         [
             self.code_bytes(cols),
@@ -89,16 +93,19 @@ impl Layout {
     }
 
     /// Bytes of the codes of one row.
+    #[inline]
     pub const fn code_bytes(&self, cols: usize) -> usize {
         self.width.row_bytes(cols)
     }
 
     /// Bytes of the scales of one row.
+    #[inline]
     pub const fn scale_bytes(&self, cols: usize) -> usize {
         self.group_size.count(cols) * self.scale_dtype.size()
     }
 
     /// Bytes of the biases of one row: 0 when symmetric.
+    #[inline]
     pub const fn bias_bytes(&self, cols: usize) -> usize {
         match self.scheme {
             Scheme::Symmetric => 0,
@@ -107,6 +114,7 @@ impl Layout {
     }
 
     /// Bytes of all planes of one row.
+    #[inline]
     pub const fn row_bytes(&self, cols: usize) -> usize {
         self.code_bytes(cols) + self.scale_bytes(cols) + self.bias_bytes(cols)
     }
@@ -126,6 +134,7 @@ impl Layout {
     }
 
     /// The value of symmetric code 0 in scales, subtracted before scaling; 0 when affine.
+    #[inline]
     pub const fn zero_point(&self) -> f32 {
         match self.scheme {
             Scheme::Symmetric => self.width.zero_point(),

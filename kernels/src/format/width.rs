@@ -16,6 +16,7 @@ impl Width {
     pub const ALL: &'static [Self] = &[Self::Two, Self::Four, Self::Eight];
 
     /// Bits of one code.
+    #[inline]
     pub const fn bits(self) -> usize {
         match self {
             Self::Two => 2,
@@ -35,11 +36,13 @@ impl Width {
     }
 
     /// The largest code, `2^bits - 1`.
+    #[inline]
     pub const fn max_code(self) -> u8 {
         ((1u16 << self.bits()) - 1) as u8
     }
 
     /// The code that decodes to zero in the symmetric scheme (half-integer for 2 bits).
+    #[inline]
     pub const fn zero_point(self) -> f32 {
         match self {
             Self::Two => 1.5,
@@ -49,6 +52,7 @@ impl Width {
     }
 
     /// Bytes of one packed row of `cols` codes; rows start on a byte boundary.
+    #[inline]
     pub const fn row_bytes(self, cols: usize) -> usize {
         let per_byte = 8 / self.bits();
         cols / per_byte + (!cols.is_multiple_of(per_byte)) as usize

@@ -49,6 +49,7 @@ impl KernelTable {
         self.isa
     }
 
+    #[inline]
     fn codec(&self, encoding: Encoding) -> &CodecTable {
         &self.codecs[codec::index(encoding)]
     }

@@ -21,6 +21,7 @@ pub(super) use drive::*;
 use crate::format::Encoding;
 
 /// The place of an encoding's kernels in a table.
+#[inline]
 pub(super) const fn index(encoding: Encoding) -> usize {
     match encoding {
         Encoding::Uniform(_) => UNIFORM,
