@@ -77,7 +77,7 @@ fn doc_comments_name_their_subject() {
     let mut wrong = Vec::new();
     let mut read = 0;
     for file in files {
-        let path = file.strip_prefix(&root).unwrap();
+        let path = file.strip_prefix(root).unwrap();
         let text = std::fs::read_to_string(&file).unwrap();
         let firsts = match path.extension() {
             Some(python) if python == "py" => docstrings(&text),

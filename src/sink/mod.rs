@@ -1,5 +1,5 @@
-//! Where weights go. Runs write quantized tiles into a [`Sink`], of a [`SinkKind`] that the name of the
-//! output tells; decoded weights go to safetensors.
+//! Where weights go. Runs write quantized tiles into a sink, whose kind follows from the name of the
+//! output; decoded weights go to safetensors.
 
 mod buffer;
 mod destination;
