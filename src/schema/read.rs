@@ -62,7 +62,7 @@ pub fn metadata(parquet: &ParquetMetaData) -> BTreeMap<String, String> {
 /// Checks that the format version in this metadata is supported.
 ///
 /// # Errors
-/// It is not, or the file was not written by ArrowQuant.
+/// The version is not supported, or the file was not written by ArrowQuant.
 pub fn check_version(path: &Path, metadata: &BTreeMap<String, String>) -> Result<()> {
     let Some(version) = metadata.get(key::FORMAT_VERSION) else {
         let reason = format!(

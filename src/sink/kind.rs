@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// A kind of file.
 #[derive(Debug)]
 pub(crate) struct SinkKind {
-    /// The end of its name.
+    /// The end of its name, by which `SPECS` names it, too.
     pub(crate) extension: &'static str,
     /// What it can take, with or without compression.
     pub(crate) limits: fn(compress: bool) -> SinkLimits,
@@ -52,7 +52,7 @@ impl SinkKind {
     /// The kind of file that a name stands for; `None` for a folder of parts.
     ///
     /// # Errors
-    /// It is the name of a model in another format.
+    /// The name is that of a model in another format.
     pub(crate) fn of(output: &Path) -> Result<Option<&'static Self>> {
         let extension = output.extension().unwrap_or_default().to_string_lossy();
         let kind = KINDS.iter().find(|kind| kind.extension == extension);

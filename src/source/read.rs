@@ -21,7 +21,7 @@ pub trait ReadAt: Send + Sync + std::fmt::Debug {
     /// The state of the bytes now.
     ///
     /// # Errors
-    /// They are not there any more, or cannot be asked for.
+    /// The bytes are gone, or their state cannot be read.
     fn state(&self) -> io::Result<ReadState>;
 
     /// Fills `out` from byte `offset` on.

@@ -5,7 +5,6 @@ use std::ops::ControlFlow;
 use super::job::TileJob;
 use super::tile::{Attempt, Finished, How, Target, TileWork};
 use crate::error::Result;
-use crate::format::Recipe;
 use crate::quantize::{Outcome, PlanesMut};
 use crate::run::inputs::OutputSums;
 use crate::run::progress::Counter;
@@ -32,41 +31,18 @@ impl TileWork<'_> {
         counter: &mut Counter<'_, '_>,
         take: impl FnOnce(&Finished) -> Result<()>,
     ) -> Result<()> {
-        match &job.recipe {
-            None => self.kept_in_place(job, sink, budget, counter, take),
-            Some(recipe) => self.quantized_in_place(job, recipe, sink, budget, counter, take),
+        if let Some(recipe) = &job.recipe {
+            let prepared = self.prepare(job, recipe, &|| ())?;
+            let mut target = InPlace {
+                work: *self,
+                tile: sink.open(&prepared.1)?,
+                counter,
+                budget,
+            };
+            let finished = self.quantize(job, recipe, prepared, &mut target)?;
+            take(&finished)?;
+            return target.tile.end(finished.tile);
         }
-    }
-
-    fn quantized_in_place(
-        &self,
-        job: &TileJob,
-        recipe: &Recipe,
-        sink: &mut dyn Sink,
-        budget: usize,
-        counter: &mut Counter<'_, '_>,
-        take: impl FnOnce(&Finished) -> Result<()>,
-    ) -> Result<()> {
-        let prepared = self.prepare(job, recipe, &|| ())?;
-        let mut target = InPlace {
-            work: *self,
-            tile: sink.open(&prepared.1)?,
-            counter,
-            budget,
-        };
-        let finished = self.quantize(job, recipe, prepared, &mut target)?;
-        take(&finished)?;
-        target.tile.end(finished.tile)
-    }
-
-    fn kept_in_place(
-        &self,
-        job: &TileJob,
-        sink: &mut dyn Sink,
-        budget: usize,
-        counter: &mut Counter<'_, '_>,
-        take: impl FnOnce(&Finished) -> Result<()>,
-    ) -> Result<()> {
         let mut tile = sink.open(&job.tile)?;
         self.context.pool.in_order(
             job.kept_steps().map(|step| (step.1, step)),

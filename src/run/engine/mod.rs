@@ -33,7 +33,7 @@ use super::options::Options;
 use super::pool::{resolve, with_pool};
 use super::progress::{Counter, Level, say};
 use super::report::Report;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::rows_per_piece;
 use crate::model::choose_table;
 use crate::plan::{OnNonFinite, Plan};
@@ -75,6 +75,13 @@ impl Engine<'_, '_> {
         let calibrator = Calibrator::new(plan, &mut options.log)?;
         let calibrator = calibrator.as_ref();
         let limits = (kind.limits)(plan.compresses());
+        for (i, entry) in plan.entries.iter().enumerate() {
+            let format = entry.recipe.map(|recipe| recipe.format());
+            if let Some(format) = format.filter(|f| !f.spec().sinks.contains(&kind.extension)) {
+                let reason = format!(".{} files cannot hold {format}", kind.extension);
+                return Err(Error::tensor(source.path_of(i), &entry.tensor.name, reason));
+            }
+        }
         let threads = resolve(options.threads);
         let all = jobs(source, plan, &limits, calibrator, entries.clone())?;
         let memory = MemoryPlan::new(source, plan, (&all, &limits), threads, calibrator, &options)?;

@@ -108,7 +108,7 @@ impl TensorTally {
     }
 
     /// Forgets what was measured: the tensor is done again, after an attempt that did not pass.
-    /// Its inputs are scaled or rotated only where that is `spatial`.
+    /// Inputs may be scaled or rotated this time only if `spatial` is set.
     pub(crate) fn again(&mut self, step: LadderStep, spatial: bool) {
         let mut ladder = std::mem::take(&mut self.ladder);
         ladder.push(step);

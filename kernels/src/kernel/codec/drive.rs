@@ -32,7 +32,7 @@ pub(crate) trait Codec: Copy {
     /// beyond the row, and the importance of as many columns as are in the row.
     ///
     /// # Errors
-    /// Its scales do not fit their storage, or would decode to infinity.
+    /// The scales do not fit their storage, or would decode to infinity.
     fn encode<L: Lanes>(
         self,
         weights: &[f32],
